@@ -1,0 +1,154 @@
+"""Arithmetic on channel rows: contiguous matrices ``(channels, m)`` in the type of the statistics.
+
+A row holds the values of one channel in the order of clause S1. Everything works in place and on
+rows alone: where they come from, and where they go, is the business of :mod:`polybn_numpy.blocks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows: TypeAlias = NDArray[Any]  # (channels, m)
+Column: TypeAlias = NDArray[Any]  # (channels, 1)
+Mask: TypeAlias = NDArray[np.bool_]  # (channels, m), True where a value takes part
+
+# BLAS adds up CHUNK values in 16 or more lanes, and float64 adds up the chunks: a sum over any m errs by
+# less than 40 u, and the equal residues of a constant channel add up exactly (S8). One long float32 dot
+# product would err by m / 64 u, and NumPy's own float32 sums by m u in the worst layout.
+CHUNK = 512
+
+
+class Statistics(NamedTuple):
+    """Statistics in the form of S2 and S3, a column each; they describe the rows times ``2^-exponent``.
+
+    The exponent is 0 but for the channels that S10 rescues.
+    """
+
+    m1: Column
+    delta: Column
+    v: Column
+    r: Column
+    exponent: NDArray[np.int32]
+
+    def mean(self) -> Column:
+        """Return the mean of the original values."""
+        mean: Column = np.ldexp(self.m1 + self.delta, self.exponent)
+        return mean
+
+    def variance(self) -> Column:
+        """Return the biased variance of the original values."""
+        return np.ldexp(self.v, 2 * self.exponent)
+
+    def inverse_root(self) -> Column:
+        """Return ``r`` of the original values."""
+        return np.ldexp(self.r, -self.exponent)
+
+
+def sums(rows: Rows) -> Column:
+    """Add up each row, in float64 across chunks."""
+    channels, m = rows.shape
+    rest = m % CHUNK
+    total = np.zeros(channels)
+    if rest:
+        total += rows[:, m - rest :] @ np.ones(rest, rows.dtype)
+    if m > rest:
+        chunks = rows[:, : m - rest].reshape(channels, -1, CHUNK)
+        total += (chunks @ np.ones(CHUNK, rows.dtype)).sum(axis=1, dtype=np.float64)
+    return total[:, None]
+
+
+def dots(a: Rows, b: Rows) -> Column:
+    """Return the inner product of each row of ``a`` with that of ``b``, in float64 across chunks."""
+    channels, m = a.shape
+    rest = m % CHUNK
+    total = np.zeros(channels)
+    if rest:
+        total += (a[:, None, m - rest :] @ b[:, m - rest :, None])[:, 0, 0]
+    if m > rest:
+        left, right = (z[:, : m - rest].reshape(channels, -1, CHUNK) for z in (a, b))
+        total += (left[:, :, None, :] @ right[:, :, :, None]).sum(axis=(1, 2, 3), dtype=np.float64)
+    return total[:, None]
+
+
+def subtract(rows: Rows, column: Column, kept: Mask | None) -> None:
+    """Subtract a column in place, leaving 0 in deleted places (S12)."""
+    rows -= column
+    if kept is not None:
+        np.copyto(rows, 0, where=~kept)
+
+
+def center(rows: Rows, counts: Column, kept: Mask | None = None) -> tuple[Column, Column, Column]:
+    """Turn rows of ``x`` into ``x - m1 - delta`` in place; return ``m1, delta, v`` (S2)."""
+    dtype = rows.dtype
+    m1 = (sums(rows) / counts).astype(dtype)
+    subtract(rows, m1, kept)
+    delta = (sums(rows) / counts).astype(dtype)
+    v = np.maximum((dots(rows, rows) / counts).astype(dtype) - delta * delta, 0)
+    subtract(rows, delta, kept)
+    return m1, delta, v
+
+
+def standardize(
+    load: Callable[[], Rows], counts: Column, eps: float, kept: Mask | None = None
+) -> tuple[Rows, Statistics]:
+    """Centre the rows that ``load`` returns, and measure them.
+
+    Where a channel leaves the range, load once more and scale it first (S10): ``load`` must return fresh rows.
+    """
+    rows = load()
+    m1, delta, v = center(rows, counts, kept)
+    exponent = np.zeros(v.shape, np.int32)
+    strayed = out_of_range(v, eps)
+    if strayed.any():
+        rows = load()
+        exponent = np.where(strayed, exponents(rows), exponent)
+        np.ldexp(rows, -exponent, out=rows)
+        m1, delta, v = center(rows, counts, kept)
+    r = inverse_root(v, np.ldexp(v.dtype.type(eps), -2 * exponent))
+    return rows, Statistics(m1, delta, v, r, exponent)
+
+
+def inverse_root(variance: Column, eps: Column | np.floating[Any]) -> Column:
+    """Return ``1 / sqrt(variance + eps)``, and 0 where both are 0 (S3)."""
+    square = variance + eps
+    r = np.zeros_like(square)
+    np.divide(1, np.sqrt(square), out=r, where=square != 0)
+    return r
+
+
+def out_of_range(v: Column, eps: float) -> NDArray[np.bool_]:
+    """Find the channels whose ``v + eps`` overflowed or came near underflow (S10)."""
+    square = v + v.dtype.type(eps)
+    floor = np.finfo(v.dtype).smallest_normal * v.dtype.type(2.0**64)
+    strayed: NDArray[np.bool_] = ~np.isfinite(square) | (square < floor)
+    return strayed
+
+
+def exponents(rows: Rows) -> NDArray[np.int32]:
+    """Return the exponent of each row's largest magnitude, 0 for rows of zeros and for NaN and infinity."""
+    largest = np.max(np.abs(rows), axis=1, keepdims=True, initial=0)
+    return np.where(np.isfinite(largest), np.frexp(largest)[1], 0).astype(np.int32)
+
+
+def affine(rows: Rows, r: Column, gamma: Column | None, beta: Column | None, kept: Mask | None = None) -> None:
+    """Turn centred rows into output in place (S3), 0 in deleted places (S12)."""
+    rows *= r
+    if gamma is not None:
+        rows *= gamma
+    if beta is not None:
+        rows += beta
+        if kept is not None:
+            np.copyto(rows, 0, where=~kept)
+
+
+def differentiate_centering(g: Rows, xhat: Rows, counts: Column, kept: Mask | None = None) -> tuple[Column, Column]:
+    """Turn ``g`` into ``g - mean(g) - xhat * mean(g * xhat)`` in place, using up ``xhat``; return both sums (S13)."""
+    sum_g, sum_gx = sums(g), dots(g, xhat)
+    xhat *= (sum_gx / counts).astype(g.dtype)
+    g -= xhat
+    subtract(g, (sum_g / counts).astype(g.dtype), kept)
+    return sum_g, sum_gx

@@ -1,0 +1,180 @@
+"""A network description as a NumPy program: buffers made once, then SGD without further allocation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polybn import networks
+from polybn.networks import Network
+from polybn.spec import BackendError, DomainError, State, Steps
+from polybn_numpy import layers
+from polybn_numpy.layers import Floats, Variables
+
+LayerProgram: TypeAlias = layers.Convolution | layers.Dense | layers.BatchNorm | layers.Sigmoid | layers.MaxPool
+
+
+class Data(NamedTuple):
+    """Images ``(N, C, H, W)`` and labels ``(N,)``, as bytes."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+
+
+def compile(network: Network, state: State, *, batch_size: int) -> NumpyProgram:
+    """Turn a network and its state, which is copied, into a program; see :class:`polybn.spec.Program`.
+
+    Parameters
+    ----------
+    network : Network
+    state : dict of str to ndarray
+        float32, by the names that :func:`polybn.networks.initial_state` gives.
+    batch_size : int
+        Images in a training step.
+
+    Raises
+    ------
+    BackendError
+        For ``norm="native"``: NumPy has no batch norm of its own.
+    DomainError
+        If the batch size is not positive, or a pool is not 2 x 2.
+    """
+    if any(isinstance(layer, networks.BatchNorm) and layer.implementation == "native" for layer in network.layers):
+        raise BackendError(
+            "polybn.train: norm must be 'spec' or None on the numpy backend; got 'native' "
+            "(NumPy has no batch norm of its own; jax and mxnet have one)"
+        )
+    if batch_size < 1:
+        raise DomainError(f"polybn.train: batch_size must be 1 or more; got {batch_size} (images in a training step)")
+    return NumpyProgram(network, state, batch_size)
+
+
+class NumpyProgram:
+    """A compiled network; fits :class:`polybn.spec.Program`."""
+
+    def __init__(self, network: Network, state: State, batch_size: int) -> None:
+        self._network, self._batch_size = network, batch_size
+        self._state = {name: np.array(value, np.float32) for name, value in state.items()}
+        names = [name for row in networks.rows(network) for name in row.parameters]
+        self._gradients = {name: np.zeros_like(self._state[name]) for name in names}
+        self._chains: dict[int, Chain] = {}
+
+    def place(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Data:
+        """Keep images ``(N, C, H, W)`` and labels ``(N,)`` as they are: they are on the host already."""
+        return Data(images, labels)
+
+    def train_epoch(self, data: Data, order: NDArray[np.int64], *, learning_rate: float) -> Iterator[Steps]:
+        """Run SGD in the given order and report after every step."""
+        rate = np.float32(learning_rate)
+        for start in range(0, len(order), self._batch_size):
+            batch = order[start : start + self._batch_size]
+            chain = self._chain(len(batch))
+            with np.errstate(all="ignore"):
+                logits = chain.forward(data.images[batch], training=True)
+                loss, correct, gradient = _cross_entropy(logits, data.labels[batch])
+                chain.backward(gradient)
+                for name, change in self._gradients.items():
+                    change *= rate
+                    self._state[name] -= change
+            yield Steps(np.array([loss]), np.array([correct]), np.array([len(batch)]))
+
+    def logits(self, data: Data) -> NDArray[np.float32]:
+        """Return class scores ``(N, classes)`` in inference mode."""
+        count = len(data.images)
+        scores = []
+        for start in range(0, count, self._batch_size):
+            images = data.images[start : start + self._batch_size]
+            with np.errstate(all="ignore"):
+                scores.append(self._chain(len(images)).forward(images, training=False).T.copy())
+        return np.concatenate(scores)
+
+    def state(self) -> State:
+        """Copy every parameter and running statistic."""
+        return {name: value.copy() for name, value in self._state.items()}
+
+    def _chain(self, n: int) -> Chain:
+        # One set of buffers for each batch size that occurs: the full one, and the rests of an epoch and a test.
+        if n not in self._chains:
+            self._chains[n] = Chain(self._network, Variables(self._state, self._gradients), n)
+        return self._chains[n]
+
+
+class Chain:
+    """The layers of a network with buffers for batches of ``n`` images."""
+
+    def __init__(self, network: Network, variables: Variables, n: int) -> None:
+        channels, height, width = network.input_shape
+        self._x = np.empty((channels, height, n, width), np.float32)
+        self._layers = [_build(row, _select(variables, row.name), n) for row in _pool_early(networks.rows(network))]
+
+    def forward(self, images: NDArray[np.uint8], *, training: bool) -> Floats:
+        """Map images ``(n, C, H, W)`` to logits ``(classes, n)``."""
+        x = self._x
+        np.copyto(x, images.transpose(1, 2, 0, 3))
+        x /= np.float32(255)
+        for layer in self._layers:
+            x = layer.forward(x, training)
+        return x
+
+    def backward(self, gradient: Floats) -> None:
+        """Fill in the gradients of all parameters from that of the logits ``(classes, n)``."""
+        dy: Floats | None = gradient
+        for layer in reversed(self._layers):
+            assert dy is not None  # only the first layer returns None
+            dy = layer.backward(dy)
+
+
+def _select(variables: Variables, layer: str) -> Variables:
+    values, gradients = (
+        {name.partition(".")[2]: array for name, array in arrays.items() if name.startswith(layer + ".")}
+        for arrays in variables
+    )
+    return Variables(values, gradients)
+
+
+def _pool_early(rows: list[networks.Row]) -> list[networks.Row]:
+    """Move each max-pool before the sigmoid that it follows: sigmoids rise, so the result is the same for less work."""
+    result: list[networks.Row] = []
+    for row in rows:
+        result.append(row)
+        if (
+            isinstance(row.layer, networks.MaxPool)
+            and len(result) > 1
+            and isinstance(result[-2].layer, networks.Sigmoid)
+        ):
+            result[-2:] = [row, result[-2]._replace(input_shape=row.output_shape, output_shape=row.output_shape)]
+    return result
+
+
+def _build(row: networks.Row, variables: Variables, n: int) -> LayerProgram:
+    match row.layer:
+        case networks.Convolution():
+            return layers.Convolution(variables, row.input_shape, n, first=row.name == "conv1")
+        case networks.Dense():
+            return layers.Dense(variables, row.input_shape, n)
+        case networks.BatchNorm(_, momentum, eps):
+            return layers.BatchNorm(variables, row.input_shape, n, momentum=momentum, eps=eps)
+        case networks.Sigmoid():
+            return layers.Sigmoid()
+        case networks.MaxPool(2):
+            return layers.MaxPool(row.input_shape, n)
+        case networks.MaxPool(size):
+            raise DomainError(f"polybn.train: a MaxPool must have size 2 on the numpy backend; got {size}")
+
+
+def _cross_entropy(logits: Floats, labels: NDArray[np.uint8]) -> tuple[float, int, Floats]:
+    """Return the mean loss in nats, how many labels are right, and the gradient of the loss, in place of the logits."""
+    n, columns = len(labels), np.arange(len(labels))
+    correct = int(np.count_nonzero(np.argmax(logits, axis=0) == labels))
+    logits -= logits.max(axis=0)
+    chosen = logits[labels, columns].astype(np.float64)
+    np.exp(logits, out=logits)
+    total = logits.sum(axis=0)
+    loss = float(np.mean(np.log(total.astype(np.float64)) - chosen))
+    logits /= total
+    logits[labels, columns] -= 1
+    logits /= np.float32(n)
+    return loss, correct, logits

@@ -1,0 +1,249 @@
+"""The public functions: what each one means, and the hand-over to the backend of the arrays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from polybn.dispatch import backend_of
+
+if TYPE_CHECKING:
+    from polybn.spec import Affine, Array, BatchNormResult, Moments, Pullback, RunningVariance
+
+
+def batch_norm(
+    x: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    *,
+    training: bool,
+    momentum: float = 0.9,
+    eps: float = 1e-5,
+    axis: int = 1,
+    running_variance: RunningVariance = "biased",
+    where: Array | None = None,
+) -> BatchNormResult:
+    """Normalize each channel to mean 0 and variance 1, then scale by gamma and shift by beta.
+
+    ``y = (x - mean) / sqrt(variance + eps) * gamma + beta``, with the mean and the biased variance of the
+    batch in training, and the running statistics in inference. No argument is changed.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, ...)
+        float16, bfloat16, float32 or float64, rank 2 or more, from any installed backend; C lies at ``axis``.
+    gamma, beta : array, shape (C,), optional
+        Scale and shift; None means 1 and 0. float32, or float64 for float64 ``x``, as all that follow.
+    running_mean, running_var : array, shape (C,), optional
+        Both or neither in training; both in inference.
+    training : bool
+        True: normalize with the batch's statistics and return updated running statistics.
+        False: normalize with the running statistics and return copies of them.
+    momentum : float, default 0.9
+        Weight of the OLD running value, in [0, 1]. PyTorch's momentum is 1 minus this.
+    eps : float, default 1e-5
+        Added to the variance, inside the root. 0, or at least the smallest normal number.
+    axis : int, default 1
+        The channel axis; negative counts from the end.
+    running_variance : {"biased", "unbiased"}
+        Whether ``running_var`` takes in ``v`` (Keras, Flax, ONNX, MXNet) or ``v * m / (m - 1)`` (PyTorch).
+    where : array of bool, optional
+        Broadcasts to the shape of ``x``; False deletes a value from the statistics and gives 0 in ``y``.
+
+    Returns
+    -------
+    BatchNormResult
+        ``y`` with shape and dtype of ``x``; ``running_mean`` and ``running_var``, None if none were given.
+
+    Raises
+    ------
+    BackendError
+        If the arguments are not arrays, all of one backend.
+    ShapeError, DTypeError, DomainError
+        If an argument breaks the rule that the message states (clause S14).
+
+    Notes
+    -----
+    The rule is :mod:`polybn.spec`, clauses S1 to S12; the operation is from Ioffe and Szegedy, "Batch
+    normalization: accelerating deep network training by reducing internal covariate shift", 2015.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import polybn
+    >>> x = np.array([[10000.0], [10001.0], [10002.0], [10003.0]], dtype=np.float32)
+    >>> polybn.batch_norm(x, training=True, eps=0).y.ravel()
+    array([-1.3416407 , -0.44721356,  0.44721356,  1.3416407 ], dtype=float32)
+    """
+    arrays = {"x": x, "gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
+    return backend_of("batch_norm", **arrays, where=where).batch_norm(
+        *arrays.values(), training=training, momentum=momentum, eps=eps, axis=axis,
+        running_variance=running_variance, where=where,
+    )  # fmt: skip
+
+
+def batch_norm_vjp(
+    x: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    *,
+    training: bool,
+    momentum: float = 0.9,
+    eps: float = 1e-5,
+    axis: int = 1,
+    running_variance: RunningVariance = "biased",
+    where: Array | None = None,
+) -> tuple[BatchNormResult, Pullback]:
+    """Normalize, and return the derivative as a function of the cotangent of ``y``.
+
+    Parameters
+    ----------
+    x, gamma, beta, running_mean, running_var, training, momentum, eps, axis, running_variance, where
+        As in :func:`polybn.batch_norm`.
+
+    Returns
+    -------
+    BatchNormResult
+        What :func:`polybn.batch_norm` returns.
+    Pullback
+        ``pullback(dy)``, with ``dy`` in shape and dtype of ``y``, returns :class:`polybn.Gradients`: ``x``;
+        ``gamma`` and ``beta`` where they were given; in inference ``running_mean`` and ``running_var``, too.
+
+    Raises
+    ------
+    BackendError, ShapeError, DTypeError, DomainError
+        As in :func:`polybn.batch_norm`; the pullback checks ``dy`` in the same way.
+
+    Notes
+    -----
+    Formulas: clause S13 of :mod:`polybn.spec`. Nothing divides by gamma.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import polybn
+    >>> x = np.array([[1.0], [2.0], [3.0], [6.0]])
+    >>> result, pullback = polybn.batch_norm_vjp(x, np.ones(1), training=True, eps=0)
+    >>> gradients = pullback(np.array([[1.0], [0.0], [0.0], [0.0]]))
+    >>> gradients.x.round(4).ravel().tolist()
+    [0.2482, -0.2138, -0.1336, 0.0992]
+    """
+    arrays = {"x": x, "gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
+    return backend_of("batch_norm_vjp", **arrays, where=where).batch_norm_vjp(
+        *arrays.values(), training=training, momentum=momentum, eps=eps, axis=axis,
+        running_variance=running_variance, where=where,
+    )  # fmt: skip
+
+
+def moments(x: Array, *, axis: int = 1, where: Array | None = None) -> Moments:
+    """Return per-channel count, mean and sum of squared deviations, in a form that merges.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, ...)
+    axis : int, default 1
+        The channel axis.
+    where : array of bool, optional
+        Broadcasts to the shape of ``x``; False deletes a value.
+
+    Returns
+    -------
+    Moments
+        Three arrays of shape ``(C,)``: ``count`` (integers), ``mean`` and ``m2``, the biased variance times the count.
+
+    Raises
+    ------
+    BackendError, ShapeError, DTypeError
+        As in :func:`polybn.batch_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import polybn
+    >>> polybn.moments(np.array([[1.0], [2.0], [6.0]]))
+    Moments(count=array([3]), mean=array([3.]), m2=array([14.]))
+    """
+    return backend_of("moments", x=x, where=where).moments(x, axis=axis, where=where)
+
+
+def merge_moments(a: Moments, b: Moments) -> Moments:
+    """Combine the moments of two disjoint parts into those of the whole (clause S15).
+
+    Associative up to rounding; an empty part changes nothing, to the bit. The base of synchronized, ghost
+    and streaming statistics.
+
+    Parameters
+    ----------
+    a, b : Moments
+        Of arrays with the same channels and dtype, of the same backend.
+
+    Returns
+    -------
+    Moments
+
+    Raises
+    ------
+    BackendError, ShapeError, DTypeError
+        If the two are not of one backend, one number of channels and one dtype.
+
+    Notes
+    -----
+    The formula is from Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
+    sample variances", 1979.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import polybn
+    >>> x = np.array([[1.0], [2.0], [6.0]])
+    >>> polybn.merge_moments(polybn.moments(x[:1]), polybn.moments(x[1:]))
+    Moments(count=array([3]), mean=array([3.]), m2=array([14.]))
+    """
+    fields = {f"a.{name}": value for name, value in a._asdict().items()}
+    fields |= {f"b.{name}": value for name, value in b._asdict().items()}
+    return backend_of("merge_moments", **fields).merge_moments(a, b)
+
+
+def fold(
+    gamma: Array | None,
+    beta: Array | None,
+    running_mean: Array,
+    running_var: Array,
+    *,
+    eps: float = 1e-5,
+) -> Affine:
+    """Turn inference into one multiplication and one addition per value, ``y = scale * x + shift``.
+
+    Parameters
+    ----------
+    gamma, beta : array, shape (C,), or None
+    running_mean, running_var : array, shape (C,)
+        float32 or float64, one dtype for all.
+    eps : float, default 1e-5
+
+    Returns
+    -------
+    Affine
+        ``scale = gamma / sqrt(running_var + eps)`` and ``shift = beta - running_mean * scale``, shape ``(C,)``.
+
+    Raises
+    ------
+    BackendError, ShapeError, DTypeError, DomainError
+        As in :func:`polybn.batch_norm` in inference.
+
+    Notes
+    -----
+    Folding trades accuracy for speed: where ``running_mean`` is large, ``scale * x`` and ``shift`` cancel.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import polybn
+    >>> polybn.fold(None, None, np.array([3.0]), np.array([4.0]), eps=0)
+    Affine(scale=array([0.5]), shift=array([-1.5]))
+    """
+    arrays = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
+    return backend_of("fold", **arrays).fold(*arrays.values(), eps=eps)

@@ -1,0 +1,281 @@
+"""Networks as plain data: frozen layer descriptions, their shapes, and their initial state.
+
+A backend compiles a description into a program in its own idiom. Initial weights and the order of
+every epoch are drawn here, on the host, so that all backends start from the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polybn.spec import DomainError, ShapeError, State
+
+Norm: TypeAlias = Literal["spec", "native"] | None
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Cross-correlation with a square kernel, plus a bias; stride 1, no padding."""
+
+    channels: int
+    kernel: int
+
+
+@dataclass(frozen=True)
+class Dense:
+    """``weight @ x + bias``, with ``x`` flattened in the order C, H, W; weight has shape ``(features, inputs)``."""
+
+    features: int
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """Batch normalization over all but the channel axis: by the specification, or by the library's own."""
+
+    implementation: Literal["spec", "native"] = "spec"
+    momentum: float = 0.9
+    eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class Sigmoid:
+    """``1 / (1 + exp(-x))``."""
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """Maximum over squares of ``size`` values a side, without overlap. Ties go to the first in row order."""
+
+    size: int
+
+
+Layer: TypeAlias = Convolution | Dense | BatchNorm | Sigmoid | MaxPool
+
+
+@dataclass(frozen=True)
+class Network:
+    """A chain of layers, fed with ``uint8`` images divided by 255, ending in class scores (logits)."""
+
+    input_shape: tuple[int, int, int]
+    """Channels, height, width."""
+    layers: tuple[Layer, ...]
+
+
+class Row(NamedTuple):
+    """One layer of a network, in place."""
+
+    name: str
+    layer: Layer
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    """Without the batch axis."""
+    parameters: dict[str, tuple[int, ...]]
+    """Trainable arrays by full name, ``conv1.weight``, and their shapes."""
+    statistics: dict[str, tuple[int, ...]]
+    """Running statistics by full name."""
+
+
+def lenet(norm: Norm = "spec") -> Network:
+    """Describe LeNet for 28 x 28 images and ten classes, with sigmoids as in 1998.
+
+    Parameters
+    ----------
+    norm : {"spec", "native", None}
+        Batch norm after each layer but the last: PolyBN's own, the one that comes with the backend's
+        library, or none.
+
+    Returns
+    -------
+    Network
+
+    Raises
+    ------
+    DomainError
+        If ``norm`` is none of the three.
+
+    References
+    ----------
+    LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", 1998; sizes as
+    in the LeNet of "Dive into Deep Learning", chapter 6, without padding.
+
+    Examples
+    --------
+    >>> from polybn import networks
+    >>> networks.count_parameters(networks.lenet())
+    44878
+    """
+    if norm not in ("spec", "native", None):
+        raise DomainError(f"polybn.networks.lenet: norm must be 'spec', 'native' or None; got {norm!r} (see --norm)")
+
+    def activate(layer: Layer) -> tuple[Layer, ...]:
+        return (layer, Sigmoid()) if norm is None else (layer, BatchNorm(norm), Sigmoid())
+
+    layers = (
+        *activate(Convolution(6, kernel=5)),
+        MaxPool(2),
+        *activate(Convolution(16, kernel=5)),
+        MaxPool(2),
+        *activate(Dense(120)),
+        *activate(Dense(84)),
+        Dense(10),
+    )
+    return Network((1, 28, 28), layers)
+
+
+def rows(network: Network) -> list[Row]:
+    """Name the layers, infer their shapes and list their arrays.
+
+    Raises
+    ------
+    ShapeError
+        If a layer does not fit the output of the one before it.
+    """
+    result, shape, counts = [], tuple(network.input_shape), dict[str, int]()
+    for layer in network.layers:
+        kind = _KINDS[type(layer)]
+        counts[kind] = counts.get(kind, 0) + 1
+        name = f"{kind}{counts[kind]}"
+        output, parameters = _infer(layer, shape)
+        statistics = {"running_mean": (shape[0],), "running_var": (shape[0],)} if isinstance(layer, BatchNorm) else {}
+        full = [{f"{name}.{key}": value for key, value in arrays.items()} for arrays in (parameters, statistics)]
+        result.append(Row(name, layer, shape, output, *full))
+        shape = output
+    return result
+
+
+def count_parameters(network: Network) -> int:
+    """Count trainable values; running statistics are not trained."""
+    return sum(math.prod(shape) for row in rows(network) for shape in row.parameters.values())
+
+
+def summary(network: Network) -> str:
+    """Draw the network as a table: layer, output shape, trainable values.
+
+    Examples
+    --------
+    >>> from polybn import networks
+    >>> print(networks.summary(networks.lenet(None)).splitlines()[-1])
+    total                       44,426
+    """
+    lines = [f"{'layer':<10}{'output':<16}{'values':>8}"]
+    for row in rows(network):
+        values = sum(math.prod(shape) for shape in row.parameters.values())
+        shape = " x ".join(map(str, row.output_shape))
+        lines.append(f"{row.name:<10}{shape:<16}{f'{values:,}' if values else '':>8}".rstrip())
+    lines.append(f"{'total':<26}{count_parameters(network):>8,}")
+    return "\n".join(lines)
+
+
+def initial_state(network: Network, seed: int) -> State:
+    """Draw Xavier-uniform weights; biases and beta start at 0, gamma at 1, running statistics at 0 and 1.
+
+    Parameters
+    ----------
+    network : Network
+    seed : int
+        0 or more. The same seed gives the same bits on every platform and NumPy version.
+
+    Returns
+    -------
+    dict of str to ndarray
+        float32 arrays by name, in the order of the layers.
+
+    References
+    ----------
+    Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010:
+    uniform in ``+-sqrt(6 / (fan_in + fan_out))``, where a fan counts the kernel's area, too.
+    """
+    bits, state = _bits(seed, 0), dict[str, NDArray[np.float32]]()
+    for row in rows(network):
+        for name, shape in (row.parameters | row.statistics).items():
+            kind = name.rpartition(".")[2]
+            if kind == "weight":
+                area = math.prod(shape[2:])
+                bound = math.sqrt(6 / ((shape[0] + shape[1]) * area))
+                values = (2 * _uniform(bits, math.prod(shape)) - 1) * bound
+                state[name] = values.reshape(shape).astype(np.float32)
+            else:
+                state[name] = np.full(shape, 1 if kind in ("gamma", "running_var") else 0, np.float32)
+    return state
+
+
+def epoch_order(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+    """Shuffle ``0 .. size - 1`` for one epoch; it depends on seed and epoch alone, so a resumed run sees the same.
+
+    Parameters
+    ----------
+    seed : int
+    epoch : int
+        From 1.
+    size : int
+        Number of training images.
+    """
+    return np.argsort(_bits(seed, epoch).random_raw(size), kind="stable").astype(np.int64)
+
+
+def to_plain(network: Network) -> dict[str, Any]:
+    """Turn a network into JSON's types; :func:`from_plain` is the way back."""
+    layers = [{"layer": type(layer).__name__, **asdict(layer)} for layer in network.layers]
+    return {"input_shape": list(network.input_shape), "layers": layers}
+
+
+def from_plain(plain: dict[str, Any]) -> Network:
+    """Rebuild the network that :func:`to_plain` wrote down.
+
+    Raises
+    ------
+    DomainError
+        If it names a layer or a field that this version does not have.
+    """
+    classes = {cls.__name__: cls for cls in _KINDS}
+    try:
+        channels, height, width = plain["input_shape"]
+        layers = [{**fields} for fields in plain["layers"]]
+        return Network((channels, height, width), tuple(classes[fields.pop("layer")](**fields) for fields in layers))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DomainError(
+            f"polybn.networks.from_plain: layers must be of {', '.join(classes)}, with their fields; "
+            f"got {plain!r:.200} ({type(error).__name__}: {error})"
+        ) from error
+
+
+_KINDS: dict[type, str] = {
+    Convolution: "conv", Dense: "dense", BatchNorm: "norm", Sigmoid: "sigmoid", MaxPool: "pool",
+}  # fmt: skip
+
+
+def _infer(layer: Layer, shape: tuple[int, ...]) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
+    match layer:
+        case Convolution(channels, kernel):
+            if len(shape) != 3 or min(shape[1:]) < kernel:
+                raise ShapeError(
+                    f"polybn.networks: {layer} must have an input (C, H, W) of its size or more; got {shape}"
+                )
+            spatial = tuple(side - kernel + 1 for side in shape[1:])
+            return (channels, *spatial), {"weight": (channels, shape[0], kernel, kernel), "bias": (channels,)}
+        case Dense(features):
+            return (features,), {"weight": (features, math.prod(shape)), "bias": (features,)}
+        case BatchNorm():
+            return shape, {"gamma": (shape[0],), "beta": (shape[0],)}
+        case MaxPool(size):
+            if len(shape) != 3 or any(side % size for side in shape[1:]):
+                raise ShapeError(f"polybn.networks: {layer} must have an input (C, H, W) that it divides; got {shape}")
+            return (shape[0], *(side // size for side in shape[1:])), {}
+        case Sigmoid():
+            return shape, {}
+
+
+# NumPy promises the streams of its bit generators for ever, but not what Generator's methods make of them
+# (NEP 19), so the two small steps from bits to numbers are taken here.
+def _bits(seed: int, stream: int) -> np.random.PCG64:
+    return np.random.PCG64(np.random.SeedSequence([seed, stream]))
+
+
+def _uniform(bits: np.random.PCG64, size: int) -> NDArray[np.float64]:
+    """Draw from [0, 1) with 53 bits each."""
+    return (bits.random_raw(size) >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,0 +1,301 @@
+"""The contract: what batch normalization means here, clause by clause.
+
+Everything in PolyBN answers to this file. It holds prose, result types, error classes and two
+protocols; it runs no array code and imports no array library. The argument checks that go with
+clause S14 are in :mod:`polybn.arguments`.
+
+Notation. ``x`` has shape ``(N, C, ...)``, or the channel axis elsewhere; a channel has ``m``
+values ``x_i``; ``u`` is the unit roundoff of the arithmetic; ``rho`` is the momentum;
+``kappa = sqrt(1 + mean^2 / variance)`` measures how far a channel sits from zero.
+
+**S1 Axes.** Statistics are taken over every axis but the channel axis: ``m = x.size / C`` values
+per channel. ``x`` has rank 2 or more, any strides, and its channel axis at ``axis`` (default 1;
+negative counts from the end). The order in which a channel's values enter a sum is their order in
+``x`` read row by row with the channel axis left out, so that memory layout cannot change a bit.
+
+**S2 Statistics.** The *kappa-free* form, in float32 or wider::
+
+    m1    = mean(x)                           rounded, and known exactly from here on
+    d_i   = x_i - m1
+    delta = mean(d)                           the rounding error of m1, measured
+    v     = max(mean(d * d) - delta^2, 0)     the biased variance
+    mean  = m1 + delta
+
+``m1`` is a floating-point number, so its own rounding error can be measured and removed: the
+error of ``v`` and of ``d - delta`` does not grow with ``kappa``. The textbook ``E[x^2] - E[x]^2``
+loses ``kappa^2`` and goes negative; the plain two-pass form loses ``kappa``.
+
+**S3 Output.** ``y_i = ((d_i - delta) * r) * gamma + beta`` with ``r = 1 / sqrt(v + eps)``: eps
+lies inside the root. ``gamma=None`` means 1 and ``beta=None`` means 0, with the multiplication
+and the addition left out. ``eps`` is a Python number, applied in the type of the statistics. It may be 0, and
+then ``r = 0`` wherever ``v = 0``.
+
+**S4 Running statistics.** ``new = rho * old + (1 - rho) * batch``: ``momentum`` is the weight of
+the OLD value (Keras, Flax, ONNX, MXNet; PyTorch's momentum is ``1 - rho``). ``running_mean`` takes
+the mean; ``running_var`` takes ``v`` (``running_variance="biased"``: Keras, Flax, ONNX, MXNet on CPU) or
+``v * m / (m - 1)`` (``"unbiased"``: PyTorch). ``rho = 1`` keeps the old value and ``rho = 0`` takes the
+batch's, exactly. Output is normalized by the batch's own statistics, never by the updated ones.
+
+**S5 Inference.** ``training=False`` uses the running statistics in place of the batch's,
+``y = ((x - running_mean) * r) * gamma + beta``, and hands them back unchanged.
+
+**S6 Types.** ``y`` has the dtype of ``x``. Parameters and statistics are float32, or float64 when ``x``
+is float64. float16 and bfloat16 store values and never compute.
+
+=====================  =====================================  ========================
+dtype of ``x``         ``gamma beta running_mean running_var``  arithmetic, at least in
+=====================  =====================================  ========================
+float16, bfloat16      float32                                float32
+float32                float32                                float32
+float64                float64                                float64
+=====================  =====================================  ========================
+
+**S7 Purity.** No input is written; no output shares memory with an input; the same call gives
+the same bits; running statistics change once, in the forward pass, and never in a backward pass.
+
+**S8 Constant channels.** A channel of equal finite values gives ``v = 0``, ``y = beta`` exactly and ``dx = 0``.
+
+**S9 NaN and infinity** stay in their channel. That channel's ``y``, running statistics and gradients
+are NaN throughout, even where ``gamma`` is 0; every other channel is, to the bit, what it would be without it.
+
+**S10 Range.** Finite input is never finite and wrong. Where ``v + eps`` leaves the range of the
+arithmetic, the channel is computed again from ``x * 2^-k`` and ``eps * 4^-k``, which is exact. A variance
+too large for its dtype is then infinity in ``running_var``, and that is the right answer.
+
+**S11 Degenerate shapes.** With ``m = 1`` the output is ``beta``; ``running_variance="unbiased"`` is then an error.
+``N = 0`` or ``C = 0`` (``m = 0``) gives an empty ``y``, running statistics unchanged, zero gradients, no warning.
+
+**S12 where.** A boolean array that broadcasts to the shape of ``x``, True for the values that take part.
+The result is exactly as if the others were deleted, NaN among them included: each channel has its own
+``m``. In the deleted places ``y`` and ``dx`` are 0, and ``dy`` is not read. A channel with nothing
+left keeps its running statistics; one with a single value left is an error for ``"unbiased"``.
+
+**S13 Derivatives.** With ``g = dy``, ``xhat = (d - delta) * r`` and means over the channel::
+
+    dbeta  = sum(g)
+    dgamma = sum(g * xhat)
+    dx     = gamma * r * (g - mean(g) - xhat * mean(g * xhat))       training
+    dx     = gamma * r * g                                           inference
+    drunning_mean = -gamma * r * sum(g)                              inference
+    drunning_var  = -gamma * r^2 * sum(g * xhat) / 2                 inference
+
+Running statistics carry no gradient in training. Nothing divides by ``gamma``, so ``gamma = 0`` is
+no special case. Where ``r = 0`` by S3, ``dx = 0``. The second order is the derivative of these five lines, through
+the library's own differentiation where it has one, else through ``pullback.vjp``.
+
+**S14 Errors.** A bad call raises before any work is done and changes nothing. The class and the
+words are the same on every backend: ``polybn.<function>: <argument> must <rule>; got <value> (<what
+fixes the rule>)``.
+
+**S15 Moments.** ``moments`` returns ``(count, mean, m2)`` per channel, ``m2 = v * m``. ``merge_moments``
+combines two of them: counts add exactly, an empty part changes nothing, to the bit, and for parts a, b
+with ``D = mean_b - mean_a``::
+
+    mean = mean_a + D * n_b / n        m2 = m2_a + m2_b + D^2 * n_a * n_b / n
+
+Uneven parts are weighted by their counts. The means travel rounded to their dtype, so a merge is
+accurate to first order in ``u * kappa``, not kappa-free as S2 is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from polybn.networks import Network
+
+Array: TypeAlias = Any
+"""An array of whichever library the backend serves; all arrays of one call are of one library."""
+
+RunningVariance: TypeAlias = Literal["biased", "unbiased"]
+State: TypeAlias = "dict[str, NDArray[np.float32]]"
+"""Every parameter and running statistic of a network, by name, as host arrays."""
+
+
+class ShapeError(ValueError):
+    """A shape or an axis does not fit."""
+
+
+class DTypeError(TypeError):
+    """A dtype, or the Python type of an option, is not one that the specification allows."""
+
+
+class BackendError(TypeError):
+    """No backend serves these arrays, or they belong to several, or the named one cannot run."""
+
+
+class DomainError(ValueError):
+    """A value lies outside the set on which the specification defines a result."""
+
+
+class DataIntegrityError(OSError):
+    """A data file is missing, damaged or not what it claims to be."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, or belongs to another network, configuration or format version."""
+
+
+class DivergenceError(ArithmeticError):
+    """Training produced a loss that is not a finite number."""
+
+
+class BatchNormResult(NamedTuple):
+    """What :func:`polybn.batch_norm` returns."""
+
+    y: Array
+    """Normalized values, shape and dtype of ``x``."""
+    running_mean: Array | None
+    """Shape ``(C,)``; None if none was given."""
+    running_var: Array | None
+    """Shape ``(C,)``; None if none was given."""
+
+
+class Gradients(NamedTuple):
+    """Cotangents of the arguments of :func:`polybn.batch_norm`; None for an argument that was None."""
+
+    x: Array
+    gamma: Array | None
+    beta: Array | None
+    running_mean: Array | None = None
+    """Inference only; in training the running statistics carry no gradient (S13)."""
+    running_var: Array | None = None
+
+
+class SecondGradients(NamedTuple):
+    """Cotangents of the arguments of a pullback: of ``dy``, and of what the forward call was given."""
+
+    dy: Array
+    x: Array
+    gamma: Array | None
+    running_mean: Array | None = None
+    running_var: Array | None = None
+
+
+class Moments(NamedTuple):
+    """Per-channel statistics that merge: see clause S15. Each field has shape ``(C,)``."""
+
+    count: Array
+    """Number of values; integers."""
+    mean: Array
+    m2: Array
+    """Sum of squared deviations from the mean: ``variance * count``."""
+
+
+class Affine(NamedTuple):
+    """Inference as one multiplication and one addition, ``y = scale * x + shift``. Each has shape ``(C,)``."""
+
+    scale: Array
+    shift: Array
+
+
+class Pullback(Protocol):
+    """The derivative of one :func:`polybn.batch_norm` call, as a function of ``dy``."""
+
+    def __call__(self, dy: Array, /) -> Gradients:
+        """Map a cotangent of ``y`` (its shape and dtype) to cotangents of the arguments."""
+
+
+class Steps(NamedTuple):
+    """What a program reports after one or more training steps; one entry per step."""
+
+    losses: NDArray[np.float64]
+    """Mean cross-entropy of the step's batch, in nats."""
+    correct: NDArray[np.int64]
+    """How many images of the batch were labelled right, by the network in training mode."""
+    images: NDArray[np.int64]
+    """How many images the batch had."""
+
+
+class Program(Protocol):
+    """A network compiled by a backend, with its state on the backend's device."""
+
+    def place(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Any:
+        """Bring images ``(N, 1, 28, 28)`` and labels ``(N,)`` to the device, once; the result is opaque."""
+
+    def train_epoch(self, data: Any, order: NDArray[np.int64], *, learning_rate: float) -> Iterator[Steps]:
+        """Run SGD over ``data`` in the given order, batch by batch, the last one smaller; report as it goes."""
+
+    def logits(self, data: Any) -> NDArray[np.float32]:
+        """Return class scores ``(N, classes)`` in inference mode; nothing changes."""
+
+    def state(self) -> State:
+        """Copy every parameter and running statistic to the host."""
+
+
+class Backend(Protocol):
+    """What a backend module provides. Modules fit it; nothing inherits from it."""
+
+    @property
+    def name(self) -> str:
+        """The name of its entry point: the root module of the arrays that it serves."""
+
+    def why_not(self) -> str | None:
+        """Return None if a computation ran here and its result came back, else the reason why not."""
+
+    def describe(self) -> Mapping[str, str]:
+        """Return what a bug report needs: versions of the library, and the device."""
+
+    def asarray(self, host: NDArray[Any], /) -> Array:
+        """Copy a NumPy array to the default device."""
+
+    def to_numpy(self, array: Array, /) -> NDArray[Any]:
+        """Copy an array of this backend to the host."""
+
+    def batch_norm(
+        self,
+        x: Array,
+        gamma: Array | None = None,
+        beta: Array | None = None,
+        running_mean: Array | None = None,
+        running_var: Array | None = None,
+        *,
+        training: bool,
+        momentum: float = 0.9,
+        eps: float = 1e-5,
+        axis: int = 1,
+        running_variance: RunningVariance = "biased",
+        where: Array | None = None,
+    ) -> BatchNormResult:
+        """See :func:`polybn.batch_norm`."""
+
+    def batch_norm_vjp(
+        self,
+        x: Array,
+        gamma: Array | None = None,
+        beta: Array | None = None,
+        running_mean: Array | None = None,
+        running_var: Array | None = None,
+        *,
+        training: bool,
+        momentum: float = 0.9,
+        eps: float = 1e-5,
+        axis: int = 1,
+        running_variance: RunningVariance = "biased",
+        where: Array | None = None,
+    ) -> tuple[BatchNormResult, Pullback]:
+        """See :func:`polybn.batch_norm_vjp`."""
+
+    def moments(self, x: Array, *, axis: int = 1, where: Array | None = None) -> Moments:
+        """See :func:`polybn.moments`."""
+
+    def merge_moments(self, a: Moments, b: Moments) -> Moments:
+        """See :func:`polybn.merge_moments`."""
+
+    def fold(
+        self,
+        gamma: Array | None,
+        beta: Array | None,
+        running_mean: Array,
+        running_var: Array,
+        *,
+        eps: float = 1e-5,
+    ) -> Affine:
+        """See :func:`polybn.fold`."""
+
+    def compile(self, network: Network, state: State, *, batch_size: int) -> Program:
+        """Turn a network description and its initial state into a program."""
