@@ -1,0 +1,223 @@
+"""Download files of known size and SHA-256: over https alone, bounded, retried, and put in place whole.
+
+Nothing reaches the disk before it is verified, so what is downloaded has to fit in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import time
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urljoin
+
+from polybn.checkpoints import write_atomic
+from polybn.spec import DataIntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    import requests
+    from rich.progress import Progress
+
+ALLOWED = "https://"
+"""What every URL, and the target of every redirect, has to start with."""
+PAUSES = (0.5, 1.0, 2.0, 4.0)
+"""Seconds to wait before each further try where a server stumbled."""
+TIMEOUT = (5.0, 30.0)
+"""Seconds to wait for a connection, and for more bytes to come."""
+
+
+class Wanted(NamedTuple):
+    """A file to download."""
+
+    name: str
+    """What it is called, and how its URL ends."""
+    size: int
+    sha256: str
+
+
+def fill(directory: Path, files: Sequence[Wanted], mirrors: Sequence[str], *, progress: bool = False) -> None:
+    """Download what a directory lacks, each file from the first mirror that serves it right.
+
+    Parameters
+    ----------
+    directory : pathlib.Path
+        Where the files go; created if need be. One that has another digest is replaced, atomically.
+    files : sequence of Wanted
+        What it shall hold.
+    mirrors : sequence of str
+        Beginnings of URLs, tried in this order.
+    progress : bool
+        Show a progress bar on standard error, if rich is installed.
+
+    Raises
+    ------
+    DataIntegrityError
+        If no mirror serves a file right; the text says what each one did.
+    OSError
+        If the directory cannot be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    missing = [file for file in files if not _is_there(directory / file.name, file)]
+    with _bar(sum(file.size for file in missing), shown=progress) as advance:
+        for file in missing:
+            write_atomic(directory / file.name, _from_first(mirrors, file, advance))
+
+
+def _is_there(path: Path, file: Wanted) -> bool:
+    if not path.is_file() or path.stat().st_size != file.size:
+        return False
+    return hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
+
+
+def _from_first(mirrors: Sequence[str], file: Wanted, advance: Callable[[int], None]) -> bytes:
+    faults = []
+    for mirror in mirrors:
+        try:
+            return fetch(mirror + file.name, file.size, file.sha256, advance)
+        except DataIntegrityError as error:
+            faults.append(str(error))
+    raise DataIntegrityError("; ".join(faults))
+
+
+def fetch(url: str, size: int, sha256: str, advance: Callable[[int], None] = lambda _: None) -> bytes:
+    """Download one file into memory.
+
+    Parameters
+    ----------
+    url : str
+        Where it is.
+    size : int
+        How many bytes it must have; no more are read.
+    sha256 : str
+        What its digest must be, in hexadecimal.
+    advance : callable
+        Told how many more bytes came, or, as a negative number, how many came in vain.
+
+    Returns
+    -------
+    bytes
+        The file.
+
+    Raises
+    ------
+    DataIntegrityError
+        If it cannot be had. A server that stumbles is tried again; one that refuses, or serves something else, is not.
+    """
+    content = _Bounded(size, advance)
+    try:
+        _persist(url, content)
+        digest = hashlib.sha256(content.getbuffer()).hexdigest()
+        if digest != sha256:
+            raise DataIntegrityError(f"have SHA-256 {sha256}; got {digest}")
+    except DataIntegrityError as error:
+        content.clear()
+        raise DataIntegrityError(f"{url} must {error}") from error
+    return content.getvalue()
+
+
+def _persist(url: str, content: _Bounded) -> None:
+    import requests
+
+    pauses = iter(PAUSES)
+    while True:
+        try:
+            return _receive(url, content)
+        except requests.RequestException as error:
+            pause = next(pauses, None) if _may_pass(error) else None
+            if pause is None:
+                raise DataIntegrityError(f"serve {content.size:,} bytes; got {_describe(error)}") from error
+        content.clear()
+        time.sleep(pause)
+
+
+def _receive(url: str, content: _Bounded) -> None:
+    import pooch  # type: ignore[import-untyped]
+    import requests
+
+    def admit(response: requests.Response, **_: object) -> None:
+        opened.callback(response.close)
+        if response.is_redirect:
+            _check(urljoin(response.url, response.headers["location"]))
+
+    _check(url)
+    with contextlib.ExitStack() as opened:
+        # The bytes as they are stored: compressed once more on their way, they would be others.
+        headers = {"Accept-Encoding": "identity"}
+        get = pooch.HTTPDownloader(chunk_size=1 << 16, timeout=TIMEOUT, headers=headers, hooks={"response": admit})
+        get(url, content, None)
+    if content.tell() < content.size:
+        raise requests.ConnectionError(f"the line ended after {content.tell():,}")
+
+
+def _check(url: str) -> None:
+    if not url.startswith(ALLOWED):
+        raise DataIntegrityError(f"be served from {ALLOWED} and nowhere else; got {url}")
+
+
+def _may_pass(error: requests.RequestException) -> bool:
+    """Whether the server or the line stumbled; a wrong address, or no network, will be the same in a second."""
+    import requests
+    import urllib3
+
+    if error.response is not None:
+        return error.response.status_code >= 500
+    unreachable = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
+    passing = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+    return isinstance(error, passing) and not isinstance(_cause(error), unreachable)
+
+
+def _describe(error: requests.RequestException) -> str:
+    if error.response is not None:
+        return f"HTTP status {error.response.status_code}"
+    cause = str(_cause(error)).split("): ", 1)[-1]  # urllib3 begins with a repr of the connection
+    return f"{type(error).__name__}: {cause}"
+
+
+def _cause(error: requests.RequestException) -> object:
+    first = error.args[0] if error.args else error
+    return getattr(first, "reason", first)
+
+
+class _Bounded(io.BytesIO):
+    """A file in memory that takes no more than its size, and reports what it takes."""
+
+    def __init__(self, size: int, advance: Callable[[int], None]) -> None:
+        super().__init__()
+        self.size = size
+        self.advance = advance
+
+    def write(self, chunk: bytes) -> int:  # type: ignore[override]
+        if self.tell() + len(chunk) > self.size:
+            raise DataIntegrityError(f"serve {self.size:,} bytes; got more")
+        self.advance(len(chunk))
+        return super().write(chunk)
+
+    def clear(self) -> None:
+        self.advance(-self.tell())
+        self.seek(0)
+        self.truncate()
+
+
+@contextlib.contextmanager
+def _bar(total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    progress = _progress() if shown else None
+    if progress is None:
+        yield lambda _: None
+        return
+    with progress:
+        task = progress.add_task("Fashion-MNIST", total=total)
+        yield lambda size: progress.advance(task, size)
+
+
+def _progress() -> Progress | None:
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:
+        return None
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
