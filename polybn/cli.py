@@ -1,7 +1,8 @@
-"""The command line: ``polybn train | compare | predict | data | info``."""
+"""The command line: ``polybn train | compare | predict | data | info | bench``."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from polybn import __version__, dispatch, fashion_mnist, networks, training
+from polybn import __version__, atomic, dispatch, fashion_mnist, networks, training
 from polybn.display import EpochDisplay
 from polybn.fashion_mnist import CLASSES, Dataset
 from polybn.spec import (
@@ -41,8 +42,9 @@ app = typer.Typer(
     "Begin with [bold]polybn train[/bold]: it trains LeNet on Fashion-MNIST and shows each epoch. Then train again "
     "with [bold]--norm none[/bold] and let [bold]polybn compare runs/*[/bold] draw what batch norm is good for.",
 )
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+# Without markup: a directory may well be called "runs/[lr=1]".
+out = Console(soft_wrap=True, markup=False, emoji=False)
+err = Console(stderr=True, soft_wrap=True, markup=False, emoji=False)
 
 
 def _version(wanted: bool) -> None:
@@ -103,6 +105,7 @@ def train(
     polybn train --resume --epochs 20        ten more epochs
     polybn train --data sample --epochs 2    a quick look[/dim]
     """
+    dispatch.backend(backend)  # before anything is downloaded
     network = networks.lenet(None if norm == "none" else norm)
     directory = _choose_directory(out_dir, f"{backend}-{norm}-{seed}", resume)
     dataset = _load(data)
@@ -139,7 +142,7 @@ def compare(
     named = dict(zip(_short_names(runs), map(training.read_metrics, runs), strict=True))
     table = Table("epoch", title="training loss, training accuracy, test accuracy", title_justify="left")
     for name in named:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for number in range(1, max(map(len, named.values())) + 1):
         table.add_row(str(number), *(_cells(epochs, number) for epochs in named.values()))
     out.print(table)
@@ -217,10 +220,42 @@ def info() -> None:
     for name, reason in dispatch.backends().items():
         if reason is None:
             facts = ", ".join(f"{key} {value}" for key, value in dispatch.backend(name).describe().items())
-            table.add_row(name, "[green]yes[/green]", facts)
+            table.add_row(name, Text("yes", "green"), facts)
         else:
             table.add_row(name, "no", reason)
     out.print(table)
+
+
+@app.command()
+def bench(
+    backend: Annotated[str, typer.Option(envvar="POLYBN_BACKEND", help="The backend to time.")] = "numpy",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; every contender runs once in each.")] = 9,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
+    ] = None,
+) -> None:
+    """Time batch norm and LeNet's training step beside plain NumPy, and PyTorch where it is installed.
+
+    All contenders run in turn, round by round, and the ratios are medians over the rounds: on a busy machine
+    they hold where times do not. The row "again" is the backend against itself: its distance from 1 is the noise.
+
+    [dim]polybn bench --backend numpy --rounds 15[/dim]
+    """
+    from polybn import bench as timing
+
+    table = Table("task", "contender", "median ms", f"time / {backend}'s")
+    rows = []
+    for row in timing.run(backend, rounds=rounds):
+        rows.append(row)
+        if err.is_terminal:
+            err.print(f"{row.task}: {row.contender} {row.milliseconds:.3f} ms, ratio {row.ratio:.2f}", highlight=False)
+        table.add_row(row.task, row.contender, f"{row.milliseconds:.3f}", f"{row.ratio:.2f}")
+    out.print(table)
+    if json_out is not None:
+        facts = {"polybn": __version__, **dispatch.backend(backend).describe()}
+        figures = {"facts": facts, "timings": [row._asdict() for row in rows]}
+        atomic.write_atomic(json_out, (json.dumps(figures, indent=2) + "\n").encode())
+        out.print(f"Figures written to {json_out}", highlight=False)
 
 
 def main() -> None:
@@ -254,10 +289,11 @@ def _choose_directory(wanted: Path | None, name: str, resume: bool) -> Path:
     if wanted is not None:
         return wanted
     first = Path("runs") / name
-    taken = [path for path in (first, *(first.with_name(f"{name}-{n}") for n in range(2, 1000))) if path.exists()]
+    paths = [first, *(first.with_name(f"{name}-{number}") for number in range(2, 1000))]
+    taken = [path for path in paths if path.exists()]
     if resume:
         return taken[-1] if taken else first
-    return first.with_name(f"{name}-{len(taken) + 1}") if taken else first
+    return next(path for path in paths if path not in taken)
 
 
 def _load(where: str | None) -> Dataset:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import TYPE_CHECKING
 
-from polybn.checkpoints import write_atomic
+from polybn.atomic import write_atomic
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
     from polybn.training import Epoch
 
 # Okabe and Ito's palette, which people with any colour vision can tell apart; line styles repeat the distinction.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
+COLUMNS = 4
 
 
 def draw(runs: Mapping[str, Sequence[Epoch]], path: str | os.PathLike[str]) -> None:
@@ -41,33 +44,35 @@ def draw(runs: Mapping[str, Sequence[Epoch]], path: str | os.PathLike[str]) -> N
     except ImportError as error:
         raise ImportError('polybn: pictures need matplotlib: pip install "polybn[plot]"') from error
 
-    figure = Figure(figsize=(12, 4.2), dpi=120, layout="constrained")
+    legend_rows = math.ceil(len(runs) / COLUMNS)
+    figure = Figure(figsize=(12, 4 + 0.25 * legend_rows), dpi=120, layout="constrained")
     panels = figure.subplots(1, 3)
     titles = {"loss": "training loss (nats)", "train_accuracy": "training accuracy", "test_accuracy": "test accuracy"}
     for axes, (field, title) in zip(panels, titles.items(), strict=True):
-        for index, (name, epochs) in enumerate(runs.items()):
-            _curve(axes, epochs, field, name, index)
+        lines = [_curve(axes, epochs, field, index) for index, epochs in enumerate(runs.values())]
         axes.set_title(title, loc="left", fontsize=11)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if field != "loss":
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
     panels[0].set_ylim(bottom=0)
-    panels[0].legend(frameon=False)
+    legend = figure.legend(lines, map(str, range(len(runs))), loc="outside lower left", ncols=COLUMNS, frameon=False)
+    for text, name in zip(legend.get_texts(), runs, strict=True):
+        text.set(text=name, parse_math=False)  # as a label, "_a" would be left out and "$a$" set in italics
     png = io.BytesIO()
     figure.savefig(png, format="png", metadata={"Software": None})
     write_atomic(path, png.getvalue())
 
 
-def _curve(axes: Axes, epochs: Sequence[Epoch], field: str, name: str, index: int) -> None:
-    axes.plot(
+def _curve(axes: Axes, epochs: Sequence[Epoch], field: str, index: int) -> Line2D:
+    (line,) = axes.plot(
         [epoch.epoch for epoch in epochs],
         [getattr(epoch, field) for epoch in epochs],
         color=COLOURS[index % len(COLOURS)],
         linestyle=STYLES[index // len(COLOURS) % len(STYLES)],
         marker="o",
         markersize=4,
-        label=name,
     )
+    return line

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urljoin
 
-from polybn.checkpoints import write_atomic
+from polybn.atomic import write_atomic
 from polybn.spec import DataIntegrityError
 
 if TYPE_CHECKING:

@@ -15,18 +15,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import platform
 import time
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from polybn import checkpoints, fashion_mnist, networks
+from polybn.atomic import write_atomic
 from polybn.dispatch import backend as find_backend
-from polybn.spec import CheckpointError, DivergenceError, DomainError, Program, State, Steps
+from polybn.spec import (
+    CheckpointError,
+    DivergenceError,
+    DomainError,
+    DTypeError,
+    Program,
+    ShapeError,
+    State,
+    Steps,
+)
 
 if TYPE_CHECKING:
     import os
@@ -107,8 +117,13 @@ def train(
 
     Raises
     ------
+    DTypeError
+        If ``epochs``, ``batch_size`` or ``seed`` is no integer.
     DomainError
-        If a number is out of range, or ``out`` holds files and ``resume`` was not asked for.
+        If a number is out of range, a label names no class of the network, ``out`` holds files and ``resume`` was
+        not asked for, or there is no ``out`` to resume.
+    ShapeError
+        If the images do not fit the network, or there is not one label for each.
     CheckpointError
         If ``out`` holds another run than the one asked for, or damaged checkpoints only.
     DivergenceError
@@ -125,14 +140,17 @@ def train(
     True
     """
     _check_numbers(epochs, batch_size, learning_rate, seed)
+    if resume and out is None:
+        raise DomainError("polybn.train: out must name the run to resume; got None (nothing was written without it)")
     module = find_backend(backend)
     dataset = fashion_mnist.load() if data is None else data
+    _check_data(network, dataset)
     config = {
         "backend": backend,
         "network": networks.to_plain(network),
-        "batch_size": batch_size,
+        "batch_size": int(batch_size),
         "learning_rate": float(learning_rate),
-        "seed": seed,
+        "seed": int(seed),
         "data_sha256": _fingerprint(dataset),
     }
     run = Run(config, [], [], networks.initial_state(network, seed))
@@ -141,7 +159,7 @@ def train(
         run = _resume(directory, run)
     program = module.compile(network, run.state, batch_size=batch_size)
     if directory is not None:
-        notes = {"epochs": epochs, "data": dataset.source, "versions": dict(module.describe()) | _versions()}
+        notes = {"epochs": int(epochs), "data": dataset.source, "versions": dict(module.describe()) | _versions()}
         _prepare(directory, run, notes, resume=resume)
     training = program.place(dataset.train_images, dataset.train_labels)
     testing = program.place(dataset.test_images, dataset.test_labels)
@@ -269,7 +287,7 @@ def _prepare(directory: Path, run: Run, notes: dict[str, Any], *, resume: bool) 
         )
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(run.config | notes, indent=2) + "\n"
-    checkpoints.write_atomic(directory / "config.json", text.encode())
+    write_atomic(directory / "config.json", text.encode())
     if run.epochs:
         _write_metrics(directory, run)
 
@@ -282,7 +300,7 @@ def _save(directory: Path, run: Run) -> None:
 
 def _write_metrics(directory: Path, run: Run) -> None:
     lines = "".join(json.dumps(epoch._asdict()) + "\n" for epoch in run.epochs)
-    checkpoints.write_atomic(directory / "metrics.jsonl", lines.encode())
+    write_atomic(directory / "metrics.jsonl", lines.encode())
 
 
 def _from_checkpoint(checkpoint: checkpoints.Checkpoint) -> Run:
@@ -304,15 +322,33 @@ def _versions() -> dict[str, str]:
 
 
 def _check_numbers(epochs: int, batch_size: int, learning_rate: float, seed: int) -> None:
+    for name, number in {"epochs": epochs, "batch_size": batch_size, "seed": seed}.items():
+        if not isinstance(number, Integral):
+            raise DTypeError(f"polybn.train: {name} must be an integer; got {number!r} ({type(number).__name__})")
     rules = {
         "epochs": (epochs >= 0, epochs, "be 0 or more", "all epochs of the run, resumed ones included"),
         "batch_size": (batch_size >= 1, batch_size, "be 1 or more", "images in a training step"),
         "learning_rate": (
-            math.isfinite(learning_rate) and learning_rate > 0, learning_rate, "be a finite number above 0",
-            "the step along the gradient of the mean loss",
+            2.0**-126 <= learning_rate < 2.0**127, learning_rate, "lie between 2^-126 and 2^127",
+            "the step along the gradient of the mean loss, in float32",
         ),
         "seed": (seed >= 0, seed, "be 0 or more", "it draws the weights and the order of the images"),
     }  # fmt: skip
     for name, (holds, value, rule, reason) in rules.items():
         if not holds:
             raise DomainError(f"polybn.train: {name} must {rule}; got {value!r} ({reason})")
+
+
+def _check_data(network: Network, dataset: Dataset) -> None:
+    classes = networks.rows(network)[-1].output_shape[0]
+    parts = {"train": (dataset.train_images, dataset.train_labels), "test": (dataset.test_images, dataset.test_labels)}
+    for part, (images, labels) in parts.items():
+        if images.shape != (*labels.shape[:1], *network.input_shape) or labels.ndim != 1 or not len(labels):
+            raise ShapeError(
+                f"polybn.train: {part}_images must have shape (N, {', '.join(map(str, network.input_shape))}), and "
+                f"{part}_labels (N,), N >= 1; got {images.shape} and {labels.shape} (the network's input)"
+            )
+        if labels.max() >= classes:
+            raise DomainError(
+                f"polybn.train: {part}_labels must lie in 0 to {classes - 1}; got {labels.max()} (the network's output)"
+            )
