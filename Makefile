@@ -8,8 +8,8 @@ BIN := .venv/bin
 train: .venv/train  ## train LeNet on Fashion-MNIST; ARGS="--norm none --epochs 5" passes options on
 	$(BIN)/polybn train $(ARGS)
 
-test: .venv/test  ## run the tests, on two processes
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+test: .venv/test  ## run the tests, on two processes of one BLAS thread each
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: .venv/check  ## lint and types
 	$(BIN)/ruff check .

@@ -140,8 +140,8 @@ def check_eps(function: str, eps: Any, dtype: str) -> None:
             f"polybn.{function}: eps must be a Python number; got {eps!r} of type {type_name(eps)} "
             "(one number for all channels, added to the variance inside the root)"
         )
-    smallest = SMALLEST_NORMAL[dtype]
-    if not (eps == 0 or smallest <= eps <= 1 / smallest):  # NaN fails, too
+    smallest, number = SMALLEST_NORMAL[dtype], _as_float(eps)
+    if not (eps == 0 or smallest <= number <= 1 / smallest):  # NaN fails, too
         raise DomainError(
             f"polybn.{function}: eps must be 0 or lie in [{smallest:.3g}, {1 / smallest:.3g}]; got {eps!r} "
             f"(from the smallest normal {dtype}, the dtype of the statistics, to its reciprocal)"
@@ -215,7 +215,7 @@ def check_negative_variance(function: str, bad: int, first: int, value: float) -
         channels = "1 bad channel" if bad == 1 else f"{bad} bad channels"
         raise DomainError(
             f"polybn.{function}: running_var must be finite and not negative in inference; got {value!r} in channel "
-            f"{first} ({channels}; NaN and infinity come from batches that hold them or overflow, less than 0 from none)"
+            f"{first} ({channels}; NaN and infinity come from batches that hold them or overflow, less than 0 never)"
         )
 
 
@@ -238,6 +238,14 @@ def _check_given(function: str, **required: Array | None) -> None:
 def _is_number(value: object) -> bool:
     # A float16 or a Fraction is a Real, too; an array is none, and neither is a tracer.
     return isinstance(value, Real)
+
+
+def _as_float(number: Any) -> float:
+    # A comparison with a NumPy scalar would round the bounds to its type.
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 def _check_index(function: str, axis: Any) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from polybn.arguments import check_record
 from polybn.dispatch import backend_of
+from polybn.spec import Moments
 
 if TYPE_CHECKING:
-    from polybn.spec import Affine, Array, BatchNormResult, Moments, Pullback, RunningVariance
+    from polybn.spec import Affine, Array, BatchNormResult, Pullback, RunningVariance
 
 
 def batch_norm(
@@ -129,7 +131,7 @@ def batch_norm_vjp(
     >>> result, pullback = polybn.batch_norm_vjp(x, np.ones(1), training=True, eps=0)
     >>> gradients = pullback(np.array([[1.0], [0.0], [0.0], [0.0]]))
     >>> gradients.x.round(4).ravel().tolist()
-    [0.2482, -0.2138, -0.1336, 0.0992]
+    [0.2482, -0.21, -0.1336, 0.0955]
     """
     arrays = {"x": x, "gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
     return backend_of("batch_norm_vjp", **arrays, where=where).batch_norm_vjp(
@@ -202,6 +204,8 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     >>> polybn.merge_moments(polybn.moments(x[:1]), polybn.moments(x[1:]))
     Moments(count=array([3]), mean=array([3.]), m2=array([14.]))
     """
+    check_record("merge_moments", "a", a, Moments)
+    check_record("merge_moments", "b", b, Moments)
     fields = {f"a.{name}": value for name, value in a._asdict().items()}
     fields |= {f"b.{name}": value for name, value in b._asdict().items()}
     return backend_of("merge_moments", **fields).merge_moments(a, b)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from polybn.arguments import type_name
 from polybn.dispatch import backend as find_backend
 from polybn.spec import DomainError, DTypeError, ShapeError
 
@@ -130,6 +131,8 @@ class BatchNorm:
         ShapeError, DTypeError
             If an array has another shape or dtype than the layer's.
         """
+        import numpy as np
+
         if set(state) != set(_NAMES):
             raise DomainError(
                 f"polybn.BatchNorm.load_state_dict: state must have the names {', '.join(_NAMES)}; "
@@ -137,6 +140,11 @@ class BatchNorm:
             )
         for name, own in self.state_dict().items():
             given = state[name]
+            if not isinstance(given, np.ndarray):
+                raise DTypeError(
+                    f"polybn.BatchNorm.load_state_dict: {name} must be a NumPy array; got {type_name(given)} "
+                    "(as state_dict returns; nothing was loaded)"
+                )
             if given.shape != own.shape:
                 raise ShapeError(
                     f"polybn.BatchNorm.load_state_dict: {name} must have shape {own.shape}; got {given.shape} "
@@ -147,8 +155,9 @@ class BatchNorm:
                     f"polybn.BatchNorm.load_state_dict: {name} must have dtype {own.dtype}; got {given.dtype} "
                     "(the layer's dtype; nothing was loaded)"
                 )
-        for name in _NAMES:
-            setattr(self, name, self._backend.asarray(state[name]))
+        loaded = {name: self._backend.asarray(state[name]) for name in _NAMES}
+        for name, value in loaded.items():
+            setattr(self, name, value)
 
     def __repr__(self) -> str:
         return (

@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from polybn.spec import DomainError, ShapeError, State
+from polybn.arguments import type_name
+from polybn.spec import DomainError, DTypeError, ShapeError, State
 
 Norm: TypeAlias = Literal["spec", "native"] | None
 
@@ -130,16 +131,33 @@ def lenet(norm: Norm = "spec") -> Network:
 def rows(network: Network) -> list[Row]:
     """Name the layers, infer their shapes and list their arrays.
 
+    Parameters
+    ----------
+    network : Network
+
+    Returns
+    -------
+    list of Row
+        One for each layer, in order.
+
     Raises
     ------
     ShapeError
-        If a layer does not fit the output of the one before it.
+        If a layer does not fit the output of the one before it, or has a size below 1.
+    DTypeError
+        If a layer is not one of the descriptions of this module.
     """
     result, shape, counts = [], tuple(network.input_shape), dict[str, int]()
-    for layer in network.layers:
-        kind = _KINDS[type(layer)]
+    for place, layer in enumerate(network.layers, 1):
+        kind = _KINDS.get(type(layer))
+        if kind is None:
+            raise DTypeError(
+                f"polybn.networks.rows: layer {place} must be Convolution, Dense, BatchNorm, Sigmoid or MaxPool; "
+                f"got {type_name(layer)} (a network is a chain of these descriptions)"
+            )
         counts[kind] = counts.get(kind, 0) + 1
         name = f"{kind}{counts[kind]}"
+        _check_layer(name, layer, shape)
         output, parameters = _infer(layer, shape)
         statistics = {"running_mean": (shape[0],), "running_var": (shape[0],)} if isinstance(layer, BatchNorm) else {}
         full = [{f"{name}.{key}": value for key, value in arrays.items()} for arrays in (parameters, statistics)]
@@ -149,12 +167,30 @@ def rows(network: Network) -> list[Row]:
 
 
 def count_parameters(network: Network) -> int:
-    """Count trainable values; running statistics are not trained."""
+    """Count trainable values; running statistics are not trained.
+
+    Parameters
+    ----------
+    network : Network
+
+    Returns
+    -------
+    int
+    """
     return sum(math.prod(shape) for row in rows(network) for shape in row.parameters.values())
 
 
 def summary(network: Network) -> str:
     """Draw the network as a table: layer, output shape, trainable values.
+
+    Parameters
+    ----------
+    network : Network
+
+    Returns
+    -------
+    str
+        A heading, a line for each layer, and the total.
 
     Examples
     --------
@@ -185,11 +221,17 @@ def initial_state(network: Network, seed: int) -> State:
     dict of str to ndarray
         float32 arrays by name, in the order of the layers.
 
+    Raises
+    ------
+    DomainError
+        If the seed is negative or not an int.
+
     References
     ----------
     Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010:
     uniform in ``+-sqrt(6 / (fan_in + fan_out))``, where a fan counts the kernel's area, too.
     """
+    _check_int("initial_state", "seed", seed, 0, "it selects the weights")
     bits, state = _bits(seed, 0), dict[str, NDArray[np.float32]]()
     for row in rows(network):
         for name, shape in (row.parameters | row.statistics).items():
@@ -209,23 +251,50 @@ def epoch_order(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
 
     Parameters
     ----------
-    seed : int
-    epoch : int
-        From 1.
+    seed, epoch : int
+        0 or more; epochs count from 1.
     size : int
         Number of training images.
+
+    Returns
+    -------
+    ndarray of int64, shape (size,)
+
+    Raises
+    ------
+    DomainError
+        If an argument is negative or not an int.
     """
+    for name, value in {"seed": seed, "epoch": epoch, "size": size}.items():
+        _check_int("epoch_order", name, value, 0, "seed and epoch select the order of size images")
     return np.argsort(_bits(seed, epoch).random_raw(size), kind="stable").astype(np.int64)
 
 
 def to_plain(network: Network) -> dict[str, Any]:
-    """Turn a network into JSON's types; :func:`from_plain` is the way back."""
+    """Turn a network into JSON's types; :func:`from_plain` is the way back.
+
+    Parameters
+    ----------
+    network : Network
+
+    Returns
+    -------
+    dict
+    """
     layers = [{"layer": type(layer).__name__, **asdict(layer)} for layer in network.layers]
     return {"input_shape": list(network.input_shape), "layers": layers}
 
 
 def from_plain(plain: dict[str, Any]) -> Network:
     """Rebuild the network that :func:`to_plain` wrote down.
+
+    Parameters
+    ----------
+    plain : dict
+
+    Returns
+    -------
+    Network
 
     Raises
     ------
@@ -249,13 +318,33 @@ _KINDS: dict[type, str] = {
 }  # fmt: skip
 
 
+def _check_layer(name: str, layer: Layer, shape: tuple[int, ...]) -> None:
+    for field in ("channels", "kernel", "features", "size"):
+        _check_int("rows", f"{field} of {name}", getattr(layer, field, 1), 1, f"the layer is {layer}", ShapeError)
+    match layer:
+        case Convolution(_, kernel):
+            rule, fits = f"at least {kernel}", all(side >= kernel for side in shape[1:])
+        case MaxPool(size):
+            rule, fits = f"multiples of {size}", not any(side % size for side in shape[1:])
+        case _:
+            return
+    if len(shape) != 3 or not fits:
+        raise ShapeError(
+            f"polybn.networks.rows: {layer} must have an input (C, H, W), H and W {rule}; got {shape} "
+            f"(what comes before {name})"
+        )
+
+
+def _check_int(
+    function: str, name: str, value: object, least: int, because: str, error: type[ValueError] = DomainError
+) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise error(f"polybn.networks.{function}: {name} must be an int of {least} or more; got {value!r} ({because})")
+
+
 def _infer(layer: Layer, shape: tuple[int, ...]) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
     match layer:
         case Convolution(channels, kernel):
-            if len(shape) != 3 or min(shape[1:]) < kernel:
-                raise ShapeError(
-                    f"polybn.networks: {layer} must have an input (C, H, W) of its size or more; got {shape}"
-                )
             spatial = tuple(side - kernel + 1 for side in shape[1:])
             return (channels, *spatial), {"weight": (channels, shape[0], kernel, kernel), "bias": (channels,)}
         case Dense(features):
@@ -263,8 +352,6 @@ def _infer(layer: Layer, shape: tuple[int, ...]) -> tuple[tuple[int, ...], dict[
         case BatchNorm():
             return shape, {"gamma": (shape[0],), "beta": (shape[0],)}
         case MaxPool(size):
-            if len(shape) != 3 or any(side % size for side in shape[1:]):
-                raise ShapeError(f"polybn.networks: {layer} must have an input (C, H, W) that it divides; got {shape}")
             return (shape[0], *(side // size for side in shape[1:])), {}
         case Sigmoid():
             return shape, {}

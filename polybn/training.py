@@ -187,6 +187,14 @@ def train(
 def read_metrics(directory: str | os.PathLike[str]) -> list[Epoch]:
     """Read the finished epochs of a run.
 
+    Parameters
+    ----------
+    directory : path
+
+    Returns
+    -------
+    list of Epoch
+
     Raises
     ------
     CheckpointError
@@ -204,6 +212,14 @@ def read_metrics(directory: str | os.PathLike[str]) -> list[Epoch]:
 
 def load_run(directory: str | os.PathLike[str]) -> Run:
     """Read a run's newest checkpoint that verifies.
+
+    Parameters
+    ----------
+    directory : path
+
+    Returns
+    -------
+    Run
 
     Raises
     ------

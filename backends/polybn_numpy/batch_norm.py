@@ -12,11 +12,13 @@ from polybn.arguments import (
     Problem,
     check_arrays,
     check_batch_norm,
+    check_fold,
+    check_merge_moments,
     check_moments,
     check_negative_variance,
     fail_single_value,
 )
-from polybn.spec import Affine, BatchNormResult, Moments, RunningVariance, ShapeError
+from polybn.spec import Affine, BatchNormResult, Moments, RunningVariance
 from polybn_numpy import blocks, kernels
 from polybn_numpy.derivatives import Call, Pullback
 from polybn_numpy.kernels import Statistics
@@ -97,14 +99,7 @@ def moments(x: Array, *, axis: int = 1, where: Array | None = None) -> Moments:
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """Combine the statistics of two parts (S15); see :func:`polybn.merge_moments`."""
-    for field in Moments._fields:
-        left, right = getattr(a, field), getattr(b, field)
-        check_arrays("merge_moments", "NumPy", is_array, **{f"a.{field}": left, f"b.{field}": right})
-        if left.shape != right.shape or left.dtype != right.dtype:
-            raise ShapeError(
-                f"polybn.merge_moments: b.{field} must have shape {left.shape} and dtype {left.dtype}; "
-                f"got {right.shape} and {right.dtype} (a.{field} fixes them)"
-            )
+    check_merge_moments("NumPy", is_array, a, b)
     count = a.count + b.count
     share = b.count / np.maximum(count, 1)
     with np.errstate(all="ignore"):
@@ -121,11 +116,9 @@ def fold(
     gamma: Array | None, beta: Array | None, running_mean: Array, running_var: Array, *, eps: float = 1e-5
 ) -> Affine:
     """Turn inference into ``scale * x + shift``; see :func:`polybn.fold`."""
-    given = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
-    check_arrays("fold", "NumPy", is_array, **given)
-    x = np.empty((0, *np.shape(running_mean)), running_mean.dtype)
-    options = {"training": False, "momentum": 1.0, "axis": -1, "running_variance": "biased", "where": None}
-    check_batch_norm("fold", x, *given.values(), eps=eps, **options)
+    arrays = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
+    check_arrays("fold", "NumPy", is_array, **arrays)
+    check_fold(**arrays, eps=eps)
     _check_variance("fold", running_var)
     scale = kernels.inverse_root(running_var, running_var.dtype.type(eps))
     if gamma is not None:
@@ -160,6 +153,7 @@ def _forward(
         function, *arrays.values(), training=training, momentum=momentum, eps=eps, axis=axis,
         running_variance=running_variance, where=where,
     )  # fmt: skip
+    momentum, eps = float(momentum), float(eps)  # 1 - momentum in float16 would round
     kept = blocks.mask_rows(where, x.shape, problem.axis)
     counts = blocks.count_kept(kept, problem.channels, problem.count)
     if training and running_variance == "unbiased" and np.any(counts == 1):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from polybn.arguments import Problem, check_arrays, check_cotangents, check_dy
+from polybn.arguments import Problem, check_arrays, check_cotangents, check_dy, check_record
 from polybn.spec import Gradients, SecondGradients
 from polybn_numpy import blocks, kernels
 from polybn_numpy.kernels import Column, Mask, Rows, Statistics
@@ -168,8 +168,9 @@ class SecondPullback:
         return SecondGradients(ddy, ddx, dgamma, dmean, dvar)
 
     def _check(self, cotangents: Gradients) -> None:
+        check_record("batch_norm_vjp", "cotangents", cotangents, Gradients)
         given = cotangents._asdict()
-        check_arrays("batch_norm_vjp", "NumPy", _is_array, **given)
+        check_arrays("batch_norm_vjp", "NumPy", _is_array, **{f"the cotangent of {k}": v for k, v in given.items()})
         call = self._call
         inference = None if call.training else call.statistics.v[:, 0]
         expected = {"x": call.x, "gamma": call.gamma, "beta": call.beta}

@@ -107,13 +107,18 @@ class Chain:
 
     def __init__(self, network: Network, variables: Variables, n: int) -> None:
         channels, height, width = network.input_shape
-        self._x = np.empty((channels, height, n, width), np.float32)
-        self._layers = [_build(row, _select(variables, row.name), n) for row in _pool_early(networks.rows(network))]
+        self._x = np.empty((channels, width, n, height), np.float32)
+        rows = _pool_early(networks.rows(network))
+        trained = [bool(row.parameters) for row in rows]
+        self._first = trained.index(True) if any(trained) else len(rows)
+        self._layers = [
+            _build(row, _select(variables, row.name), n, first=place == self._first) for place, row in enumerate(rows)
+        ]
 
     def forward(self, images: NDArray[np.uint8], *, training: bool) -> Floats:
         """Map images ``(n, C, H, W)`` to logits ``(classes, n)``."""
         x = self._x
-        np.copyto(x, images.transpose(1, 2, 0, 3))
+        np.copyto(x, images.transpose(1, 3, 0, 2))
         x /= np.float32(255)
         for layer in self._layers:
             x = layer.forward(x, training)
@@ -122,8 +127,8 @@ class Chain:
     def backward(self, gradient: Floats) -> None:
         """Fill in the gradients of all parameters from that of the logits ``(classes, n)``."""
         dy: Floats | None = gradient
-        for layer in reversed(self._layers):
-            assert dy is not None  # only the first layer returns None
+        for layer in reversed(self._layers[self._first :]):
+            assert dy is not None  # only a convolution that comes first returns None
             dy = layer.backward(dy)
 
 
@@ -149,16 +154,16 @@ def _pool_early(rows: list[networks.Row]) -> list[networks.Row]:
     return result
 
 
-def _build(row: networks.Row, variables: Variables, n: int) -> LayerProgram:
+def _build(row: networks.Row, variables: Variables, n: int, *, first: bool) -> LayerProgram:
     match row.layer:
         case networks.Convolution():
-            return layers.Convolution(variables, row.input_shape, n, first=row.name == "conv1")
+            return layers.Convolution(variables, row.input_shape, n, first=first)
         case networks.Dense():
             return layers.Dense(variables, row.input_shape, n)
         case networks.BatchNorm(_, momentum, eps):
             return layers.BatchNorm(variables, row.input_shape, n, momentum=momentum, eps=eps)
         case networks.Sigmoid():
-            return layers.Sigmoid()
+            return layers.Sigmoid(row.input_shape, n)
         case networks.MaxPool(2):
             return layers.MaxPool(row.input_shape, n)
         case networks.MaxPool(size):

@@ -1,0 +1,50 @@
+"""Backends under test, clause marks and Hypothesis profiles.
+
+All four backends are listed in every run. One that cannot run here is skipped with its reason, unless
+POLYBN_REQUIRE names it: then the run stops before its first test.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+import polybn
+
+BACKENDS = ("numpy", "cupy", "jax", "mxnet")
+REASONS = {name: polybn.dispatch.why_not(name) for name in BACKENDS}
+
+# dev is quick, ci is repeatable, nightly looks for news. Deadlines are off: speed is no matter of tests.
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("dev", max_examples=50, **_COMMON)
+settings.register_profile("ci", max_examples=300, derandomize=True, print_blob=True, **_COMMON)
+settings.register_profile("nightly", max_examples=20_000, print_blob=True, **_COMMON)
+settings.load_profile(os.environ.get("POLYBN_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    required = [name for name in os.environ.get("POLYBN_REQUIRE", "").split(",") if name]
+    missing = {name: REASONS.get(name, f"unknown; the backends are {', '.join(BACKENDS)}") for name in required}
+    missing = {name: reason for name, reason in missing.items() if reason is not None}
+    if missing:
+        raise pytest.UsageError(f"POLYBN_REQUIRE names backends that cannot run here: {missing}")
+
+
+def pytest_report_header() -> list[str]:
+    return [
+        f"polybn {name}: {'runs' if reason is None else f'cannot run: {reason}'}" for name, reason in REASONS.items()
+    ]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    # Parameters, not a fixture: Hypothesis rightly objects to function-scoped fixtures.
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", [_parameter(name) for name in BACKENDS])
+
+
+def _parameter(name: str) -> object:
+    reason = REASONS[name]
+    marks = () if reason is None else pytest.mark.skip(reason=f"{name}: {reason}")
+    return pytest.param(name, marks=marks)

@@ -1,0 +1,358 @@
+"""From arrays and names to backends: by type, by name, by a stranger's entry point; F8 and F26 of the fault list."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import polybn
+from polybn import dispatch
+from polybn.spec import BackendError, Moments
+
+pytestmark = pytest.mark.clause("S14")
+
+ARRAYS = """
+    class Array:
+        shape, dtype = (2, 3), "float32"
+
+    class Leaf(Array):
+        pass
+
+    class Other:
+        shape, dtype = (2, 3), "float32"
+"""
+BACKEND = """
+    import time
+    loads = globals().get("loads", 0) + 1
+    time.sleep(0.05)  # long enough for other threads to meet a half-imported module
+    name = "{name}"
+
+    def why_not():
+        {why_not}
+
+    def batch_norm(*arrays, **options):
+        return name, arrays, options
+
+    def batch_norm_vjp(*arrays, **options):
+        return name, arrays, options
+
+    def moments(x, **options):
+        return name, x, options
+
+    def fold(*arrays, **options):
+        return name, arrays, options
+
+    def merge_moments(a, b):
+        return name, a, b
+"""
+
+
+class Installer(NamedTuple):
+    """Installs packages: modules, and the entry points that announce them."""
+
+    site: Path
+
+    def __call__(self, package: str, entries: dict[str, str], **modules: str) -> None:
+        for name, source in modules.items():
+            (self.site / f"{name}.py").write_text(textwrap.dedent(source))
+        info = self.site / f"{package}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        lines = [f"[{dispatch.GROUP}]", *(f"{name} = {value}" for name, value in entries.items())]
+        (info / "entry_points.txt").write_text("\n".join(lines))
+        forget()
+
+
+def forget() -> None:
+    """Let dispatch look again, as a new process would."""
+    for cached in (dispatch._entries, dispatch._names, dispatch._serving):
+        cached.cache_clear()
+    importlib.invalidate_caches()
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Installer]:
+    """Packages as pip would install them, gone after the test."""
+    before = set(sys.modules)
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        yield Installer(tmp_path)
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+    forget()
+
+
+@pytest.fixture
+def strange(install: Installer) -> ModuleType:
+    """Install a third party's library and its backend; return the library."""
+    backend = BACKEND.format(name="strange", why_not="return None")
+    install("polybn_strange", {"strange": "polybn_strange"}, strange=ARRAYS, polybn_strange=backend)
+    return importlib.import_module("strange")
+
+
+def refused(function: Callable[..., Any], *args: Any, **options: Any) -> BackendError:
+    with pytest.raises(BackendError) as info:
+        function(*args, **options)
+    assert type(info.value) is BackendError
+    assert isinstance(info.value, TypeError)
+    return info.value
+
+
+# By type.
+
+
+def test_the_type_of_the_arrays_selects_the_backend(backend: str) -> None:
+    module = polybn.backend(backend)
+    x, gamma = module.asarray(np.ones((2, 3), "f4")), module.asarray(np.ones(3, "f4"))
+    assert dispatch.backend_of("batch_norm", x=x, gamma=gamma, beta=None) is module
+    assert type(polybn.batch_norm(x, gamma, training=True).y) is type(x)
+
+
+def test_a_subclass_goes_where_its_base_goes() -> None:
+    class Mine(np.ndarray):
+        pass
+
+    class MineToo(Mine):
+        pass
+
+    for cls in (Mine, MineToo, np.matrix, np.ma.MaskedArray, np.memmap):
+        assert dispatch._serving(cls) is dispatch._serving(np.ndarray) is not None
+
+
+def test_a_third_party_is_found_by_type(strange: ModuleType) -> None:
+    face: Any = polybn  # a strange backend returns strange results
+    x, gamma = strange.Array(), strange.Leaf()
+    name, arrays, options = face.batch_norm(x, gamma, training=True, where=x)
+    assert name == "strange"
+    assert arrays == (x, gamma, None, None, None)
+    assert options == {
+        "training": True, "momentum": 0.9, "eps": 1e-5, "axis": 1, "running_variance": "biased", "where": x,
+    }  # fmt: skip
+    assert face.batch_norm_vjp(x, training=False, momentum=0, eps=1, axis=0)[2] == options | {
+        "training": False, "momentum": 0, "eps": 1, "axis": 0, "where": None,
+    }  # fmt: skip
+    assert face.moments(x, axis=0) == ("strange", x, {"axis": 0, "where": None})
+    assert face.fold(x, None, x, x, eps=0) == ("strange", (x, None, x, x), {"eps": 0})
+    a, b = Moments(x, x, x), Moments(gamma, gamma, gamma)
+    assert face.merge_moments(a, b) == ("strange", a, b)
+
+
+def test_a_tracer_is_found_by_what_it_inherits_from(strange: ModuleType) -> None:
+    tracer = type("Tracer", (strange.Array,), {"__module__": "somewhere.else_"})
+    deeper = type("Inner", (tracer,), {"__module__": "anywhere"})
+    for x in (tracer(), deeper()):
+        assert polybn.moments(x)[0] == "strange"
+
+
+def test_a_name_inside_another_is_no_match(install: Installer, strange: ModuleType) -> None:
+    install("other", {}, strangest=ARRAYS)
+    refused(polybn.moments, importlib.import_module("strangest").Array())
+
+
+def test_two_names_of_one_backend_are_one_backend(install: Installer) -> None:
+    backend = BACKEND.format(name="twin", why_not="return None")
+    install(
+        "polybn_twin",
+        {"twin": "polybn_twin", "twinlib": "polybn_twin"},
+        twin=ARRAYS,
+        twinlib=ARRAYS,
+        polybn_twin=backend,
+    )
+    x, gamma = (importlib.import_module(name).Array() for name in ("twin", "twinlib"))
+    assert polybn.batch_norm(x, gamma, training=True)[0] == "twin"
+    assert polybn.backend("twin") is polybn.backend("twinlib")
+    assert [name for name in polybn.backends() if name.startswith("twin")] == ["twin"]
+
+
+# F8: arrays of several backends.
+
+
+def test_f8_mixed_libraries_are_named_argument_by_argument(strange: ModuleType) -> None:
+    x, mine = np.ones((2, 3)), strange.Array()
+    rule = "polybn.{}: all arrays must belong to one backend; got {} (convert them yourself: polybn moves nothing ...)"
+    rule = re.escape(rule).replace(r"\.\.\.", ".*")
+
+    def check(error: BackendError, function: str, owners: str) -> None:
+        assert re.fullmatch(rule.replace(r"\{\}", "{}").format(function, re.escape(owners)), str(error)), error
+
+    for function in ("batch_norm", "batch_norm_vjp"):
+        error = refused(getattr(polybn, function), x, mine, x, training=True)
+        check(error, function, "x: numpy, gamma: strange, beta: numpy")
+        error = refused(getattr(polybn, function), mine, None, None, mine, x, training=True, where=mine)
+        check(error, function, "x: strange, running_mean: strange, running_var: numpy, where: strange")
+    check(refused(polybn.moments, x, where=mine), "moments", "x: numpy, where: strange")
+    check(refused(polybn.fold, None, mine, x, x), "fold", "beta: strange, running_mean: numpy, running_var: numpy")
+    a, b = Moments(x, x, x), Moments(x, mine, x)
+    owners = "a.count: numpy, a.mean: numpy, a.m2: numpy, b.count: numpy, b.mean: strange, b.m2: numpy"
+    check(refused(polybn.merge_moments, a, b), "merge_moments", owners)
+
+
+def test_f8_a_backend_refuses_the_arrays_of_others(backend: str, strange: ModuleType) -> None:
+    module = polybn.backend(backend)
+    x = module.asarray(np.ones((2, 3), "f4"))
+    error = refused(module.batch_norm, x, strange.Array(), training=True)
+    rule = r"polybn\.batch_norm: gamma must be a plain \w+ array; got strange\.Array "
+    assert re.fullmatch(
+        rule + r"\(nothing is converted .*; the arguments are x: \S+, gamma: strange\.Array\)", str(error)
+    )
+
+
+# F26: by name.
+
+
+@pytest.mark.parametrize("name", ["torch", "NumPy", "", "numpy ", "polybn_numpy", None, 3, ["numpy"], np])
+def test_f26_an_unknown_name_is_told_the_known_ones(name: Any) -> None:
+    error = refused(polybn.backend, name)
+    assert str(error) == (
+        f"polybn.backend: name must be one of cupy, jax, mxnet, numpy; got {name!r} "
+        "(a package adds one by an entry point in the group 'polybn.backends')"
+    )
+    assert error.__cause__ is None
+
+
+def test_a_name_selects_a_backend(backend: str) -> None:
+    assert polybn.backend(backend) is importlib.import_module(f"polybn_{backend}")
+    assert polybn.backend(backend).name == backend
+
+
+def test_a_third_party_is_found_by_name(strange: ModuleType) -> None:
+    assert polybn.backend("strange") is sys.modules["polybn_strange"]
+    assert polybn.backends()["strange"] is None
+    assert "strange" in str(refused(polybn.backend, "stranger"))
+
+
+FAILURES = {
+    "ModuleNotFoundError": "import no_such_library",
+    "ImportError": "raise ImportError('libfoo.so.7: cannot open shared object file')",
+    "RuntimeError": "raise RuntimeError('the driver is\\n  too old')",
+    "SyntaxError": "this is no Python",
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_f26_a_failing_import_keeps_its_cause(install: Installer, failure: str) -> None:
+    install("polybn_broken", {"broken": "polybn_broken"}, broken=ARRAYS, polybn_broken=FAILURES[failure])
+    x = importlib.import_module("broken").Array()
+    calls: dict[str, Callable[[], Any]] = {
+        "backend": lambda: polybn.backend("broken"),
+        "batch_norm": lambda: polybn.batch_norm(x, training=True),
+        "moments": lambda: polybn.moments(x),
+    }
+    for function, call in calls.items():
+        error = refused(call)
+        assert type(error.__cause__).__name__ == failure
+        assert str(error) == (
+            f"polybn.{function}: the module of backend 'broken' must be importable; got {failure}: {error.__cause__} "
+            "(it is polybn_broken; install its library, and see polybn.backends())"
+        )
+    reason = polybn.backends()["broken"]
+    assert reason == " ".join(f"{failure}: {error.__cause__}".split())
+    assert polybn.backends()["numpy"] is None
+
+
+def test_f26_a_repaired_backend_is_found_without_a_new_process(install: Installer) -> None:
+    install("polybn_broken", {"broken": "polybn_broken"}, polybn_broken="import no_such_library")
+    refused(polybn.backend, "broken")
+    (install.site / "polybn_broken.py").write_text("name = 'repaired'")
+    importlib.invalidate_caches()
+    assert polybn.backend("broken").name == "repaired"
+
+
+# What runs here.
+
+
+REASONS = {
+    "return None": None,
+    "return 'no device'": "no device",
+    "return 'no device:\\n   error 100'": "no device: error 100",
+    "raise OSError('driver went away')": "OSError: driver went away",
+    "raise RuntimeError('no device') from OSError('the cause')": "OSError: the cause",
+}
+
+
+@pytest.mark.parametrize("why_not", REASONS)
+def test_backends_says_why_not_in_a_line_and_never_fails(install: Installer, why_not: str) -> None:
+    install("polybn_some", {"some": "polybn_some"}, polybn_some=BACKEND.format(name="some", why_not=why_not))
+    listed = polybn.backends()
+    assert listed["some"] == REASONS[why_not]
+    assert list(listed) == sorted(listed)
+    assert listed.keys() == {"cupy", "jax", "mxnet", "numpy", "some"}
+
+
+def test_a_backend_without_why_not_is_a_reason_too(install: Installer) -> None:
+    install("polybn_bare", {"bare": "polybn_bare"}, polybn_bare="name = 'bare'")
+    reason = polybn.backends()["bare"]
+    assert reason is not None
+    assert reason.startswith("AttributeError: ")
+    assert "why_not" in reason
+
+
+def test_an_installation_without_backends_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "entry_points", lambda group: ())
+    forget()
+    try:
+        assert "pip install -e ." in str(refused(polybn.backend, "numpy"))
+        assert "pip install -e ." in str(refused(polybn.moments, np.ones((2, 3))))
+    finally:
+        monkeypatch.undo()
+        forget()
+
+
+def test_no_environment_variable_selects_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYBN_BACKEND", "nonsense")
+    forget()
+    assert polybn.moments(np.ones((2, 3))).mean.tolist() == [1, 1, 1]
+    assert polybn.backend("numpy").name == "numpy"
+
+
+# State: there is none but caches.
+
+
+def test_eight_threads_at_once_find_one_backend_and_import_it_once(strange: ModuleType) -> None:
+    forget()
+    barrier = threading.Barrier(8)
+
+    def call(i: int) -> tuple[int, object, object]:
+        barrier.wait()
+        by_type = polybn.batch_norm(strange.Array(), strange.Leaf(), training=True)[0]
+        return threading.get_ident(), by_type, polybn.backend("strange")
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(call, range(8)))
+    threads, names, modules = zip(*results, strict=True)
+    assert len(set(threads)) == 8
+    assert set(names) == {"strange"}
+    assert set(modules) == {sys.modules["polybn_strange"]}
+    assert sys.modules["polybn_strange"].loads == 1
+
+
+def test_eight_threads_at_once_compute_the_same_bits() -> None:
+    x = np.random.default_rng(0).standard_normal((64, 5, 33)).astype("f4")
+    expected = polybn.batch_norm(x, training=True).y.tobytes()
+    forget()
+    barrier = threading.Barrier(8)
+
+    def call(i: int) -> bytes:
+        barrier.wait()
+        return bytes(polybn.batch_norm(x, training=True).y.tobytes())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(call, range(8))) == {expected}
+
+
+def test_nothing_can_be_registered() -> None:
+    with pytest.raises(TypeError):
+        dispatch._entries()["mine"] = None  # type: ignore[index]
+    assert isinstance(dispatch._names(), tuple)

@@ -1,0 +1,197 @@
+"""Who imports whom: polybn no array library, a backend its own library and the contract, nobody a neighbour."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FORBIDDEN = ("numpy", "cupy", "jax", "jaxlib", "mxnet", "torch", "rich", "typer", "pooch", "matplotlib")
+CONTRACT = {"polybn.spec", "polybn.arguments", "polybn.networks"}
+LIBRARIES = {
+    "polybn_numpy": {"numpy", "numba", "threadpoolctl"},
+    "polybn_cupy": {"numpy", "cupy", "cupyx"},
+    "polybn_jax": {"numpy", "jax", "jaxlib", "flax"},
+    "polybn_mxnet": {"numpy", "mxnet"},
+}
+
+# A finder that comes first sees every import, of absent modules and inside of try, too.
+WATCH = """
+import json, sys
+
+asked = set()
+
+class Watch:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        asked.add(name.partition(".")[0])
+
+before = set(sys.modules)
+sys.meta_path.insert(0, Watch)
+{code}
+print(json.dumps(sorted(asked | {{name.partition(".")[0] for name in set(sys.modules) - before}})))
+"""
+
+
+def imported_by(code: str) -> set[str]:
+    """Run code in a new process; return the root modules that it imported or tried to import."""
+    run = subprocess.run([sys.executable, "-c", WATCH.format(code=code)], capture_output=True, text=True, check=True)
+    return set(json.loads(run.stdout))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import polybn",
+        "import polybn, polybn.spec, polybn.arguments, polybn.dispatch, polybn.functional, polybn.layer",
+        "import polybn; polybn.dispatch._names(); dir(polybn); polybn.BatchNorm; polybn.Moments",
+        "import polybn\ntry: polybn.backend('torch')\nexcept polybn.BackendError: pass",
+        "import polybn\ntry: polybn.moments([1.0])\nexcept polybn.BackendError: pass",
+    ],
+)
+def test_polybn_imports_no_array_library_and_nothing_for_the_eye(code: str) -> None:
+    roots = imported_by(code)
+    assert "polybn" in roots
+    assert not roots & {*FORBIDDEN, *LIBRARIES}
+
+
+@pytest.mark.parametrize(
+    ("code", "root"),
+    [
+        ("import polybn, numpy", "numpy"),
+        ("import polybn; polybn.backend('numpy')", "polybn_numpy"),
+        ("import polybn; polybn.networks", "numpy"),
+        ("import polybn\ntry: import mxnet\nexcept ImportError: pass", "mxnet"),
+        (
+            "import importlib, contextlib\nwith contextlib.suppress(ImportError): importlib.import_module('jax.numpy')",
+            "jax",
+        ),
+    ],
+)
+def test_the_test_above_can_fail(code: str, root: str) -> None:
+    assert root in imported_by(code)
+
+
+def test_an_array_brings_in_its_own_backend_only() -> None:
+    roots = imported_by("import numpy, polybn; polybn.moments(numpy.ones((2, 3)))")
+    assert roots & set(LIBRARIES) == {"polybn_numpy"}
+    assert not roots & {"cupy", "jax", "jaxlib", "mxnet", "torch"}
+
+
+# Read from the source.
+
+
+def imports(source: str, package: str) -> Iterator[str]:
+    """Yield the full name of everything that a module of a package imports, wherever in the module it does so."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = f"{package}.{node.module}" if node.level else str(node.module)
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            yield f"({ast.unparse(node)})"
+
+
+def strangers(source: str, package: str) -> list[str]:
+    """List what a module of a backend imports and may not."""
+
+    def allowed(name: str) -> bool:
+        root = name.partition(".")[0]
+        if root == "polybn":
+            return any(name == known or name.startswith(f"{known}.") for known in CONTRACT)
+        return root == package or root in LIBRARIES[package] or root in sys.stdlib_module_names
+
+    return [name for name in imports(source, package) if not allowed(name)]
+
+
+BACKEND_FILES = sorted((ROOT / "backends").glob("*/**/*.py"))
+NEUTRAL_FILES = sorted((ROOT / "polybn").glob("**/*.py"))
+ADAPTERS = ROOT / "polybn" / "conformance" / "adapters"  # they reach for other libraries: that is their work
+
+
+@pytest.mark.parametrize("path", BACKEND_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_backend_imports_its_library_and_the_contract(path: Path) -> None:
+    package = path.relative_to(ROOT / "backends").parts[0]
+    assert package in LIBRARIES, f"say above which library {package} serves"
+    assert strangers(path.read_text(), package) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import polybn",
+        "import polybn_jax",
+        "from polybn_cupy import kernels",
+        "import cupy as np",
+        "import scipy.linalg",
+        "from polybn import batch_norm",
+        "from polybn import dispatch",
+        "from polybn.functional import moments",
+        "from polybn.specification import x",
+        "def late():\n    import torch",
+        "import importlib\nimportlib.import_module('polybn_jax')",
+        "__import__('jax')",
+        "import numpy, jax.numpy",
+    ],
+)
+def test_a_stranger_is_found(source: str) -> None:
+    assert strangers(source, "polybn_numpy") != []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import numpy as np, math",
+        "from collections.abc import Callable",
+        "from polybn import spec",
+        "from polybn.spec import Moments",
+        "from polybn.arguments import check_eps",
+        "import polybn.networks",
+        "from polybn_numpy import blocks",
+        "from . import kernels",
+        "from .kernels import sums",
+        "def late():\n    import numba",
+    ],
+)
+def test_a_friend_is_let_in(source: str) -> None:
+    assert strangers(source, "polybn_numpy") == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in NEUTRAL_FILES if ADAPTERS not in path.parents],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_polybn_names_no_backend_and_no_array_library_but_numpy(path: Path) -> None:
+    roots = {name.partition(".")[0] for name in imports(path.read_text(), "polybn")}
+    served = set().union(*LIBRARIES.values()) - {"numpy"}
+    assert not roots & {*LIBRARIES, *served}
+
+
+def test_files_were_read() -> None:
+    assert ROOT / "backends/polybn_numpy/batch_norm.py" in BACKEND_FILES
+    assert ROOT / "polybn/spec.py" in NEUTRAL_FILES
+
+
+# Names.
+
+
+def test_nothing_named_backends_can_be_imported(tmp_path: Path) -> None:
+    """As a user has it: installed, from a folder of their own, without a path to the source."""
+    code = "import sys, importlib.util; print([importlib.util.find_spec(name) is not None for name in sys.argv[1:]])"
+    command = [sys.executable, "-I", "-c", code, "polybn", "polybn_numpy", "backends"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[True, True, False]"
+    assert not (ROOT / "backends" / "__init__.py").exists()
+
+
+def test_no_module_hides_numpy() -> None:
+    """Python puts the folder of a script first on its path: a file of that name would stand for NumPy."""
+    assert [path for path in (*BACKEND_FILES, *NEUTRAL_FILES) if path.stem == "numpy"] == []

@@ -1,0 +1,97 @@
+"""Each backend module fits spec.Backend: its names, its signatures, and its types in the eyes of mypy."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import polybn
+from polybn.spec import Backend
+
+if TYPE_CHECKING:  # mypy compares module and protocol, signature by signature; nothing is imported when tests run
+    import polybn_numpy
+
+    _numpy: Backend = polybn_numpy
+
+
+def members(protocol: type) -> set[str]:
+    return {name for name in vars(protocol) if not name.startswith("_")}
+
+
+def shape_of(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    """Return name, kind and default of each parameter but self; mypy compares the annotations."""
+    parameters = inspect.signature(function).parameters.values()
+    return [(p.name, p.kind, p.default) for p in parameters if p.name != "self"]
+
+
+def differences(module: ModuleType | SimpleNamespace) -> list[str]:
+    """Say where a module is not what the protocol asks for."""
+    found = []
+    for name in sorted(members(Backend) ^ set(module.__all__)):
+        found.append(f"{name}: {'missing in' if name in members(Backend) else 'too much in'} __all__")
+    for name in sorted(members(Backend)):
+        expected, given = inspect.getattr_static(Backend, name), getattr(module, name, None)
+        if isinstance(expected, property):
+            if not isinstance(given, str):
+                found.append(f"{name}: {given!r} is no str")
+        elif not inspect.isfunction(given):
+            found.append(f"{name}: {given!r} is no function")
+        elif shape_of(given) != shape_of(expected):
+            found.append(f"{name}: {inspect.signature(given)} is not {inspect.signature(expected)}")
+    return found
+
+
+def test_a_backend_has_the_names_and_signatures_of_the_protocol(backend: str) -> None:
+    module: Any = polybn.backend(backend)
+    assert differences(module) == []
+
+
+def test_the_public_functions_have_the_signatures_of_the_protocol() -> None:
+    for name in ("batch_norm", "batch_norm_vjp", "moments", "merge_moments", "fold"):
+        assert shape_of(getattr(polybn, name)) == shape_of(inspect.getattr_static(Backend, name))
+
+
+def test_a_backend_says_who_it_is(backend: str) -> None:
+    module = polybn.backend(backend)
+    assert module.name == backend
+    assert module.why_not() is None
+    facts = module.describe()
+    assert facts["device"]
+    assert all(isinstance(key, str) and isinstance(value, str) and value for key, value in facts.items())
+
+
+# The test can fail: each of these departs from the protocol in one place.
+
+
+def departing(**changes: Any) -> SimpleNamespace:
+    module: Any = polybn.backend("numpy")
+    fields = {name: getattr(module, name) for name in members(Backend)} | {"__all__": list(module.__all__)} | changes
+    return SimpleNamespace(**fields)
+
+
+def renamed(gamma: Any, beta: Any, running_mean: Any, running_var: Any, *, epsilon: float = 1e-5) -> None: ...
+def positional(gamma: Any, beta: Any, running_mean: Any, running_var: Any, eps: float = 1e-5) -> None: ...
+def defaulted(gamma: Any, beta: Any, running_mean: Any, running_var: Any, *, eps: float = 1e-3) -> None: ...
+def extended(
+    gamma: Any, beta: Any, running_mean: Any, running_var: Any, *, eps: float = 1e-5, out: Any = None
+) -> None: ...
+def reordered(beta: Any, gamma: Any, running_mean: Any, running_var: Any, *, eps: float = 1e-5) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        *(({"fold": function}, "fold: (") for function in (renamed, positional, defaulted, extended, reordered)),
+        ({"fold": None}, "fold: None"),
+        ({"name": None}, "name: None"),
+        ({"__all__": sorted(members(Backend) - {"fold"})}, "fold: missing in __all__"),
+        ({"__all__": sorted(members(Backend) | {"relu"})}, "relu: too much in __all__"),
+    ],
+)
+def test_a_departure_is_found(changes: dict[str, Any], where: str) -> None:
+    assert differences(departing()) == []
+    assert [text[: len(where)] for text in differences(departing(**changes))] == [where]

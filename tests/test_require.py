@@ -1,0 +1,60 @@
+"""POLYBN_REQUIRE turns a skip into a failure: a lane that asks for a backend cannot pass without it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Named absent modules make a backend that cannot run, on any machine.
+RUN = """
+import sys
+import pytest
+
+sys.modules.update(dict.fromkeys({absent!r}))
+sys.exit(pytest.main(["-q", "-rs", "-p", "no:cacheprovider", "tests/test_require.py", "-k", "canary"]))
+"""
+
+
+def test_canary(backend: str) -> None:
+    """What the runs below run."""
+
+
+def run(required: str | None, *absent: str) -> subprocess.CompletedProcess[str]:
+    hidden = ("POLYBN_REQUIRE", "PYTEST_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    if required is not None:
+        environment["POLYBN_REQUIRE"] = required
+    command = [sys.executable, "-c", RUN.format(absent=absent)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_without_it_an_absent_backend_is_skipped_with_its_reason() -> None:
+    result = run(None, "polybn_mxnet")
+    assert result.returncode == pytest.ExitCode.OK, result.stdout + result.stderr
+    assert re.search(r"\d passed, \d skipped", result.stdout)
+    assert "mxnet: ModuleNotFoundError: import of polybn_mxnet halted" in result.stdout
+
+
+def test_a_backend_that_runs_satisfies_it() -> None:
+    result = run("numpy")
+    assert result.returncode == pytest.ExitCode.OK, result.stdout + result.stderr
+    assert re.search(r"\d passed", result.stdout)
+
+
+@pytest.mark.parametrize("required", ["mxnet", "numpy,mxnet,torch,NumPy"])
+def test_a_backend_that_cannot_run_stops_the_lane_before_its_first_test(required: str) -> None:
+    result = run(required, "polybn_mxnet")
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR, result.stdout + result.stderr
+    assert "POLYBN_REQUIRE names backends that cannot run here" in result.stderr
+    assert "'mxnet': 'ModuleNotFoundError: import of polybn_mxnet halted" in result.stderr
+    for unknown in {"torch", "NumPy"} & set(required.split(",")):
+        assert f"'{unknown}': 'unknown; the backends are numpy, cupy, jax, mxnet'" in result.stderr
+    assert "'numpy':" not in result.stderr
+    assert " passed" not in result.stdout
