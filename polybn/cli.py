@@ -205,7 +205,7 @@ def data(
     for place in location.places:
         mark = ("used", "bold green") if place is location.used else place.why_not or "not needed"
         out.print(Text.assemble(f"{place.origin:<16}{place.directory}: ", mark))
-    dataset = _load(where)
+    dataset = _load(where, explain=True)
     sizes = f"{len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images"
     out.print(f"Verified: {sizes}, from {dataset.source}", highlight=False)
     contact_sheet.draw(dataset.train_images[:80], dataset.train_labels[:80], out_png, title=f"Fashion-MNIST: {sizes}")
@@ -296,11 +296,14 @@ def _choose_directory(wanted: Path | None, name: str, resume: bool) -> Path:
     return next(path for path in paths if path not in taken)
 
 
-def _load(where: str | None) -> Dataset:
-    """Read the data, and say so where it is only the sample."""
+def _load(where: str | None, *, explain: bool = False) -> Dataset:
+    """Read the data, and say so where it is only the sample: in one line, or in full."""
     dataset, reason = fashion_mnist.load_or_sample(where, progress=err.is_terminal)
     if reason is not None:
-        err.print(Text.assemble(("Using the small sample that comes with polybn: ", "yellow"), reason))
+        short = "no full copy can be had (polybn data says why; apt install dataset-fashion-mnist brings one)"
+        err.print(
+            Text.assemble(("Using the small sample that comes with polybn: ", "yellow"), reason if explain else short)
+        )
     return dataset
 
 

@@ -55,8 +55,9 @@ the same bits; running statistics change once, in the forward pass, and never in
 
 **S8 Constant channels.** A channel of equal finite values gives ``v = 0``, ``y = beta`` exactly and ``dx = 0``.
 
-**S9 NaN and infinity** stay in their channel. That channel's ``y``, running statistics and gradients
-are NaN throughout, even where ``gamma`` is 0; every other channel is, to the bit, what it would be without it.
+**S9 NaN and infinity** in ``x`` stay in their channel; every other channel is, to the bit, what it would be
+without them. In training that channel's ``y``, ``dx``, ``dgamma`` and running statistics are NaN throughout, even where
+``gamma`` is 0; ``dbeta`` does not depend on ``x``.
 
 **S10 Range.** Finite input is never finite and wrong. Where ``v + eps`` leaves the range of the
 arithmetic, the channel is computed again from ``x * 2^-k`` and ``eps * 4^-k``, which is exact. A variance

@@ -140,6 +140,7 @@ def train(
     True
     """
     _check_numbers(epochs, batch_size, learning_rate, seed)
+    epochs, batch_size, learning_rate, seed = int(epochs), int(batch_size), float(learning_rate), int(seed)
     if resume and out is None:
         raise DomainError("polybn.train: out must name the run to resume; got None (nothing was written without it)")
     module = find_backend(backend)
@@ -148,9 +149,9 @@ def train(
     config = {
         "backend": backend,
         "network": networks.to_plain(network),
-        "batch_size": int(batch_size),
-        "learning_rate": float(learning_rate),
-        "seed": int(seed),
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
         "data_sha256": _fingerprint(dataset),
     }
     run = Run(config, [], [], networks.initial_state(network, seed))
@@ -159,7 +160,7 @@ def train(
         run = _resume(directory, run)
     program = module.compile(network, run.state, batch_size=batch_size)
     if directory is not None:
-        notes = {"epochs": int(epochs), "data": dataset.source, "versions": dict(module.describe()) | _versions()}
+        notes = {"epochs": epochs, "data": dataset.source, "versions": dict(module.describe()) | _versions()}
         _prepare(directory, run, notes, resume=resume)
     training = program.place(dataset.train_images, dataset.train_labels)
     testing = program.place(dataset.test_images, dataset.test_labels)

@@ -7,6 +7,7 @@ POLYBN_REQUIRE names it: then the run stops before its first test.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,7 +18,7 @@ BACKENDS = ("numpy", "cupy", "jax", "mxnet")
 REASONS = {name: polybn.dispatch.why_not(name) for name in BACKENDS}
 
 # dev is quick, ci is repeatable, nightly looks for news. Deadlines are off: speed is no matter of tests.
-_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+_COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("dev", max_examples=50, **_COMMON)
 settings.register_profile("ci", max_examples=300, derandomize=True, print_blob=True, **_COMMON)
 settings.register_profile("nightly", max_examples=20_000, print_blob=True, **_COMMON)

@@ -101,7 +101,7 @@ class Pullback:
                 sum_g, sum_gx = kernels.differentiate_centering(g, xhat, call.divisor(block), kept)
             else:
                 sum_g, sum_gx = kernels.sums(g), kernels.dots(g, xhat)
-            kernels.affine(g, r, gamma, None)
+            kernels.affine(g, r, gamma, None, kept)
             blocks.scatter(g, target, block)
             scale = r if gamma is None else gamma * r
             for vector, value in (

@@ -6,6 +6,7 @@ rows alone: where they come from, and where they go, is the business of :mod:`po
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -105,7 +106,7 @@ def standardize(
     strayed = out_of_range(v, eps)
     if strayed.any():
         rows = load()
-        exponent = np.where(strayed, exponents(rows), exponent)
+        exponent = np.where(strayed, exponents(rows, eps), exponent)
         np.ldexp(rows, -exponent, out=rows)
         m1, delta, v = center(rows, counts, kept)
     r = inverse_root(v, np.ldexp(v.dtype.type(eps), -2 * exponent))
@@ -114,9 +115,13 @@ def standardize(
 
 def inverse_root(variance: Column, eps: Column | np.floating[Any]) -> Column:
     """Return ``1 / sqrt(variance + eps)``, and 0 where both are 0 (S3)."""
-    square = variance + eps
+    with np.errstate(over="ignore"):
+        square = variance + eps
     r = np.zeros_like(square)
     np.divide(1, np.sqrt(square), out=r, where=square != 0)
+    overflowed = np.isinf(square) & np.isfinite(variance)
+    if overflowed.any():  # a quarter of each does not
+        r[overflowed] = 0.5 / np.sqrt(variance / 4 + eps / 4)[overflowed]
     return r
 
 
@@ -128,9 +133,9 @@ def out_of_range(v: Column, eps: float) -> NDArray[np.bool_]:
     return strayed
 
 
-def exponents(rows: Rows) -> NDArray[np.int32]:
-    """Return the exponent of each row's largest magnitude, 0 for rows of zeros and for NaN and infinity."""
-    largest = np.max(np.abs(rows), axis=1, keepdims=True, initial=0)
+def exponents(rows: Rows, eps: float) -> NDArray[np.int32]:
+    """Return the exponent of the larger of each row and ``sqrt(eps)``: both fit the range times its inverse."""
+    largest = np.max(np.abs(rows), axis=1, keepdims=True, initial=math.sqrt(eps))
     return np.where(np.isfinite(largest), np.frexp(largest)[1], 0).astype(np.int32)
 
 
@@ -141,8 +146,8 @@ def affine(rows: Rows, r: Column, gamma: Column | None, beta: Column | None, kep
         rows *= gamma
     if beta is not None:
         rows += beta
-        if kept is not None:
-            np.copyto(rows, 0, where=~kept)
+    if kept is not None:  # beta, or NaN times 0, is there by now
+        np.copyto(rows, 0, where=~kept)
 
 
 def differentiate_centering(g: Rows, xhat: Rows, counts: Column, kept: Mask | None = None) -> tuple[Column, Column]:

@@ -1,0 +1,521 @@
+"""The command line: what each command prints, draws and writes, and how it fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+
+import polybn
+from polybn import cli, dispatch, fashion_mnist, networks, training
+from polybn.display import EpochDisplay
+from polybn.fashion_mnist import CLASSES
+from polybn.spec import Steps
+from polybn.training import Epoch, train
+from tests.training_worker import slice_of_sample
+
+DATA = slice_of_sample()
+LINE = r"^epoch ( *\d+), loss (\d+\.\d{4}), train acc ([01]\.\d{3}), test acc ([01]\.\d{3}), time (\d+\.\d) s$"
+HEAD = ["LeNet, 44,878 trainable values, batch norm: spec; backend numpy", "300 training and 60 test images"]
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Polybn = Callable[..., Said]
+
+
+@pytest.fixture
+def polybn_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Polybn:
+    """Run ``polybn`` in an empty directory, as its script does, on the data that each test says."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("POLYBN_BACKEND", "POLYBN_DATA", "POLYBN_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["polybn", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        code = exit.value.code
+        assert isinstance(code, int)
+        return Said(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every command find a slice of the sample."""
+    monkeypatch.setattr(fashion_mnist, "load_or_sample", lambda where, progress: (DATA, None))
+
+
+needs_small = pytest.mark.usefixtures("small")
+
+
+def refused(said: Said, words: str, code: int = 2) -> None:
+    """Check that a command failed in one line."""
+    assert said.code == code
+    assert re.fullmatch(f"error: {words}\n", said.err), said.err
+    assert "Traceback" not in said.out
+
+
+# Help.
+
+COMMANDS = ["train", "compare", "predict", "data", "info"]
+
+
+def test_without_a_command_it_helps(polybn_: Polybn) -> None:
+    said = polybn_()
+    assert "Begin with polybn train" in (said.out + said.err)
+    listed = [command for command in COMMANDS if re.search(rf"^\W*{command}  ", said.out + said.err, re.MULTILINE)]
+    assert listed == COMMANDS
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_helps(polybn_: Polybn, command: str, flag: str) -> None:
+    """With an example that begins as one would type it, where it takes arguments."""
+    said = polybn_(command, flag)
+    assert (said.code, said.err) == (0, "")
+    assert f"polybn {command} [OPTIONS]" in said.out
+    assert command == "info" or re.search(rf"^ +polybn {command} ", said.out.split("Options")[0], re.MULTILINE)
+
+
+def test_every_option_of_train_is_explained_with_its_default(polybn_: Polybn) -> None:
+    text = re.sub(r"[\s│]+", " ", polybn_("train", "--help").out)
+    for option, default in {
+        "--backend": "numpy", "--epochs": "10", "--batch-size": "256", "--lr": "1.0", "--norm": "spec", "--seed": "0",
+    }.items():  # fmt: skip
+        assert re.search(rf"{option} .*?\[default: {re.escape(default)}\]", text), option
+    assert all(option in text for option in ("--data", "--out", "--resume", "POLYBN_BACKEND", "spec|native|none"))
+
+
+def test_version(polybn_: Polybn) -> None:
+    assert polybn_("--version") == (0, f"{polybn.__version__}\n", "")
+
+
+def test_the_script_is_installed() -> None:
+    (script,) = entry_points(group="console_scripts", name="polybn")
+    assert script.load() is cli.main
+
+
+# Train.
+
+
+@needs_small
+def test_train(polybn_: Polybn, tmp_path: Path) -> None:
+    """Every line, and that the run is the one that was asked for."""
+    said = polybn_("train", "--epochs", 2, "--batch-size", 128, "--lr", 0.5, "--seed", 3)
+    assert (said.code, said.err) == (0, "")
+    *head, first, second, last = said.out.splitlines()
+    assert head == HEAD
+    assert last == "Saved in runs/numpy-spec-3; polybn compare runs/numpy-spec-3 draws its curves"
+    expected = train(networks.lenet(), data=DATA, epochs=2, batch_size=128, learning_rate=0.5, seed=3)
+    saved = training.load_run(tmp_path / "runs" / "numpy-spec-3")
+    assert saved.config == expected.config
+    for line, epoch, written in zip((first, second), expected.epochs, saved.epochs, strict=True):
+        match = re.match(LINE, line)
+        assert match is not None
+        assert match.groups() == (
+            f"{epoch.epoch}", f"{epoch.loss:.4f}", f"{epoch.train_accuracy:.3f}", f"{epoch.test_accuracy:.3f}",
+            f"{written.seconds:.1f}",
+        )  # fmt: skip
+
+
+@needs_small
+def test_train_without_batch_norm(polybn_: Polybn, tmp_path: Path) -> None:
+    said = polybn_("train", "--epochs", 1, "--norm", "none", "--out", "here")
+    assert said.code == 0
+    assert said.out.startswith("LeNet, 44,426 trainable values, batch norm: none; backend numpy\n")
+    assert training.load_run(tmp_path / "here").config["network"] == networks.to_plain(networks.lenet(None))
+
+
+@needs_small
+def test_defaults_are_those_of_the_function(polybn_: Polybn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr(training, "train", lambda *arguments, **options: given.update(options, arguments=arguments))
+    assert polybn_("train").code == 0
+    defaults = train.__kwdefaults__ or {}
+    assert given.pop("arguments") == (networks.lenet(), "numpy")
+    assert given.pop("out") == Path("runs/numpy-spec-0")
+    assert given.pop("data") is DATA
+    names = {"epochs", "batch_size", "learning_rate", "seed", "resume"}
+    assert {name: given[name] for name in names} == {name: defaults[name] for name in names}
+    assert names | {"on_steps", "on_epoch"} == given.keys()
+
+
+@needs_small
+def test_the_default_directory_is_a_new_one(polybn_: Polybn, tmp_path: Path) -> None:
+    """Also where one in the middle was deleted. --resume takes the last."""
+
+    def where(*options: str) -> str:
+        match = re.search(r"^Saved in (\S+);", polybn_("train", "--epochs", 0, *options).out, re.MULTILINE)
+        assert match is not None
+        return match[1]
+
+    names = [f"runs/numpy-spec-0{number}" for number in ("", "-2", "-3", "-4")]
+    assert where("--resume") == names[0]
+    assert [where(), where(), where("--norm", "none"), where("--seed", "7")] == [
+        names[1], names[2], "runs/numpy-none-0", "runs/numpy-spec-7",
+    ]  # fmt: skip
+    (tmp_path / names[1] / "config.json").unlink()
+    (tmp_path / names[1]).rmdir()
+    assert where("--resume") == names[2]
+    assert where() == names[1]
+    assert where() == names[3]
+
+
+@needs_small
+def test_resume(polybn_: Polybn) -> None:
+    polybn_("train", "--epochs", 1)
+    said = polybn_("train", "--epochs", 2, "--resume")
+    assert re.findall(LINE.replace("^", "").replace("$", ""), said.out)[0][0] == "2"
+    assert "Saved in runs/numpy-spec-0;" in said.out
+    refused(
+        polybn_("train", "--epochs", 3, "--resume", "--lr", 0.5),
+        r"polybn\.train: learning_rate must be that of the run in runs/numpy-spec-0 to resume it; got 0\.5, .* 1\.0 .*",
+    )
+
+
+@needs_small
+def test_odd_names_are_printed_as_they_are(polybn_: Polybn) -> None:
+    name = "[bold]lr=1[red] :smile: {x}"
+    said = polybn_("train", "--epochs", 1, "--out", name)
+    assert said.out.endswith(f"Saved in {name}; polybn compare {name} draws its curves\n")
+    assert name in polybn_("compare", name).out
+    refused(polybn_("compare", "[red]nope"), r"polybn: \[red\]nope must be a run with a finished epoch; .*")
+
+
+@needs_small
+def test_the_environment_names_a_backend(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYBN_BACKEND", "nope")
+    refused(polybn_("train", "--epochs", 0), r"polybn\.backend: name must be one of .*; got 'nope' .*")
+    assert polybn_("train", "--epochs", 0, "--backend", "numpy").code == 0
+
+
+def test_an_unknown_backend_is_refused_before_data_are_fetched(
+    polybn_: Polybn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fashion_mnist, "load_or_sample", lambda *args, **options: pytest.fail("data were read"))
+    said = polybn_("train", "--backend", "nope")
+    refused(said, r"polybn\.backend: name must be one of .*numpy; got 'nope' .*")
+    assert said.out == ""
+
+
+@needs_small
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--norm", "native"], r"polybn\.train: norm must be 'spec' or None on the numpy backend; got 'native' .*"),
+        (["--lr", "0"], r"polybn\.train: learning_rate must lie between .*; got 0\.0 .*"),
+        (["--lr", "nan"], r"polybn\.train: learning_rate must .*; got nan .*"),
+        (["--epochs", "-1"], r"polybn\.train: epochs must be 0 or more; got -1 .*"),
+        (["--batch-size", "0"], r"polybn\.train: batch_size must be 1 or more; got 0 .*"),
+        (["--seed", "-1"], r"polybn\.train: seed must be 0 or more; got -1 .*"),
+        (["--out", "."], r"polybn\.train: --out must be a new or empty directory; got \., which holds note\.txt .*"),
+        (["--out", "note.txt"], r".*'note\.txt'"),
+    ],
+)
+def test_what_train_refuses(polybn_: Polybn, tmp_path: Path, options: list[str], words: str) -> None:
+    (tmp_path / "note.txt").write_text("mine")
+    refused(polybn_("train", *options), words)
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+
+
+@needs_small
+@pytest.mark.parametrize("options", [["--norm", "batch"], ["--epochs", "many"], ["--lr"], ["--speed", "9"], ["more"]])
+def test_what_is_no_option(polybn_: Polybn, tmp_path: Path, options: list[str]) -> None:
+    said = polybn_("train", *options)
+    assert (said.code, said.out) == (2, "")
+    assert "Error" in said.err
+    assert options[0] in said.err
+    assert not list(tmp_path.iterdir())
+
+
+@needs_small
+def test_divergence_is_told_in_a_line_with_a_code_of_its_own(polybn_: Polybn) -> None:
+    said = polybn_("train", "--norm", "none", "--lr", "1e38", "--batch-size", 64)
+    words = r"polybn\.train: .* must stay finite; got \S+ .* \(the learning rate is 1e\+38: try --lr 1e\+37, .*\)"
+    refused(said, words, code=1)
+
+
+@needs_small
+def test_control_c(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupted)
+    words = "Stopped; finished epochs are saved. Go on with --resume --out here\n"
+    assert polybn_("train", "--out", "here") == (130, "\n".join([*HEAD, ""]), words)
+
+
+def test_without_the_full_data_it_trains_on_the_sample_and_says_so(
+    polybn_: Polybn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.setenv("POLYBN_OFFLINE", "1")
+    monkeypatch.setenv("HOME", str(empty))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(empty))
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", empty / "debian")
+    said = polybn_("train", "--epochs", 0)
+    assert said.code == 0
+    assert "6,000 training and 1,000 test images" in said.out.splitlines()
+    (line,) = said.err.splitlines()
+    assert re.match("Using the small sample that comes with polybn: no full copy .*polybn data.*apt install", line)
+
+
+def test_the_sample_by_name_needs_no_words(polybn_: Polybn) -> None:
+    said = polybn_("train", "--epochs", 0, "--data", "sample")
+    assert (said.code, said.err) == (0, "")
+    assert "6,000 training and 1,000 test images" in said.out
+
+
+def test_a_directory_without_data_is_not_replaced_by_the_sample(polybn_: Polybn, tmp_path: Path) -> None:
+    words = rf"polybn\.fashion_mnist\.load: {tmp_path}/train-images-idx3-ubyte\.gz must be a file; got none .*"
+    refused(polybn_("train", "--data", tmp_path), words)
+
+
+# Compare.
+
+
+@needs_small
+def test_compare(polybn_: Polybn, tmp_path: Path) -> None:
+    polybn_("train", "--epochs", 2)
+    polybn_("train", "--epochs", 1, "--norm", "none")
+    said = polybn_("compare", "runs/numpy-spec-0", "runs/numpy-none-0", "--out", "curves.png")
+    assert (said.code, said.err) == (0, "")
+    title, *table, last = said.out.splitlines()
+    assert title.strip() == "training loss, training accuracy, test accuracy"
+    assert last == "Curves drawn in curves.png"
+    rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in table if line[0] in "│┃"]
+    spec, none = (training.read_metrics(tmp_path / "runs" / f"numpy-{norm}-0") for norm in ("spec", "none"))
+
+    def cell(e: Epoch) -> str:
+        return f"{e.loss:.4f}  {e.train_accuracy:.3f}  {e.test_accuracy:.3f}"
+
+    assert rows == [
+        ["epoch", "numpy-spec-0", "numpy-none-0"], ["1", cell(spec[0]), cell(none[0])], ["2", cell(spec[1]), ""],
+    ]  # fmt: skip
+    assert imread(tmp_path / "curves.png").shape[1] == 1440
+
+
+@needs_small
+def test_compare_tells_many_runs_apart(polybn_: Polybn) -> None:
+    """In 80 columns: every character of every name is there, and every number."""
+    polybn_("train", "--epochs", 1)
+    names = ["runs/numpy-spec-0", *(f"runs/numpy-spec-0-{number}" for number in range(2, 7))]
+    for name in names[1:]:
+        shutil.copytree(names[0], name)
+    said = polybn_("compare", *names)
+    lines = [re.split("[│┃]", line)[1:-1] for line in said.out.splitlines() if line[0] in "│┃"]
+    columns = ["".join(cell.strip() for cell in column) for column in zip(*lines, strict=True)][1:]
+    expected = training.read_metrics("runs/numpy-spec-0")[0]
+    numbers = f"{expected.loss:.4f}{expected.train_accuracy:.3f}{expected.test_accuracy:.3f}"
+    assert columns == [name.removeprefix("runs/") + numbers for name in names]
+
+
+@needs_small
+def test_compare_runs_of_one_name(polybn_: Polybn) -> None:
+    for parent in ("a", "b"):
+        polybn_("train", "--epochs", 1, "--out", f"{parent}/run")
+    said = polybn_("compare", "a/run", "b/run")
+    assert re.search(r"┃ epoch ┃ +a/run ┃ +b/run ┃", said.out)
+    assert Path("comparison.png").exists()
+
+
+def test_compare_without_a_run(polybn_: Polybn, tmp_path: Path) -> None:
+    refused(polybn_("compare", "nope"), r"polybn: nope must be a run with a finished epoch; got FileNotFoundError: .*")
+    assert polybn_("compare").code == 2
+    assert not list(tmp_path.iterdir())
+
+
+# Predict.
+
+
+@needs_small
+def test_predict(polybn_: Polybn, tmp_path: Path) -> None:
+    """The table is counted again here, from the saved state."""
+    polybn_("train", "--epochs", 3, "--batch-size", 64)
+    said = polybn_("predict", "runs/numpy-spec-0", "--count", 20, "--out", "grid.png")
+    assert (said.code, said.err) == (0, "")
+    run = training.load_run(tmp_path / "runs" / "numpy-spec-0")
+    program = dispatch.backend("numpy").compile(networks.lenet(), run.state, batch_size=60)
+    given = program.logits(program.place(DATA.test_images, DATA.test_labels)).argmax(axis=1)
+    title, *table, total, last = said.out.splitlines()
+    assert title.strip() == "runs/numpy-spec-0 after epoch 3"
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table if line[0] == "│"]
+    assert [row[0] for row in rows] == list(CLASSES)
+    for index, (_, right, taken) in enumerate(rows):
+        labels = given[DATA.test_labels == index].tolist()
+        assert right == f"{labels.count(index)} of {len(labels)}"
+        wrong = [label for label in labels if label != index]
+        if wrong:
+            match = re.fullmatch(r"(.*) \((\d+)\)", taken)
+            assert match is not None
+            assert wrong.count(CLASSES.index(match[1])) == int(match[2]) == max(map(wrong.count, wrong))
+        else:
+            assert taken == ""
+    hits = int(np.count_nonzero(given == DATA.test_labels))
+    assert total == f"{hits} of 60 test images right: {hits / 60:.1%}"
+    assert last == "The first 20 are drawn in grid.png"
+    assert imread(tmp_path / "grid.png").ndim == 3
+
+
+def test_a_score_by_hand() -> None:
+    """Of six bags, three are right, and the mistakes are a shirt twice and a dress once."""
+    labels = np.array([8] * 6 + [0], np.uint8)
+    predictions = np.array([8, 6, 8, 3, 6, 8, 8], np.uint8)
+    assert cli._score(8, labels, predictions) == (3, 6, "Shirt (2)")
+    assert cli._score(0, labels, predictions) == (0, 1, "Bag (1)")
+    assert cli._score(1, labels, predictions) == (0, 0, "")
+    assert cli._score(8, labels[:1], predictions[:1]) == (1, 1, "")
+
+
+@needs_small
+def test_predict_draws_no_more_than_there_are(polybn_: Polybn) -> None:
+    polybn_("train", "--epochs", 1)
+    said = polybn_("predict", "runs/numpy-spec-0", "--count", 400)
+    assert said.out.endswith("The first 60 are drawn in predictions.png\n")
+
+
+@pytest.mark.parametrize("count", [0, 401])
+def test_predict_draws_some_but_not_all(polybn_: Polybn, count: int) -> None:
+    assert polybn_("predict", "runs/numpy-spec-0", "--count", count).code == 2
+
+
+@needs_small
+def test_predict_without_a_checkpoint(polybn_: Polybn, tmp_path: Path) -> None:
+    refused(polybn_("predict", "nope"), "polybn: nope must hold a checkpoint; got none in nope/checkpoints .*")
+    assert not list(tmp_path.iterdir())
+
+
+# Data and info.
+
+
+def test_data(polybn_: Polybn, tmp_path: Path) -> None:
+    said = polybn_("data", "--data", "sample", "--out", "sheet.png")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.splitlines() == [
+        f"argument        {fashion_mnist._SAMPLES}: used",
+        "Verified: 6,000 training and 1,000 test images, from sample shipped with polybn (6,000 + 1,000 images)",
+        "The first 80 training images are drawn in sheet.png",
+    ]
+    assert imread(tmp_path / "sheet.png").ndim == 3
+
+
+def test_data_of_a_directory_without_files(polybn_: Polybn, tmp_path: Path) -> None:
+    said = polybn_("data", "--data", tmp_path)
+    refused(said, rf"polybn\.fashion_mnist\.load: {tmp_path}/train-images-idx3-ubyte\.gz must be a file; got none .*")
+    assert said.out == f"argument        {tmp_path}: {tmp_path}/train-images-idx3-ubyte.gz must be a file; got none\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_lists_every_place(polybn_: Polybn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYBN_OFFLINE", "1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "debian")
+    said = polybn_("data")
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert [line[:16].rstrip() for line in lines[:3]] == ["user cache", "Debian package", "download"]
+    assert all("must be" in line for line in lines[:3])
+    assert lines[3].startswith("Verified: 6,000 training")
+    assert re.match("Using the small sample that comes with polybn: .*debian.*POLYBN_OFFLINE.*apt install", said.err)
+    assert len(said.err.splitlines()) == 1
+
+
+def test_info_lists_every_backend(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = 'needs a library: pip install "polybn[jax]"'
+    monkeypatch.setattr(dispatch, "backends", lambda: {"numpy": None, "jax": reason})
+    said = polybn_("info")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith(f"polybn {polybn.__version__}, Python {sys.version.split()[0]}\n")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.out.splitlines() if line[0] == "│"]
+    facts = ", ".join(f"{key} {value}" for key, value in dispatch.backend("numpy").describe().items())
+    assert rows == [["numpy", "yes", facts], ["jax", "no", reason]]
+
+
+# A process of its own.
+
+
+def test_as_a_process(tmp_path: Path) -> None:
+
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-W", "error", "-m", "polybn.cli", "train", "--data", "sample", "--out", "run"]
+        return subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    done = run("--epochs", "1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(re.findall(LINE, done.stdout, re.MULTILINE)) == 1
+    assert "\x1b" not in done.stdout, "what is no terminal gets no escape codes"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"].startswith("sample shipped")
+    again = run()
+    assert again.returncode == 2
+    assert again.stderr.startswith("error: polybn.train: --out must be a new or empty directory; got run, which holds ")
+    assert again.stderr.count("\n") == 1
+
+
+# What is seen while a run goes on.
+
+
+def show(console: Console) -> None:
+    with EpochDisplay(console, epochs=12, images=40) as shown:
+        for epoch in (1, 2):
+            for loss in (3.0, 1.0):
+                shown.on_steps(epoch, Steps(np.array([loss, loss]), np.array([1, 1]), np.array([15, 5])))
+            shown._progress.refresh()
+            shown.on_epoch(Epoch(epoch, 2.0, 0.5, 0.25, 1.25))
+
+
+def test_a_terminal_gets_a_progress_bar() -> None:
+    """With the epoch, how much of it is done, the mean loss so far and the speed; it goes when the run ends."""
+    screen = io.StringIO()
+    show(Console(file=screen, force_terminal=True, width=120, _environ={}))
+    text = screen.getvalue()
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    for epoch in (1, 2):
+        assert re.search(rf"epoch {epoch}/12 ━+ 100%  loss 2\.0000  +[\d,]+ images/s", plain)
+        assert f"epoch  {epoch}, loss 2.0000, train acc 0.500, test acc 0.250, time 1.2 s" in plain
+    assert text.endswith("\x1b[2K"), "the bar is erased at the end"
+
+
+def test_what_is_no_terminal_gets_lines_only() -> None:
+    file = io.StringIO()
+    show(Console(file=file, width=120))
+    assert file.getvalue() == "".join(
+        f"epoch  {epoch}, loss 2.0000, train acc 0.500, test acc 0.250, time 1.2 s\n" for epoch in (1, 2)
+    )
+
+
+def test_the_bar_moves_within_an_epoch() -> None:
+    screen = io.StringIO()
+    with EpochDisplay(Console(file=screen, force_terminal=True, width=120, _environ={}), 1, 40) as shown:
+        shown.on_steps(1, Steps(np.array([3.0]), np.array([1]), np.array([10])))
+        shown._progress.refresh()
+    assert re.search(r"epoch 1/1 \S+.* 25%  loss 3\.0000", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()))
+
+
+@pytest.mark.usefixtures("small")
+def test_the_callbacks_of_train_drive_the_display() -> None:
+    screen = io.StringIO()
+    with EpochDisplay(Console(file=screen, force_terminal=True, width=120, _environ={}), 2, 300) as shown:
+        run = train(networks.lenet(), data=DATA, epochs=2, on_steps=shown.on_steps, on_epoch=shown.on_epoch)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert [f"epoch {epoch.epoch}, loss {epoch.loss:.4f}, train acc" in plain for epoch in run.epochs] == [True, True]

@@ -1,0 +1,99 @@
+"""Clause S9: NaN and infinity stay in their channel."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import polybn
+from tests.cases import DTYPES, Array, assert_others_equal, equal, run, statistics_dtype
+from tests.strategies import sample
+
+POISON = [
+    pytest.param(values, id="-".join(map(str, values)))
+    for values in ((math.nan,), (math.inf,), (-math.inf,), (math.inf, -math.inf), (math.inf, math.nan))
+]
+
+
+def poison(array: Array, channel: int, values: tuple[float, ...]) -> Array:
+    """Put values into a channel of an array with channel axis 1, at uneven places."""
+    spoiled = array.copy()
+    for i, value in enumerate(values):
+        spoiled[(2 * i + 1) % len(array), channel, i] = value
+    return spoiled
+
+
+@pytest.mark.clause("S9")
+@pytest.mark.parametrize("values", POISON)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gamma", [1.5, 0.0])
+def test_nan_and_infinity_in_x(backend: str, dtype: str, values: tuple[float, ...], gamma: float) -> None:
+    """The channel's y, running statistics, dx and dgamma are NaN, for gamma = 0, too; no other channel changes."""
+    b = polybn.backend(backend)
+    for shape, channel in (((5, 7, 3), 2), ((4, 1, 3), 0), ((520, 3, 11), 1)):
+        case = sample(2, dtype, shape)
+        case = case._replace(gamma=np.full(shape[1], gamma, statistics_dtype(case.x)))
+        got = run(b, case._replace(x=poison(case.x, channel, values)))
+        assert_others_equal(got, run(b, case), channel)
+        for name in ("y", "dx"):
+            assert np.isnan(getattr(got, name)[:, channel].astype(float)).all(), name
+        for name in ("running_mean", "running_var", "dgamma"):
+            assert np.isnan(getattr(got, name)[channel]), name
+
+
+@pytest.mark.clause("S9")
+def test_nan_in_x_leaves_dbeta_alone(backend: str) -> None:
+    """dbeta is the sum of dy, whatever x holds."""
+    b, case = polybn.backend(backend), sample(3, "float32", (5, 7, 3))
+    got, base = run(b, case._replace(x=poison(case.x, 2, (math.nan,)))), run(b, case)
+    assert equal(got.dbeta, base.dbeta)
+
+
+@pytest.mark.clause("S9")
+@pytest.mark.parametrize("values", POISON)
+@pytest.mark.parametrize("training", [True, False])
+def test_nan_and_infinity_in_dy(backend: str, values: tuple[float, ...], training: bool) -> None:
+    """Of the channel's dgamma, dbeta and, in training, dx, nothing finite is left; no other channel changes."""
+    b, case = polybn.backend(backend), sample(4, "float32", (5, 7, 3), training=training)
+    got, base = run(b, case._replace(dy=poison(case.dy, 2, values))), run(b, case)
+    assert_others_equal(got, base, 2)
+    assert equal(got.y, base.y)
+    assert equal(got.running_mean, base.running_mean)
+    assert equal(got.running_var, base.running_var)
+    assert got.dgamma is not None
+    assert got.dbeta is not None
+    assert not np.isfinite([got.dgamma[2], got.dbeta[2]]).any()
+    if training:
+        assert not np.isfinite(got.dx[:, 2]).any()
+
+
+@pytest.mark.clause("S5", "S9")
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_and_infinity_in_inference(backend: str, value: float) -> None:
+    """In inference a NaN or an infinity stays where it is, at the least it stays in its channel."""
+    b, case = polybn.backend(backend), sample(5, "float32", (5, 7, 3), training=False)
+    got = run(b, case._replace(x=poison(case.x, 2, (value,))))
+    assert_others_equal(got, run(b, case), 2)
+    assert not np.isfinite(got.y[1, 2, 0])
+    assert got.dgamma is not None
+    assert not np.isfinite(got.dgamma[2])
+
+
+@pytest.mark.clause("S9")
+@pytest.mark.parametrize("name", ["gamma", "beta", "running_mean", "running_var"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_and_infinity_in_vectors(backend: str, name: str, value: float) -> None:
+    """A NaN or an infinity in a parameter or an old statistic stays in its channel."""
+    b, case = polybn.backend(backend), sample(6, "float32", (5, 7, 3))
+    vector = getattr(case, name).copy()
+    vector[2] = value
+    got, base = run(b, case._replace(**{name: vector})), run(b, case)
+    assert_others_equal(got, base, 2)
+    if name in ("gamma", "beta"):
+        assert not np.isfinite(got.y[:, 2]).any()
+        assert equal(got.running_mean, base.running_mean)
+    else:
+        assert equal(got.y, base.y)
+        assert np.array_equal(getattr(got, name)[2], value, equal_nan=True)

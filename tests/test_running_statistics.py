@@ -1,0 +1,170 @@
+"""Clause S4: momentum is the weight of the old value, the variance is what was asked for, and nothing else moves."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import polybn
+from tests import bounds, oracle
+from tests.cases import DTYPES, Array, Case, equal, rows, run, same, statistics_dtype
+from tests.certify import within_one
+from tests.strategies import RunningVariance, cases, sample
+
+BESSEL = {5: ((-2, -1, 0, 1, 2), 2, 2.0, 2.5), 9: ((-3, -3, -3, 0, 0, 0, 3, 3, 3), 10, 6.0, 6.75)}
+"""From m to a pattern, eps / s^2, and the biased and unbiased variance / s^2."""
+
+KINDS: st.SearchStrategy[RunningVariance] = st.sampled_from(("biased", "unbiased"))
+
+
+@pytest.mark.clause("S4")
+@given(
+    dtype=st.sampled_from(tuple(DTYPES)),
+    m=st.sampled_from(tuple(BESSEL)),
+    power=st.integers(-3, 3),
+    rho=st.sampled_from((0.0, 0.25, 0.5, 0.75, 1.0)),
+    kind=KINDS,
+    seed=st.integers(0, 2**32),
+)
+def test_bessel(backend: str, dtype: str, m: int, power: int, rho: float, kind: RunningVariance, seed: int) -> None:
+    """With m = 5 and 9, Bessel's 5/4 and 9/8 are exact: running_mean is ``==``, running_var within 2 roundings."""
+    rng, s = np.random.default_rng(seed), 2.0**power
+    pattern, eps, biased, unbiased = BESSEL[m]
+    k = np.stack([rng.permutation(pattern) for _ in range(3)], axis=1)
+    offset, old_mean, old_var = rng.integers(-40, 41, 3), rng.integers(-9, 10, 3), rng.integers(2, 30, 3)
+    x = ((offset + k) * s).astype(DTYPES[dtype])
+    wide = statistics_dtype(x)
+    case = Case(
+        x, None, None, (old_mean * s).astype(wide), (old_var * s**2).astype(wide), x, momentum=rho, eps=eps * s**2,
+        running_variance=kind,
+    )  # fmt: skip
+    outcome = run(polybn.backend(backend), case)
+    assert outcome.running_mean is not None
+    assert outcome.running_var is not None
+    assert np.array_equal(outcome.running_mean, s * (rho * old_mean + (1 - rho) * offset))
+    exact = s**2 * (rho * old_var + (1 - rho) * (biased if kind == "biased" else unbiased))
+    unit = bounds.FORMATS[dtype].unit
+    assert (np.abs(outcome.running_var - exact) <= 2 * unit * exact).all()
+    # The output takes the biased variance, whatever the running one takes.
+    assert np.array_equal(outcome.y.astype(float), (k / (2 if m == 5 else 4)).astype(x.dtype).astype(float))
+
+
+@pytest.mark.clause("S4")
+@given(
+    seed=st.integers(0, 2**32),
+    steps=st.integers(1, 6),
+    rho=st.sampled_from((0.9, 0.99, 0.1, 1 / 3)),
+    kind=KINDS,
+)
+def test_many_batches(backend: str, seed: int, steps: int, rho: float, kind: RunningVariance) -> None:
+    """After k batches, ``rho^k old + (1 - rho) sum rho^(k-1-i) batch_i``, to the propagated bound."""
+    b, f = polybn.backend(backend), bounds.FORMATS["float32"]
+    case = sample(seed, "float32", (11, 3, 2), kappa=20.0, momentum=rho, running_variance=kind)
+    assert case.running_mean is not None
+    assert case.running_var is not None
+    exact = [[Fraction(float(v)) for v in vector] for vector in (case.running_mean, case.running_var)]
+    limits, weight = np.zeros((2, 3)), Fraction(rho)
+    for step in range(steps):
+        x = sample(seed + step, "float32", (11, 3, 2), kappa=20.0).x
+        outcome = run(b, case._replace(x=x))
+        for c, values in enumerate(rows(x, 1).tolist()):
+            channel = oracle.row(values)
+            s = oracle.batch_statistics(channel, Fraction(case.eps))
+            errors = bounds.training(channel, s, case.eps, f, len(values))
+            batch = (s.mean, oracle.unbiased(s) if kind == "unbiased" else s.variance)
+            error = (errors.mean, bounds.bessel(errors, s, f) if kind == "unbiased" else errors.variance)
+            for i in range(2):
+                old = abs(float(exact[i][c])) + limits[i, c]
+                local = bounds.blended(old, float(batch[i]), error[i], rho, f)
+                limits[i, c] = (rho * limits[i, c] + local) * bounds.SAFETY
+                exact[i][c] = oracle.blend(exact[i][c], batch[i], weight)
+        for i, name in enumerate(("running_mean", "running_var")):
+            for c in range(3):
+                within_one(name, float(getattr(outcome, name)[c]), exact[i][c], limits[i, c])
+        case = case._replace(running_mean=outcome.running_mean, running_var=outcome.running_var)
+
+
+@pytest.mark.clause("S4")
+@given(case=cases(training=True))
+def test_the_ends_of_momentum(backend: str, case: Case) -> None:
+    """rho = 1 keeps the old value to the bit; rho = 0 takes the batch's, whatever the old was, NaN included."""
+    b, wide, channels = polybn.backend(backend), statistics_dtype(case.x), case.x.shape[case.axis]
+    old = [(np.arange(channels) + z).astype(wide) for z in (1e3 + 1 / 3, 7 + 1 / 7)]
+    kept = run(b, case._replace(momentum=1.0, running_mean=old[0], running_var=old[1]))
+    assert equal(kept.running_mean, old[0])
+    assert equal(kept.running_var, old[1])
+    fresh = [
+        run(
+            b,
+            case._replace(
+                momentum=0.0, running_mean=np.full(channels, z, wide), running_var=np.full(channels, z, wide)
+            ),
+        )
+        for z in (1e30, np.nan, np.inf)
+    ]
+    for outcome in fresh:
+        assert outcome.running_mean is not None
+        assert np.isfinite(outcome.running_mean).all()
+        assert same(outcome, fresh[0])
+
+
+@pytest.mark.clause("S4", "S13")
+@given(case=cases(training=True), rho=st.sampled_from((0.0, 0.3, 1.0)), kind=KINDS)
+def test_output_does_not_know_the_running_statistics(
+    backend: str, case: Case, rho: float, kind: RunningVariance
+) -> None:
+    """In training, y and all gradients are the same bits for any running statistics, momentum and kind."""
+    b, wide, channels = polybn.backend(backend), statistics_dtype(case.x), case.x.shape[case.axis]
+    numbers = [np.full(channels, z, wide) for z in (1e3, 7.0)]
+    base = run(b, case._replace(running_mean=None, running_var=None))
+    got = run(b, case._replace(running_mean=numbers[0], running_var=numbers[1], momentum=rho, running_variance=kind))
+    assert same(got._replace(running_mean=None, running_var=None), base)
+
+
+@pytest.mark.clause("S4", "S5", "S7")
+@given(case=cases(training=False), rho=st.sampled_from((0.0, 0.3, 1.0)))
+def test_inference_changes_nothing(backend: str, case: Case, rho: float) -> None:
+    """Inference hands the running statistics back to the bit, whatever momentum and kind of variance say."""
+    b = polybn.backend(backend)
+    base = run(b, case)
+    assert equal(base.running_mean, case.running_mean)
+    assert equal(base.running_var, case.running_var)
+    assert same(run(b, case._replace(momentum=rho, running_variance="unbiased")), base)
+    assert same(run(b, case._replace(momentum=rho, running_variance="biased")), base)
+
+
+@pytest.mark.clause("S5")
+@given(case=cases(training=False))
+def test_inference_is_by_value(backend: str, case: Case) -> None:
+    """In inference a value's output does not depend on the rest of the batch: parts give the bits of the whole."""
+    b = polybn.backend(backend)
+    cut = 0 if case.axis % case.x.ndim else 1
+    whole = run(b, case)
+    for i in range(case.x.shape[cut]):
+        part = case._replace(x=np.take(case.x, [i], cut), dy=np.take(case.dy, [i], cut))
+        outcome = run(b, part)
+        assert equal(outcome.y, np.take(whole.y, [i], cut))
+        assert equal(outcome.dx, np.take(whole.dx, [i], cut))
+
+
+@pytest.mark.clause("S4", "S7")
+@given(case=cases(training=True), seed=st.integers(0, 2**32))
+def test_backward_changes_nothing(backend: str, case: Case, seed: int) -> None:
+    """The running statistics change once, in the forward pass; a pullback leaves them alone."""
+    b = polybn.backend(backend)
+    arrays = [None if a is None else b.asarray(a) for a in case.arrays().values()]
+
+    def host(result: polybn.BatchNormResult) -> list[Array | None]:
+        return [None if a is None else b.to_numpy(a) for a in result]
+
+    result, pullback = polybn.batch_norm_vjp(*arrays, **case.options())
+    before = host(result)
+    for _ in range(2):
+        pullback(b.asarray(case.dy))
+    for a, c, d in zip(before, host(result), host(polybn.batch_norm(*arrays, **case.options())), strict=True):
+        assert equal(a, c)
+        assert equal(a, d)

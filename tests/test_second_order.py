@@ -1,0 +1,224 @@
+"""Clause S13, second order: ``pullback.vjp`` against a complex step through the formulas of the first."""
+
+from __future__ import annotations
+
+import cmath
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import polybn
+from polybn.spec import Gradients, SecondGradients
+from tests import bounds, oracle
+from tests.cases import Array, Case, equal, rows
+from tests.strategies import sample
+
+STEP = 1e-30
+
+
+class Cotangents(NamedTuple):
+    """Of dx, dgamma, dbeta, drunning_mean and drunning_var; of one channel, or arrays of all."""
+
+    x: Any
+    gamma: Any
+    beta: Any
+    running_mean: Any
+    running_var: Any
+
+
+def second(backend: str, case: Case, cotangents: Cotangents) -> SecondGradients:
+    """Differentiate the pullback of a call on a backend; host arrays in and out."""
+    b = polybn.backend(backend)
+
+    def device(array: Array | None) -> Any:
+        return None if array is None else b.asarray(array)
+
+    arrays = [device(a) for a in case.arrays().values()]
+    _, pullback = polybn.batch_norm_vjp(*arrays, **case.options(), where=device(case.where))
+    first, pull_again = pullback.vjp(device(case.dy))  # type: ignore[attr-defined]
+    for a, c in zip(first, pullback(device(case.dy)), strict=True):
+        assert a is c is None or equal(b.to_numpy(a), b.to_numpy(c))
+    result = pull_again(Gradients(*map(device, cotangents)))
+    return SecondGradients(*(None if a is None else b.to_numpy(a) for a in result))
+
+
+def pulled(z: Sequence[complex], m: int, weights: Cotangents, eps: float, *, training: bool) -> complex:
+    """Weigh the gradients of S13; z holds dy, x, gamma and the running statistics, analytic in each."""
+    g, x, gamma = z[:m], z[m : 2 * m], z[2 * m]
+    mean, variance = sum(x) / m, sum((v - sum(x) / m) ** 2 for v in x) / m
+    if not training:
+        mean, variance = z[2 * m + 1], z[2 * m + 2]
+    r = 1 / cmath.sqrt(variance + eps)
+    xhat = [(v - mean) * r for v in x]
+    sum_g, sum_gx = sum(g), sum(a * b for a, b in zip(g, xhat, strict=True))
+    if training:
+        dx = [gamma * r * (a - sum_g / m - b * sum_gx / m) for a, b in zip(g, xhat, strict=True)]
+    else:
+        dx = [gamma * r * a for a in g]
+    value: complex = (
+        sum(w * d for w, d in zip(weights.x, dx, strict=True)) + weights.gamma * sum_gx + weights.beta * sum_g
+    )
+    if not training:
+        value += -weights.running_mean * gamma * r * sum_g - weights.running_var * gamma * r * r * sum_gx / 2
+    return value
+
+
+def stepped(point: list[float], at: int) -> list[complex]:
+    """Step aside at one coordinate."""
+    return [complex(v, STEP if i == at else 0.0) for i, v in enumerate(point)]
+
+
+def majorants(
+    g: Array, xhat: Array, r: float, gamma: float, w: Cotangents, *, training: bool
+) -> tuple[Array, Array, float, float, float]:
+    """Bound the absolute sums behind the derivatives by dy, x, gamma, running_mean and running_var."""
+    m, a = len(g), np.abs(w.x)
+    b, c, e, f = (abs(float(z)) for z in w[1:])
+    g, X, gamma = np.abs(g), np.abs(xhat) + 1, abs(gamma)
+
+    def project(z: Array) -> Array:
+        return np.asarray(z + z.mean() + X * (z * X).mean())
+
+    if training:
+        inner = float((a * project(g)).sum())
+        h = b * g + gamma * r * ((g * X).mean() * a + (a * X).mean() * g)
+        return gamma * r * project(a) + b * X + c, r * project(h) + gamma * r**2 * X * inner / m, r * inner, 0.0, 0.0
+    per_gamma = r * (a + e) + r**2 * X * f / 2
+    of_x = r * g * (b + gamma * r**2 * f / 2)
+    of_var = r**2 / 2 * float((g * (gamma * r * (a + e) + b * X + 1.5 * gamma * r**2 * X * f)).sum())
+    return gamma * per_gamma + b * X + c, of_x, float((g * per_gamma).sum()), float(of_x.sum()), of_var
+
+
+def shares(x: Array, case: Case, c: int) -> tuple[Array, float, float]:
+    """Return xhat and r, and the share of its majorant by which a second derivative may err.
+
+    No term has more than six factors r and xhat, each within ``eta (|xhat| + 1)``, and no more than three sums are
+    nested. The complex step runs in float64 without the correction of S2: its mean errs by ``g(m) mean|x|``.
+    """
+    values, f, m = oracle.row(x.tolist()), bounds.FORMATS[case.x.dtype.name], len(x)
+    if case.training:
+        s = oracle.batch_statistics(values, Fraction(case.eps))
+        errors = bounds.training(values, s, case.eps, f, m)
+    else:
+        assert case.running_mean is not None
+        assert case.running_var is not None
+        mean, var = (Fraction(float(v[c])) for v in (case.running_mean, case.running_var))
+        s = oracle.given_statistics(m, mean, var, Fraction(case.eps))
+        errors = bounds.inference(values, s, case.eps, f, m)
+    r, xhat = float(s.root), np.asarray(oracle.centered(values, s).floats()) * float(s.root)
+    eta = max(float((errors.xhat / (errors.size + 1)).max()), errors.root / r)
+    own = (1 + eta) ** 6 * (1 + bounds.roundings(3 * errors.additions + 40, f.unit)) - 1
+    coarse = bounds.roundings(m + 8, 2.0**-53) * 3 * (1 + r * float(np.abs(x).mean() + abs(float(s.mean))))
+    reference = (1 + coarse) ** 6 * (1 + bounds.roundings(4 * m + 40, 2.0**-53)) - 1
+    if own + 8 * reference > bounds.VACUOUS:
+        raise bounds.VacuousBoundError(f"a share of {own + 8 * reference:.3g} certifies nothing")
+    return xhat, r, own + 8 * reference
+
+
+def assert_second(backend: str, case: Case, cotangents: Cotangents) -> None:
+    """Compare every second derivative of every channel with its complex step."""
+    got = second(backend, case, cotangents)
+    assert (got.gamma is None) == (case.gamma is None)
+    f = bounds.FORMATS[case.x.dtype.name]
+    kept = rows(np.broadcast_to(True if case.where is None else case.where, case.x.shape), case.axis) > 0
+    tables = [rows(z, case.axis) for z in (case.dy, case.x, cotangents.x, got.dy, got.x)]
+    for c, keep in enumerate(kept):
+        assert not tables[3][c, ~keep].any()
+        assert not tables[4][c, ~keep].any()
+        g, x, a, of_dy, of_x = (table[c, keep] for table in tables)
+        if not keep.any():
+            continue
+        w = Cotangents(a.tolist(), *(0.0 if v is None else float(v[c]) for v in cotangents[1:]))
+        vectors = (case.gamma, case.running_mean, case.running_var)
+        numbers = [1.0 if v is None else float(v[c]) for v in vectors]
+        point = [*g.tolist(), *x.tolist(), *(numbers[:1] if case.training else numbers)]
+        exact = np.array([
+            pulled(stepped(point, i), len(g), w, case.eps, training=case.training).imag / STEP
+            for i in range(len(point))
+        ])  # fmt: skip
+        xhat, r, share = shares(x, case, c)
+        parts = majorants(g, xhat, r, numbers[0], w, training=case.training)
+        sizes = np.concatenate([np.atleast_1d(z) for z in parts])[: len(point)]
+        columns = [0.0 if v is None else float(v[c]) for v in got[2:]][: len(point) - 2 * len(g)]
+        if case.gamma is None:
+            columns[0] = exact[2 * len(g)]
+        found = np.concatenate([of_dy, of_x, columns])
+        rounded = np.where(np.arange(len(point)) < 2 * len(g), 1.01 * f.stored * np.abs(exact) + f.grain, 0)
+        worst = np.abs(found - exact) / (share * sizes + rounded)
+        assert worst.max() <= 1, f"channel {c}: entry {int(worst.argmax())} errs by {worst.max():.3g} times its bound"
+
+
+def random_cotangents(case: Case, seed: int) -> Cotangents:
+    rng, channels = np.random.default_rng(seed), case.x.shape[case.axis]
+
+    def vector(like: Array | None) -> Array | None:
+        return None if like is None else rng.normal(0.4, 1, (channels,)).astype(like.dtype)
+
+    a = rng.normal(0.4, 1, case.x.shape).astype(case.x.dtype)
+    inference = (None, None) if case.training else (vector(case.running_mean), vector(case.running_var))
+    return Cotangents(a, vector(case.gamma), vector(case.beta), *inference)
+
+
+@pytest.mark.clause("S13")
+@pytest.mark.parametrize("training", [True, False])
+@given(
+    seed=st.integers(0, 2**32),
+    dtype=st.sampled_from(("float16", "bfloat16", "float32", "float64")),
+    shape=st.sampled_from((((7, 3), 1), ((2, 3, 5), 0), ((2, 3, 5), -1), ((3, 2, 1, 2), 1))),
+    kappa=st.sampled_from((0.0, 3.0, 8.0)),
+    eps=st.sampled_from((0.0, 1e-5, 0.2)),
+)
+def test_second_order(
+    backend: str, training: bool, seed: int, dtype: str, shape: tuple[tuple[int, ...], int], kappa: float, eps: float
+) -> None:
+    """Cotangents of dy, x, gamma and, in inference, of the running statistics are the derivatives of S13."""
+    case = sample(seed, dtype, *shape, kappa=kappa, scale=0.8, eps=eps, training=training)
+    absent: dict[str, Any] = {name: None for name, of in (("gamma", 4), ("beta", 3)) if seed % of == 0}
+    case = case._replace(**absent)
+    assert_second(backend, case, random_cotangents(case, seed))
+
+
+@pytest.mark.clause("S12", "S13")
+@pytest.mark.parametrize("training", [True, False])
+@given(seed=st.integers(0, 2**32))
+def test_second_order_of_what_is_left(backend: str, training: bool, seed: int) -> None:
+    """With ``where``, second derivatives are as if the rest were deleted, NaN in it included; 0 in deleted places."""
+    case = sample(seed, "float64", (7, 3, 2), kappa=3.0, training=training)
+    where = np.random.default_rng(seed).random(case.x.shape) < 0.6
+    where[:2], where[:, 2] = True, seed % 2 == 0
+    x, dy = (np.where(where, a, np.nan) for a in (case.x, case.dy))
+    cotangents = random_cotangents(case, seed)
+    spoiled = case._replace(x=x, dy=dy, where=where)
+    clean = spoiled._replace(x=np.where(where, case.x, 0), dy=np.where(where, case.dy, 0))
+    assert_second(backend, clean, cotangents)
+    got = second(backend, spoiled, cotangents._replace(x=np.where(where, cotangents.x, np.nan)))
+    for a, c in zip(got, second(backend, clean, cotangents), strict=True):
+        assert equal(a, c)
+
+
+@pytest.mark.clause("S13")
+@pytest.mark.parametrize("training", [True, False])
+def test_absent_cotangents_are_zero(backend: str, training: bool) -> None:
+    """None for a cotangent means 0, to the bit."""
+    case = sample(11, "float32", (7, 3, 5), training=training)
+    whole = random_cotangents(case, 11)
+    for name in whole._fields:
+        if getattr(whole, name) is not None:
+            zero = whole._replace(**{name: np.zeros_like(getattr(whole, name))})
+            absent = whole._replace(**{name: None})
+            for a, c in zip(second(backend, case, zero), second(backend, case, absent), strict=True):
+                assert equal(a, c), name
+
+
+@pytest.mark.clause("S3", "S13")
+@pytest.mark.parametrize("training", [True, False])
+def test_second_order_at_gamma_zero(backend: str, training: bool) -> None:
+    """Nothing divides by gamma: at gamma = 0 all second derivatives are as right as anywhere."""
+    case = sample(12, "float64", (7, 3, 2), training=training)
+    assert case.gamma is not None
+    assert_second(backend, case._replace(gamma=np.zeros_like(case.gamma)), random_cotangents(case, 12))

@@ -1,0 +1,74 @@
+"""Small data to train on, and a process that trains on it until it is done or killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import polybn
+from polybn import fashion_mnist, networks
+from polybn.fashion_mnist import Dataset
+
+if TYPE_CHECKING:
+    from polybn.spec import Steps
+    from polybn.training import Epoch
+
+BATCH = 128
+OPTIONS: dict[str, Any] = {"batch_size": BATCH, "learning_rate": 0.5, "seed": 3}
+
+
+def slice_of_sample(train: int = 300, test: int = 60) -> Dataset:
+    """Take the first images of the sample: the last batch of an epoch is a rest."""
+    data = fashion_mnist.load("sample")
+    return Dataset(
+        data.train_images[:train], data.train_labels[:train], data.test_images[:test], data.test_labels[:test], "slice"
+    )
+
+
+def store(data: Dataset, path: Path) -> None:
+    np.savez(path, **{name: value for name, value in data._asdict().items() if name != "source"})
+
+
+def main(data: str, directory: str, epochs: str, deadly_sync: str) -> None:
+    """Train, report as it goes, and be killed in a call of ``os.fsync``, if its number is above 0."""
+    with np.load(data) as arrays:
+        dataset = Dataset(**arrays, source="slice")
+    _die_in_sync(int(deadly_sync))
+    images = 0
+
+    def on_steps(epoch: int, steps: Steps) -> None:
+        nonlocal images
+        images += int(steps.images.sum())
+        if images % len(dataset.train_labels) == 0:
+            print("trained", epoch, flush=True)  # noqa: T201
+
+    def on_epoch(epoch: Epoch) -> None:
+        print("saved", epoch.epoch, flush=True)  # noqa: T201
+
+    print("begins", flush=True)  # noqa: T201
+    polybn.train(
+        networks.lenet(), data=dataset, out=directory, epochs=int(epochs), resume=True, on_steps=on_steps,
+        on_epoch=on_epoch, **OPTIONS,
+    )  # fmt: skip
+
+
+def _die_in_sync(number: int) -> None:
+    real, calls = os.fsync, 0
+
+    def deadly(descriptor: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(descriptor)
+
+    setattr(os, "fsync", deadly)  # noqa: B010
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
