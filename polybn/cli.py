@@ -1,4 +1,4 @@
-"""The command line: ``polybn train | compare | predict | data | info | bench``."""
+"""The command line: ``polybn train | compare | predict | data | info | check | bench``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from polybn import __version__, atomic, dispatch, fashion_mnist, networks, training
+from polybn import __version__, atomic, cli_check, dispatch, fashion_mnist, networks, training
 from polybn.display import EpochDisplay
 from polybn.fashion_mnist import CLASSES, Dataset
 from polybn.spec import (
@@ -256,6 +256,9 @@ def bench(
         figures = {"facts": facts, "timings": [row._asdict() for row in rows]}
         atomic.write_atomic(json_out, (json.dumps(figures, indent=2) + "\n").encode())
         out.print(f"Figures written to {json_out}", highlight=False)
+
+
+app.command()(cli_check.check)
 
 
 def main() -> None:

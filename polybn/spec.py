@@ -53,7 +53,8 @@ float64                float64                                float64
 **S7 Purity.** No input is written; no output shares memory with an input; the same call gives
 the same bits; running statistics change once, in the forward pass, and never in a backward pass.
 
-**S8 Constant channels.** A channel of equal finite values gives ``v = 0``, ``y = beta`` exactly and ``dx = 0``.
+**S8 Constant channels.** A channel of equal finite values gives, exactly, ``v = 0``, ``xhat = 0``, ``y = beta`` and
+``dgamma = 0``. Its ``dx`` is what S13 says with ``r = 1 / sqrt(eps)``, and 0 if ``eps = 0``.
 
 **S9 NaN and infinity** in ``x`` stay in their channel; every other channel is, to the bit, what it would be
 without them. In training that channel's ``y``, ``dx``, ``dgamma`` and running statistics are NaN throughout, even where

@@ -14,7 +14,7 @@ for each value by itself: it knows how each network amplifies errors, and there 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -271,11 +271,6 @@ def cross_entropy(logits: Values, labels: Values, rounded: Rounded) -> tuple[Any
 def widened(values: Values) -> Values:
     """Turn float32 into float64; leave wider types alone."""
     return values.astype(np.result_type(values, np.float64))
-
-
-def one_by_one(values: Named) -> Iterator[tuple[str, Values]]:
-    """Iterate over arrays by name, in order of the names."""
-    yield from sorted(values.items())
 
 
 def _naming(layer: str, pull: Pull) -> Pull:

@@ -202,6 +202,7 @@ def any_network(draw: st.DrawFn) -> Network:
 
 
 @given(network=any_network(), n=st.integers(2, 5), seed=st.integers(0, 99))
+@example(Network((1, 4, 4), (Dense(3), Sigmoid())), 3, 0)
 @example(Network((1, 4, 4), (BatchNorm(), Convolution(2, 2), Dense(3))), 3, 0)
 @example(Network((1, 4, 4), (Sigmoid(), Convolution(2, 2), Dense(3))), 3, 0)
 @example(Network((1, 4, 4), (Convolution(2, 2), BatchNorm(), Dense(3))), 3, 0)

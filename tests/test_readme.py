@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from polybn.cli import app
+from polybn.conformance import peers
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -86,3 +87,12 @@ def test_linked_files_exist() -> None:
 
 def _figures(epoch: dict[str, float]) -> list[str]:
     return [f"{epoch['loss']:.4f}", f"{epoch['train_accuracy']:.3f}", f"{epoch['test_accuracy']:.3f}"]
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/peers.md"])
+def test_the_table_of_peers_is_the_recorded_one(path: str) -> None:
+    """The table of other libraries comes from docs/results/peers.json, which `polybn check --peers` wrote."""
+    record = json.loads((ROOT / "docs" / "results" / "peers.json").read_text(encoding="utf-8"))
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert peers.fill(text, record) == text
+    assert text.count("e-07") >= 5

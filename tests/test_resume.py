@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from polybn import checkpoints, dispatch, fashion_mnist, networks, training
+from polybn import checkpoints, dispatch, networks, training
 from polybn.fashion_mnist import Dataset
 from polybn.spec import CheckpointError
 from polybn.training import Run, train
@@ -50,14 +50,15 @@ def result(directory: Path) -> Result:
     )
 
 
+# Threads of OpenBLAS that wait for a core which another test has taken cost more than they give.
+ENVIRONMENT = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+
+
 def start(data: Path, directory: Path, epochs: int, deadly_sync: int = 0) -> subprocess.Popen[str]:
     arguments = [str(data), str(directory), str(epochs), str(deadly_sync)]
     command = [sys.executable, "-m", "tests.training_worker", *arguments]
-    # Threads of OpenBLAS that wait for a core which another test has taken cost more than they give.
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1], env=environment
-    )  # fmt: skip
+    root = Path(__file__).parents[1]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, env=ENVIRONMENT)
 
 
 def finish(data: Path, directory: Path, epochs: int) -> list[str]:
@@ -127,25 +128,30 @@ def test_a_kill_in_any_sync_changes_nothing(data: Path, tmp_path: Path) -> None:
 
 def test_control_c_ends_in_words_and_the_run_goes_on(tmp_path: Path) -> None:
     """The real command on the real sample. It may be in the second epoch or later when the signal comes."""
-    directory = tmp_path / "run"
-    # A shell that starts tests in the background lets them ignore Ctrl-C; Python must not inherit that.
-    code = "import signal as s; s.signal(s.SIGINT, s.default_int_handler); from polybn.cli import main; main()"
-    command = [sys.executable, "-c", code, "train", "--data", "sample", "--out", str(directory), "--epochs"]
-    process = subprocess.Popen([*command, "99"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def train(out: str, epochs: int, *options: str) -> subprocess.Popen[str]:
+        # A shell that starts tests in the background lets them ignore Ctrl-C; Python must not inherit that.
+        code = "import signal as s; s.signal(s.SIGINT, s.default_int_handler); from polybn.cli import main; main()"
+        arguments = ["train", "--data", "sample", "--out", str(tmp_path / out), "--epochs", str(epochs), *options]
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT)
+
+    process = train("run", 99)
     assert process.stdout is not None
     while not next(process.stdout).startswith("epoch"):
         pass
     process.send_signal(signal.SIGINT)
     _, told = process.communicate()
     assert process.returncode == 130
-    assert told == f"Stopped; finished epochs are saved. Go on with --resume --out {directory}\n"
-    done = len(training.read_metrics(directory))
+    assert told == f"Stopped; finished epochs are saved. Go on with --resume --out {tmp_path / 'run'}\n"
+    done = len(training.read_metrics(tmp_path / "run"))
     assert 1 <= done < 99
-    again = subprocess.run([*command, str(done + 1), "--resume"], capture_output=True, text=True, check=True)
-    assert re.findall(r"^epoch (\d+),", again.stdout, re.MULTILINE) == [str(done + 1)]
-    sample = fashion_mnist.load("sample")
-    train(SPEC, data=sample, epochs=done + 1, out=tmp_path / "at once")
-    assert result(directory) == result(tmp_path / "at once")
+    said = train("run", done + 1, "--resume").communicate()[0]
+    assert re.findall(r"^epoch +(\d+),", said, re.MULTILINE) == [str(done + 1)]
+    said = train("at once", done + 1).communicate()[0]
+    assert len(re.findall(r"^epoch +(\d+),", said, re.MULTILINE)) == done + 1
+    assert result(tmp_path / "run") == result(tmp_path / "at once")
 
 
 def short_run(directory: Path, epochs: int = 2, **changes: Any) -> Run:

@@ -122,7 +122,9 @@ def test_metrics_are_those_of_the_steps_and_of_the_final_network(backend: str) -
         program = dispatch.backend(backend).compile(SPEC, run.state, batch_size=128)
         scores = program.logits(program.place(DATA.test_images, DATA.test_labels))
         assert last.test_accuracy == np.mean(scores.argmax(axis=1) == DATA.test_labels)
-        assert run.losses[-1] == losses.tolist()
+        assert run.losses == [
+            [loss for at, steps in seen if at == epoch for loss in steps.losses] for epoch in range(1, epochs + 1)
+        ]
         assert [epoch.epoch for epoch in run.epochs] == list(range(1, epochs + 1))
         assert last.seconds > 0
 
@@ -213,6 +215,22 @@ def test_an_epoch_is_announced_when_it_is_saved_and_not_before(tmp_path: Path) -
 
     train(SPEC, data=TINY, epochs=3, batch_size=8, out=tmp_path, on_steps=on_steps, on_epoch=on_epoch)
     assert told == [1, 2, 3]
+
+
+def test_metrics_never_run_ahead_of_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk in the second epoch: what can be read is what can be resumed."""
+    save = checkpoints.save
+
+    def full(*args: Any, epoch: int, **options: Any) -> Path:
+        if epoch == 2:
+            raise OSError("disk full")
+        return save(*args, epoch=epoch, **options)
+
+    monkeypatch.setattr(checkpoints, "save", full)
+    with pytest.raises(OSError, match="disk full"):
+        train(SPEC, data=TINY, epochs=3, out=tmp_path)
+    assert training.read_metrics(tmp_path) == training.load_run(tmp_path).epochs
+    assert len(training.read_metrics(tmp_path)) == 1
 
 
 def test_checkpoints_hold_the_state_at_the_end_of_their_epoch(tmp_path: Path) -> None:

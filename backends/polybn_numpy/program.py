@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from polybn import networks
 from polybn.networks import Network
-from polybn.spec import BackendError, DomainError, State, Steps
+from polybn.spec import BackendError, DomainError, ShapeError, State, Steps
 from polybn_numpy import layers
 from polybn_numpy.layers import Floats, Variables
 
@@ -41,11 +41,19 @@ def compile(network: Network, state: State, *, batch_size: int) -> NumpyProgram:
         For ``norm="native"``: NumPy has no batch norm of its own.
     DomainError
         If the batch size is not positive, or a pool is not 2 x 2.
+    ShapeError
+        If the layers do not fit each other, or the last one does not give a score for each class.
     """
     if any(isinstance(layer, networks.BatchNorm) and layer.implementation == "native" for layer in network.layers):
         raise BackendError(
             "polybn.train: norm must be 'spec' or None on the numpy backend; got 'native' "
             "(NumPy has no batch norm of its own; jax and mxnet have one)"
+        )
+    *_, last = networks.rows(network)
+    if len(last.output_shape) != 1:
+        raise ShapeError(
+            f"polybn.train: the last layer must give one score for each class, (classes,); got {last.output_shape} "
+            f"from {last.name} (end the network with a Dense layer)"
         )
     if batch_size < 1:
         raise DomainError(f"polybn.train: batch_size must be 1 or more; got {batch_size} (images in a training step)")
@@ -171,10 +179,10 @@ def _build(row: networks.Row, variables: Variables, n: int, *, first: bool) -> L
 
 
 def _cross_entropy(logits: Floats, labels: NDArray[np.uint8]) -> tuple[float, int, Floats]:
-    """Return the mean loss in nats, how many labels are right, and the gradient of the loss, in place of the logits."""
+    """Return the mean loss in nats, how many labels are right, and the gradient of the loss by the logits."""
     n, columns = len(labels), np.arange(len(labels))
     correct = int(np.count_nonzero(np.argmax(logits, axis=0) == labels))
-    logits -= logits.max(axis=0)
+    logits = logits - logits.max(axis=0)
     chosen = logits[labels, columns].astype(np.float64)
     np.exp(logits, out=logits)
     total = logits.sum(axis=0)

@@ -1,0 +1,160 @@
+"""``polybn check``: hold a batch norm against the specification."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from polybn.atomic import write_atomic
+from polybn.spec import DomainError
+
+if TYPE_CHECKING:
+    from polybn.conformance.report import Report
+
+out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+err = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
+STYLES = {"pass": "green", "fail": "bold red", "expected failure": "yellow", "not certified": "magenta"}
+
+
+def check(
+    backend: Annotated[
+        str | None, typer.Option(help="Check a backend of PolyBN; polybn info lists them.", show_default=False)
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|package.module:Class",
+            help="Check any batch norm through its adapter: your own, or one that comes with polybn, such as pytorch.",
+            show_default=False,
+        ),
+    ] = None,
+    profile: Annotated[
+        Literal["dev", "ci", "nightly"],
+        typer.Option(help="50, 300 or 20,000 random cases a property; ci always draws the same ones."),
+    ] = "dev",
+    xfail: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Expected failures, a line each: ID  # reason, url. Entries that pass are errors.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="Check this dtype of x only; may be given several times.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Check this only, such as P7; may be given several times.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Draw the cases of an earlier report again.")] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write everything as JSON.")
+    ] = None,
+    html_out: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write one HTML page, with pictures.")
+    ] = None,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Instead, compare the accuracy of every library that is installed here.")
+    ] = False,
+    into: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="With --peers: put the table between the marks of a Markdown file."),
+    ] = None,
+) -> None:
+    """Check a batch norm against the specification, property by property, and grade its accuracy.
+
+    The exit code is 1 if something failed that was not expected to.
+
+    [dim]polybn check --backend numpy
+    polybn check --adapter my_package.batch_norm:MyAdapter --html report.html
+    polybn check --adapter pytorch --dtype float32 --xfail known.txt
+    polybn check --backend numpy --only P7 --only P22
+    polybn check --peers --json peers.json[/dim]
+    """
+    if peers:
+        _compare_peers(json_out, into or [])
+        return
+    from polybn import conformance
+
+    if (backend is None) == (adapter is None):
+        both = "both" if backend is not None else "neither"
+        raise DomainError(
+            f"polybn check: one of --backend and --adapter must be given; got {both} (what shall be checked?)"
+        )
+    if html_out is not None:
+        _require_matplotlib()  # before the checks, not after them
+    source = f"polybn-{backend}" if backend is not None else str(adapter)
+    subject = conformance.resolve(source)
+    with _bar() as bar:
+        task = bar.add_task("")
+        report = conformance.check(
+            subject, profile=profile, only=only or None, xfail=xfail, dtypes=dtype or None, seed=seed, source=source,
+            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+        )  # fmt: skip
+    _show(report)
+    for path, text in ((json_out, report.to_json), (html_out, report.to_html)):
+        if path is not None:
+            write_atomic(path, text().encode())
+            out.print(f"Written to {path}")
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _compare_peers(json_out: Path | None, into: list[Path]) -> None:
+    from polybn.conformance import peers
+    from polybn.conformance.adapters import ADAPTERS
+
+    measured = []
+    with _bar() as bar:
+        task = bar.add_task("", total=len(ADAPTERS))
+        for peer in peers.run():
+            measured.append(peer)
+            bar.update(task, advance=1, description=peer.adapter)
+    text = peers.to_json(measured)
+    record = json.loads(text)
+    out.print(peers.to_markdown(record))
+    filled = [(path, peers.fill(path.read_text(encoding="utf-8"), record)) for path in into]
+    for path, content in [(json_out, text), *filled]:
+        if path is not None:
+            write_atomic(path, content.encode())
+            out.print(f"Written to {path}")
+
+
+def _require_matplotlib() -> None:
+    if find_spec("matplotlib") is None:
+        raise ImportError('polybn check: --html needs matplotlib for its pictures: pip install "polybn[plot]"')
+
+
+def _bar() -> Progress:
+    return Progress(
+        BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"),
+        console=err, transient=True, disable=not err.is_terminal,
+    )  # fmt: skip
+
+
+def _show(report: Report) -> None:
+    table = Table(
+        "id", "result", "cases", "error / bound", "what it says", title=report.info.name, title_justify="left"
+    )
+    for result in report.results:
+        judged = result.status in ("pass", "fail", "not certified") and result.cases
+        table.add_row(
+            result.id,
+            Text(result.status, STYLES.get(result.status, "dim")),
+            f"{result.cases - result.vacuous:,}" if judged else "",
+            f"{result.share:.2g}" if result.share else "exact" if result.exact else "",
+            result.title,
+        )
+    out.print(table)
+    for result in report.failures:
+        if result.reproducer:
+            out.print(Text.assemble((f"\nTo repeat {result.id}:", "bold")))
+            out.print(result.reproducer)
+    out.print(f"\n{report}")

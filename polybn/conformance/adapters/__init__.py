@@ -1,0 +1,92 @@
+"""Adapters: one small module a library, each brought in when it is asked for.
+
+An adapter converts NumPy arrays to the library's and back, declares the library's conventions, and calls
+what its users call, with the library's own defaults for the algorithm. It has no numerics of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, cast
+
+from polybn.spec import DomainError, DTypeError
+
+if TYPE_CHECKING:
+    from polybn.conformance.adapter import Adapter
+
+ADAPTERS = {
+    "polybn-numpy": "polybn.conformance.adapters.backend:polybn_numpy",
+    "polybn-cupy": "polybn.conformance.adapters.backend:polybn_cupy",
+    "polybn-jax": "polybn.conformance.adapters.backend:polybn_jax",
+    "polybn-mxnet": "polybn.conformance.adapters.backend:polybn_mxnet",
+    "pytorch": "polybn.conformance.adapters.pytorch:PyTorch",
+    "pytorch-channels-last": "polybn.conformance.adapters.pytorch:channels_last",
+    "flax-linen": "polybn.conformance.adapters.flax:Linen",
+    "flax-nnx": "polybn.conformance.adapters.flax:NNX",
+    "jax-standardize": "polybn.conformance.adapters.jax:Standardize",
+    "keras-numpy": "polybn.conformance.adapters.keras:on_numpy",
+    "keras-torch": "polybn.conformance.adapters.keras:on_torch",
+    "mxnet": "polybn.conformance.adapters.mxnet:MXNet",
+    "onnxruntime": "polybn.conformance.adapters.onnxruntime:OnnxRuntime",
+    "onnx-reference": "polybn.conformance.adapters.onnx:Reference",
+}
+"""Name to ``"module:Class"``. Keras has one backend a process: make one of its two."""
+
+
+def resolve(adapter: str) -> Adapter:
+    """Make an adapter from its name or its path.
+
+    Parameters
+    ----------
+    adapter : str
+        A key of :data:`ADAPTERS`, or ``"package.module:Class"``; the class is called without arguments.
+
+    Returns
+    -------
+    Adapter
+        See :class:`polybn.conformance.adapter.Adapter`.
+
+    Raises
+    ------
+    DomainError
+        If the name is unknown, or the module has nothing by that name.
+    DTypeError
+        If what it makes lacks a method that it declares.
+    ImportError
+        If the module, or a library that the adapter needs, is missing; the message says what to install.
+
+    Examples
+    --------
+    >>> from polybn.conformance.adapters import resolve
+    >>> resolve("polybn-numpy").info().momentum
+    'old'
+    """
+    path = ADAPTERS.get(adapter, adapter)
+    module_name, colon, attribute = path.partition(":")
+    if not (colon and module_name and attribute):
+        raise DomainError(
+            f"polybn.conformance.resolve: adapter must be one of {', '.join(ADAPTERS)}, or 'package.module:Class'; "
+            f"got {adapter!r} (what one is: polybn.conformance.Adapter)"
+        )
+    make = getattr(importlib.import_module(module_name), attribute, None)
+    if make is None:
+        raise DomainError(
+            f"polybn.conformance.resolve: adapter must name something in its module; got {adapter!r} "
+            f"(module {module_name} has no {attribute})"
+        )
+    return _fitting(adapter, make())
+
+
+def _fitting(adapter: str, made: object) -> Adapter:
+    candidate = cast("Adapter", made)
+    missing = [name for name in ("info", "train") if not hasattr(made, name)]
+    if not missing:
+        info = candidate.info()
+        declared = {"infer": info.infers, "vjp": info.differentiates}
+        missing = [name for name, there in declared.items() if there and not hasattr(made, name)]
+    if missing:
+        raise DTypeError(
+            f"polybn.conformance.resolve: adapter must have the methods that it declares; {adapter!r} made "
+            f"{type(made).__name__} without {', '.join(missing)} (see polybn.conformance.Adapter)"
+        )
+    return candidate

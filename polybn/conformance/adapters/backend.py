@@ -1,0 +1,105 @@
+"""Any backend of PolyBN by name, through the public functions."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import polybn
+from polybn.conformance.adapter import Info
+
+if TYPE_CHECKING:
+    from polybn.conformance.adapter import Array
+    from polybn.spec import Backend
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+FLUSHING = ("jax",)
+"""XLA flushes subnormal numbers on the CPU."""
+
+
+class BackendAdapter:
+    """A backend under test.
+
+    Parameters
+    ----------
+    name : str
+        As :func:`polybn.backend` takes it.
+
+    Raises
+    ------
+    ImportError
+        If the backend cannot run here; the message is its own reason.
+    """
+
+    def __init__(self, name: str) -> None:
+        reason = polybn.dispatch.why_not(name)
+        if reason is not None:
+            raise ImportError(f"polybn.conformance: backend {name!r} must run here; got {reason}", name=name)
+        self._backend = polybn.backend(name)
+
+    def info(self) -> Info:
+        """Declare the specification's conventions, and the dtypes that the library has."""
+        about = ", ".join(f"{what} {value}" for what, value in self._backend.describe().items())
+        return Info(
+            name=f"PolyBN on {self._backend.name}",
+            version=f"{polybn.__version__}, {about}",
+            dtypes=tuple(dtype for dtype in DTYPES if _holds(self._backend, dtype)),
+            flushes=self._backend.name in FLUSHING,
+        )
+
+    def train(
+        self,
+        x: Array,
+        gamma: Array,
+        beta: Array,
+        running_mean: Array,
+        running_var: Array,
+        *,
+        momentum: float,
+        eps: float,
+        axis: int,
+    ) -> tuple[Array, Array, Array]:
+        """Call :func:`polybn.batch_norm` in training."""
+        arrays = map(self._backend.asarray, (x, gamma, beta, running_mean, running_var))
+        y, mean, var = polybn.batch_norm(*arrays, training=True, momentum=momentum, eps=eps, axis=axis)
+        return self._backend.to_numpy(y), self._backend.to_numpy(mean), self._backend.to_numpy(var)
+
+    def infer(
+        self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, *, eps: float, axis: int
+    ) -> Array:
+        """Call :func:`polybn.batch_norm` in inference."""
+        arrays = map(self._backend.asarray, (x, gamma, beta, running_mean, running_var))
+        return self._backend.to_numpy(polybn.batch_norm(*arrays, training=False, eps=eps, axis=axis).y)
+
+    def vjp(
+        self, x: Array, gamma: Array, beta: Array, dy: Array, *, eps: float, axis: int
+    ) -> tuple[Array, Array, Array]:
+        """Call :func:`polybn.batch_norm_vjp` in training."""
+        arrays = map(self._backend.asarray, (x, gamma, beta))
+        _, pullback = polybn.batch_norm_vjp(*arrays, training=True, eps=eps, axis=axis)
+        back = pullback(self._backend.asarray(dy))
+        dx, dgamma, dbeta = map(self._backend.to_numpy, (back.x, back.gamma, back.beta))
+        return dx, dgamma, dbeta
+
+
+def _holds(backend: Backend, dtype: str) -> bool:
+    """Tell whether the library has arrays of a dtype. Whether batch norm serves them is for the kit to find out."""
+    try:
+        if dtype == "bfloat16":
+            import ml_dtypes  # noqa: F401
+        host = np.zeros(1, np.dtype(dtype))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return bool(backend.to_numpy(backend.asarray(host)).dtype == host.dtype)
+    except Exception:
+        # Each library refuses a dtype in its own way.
+        return False
+
+
+polybn_numpy = functools.partial(BackendAdapter, "numpy")
+polybn_cupy = functools.partial(BackendAdapter, "cupy")
+polybn_jax = functools.partial(BackendAdapter, "jax")
+polybn_mxnet = functools.partial(BackendAdapter, "mxnet")

@@ -1,0 +1,100 @@
+"""JAX: ``jax.nn.standardize`` with its default algorithm, the one-pass ``E[x^2] - E[x]^2``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from polybn.conformance.adapter import Info
+from polybn.conformance.adapters.shared import load
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from polybn.conformance.adapter import Array
+
+
+class Standardize:
+    """The function over every axis but the channels', times gamma, plus beta, as its users write it.
+
+    It has no running statistics. ``train`` hands back those that it was given, and ``infer`` passes
+    them as ``mean`` and ``variance``.
+    """
+
+    def __init__(self) -> None:
+        self._jax = load("jax", "jax")
+        self._compiled = self._jax.jit(self._affine, static_argnames="axis")
+        self._pull = self._jax.jit(self._gradients, static_argnames="axis")
+
+    def info(self) -> Info:
+        """Declare what the function's documentation and source say."""
+        return Info(
+            name="jax.nn.standardize",
+            version=version(self._jax),
+            dtypes=("float16", "bfloat16", "float32", "float64"),
+            flushes=flushes(self._jax),
+        )
+
+    def train(
+        self,
+        x: Array,
+        gamma: Array,
+        beta: Array,
+        running_mean: Array,
+        running_var: Array,
+        *,
+        momentum: float,  # noqa: ARG002
+        eps: float,
+        axis: int,
+    ) -> tuple[Array, Array, Array]:
+        """Standardize by batch statistics; nothing is tracked."""
+        with precision(self._jax, x):
+            y = self._compiled(x, gamma, beta, eps=eps, axis=axis)
+        return np.array(y), running_mean.copy(), running_var.copy()
+
+    def infer(
+        self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, *, eps: float, axis: int
+    ) -> Array:
+        """Standardize by the given mean and variance."""
+        with precision(self._jax, x):
+            return np.array(self._compiled(x, gamma, beta, running_mean, running_var, eps=eps, axis=axis))
+
+    def vjp(
+        self, x: Array, gamma: Array, beta: Array, dy: Array, *, eps: float, axis: int
+    ) -> tuple[Array, Array, Array]:
+        """Differentiate by ``jax.vjp``."""
+        with precision(self._jax, x):
+            dx, dgamma, dbeta = self._pull(x, gamma, beta, dy, eps=eps, axis=axis)
+        return np.array(dx), np.array(dgamma), np.array(dbeta)
+
+    def _affine(
+        self, x: Any, gamma: Any, beta: Any, mean: Any = None, variance: Any = None, *, eps: Any, axis: int
+    ) -> Any:
+        axis %= x.ndim
+        others = tuple(a for a in range(x.ndim) if a != axis)
+        gamma, beta, mean, variance = (
+            None if v is None else self._jax.numpy.expand_dims(v, others) for v in (gamma, beta, mean, variance)
+        )
+        standard = self._jax.nn.standardize(x, others, mean, variance, epsilon=eps)
+        return (standard * gamma + beta).astype(x.dtype)
+
+    def _gradients(self, x: Any, gamma: Any, beta: Any, dy: Any, *, eps: Any, axis: int) -> Any:
+        _, pullback = self._jax.vjp(lambda *inputs: self._affine(*inputs, eps=eps, axis=axis), x, gamma, beta)
+        return pullback(dy)
+
+
+def version(jax: Any) -> str:
+    """Return JAX's version and the platform that it computes on."""
+    return f"JAX {jax.__version__}, {jax.default_backend().upper()}"
+
+
+def flushes(jax: Any) -> bool:
+    """Tell whether XLA sets its threads to flush subnormal numbers to zero, as it does on the CPU."""
+    return bool(jax.default_backend() == "cpu")
+
+
+def precision(jax: Any, x: Array) -> AbstractContextManager[Any]:
+    """Switch float64 on for float64 data, as its users must; elsewhere JAX stays as it ships."""
+    context: AbstractContextManager[Any] = jax.enable_x64(x.dtype == np.float64)
+    return context

@@ -1,0 +1,109 @@
+"""One call of batch norm as host arrays, what came out of it, and how to make it on any backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+import polybn
+
+if TYPE_CHECKING:
+    from polybn.spec import Backend, RunningVariance
+
+Array = NDArray[Any]
+
+DTYPES = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+}
+
+
+class Case(NamedTuple):
+    """The arguments of one call, and a cotangent of its output."""
+
+    x: Array
+    gamma: Array | None
+    beta: Array | None
+    running_mean: Array | None
+    running_var: Array | None
+    dy: Array
+    where: NDArray[np.bool_] | None = None
+    training: bool = True
+    momentum: float = 0.75
+    eps: float = 1e-5
+    axis: int = 1
+    running_variance: RunningVariance = "biased"
+
+    def arrays(self) -> dict[str, Array | None]:
+        """Return the arguments that may be given by position."""
+        names = ("x", "gamma", "beta", "running_mean", "running_var")
+        return {name: getattr(self, name) for name in names}
+
+    def options(self) -> dict[str, Any]:
+        """Return the keyword arguments, but for ``where``."""
+        names = ("training", "momentum", "eps", "axis", "running_variance")
+        return {name: getattr(self, name) for name in names}
+
+    def moved(self, axis: int) -> Case:
+        """Return the same problem with the channel axis elsewhere."""
+        x, dy = (np.ascontiguousarray(np.moveaxis(a, self.axis, axis)) for a in (self.x, self.dy))
+        where = None if self.where is None else np.moveaxis(np.broadcast_to(self.where, self.x.shape), self.axis, axis)
+        return self._replace(x=x, dy=dy, where=where, axis=axis)
+
+
+class Outcome(NamedTuple):
+    """Everything that a call and its pullback return, on the host; None for what was not computed."""
+
+    y: Array
+    running_mean: Array | None = None
+    running_var: Array | None = None
+    dx: Array | None = None
+    dgamma: Array | None = None
+    dbeta: Array | None = None
+    drunning_mean: Array | None = None
+    drunning_var: Array | None = None
+
+
+def statistics_dtype(x: Array) -> np.dtype[Any]:
+    """Return the dtype of parameters and statistics that belongs to ``x`` (S6)."""
+    return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+
+
+def case_of(x: Array, vectors: Iterable[Any], dy: Array, **options: Any) -> Case:
+    """Make a call of the vectors gamma, beta, running_mean and running_var, in the dtype that belongs to x."""
+    gamma, beta, mean, var = (np.asarray(v).astype(statistics_dtype(x)) for v in vectors)
+    return Case(x, gamma, beta, mean, var, dy, **options)
+
+
+def run(backend: Backend, case: Case) -> Outcome:
+    """Make the call on a backend, with its pullback."""
+    arrays = {name: None if value is None else backend.asarray(value) for name, value in case.arrays().items()}
+    where = None if case.where is None else backend.asarray(case.where)
+    result, pullback = polybn.batch_norm_vjp(*arrays.values(), **case.options(), where=where)
+    gradients = pullback(backend.asarray(case.dy))
+    return Outcome._make(None if value is None else backend.to_numpy(value) for value in (*result, *gradients))
+
+
+def same(a: Outcome, b: Outcome) -> bool:
+    """Tell whether two outcomes agree to the bit, signs of zero and NaN payloads apart."""
+    return all(equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def equal(a: Array | None, b: Array | None) -> bool:
+    """Tell whether two arrays agree in dtype, shape and values; NaN equals NaN."""
+    if a is None or b is None:
+        return a is b
+    wide = (a.astype(np.float64), b.astype(np.float64))
+    return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(*wide, equal_nan=True)
+
+
+def rows(array: Array, axis: int) -> NDArray[np.float64]:
+    """Return a copy as float64 rows, one a channel, in the order of S1."""
+    first = np.moveaxis(array, axis, 0)
+    return first.astype(np.float64).reshape(first.shape[0], -1)

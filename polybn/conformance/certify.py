@@ -1,0 +1,133 @@
+"""Compare what a batch norm returned with the exact result: every value, against its own bound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polybn.conformance import bounds
+from polybn.conformance.cases import Case, Outcome
+from polybn.conformance.channels import Measured, measure
+from polybn.conformance.forms import Form
+from polybn.conformance.oracle import Row
+
+Floats = NDArray[np.float64]
+
+
+class Certificate(NamedTuple):
+    """Proof that an outcome lies within the envelope."""
+
+    ratio: float
+    """Largest error, as a share of its bound."""
+    y: Floats
+    """Bounds on ``y``, as channel rows; 0 in deleted places."""
+    dx: Floats
+    """Bounds on ``dx``, likewise."""
+
+
+def certify(
+    case: Case,
+    outcome: Outcome,
+    *,
+    form: Form = "K",
+    dtype: str | None = None,
+    arithmetic: str | None = None,
+    flushes: bool = False,
+    additions: int | None = None,
+) -> Certificate:
+    """Check every result of a call against its bound.
+
+    What the outcome has not, gradients or running statistics, is left out.
+
+    Parameters
+    ----------
+    case : Case
+        The call.
+    outcome : Outcome
+        What came out of it.
+    form : {"K", "T", "N", "F", "O"}
+        Whose bounds; see :mod:`polybn.conformance.forms`.
+    dtype : str, optional
+        Whose roundings count; that of ``case.x`` by default.
+    arithmetic : {"float32", "float64"}, optional
+        What the computation is made in: by default float64 for float64, else float32.
+    flushes : bool, default False
+        Whether subnormal numbers are flushed to zero.
+    additions : int, optional
+        The longest chain of additions in a sum, if not the form's.
+
+    Returns
+    -------
+    Certificate
+
+    Raises
+    ------
+    AssertionError
+        If an error exceeds its bound.
+    VacuousBoundError
+        If a bound certifies nothing; that is an AssertionError, too.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polybn.conformance.cases import Case, Outcome
+    >>> x, one = np.float32([[-3], [-1], [1], [3]]), np.ones(1, np.float32)
+    >>> case = Case(x, one, one, None, None, x, eps=11.0)
+    >>> certify(case, Outcome(x / 4 + 1)).ratio < 1
+    True
+    >>> certify(case, Outcome(x / 4))
+    Traceback (most recent call last):
+    AssertionError: y of channel 0: value 1 is -0.25; its error 1 is 2.46e+06 times its bound 4.06e-07 (form K)
+    """
+    f = bounds.format_of(dtype or case.x.dtype.name, arithmetic=arithmetic, flushes=flushes)
+    count = case.x.size // max(case.x.shape[case.axis], 1)
+    y, dx = (np.zeros((case.x.shape[case.axis], count)) for _ in range(2))
+    worst = 0.0
+    for measured in measure(case, outcome):
+        limits = bounds.envelope(form, measured.channel, f, additions)
+        y[measured.place, measured.kept] = limits["y"]
+        dx[measured.place, measured.kept] = np.ldexp(limits["dx"], -measured.channel.exponent)
+        worst = max(worst, *(_hold(name, measured, limits[name], form) for name in measured.errors))
+    return Certificate(worst, y, dx)
+
+
+def shares(errors: Floats, limits: Floats) -> Floats:
+    """Return errors as shares of their bounds; no error is a share of 0, any error a boundless one of none."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        found: Floats = np.where(errors == 0, 0.0, errors / limits)
+    return found
+
+
+def _hold(name: str, measured: Measured, limits: Floats, form: Form) -> float:
+    errors = measured.errors[name]
+    found = shares(errors, limits)
+    worst = int(np.argmax(found))
+    assert found[worst] <= 1, (
+        f"{name} of channel {measured.place}: value {worst} is {float(measured.got[name][worst])!r}; its error "
+        f"{errors[worst]:.3g} is {found[worst]:.3g} times its bound {limits[worst]:.3g} (form {form})"
+    )
+    return float(found[worst])
+
+
+def within(what: str, got: Floats | Sequence[float], exact: Row, bound: Floats | Sequence[float]) -> float:
+    """Assert that each value lies within its bound of the exact one; return the largest share of a bound used."""
+    values = np.asarray(got, np.float64)
+    assert np.isfinite(values).all(), f"{what} is not finite: {values[~np.isfinite(values)][:3]}"
+    errors, limits = np.asarray(exact.distances(values.tolist())), np.asarray(bound, np.float64)
+    assert (limits > 0).all(), f"{what}: a bound is not positive"
+    found = errors / limits
+    worst = int(np.argmax(found))
+    assert found[worst] <= 1, (
+        f"{what}: value {worst} is {float(values[worst])!r}, exactly {exact.numerators[worst] / exact.denominator!r}; "
+        f"error {errors[worst]:.3g} is {found[worst]:.3g} times its bound"
+    )
+    return float(found[worst])
+
+
+def within_one(what: str, got: float, exact: Fraction, bound: float) -> float:
+    """Assert the same of a single number."""
+    return within(what, [got], Row([exact.numerator], exact.denominator), [bound])

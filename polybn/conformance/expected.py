@@ -1,0 +1,77 @@
+"""Failures that are expected: each with a reason, and none for longer than it is true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polybn.spec import DomainError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Collection, Sequence
+
+    from polybn.conformance.report import Result
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read a file of lines ``property-id  # reason, url``.
+
+    Parameters
+    ----------
+    path : path
+        Empty lines, and lines that begin with ``#``, are left out.
+
+    Returns
+    -------
+    dict of str to str
+        Reasons by id.
+
+    Raises
+    ------
+    DomainError
+        If a line has no reason, or an id comes twice.
+    """
+    found = dict[str, str]()
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        name, _, reason = (part.strip() for part in line.partition("#"))
+        if not name:
+            continue
+        if not reason or name in found:
+            rule = "have a reason: property-id  # reason, url" if not reason else "name each id once"
+            raise DomainError(f"polybn.conformance.check: xfail must {rule}; got {line!r} ({path}, line {number})")
+        found[name] = reason
+    return found
+
+
+def judge(
+    results: Sequence[Result], expected: dict[str, str], known: Collection[str]
+) -> tuple[list[Result], list[str]]:
+    """Mark failures that are expected, and find the entries that are stale.
+
+    Parameters
+    ----------
+    results : sequence of Result
+        Of what was run.
+    expected : dict of str to str
+        Reasons by id.
+    known : collection of str
+        All ids there are, run or not.
+
+    Returns
+    -------
+    results : list of Result
+        With failures that are expected marked so.
+    errors : list of str
+        What is wrong with the entries.
+    """
+    errors = [f"xfail entry {name} matches nothing: there is no such id" for name in expected if name not in known]
+    marked = []
+    for result in results:
+        reason = expected.get(result.id)
+        if reason is not None and result.status == "fail":
+            result = result._replace(status="expected failure", reason=reason)
+        elif reason is not None:
+            errors.append(f"xfail entry {result.id} ({reason}) must be removed: the result is {result.status!r}")
+        marked.append(result)
+    return marked, errors

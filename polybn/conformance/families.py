@@ -1,0 +1,155 @@
+"""The inputs that a grade rests on: distances from zero, constants, outliers, and both ends of the range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from polybn.conformance.cases import DTYPES, Array
+
+RESTS = {
+    2: (2, 1, 1), 3: (3, 1, 1), 31: (31, 1, 1), 257: (257, 1, 1), 1024: (16, 8, 8), 16384: (64, 16, 16),
+}  # fmt: skip
+"""By m: the shape of x without its channels."""
+FEW = (3, 31, 1024)
+MANY = (2, 3, 31, 257, 1024, 16384)
+
+Maker = Callable[[np.random.Generator, int, int], Array]
+
+
+class Family(NamedTuple):
+    """A kind of input."""
+
+    name: str
+    make: Maker
+    """From a generator, C and m to float64 rows ``(C, m)``, to be rounded to the dtype."""
+    sizes: tuple[int, ...] = FEW
+    """Values of m."""
+    both_layouts: bool = False
+    """Whether to try channels last, too."""
+    in_range: bool = True
+    """Whether the squares of x, added up, stay in the range of the arithmetic."""
+    scale: float = 1.0
+    """About the variance."""
+
+
+def normal(mean: float, deviation: float, **options: bool | float | tuple[int, ...]) -> Family:
+    """Describe normal variates; means have either sign.
+
+    Parameters
+    ----------
+    mean, deviation : float
+        Of a channel.
+    **options
+        Further fields of Family.
+
+    Returns
+    -------
+    Family
+
+    Examples
+    --------
+    >>> normal(1e4, 0.01).name
+    'N(10000, 0.01)'
+    """
+
+    def make(rng: np.random.Generator, channels: int, m: int) -> Array:
+        return mean * rng.choice([-1, 1], (channels, 1)) + deviation * rng.normal(size=(channels, m))
+
+    name = f"N({mean:.6g}, {deviation:.6g})"
+    return Family(name, make, **options)  # type: ignore[arg-type]
+
+
+def constant(value: float) -> Family:
+    """Describe channels of one value, or its negative.
+
+    Parameters
+    ----------
+    value : float
+        Rounded to the dtype.
+
+    Returns
+    -------
+    Family
+
+    Examples
+    --------
+    >>> constant(0.1).name
+    'constant 0.1'
+    """
+
+    def make(rng: np.random.Generator, channels: int, m: int) -> Array:
+        return value * rng.choice([-1, 1], (channels, 1)) * np.ones((channels, m))
+
+    return Family(f"constant {value:.7g}", make, (3, 31, 1024, 16384), both_layouts=True)
+
+
+def outlier(size: float) -> Family:
+    """Describe standard normal variates, the first of which is large.
+
+    Parameters
+    ----------
+    size : float
+        Of that one.
+
+    Returns
+    -------
+    Family
+
+    Examples
+    --------
+    >>> outlier(1e4).name
+    'one outlier'
+    """
+
+    def make(rng: np.random.Generator, channels: int, m: int) -> Array:
+        rows = rng.normal(size=(channels, m))
+        rows[:, 0] = size
+        return rows
+
+    return Family("one outlier", make)
+
+
+def _integers(rng: np.random.Generator, channels: int, m: int) -> Array:
+    return rng.integers(0, 256, (channels, m)).astype(np.float64)
+
+
+def _subnormals(smallest: float) -> Maker:
+    return lambda rng, channels, m: smallest * rng.integers(-100, 101, (channels, m))
+
+
+# How far from zero the dtype can still tell values one standard deviation apart, and what its squares cannot hold.
+_LADDERS = {
+    "float16": ((10, 1), (100, 1), (0, 1e4)),
+    "bfloat16": ((10, 1), (50, 1)),
+    "float32": ((10, 1), (100, 1), (1e3, 1), (1e4, 1), (1e5, 1), (1e4, 1e-2)),
+    "float64": ((10, 1), (1e3, 1), (1e6, 1), (1e9, 1), (1e12, 1), (1e4, 1e-2)),
+}
+_LARGE = {"float16": (), "bfloat16": (1e18, 1e25), "float32": (1e18, 1e25), "float64": (1e154, 1e200)}
+_SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 2.0**-1074}
+# Where libraries' sums differ most: the longest of these are tried in both layouts.
+_LONG = {1e3, 1e6}
+
+
+def _families(dtype: str) -> tuple[Family, ...]:
+    ladder = [
+        normal(mean, deviation, scale=float(deviation) ** 2)
+        if mean not in _LONG
+        else normal(mean, deviation, sizes=MANY, both_layouts=True)
+        for mean, deviation in _LADDERS[dtype]
+    ]
+    return (
+        normal(0, 1, sizes=MANY, both_layouts=True),
+        *ladder,
+        *(constant(value) for value in (0.1, 1234.567, 1e4 + 0.1)),
+        outlier(1e3 if dtype == "float16" else 1e4),
+        Family("integers 0 to 255", _integers, (31, 1024, 16384)),
+        Family("subnormal", _subnormals(_SMALLEST[dtype]), (31, 1024)),
+        *(normal(0, large, in_range=False) for large in _LARGE[dtype]),
+    )
+
+
+FAMILIES: dict[str, tuple[Family, ...]] = {dtype: _families(dtype) for dtype in DTYPES}
+"""By dtype."""

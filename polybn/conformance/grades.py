@@ -1,0 +1,264 @@
+"""Grade the accuracy of a batch norm: one letter a dtype, for input near zero and far from it, tame and extreme.
+
+=====  =================================================================================================================
+class  what every result of every family satisfies
+=====  =================================================================================================================
+S      y within 4 ulp of exact at any kappa: ``|y^ - y| <= 4 ulp(max(|gamma xhat|, |beta|))``, value by value, exactly
+       beta for constant channels, and the rest within the bounds of K. For float32 and float64 alone: 4 ulp of
+       a stored half is what every form reaches.
+K      the bounds of the kappa-free form (S2), at any kappa; none is vacuous; constant channels give exactly beta
+T      the bounds of a two-pass form with tree sums, where they are not vacuous
+N      the same with sums in any order
+F      the bounds of Welford's and Chan's recurrences, where they are not vacuous
+O      the bounds of the one-pass form ``E[x^2] - E[x]^2``, where they are not vacuous
+``-``  none of them
+=====  =================================================================================================================
+
+The rest is running statistics and, where the adapter has them, dx, dgamma and dbeta. A letter is the first class that
+holds. In the range families, where the squares of x leave the range of float32, a result may be right, or it may
+be NaN or infinity and be seen; finite and wrong rules out S and K (S10). The other classes promise nothing there;
+:func:`silent` lists what was finite and wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from polybn.conformance import bounds
+from polybn.conformance.cases import DTYPES, Array, Case, Outcome, case_of
+from polybn.conformance.certify import shares
+from polybn.conformance.channels import Measured, measure
+from polybn.conformance.families import FAMILIES, RESTS, Family
+from polybn.conformance.forms import FORMS, Channel, Floats, Form, Format, VacuousBoundError
+
+if TYPE_CHECKING:
+    from polybn.conformance.adapter import Adapter, Info
+
+Letter: TypeAlias = Literal["S", "K", "T", "N", "F", "O", "-"]
+CLASSES: tuple[Letter, ...] = ("S", *FORMS)
+ULPS = 4
+ANCHOR = FAMILIES["float32"][0].name
+"""A class holds only if it certifies this family at some m."""
+
+
+class Row(NamedTuple):
+    """One family at one m."""
+
+    family: str
+    kappa: float
+    """``sqrt(1 + mean^2 / variance)``, the largest of the channels."""
+    m: int
+    error: float
+    """Largest error of y; NaN or infinite if y was."""
+    bounds: dict[str, float | None]
+    """By class: the largest bound on y; None if not certified."""
+    ratio: dict[str, float | None]
+    """By class: the largest error of anything, as a share of its bound; the class holds here if it is 1 at most."""
+    case: Case
+    """The input."""
+    in_range: bool = True
+    """Whether the squares of x stay in the range of float32, or of float64 for float64."""
+
+
+class Grade(NamedTuple):
+    """The letter of one dtype, and what it rests on."""
+
+    dtype: str
+    letter: Letter
+    rows: tuple[Row, ...]
+
+
+def grade(
+    adapter: Adapter,
+    info: Info,
+    dtype: str,
+    run: Callable[[Adapter, Info, Case], Outcome],
+    progress: Callable[[int, int], None] | None = None,
+) -> Grade:
+    """Grade an adapter in one dtype.
+
+    Parameters
+    ----------
+    adapter : Adapter
+        Under test.
+    info : Info
+        What it declares.
+    dtype : str
+        Of x: float16, bfloat16, float32 or float64.
+    run : callable
+        Makes the calls of a case: :func:`polybn.conformance.runner.run`.
+    progress : callable, optional
+        Called with the number of rows done and the number of all.
+
+    Returns
+    -------
+    Grade
+
+    Examples
+    --------
+    >>> from polybn.conformance.adapters.backend import BackendAdapter
+    >>> from polybn.conformance.runner import run
+    >>> adapter = BackendAdapter("numpy")
+    >>> grade(adapter, adapter.info(), "float16", run).letter
+    'K'
+    """
+    planned = [
+        (family, m, last)
+        for family in FAMILIES[dtype]
+        for last in ((False, True) if family.both_layouts and info.axes == "any" else (False,))
+        for m in family.sizes
+    ]
+    rows = []
+    for i, (family, m, last) in enumerate(planned):
+        rows.append(_row(adapter, info, dtype, run, family, m, last=last, seed=i))
+        if progress is not None:
+            progress(i + 1, len(planned))
+    return Grade(dtype, _letter(dtype, rows), tuple(rows))
+
+
+def uncertified(grade: Grade) -> tuple[Row, ...]:
+    """List what the letter of a grade does not cover.
+
+    Parameters
+    ----------
+    grade : Grade
+        Any.
+
+    Returns
+    -------
+    tuple of Row
+        Where the bound of its class is vacuous; all rows for ``"-"``.
+    """
+    return tuple(row for row in grade.rows if row.bounds.get(grade.letter) is None)
+
+
+def silent(grade: Grade) -> tuple[Row, ...]:
+    """List where finite results were wrong without a sign of it: the range families beyond K's bounds (S10).
+
+    Parameters
+    ----------
+    grade : Grade
+        Any.
+
+    Returns
+    -------
+    tuple of Row
+    """
+    return tuple(row for row in grade.rows if not row.in_range and (row.ratio["K"] or 0) > 1)
+
+
+def holds(rows: list[Row], name: str) -> bool:
+    """Tell whether a class holds: S and K everywhere, the others where they are certified.
+
+    Parameters
+    ----------
+    rows : list of Row
+        All of a dtype.
+    name : str
+        The class.
+
+    Returns
+    -------
+    bool
+    """
+    ratios = [row.ratio[name] for row in rows]
+    certified = [ratio for ratio in ratios if ratio is not None]
+    everywhere = len(certified) == len(ratios)
+    anchored = any(row.ratio[name] is not None for row in rows if row.family == ANCHOR)
+    return (everywhere or name not in ("S", "K")) and anchored and all(ratio <= 1 for ratio in certified)
+
+
+def _letter(dtype: str, rows: list[Row]) -> Letter:
+    for name in CLASSES:
+        if holds(rows, name) and (name != "S" or dtype in ("float32", "float64")):
+            return name
+    return "-"
+
+
+def _row(
+    adapter: Adapter,
+    info: Info,
+    dtype: str,
+    run: Callable[[Adapter, Info, Case], Outcome],
+    family: Family,
+    m: int,
+    *,
+    last: bool,
+    seed: int,
+) -> Row:
+    case = _case(info, dtype, family, m, last=last, seed=seed)
+    name = f"{family.name}, channels last" if last else family.name
+    f = bounds.format_of(dtype, flushes=info.flushes)
+    try:
+        found = list(measure(case, run(adapter, info, case)))
+    except AssertionError:  # the call failed: no class holds
+        none: dict[str, float | None] = dict.fromkeys(CLASSES)
+        failed: dict[str, float | None] = dict.fromkeys(CLASSES, math.inf)
+        return Row(name, math.nan, m, math.nan, none, failed, case, family.in_range)
+    limits: dict[str, float | None] = {}
+    ratio: dict[str, float | None] = {}
+    for letter in CLASSES:
+        try:
+            judged = [_judge(letter, one, f, in_range=family.in_range) for one in found]
+        except VacuousBoundError:
+            limits[letter] = ratio[letter] = None
+        else:
+            limits[letter], ratio[letter] = (max(values) for values in zip(*judged, strict=True))
+    kappa = max(_kappa(one.channel) for one in found)
+    error = float(np.max([_worst(one) for one in found]))
+    return Row(name, kappa, m, error, limits, ratio, case, family.in_range)
+
+
+def _judge(letter: Letter, one: Measured, f: Format, *, in_range: bool) -> tuple[float, float]:
+    """Return the largest bound on y, and the largest share of any bound."""
+    form: Form = "K" if letter == "S" or letter == "-" else letter
+    limits = bounds.envelope(form, one.channel, f)
+    if letter == "S" and not one.channel.constant:
+        limits["y"] = _ulps(one.channel, f)
+    worst = 0.0
+    for name, errors in one.errors.items():
+        found = shares(errors, limits[name])
+        if not in_range:  # NaN and infinity are honest there
+            found = np.where(np.isfinite(one.got[name]), found, 0.0)
+        worst = max(worst, float(found.max()))
+    return float(limits["y"].max()), worst
+
+
+def _ulps(ch: Channel, f: Format) -> Floats:
+    """Return the allowance of class S: ulps of the larger term of y, at the precision of the arithmetic."""
+    larger = np.maximum(abs(ch.gamma) * ch.c * ch.root, abs(ch.beta))
+    _, exponent = np.frexp(larger)
+    return np.asarray(ULPS * np.ldexp(f.unit, exponent), np.float64)
+
+
+def _kappa(ch: Channel) -> float:
+    return math.hypot(1, ch.mean / math.sqrt(ch.variance)) if ch.variance else math.inf
+
+
+def _worst(one: Measured) -> float:
+    return float(one.errors["y"].max()) if np.isfinite(one.got["y"]).all() else math.nan
+
+
+def _case(info: Info, dtype: str, family: Family, m: int, *, last: bool, seed: int) -> Case:
+    rng, channels = np.random.default_rng([m, seed]), 2 if m > 4096 else 3
+    rest = RESTS[m] if 4 in info.ranks else (m,)
+    axis = len(rest) if last else 1
+
+    def shaped(rows: Array) -> Array:
+        return np.ascontiguousarray(np.moveaxis(rows.reshape(channels, *rest), 0, axis)).astype(DTYPES[dtype])
+
+    x, dy = shaped(family.make(rng, channels, m)), shaped(rng.normal(0.3, 1.2, (channels, m)))
+    signs = rng.choice([-1, 1], (3, channels))
+    spread = np.sqrt(np.abs(family.scale)) * rng.uniform(0.5, 2, (3, channels))
+    vectors = (
+        signs[0] * rng.uniform(0.5, 2, channels),
+        signs[1] * rng.uniform(0.5, 1.5, channels),
+        signs[2] * spread[0],
+    )
+    running_var = np.maximum(1.0, family.scale * rng.uniform(0.3, 3, channels))
+    options: dict[str, Any] = {"axis": axis, "running_variance": info.running_variance}
+    return case_of(x, (*vectors, running_var), dy, momentum=0.25, **options)

@@ -1,0 +1,243 @@
+"""Calls whose every intermediate result is a floating-point number: the answer is compared with ``==``.
+
+A channel holds ``(offset + k) s`` with s a power of two and k from a pattern whose mean is 0 and whose variance
+plus ``eps / s^2`` is a square ``q^2``. So the mean is ``offset * s``, ``sqrt(v + eps) = q s`` and ``xhat = k / q``,
+exactly, with q a power of two. Gamma is a power of two, beta and dy are small integers, and every sum is one of
+integers. An implementation that is right gives these bits, whatever the order of its sums; a wrong axis,
+divisor, root or place of eps does not.
+
+========================================  =====  ==  ====================================================
+pattern                                   eps    q   m
+========================================  =====  ==  ====================================================
+``-a, -b, b, a`` of one of PATTERNS       11     q   any multiple of 4; gradients where m is a power of two
+``-2, -1, 0, 1, 2``                       2      2   5, where the unbiased variance, 5/4 of 2, is exact
+``-3, -3, -3, 0, 0, 0, 3, 3, 3``          10     4   9, likewise, 9/8 of 6
+========================================  =====  ==  ====================================================
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from polybn.conformance.cases import DTYPES, Array, Case, case_of, rows, statistics_dtype
+
+PATTERNS = ((3, 1, 4), (9, 5, 8), (21, 7, 16), (45, 1, 32))
+"""Triples ``a, b, q`` with ``(a^2 + b^2) / 2 + 11 = q^2``."""
+ODD = {5: ((-2, -1, 0, 1, 2), 2, 2), 9: ((-3, -3, -3, 0, 0, 0, 3, 3, 3), 4, 10)}
+"""By m: the pattern, q and ``eps / s^2``."""
+TIGHT = (3, 1, 4)
+"""The pattern of variance 5: its squares add up exactly in float32 as far as m = 2^21."""
+
+
+class Lattice(NamedTuple):
+    """A lattice call and its exact answers, as float64 that lose nothing; round them once to the dtype of a result."""
+
+    case: Case
+    y: Array
+    """Shape of x."""
+    mean: Array
+    """Of the batch, shape ``(C,)``."""
+    variance: Array
+    """Of the batch, biased."""
+    unbiased: Array | None
+    """Of the batch, where it is exact: for m of 5 and 9."""
+    dx: Array
+    """Shape of x."""
+    dgamma: Array
+    dbeta: Array
+
+
+def lattice(
+    seed: int,
+    dtype: str,
+    channels: int,
+    rest: tuple[int, ...],
+    axis: int,
+    power: int = 0,
+    offset: int = 0,
+    momentum: float = 0.75,
+    *,
+    tight: bool = False,
+) -> Lattice:
+    """Make a lattice call in training.
+
+    Parameters
+    ----------
+    seed : int
+        Of everything random.
+    dtype : str
+        Of x: float16, bfloat16, float32 or float64.
+    channels : int
+        C.
+    rest : tuple of int
+        The shape of x without its channel axis; its product m is 5, 9 or a multiple of four, and a power of two
+        if gradients shall be exact.
+    axis : int
+        Where the channel axis goes, not negative.
+    power : int, default 0
+        ``s = 2**power``.
+    offset : int, default 0
+        Each channel's is this or its negative.
+    momentum : float, default 0.75
+        A multiple of 1/4, so that running statistics are exact.
+    tight : bool, default False
+        Use only the narrowest pattern, whose sums stay exact for the largest m.
+
+    Returns
+    -------
+    Lattice
+
+    Raises
+    ------
+    ValueError
+        If x would not be exact in the dtype.
+
+    Examples
+    --------
+    >>> made = lattice(0, "float32", 2, (4,), 1, offset=10)
+    >>> made.mean.tolist(), made.variance.tolist(), made.case.eps
+    ([-10.0, 10.0], [1013.0, 245.0], 11.0)
+    """
+    rng = np.random.default_rng(seed)
+    m, s = math.prod(rest), 2.0**power
+    k, q, eps = _numerators(rng, channels, m, tight=tight)
+    offsets = rng.choice([-offset, offset], (channels, 1))
+    g = rng.integers(-8, 9, (channels, m)) if m not in ODD else m * rng.integers(-1, 2, (channels, m))
+    gamma = 2.0 ** rng.integers(-2, 3, (channels, 1)) * rng.choice([-1, 1], (channels, 1))
+    beta = rng.integers(-3, 4, (channels, 1))
+    sum_g, sum_gk = g.sum(axis=1, keepdims=True), (g * k).sum(axis=1, keepdims=True)
+    dx = gamma / (q * s) * (g - sum_g / m - k * sum_gk / (q**2 * m))
+    old_mean, old_var = rng.integers(-9, 10, channels) * s, rng.integers(2, 30, channels) * s**2
+
+    def shaped(z: Array) -> Array:
+        return np.ascontiguousarray(np.moveaxis(z.reshape(channels, *rest), 0, axis))
+
+    x = shaped((offsets + k) * s).astype(DTYPES[dtype])
+    if not np.array_equal(rows(x, axis), (offsets + k) * s):
+        raise ValueError(
+            f"polybn.conformance.lattice: offset and power must leave x exact; "
+            f"got {offset} and {power} ({dtype} fixes it)"
+        )
+    with np.errstate(over="ignore"):
+        variance = (k * k).sum(axis=1) // m * s**2
+    case = case_of(
+        x,
+        (gamma[:, 0], beta[:, 0], old_mean, old_var),
+        shaped(g).astype(x.dtype),
+        axis=axis,
+        eps=eps * s**2,
+        momentum=momentum,
+    )
+    unbiased = variance * m / (m - 1) if m in ODD else None
+    y, dx = shaped(gamma * (k / q) + beta), shaped(dx)
+    return Lattice(case, y, offsets[:, 0] * s, variance, unbiased, dx, (sum_gk / q)[:, 0], sum_g[:, 0].astype(float))
+
+
+def _numerators(rng: np.random.Generator, channels: int, m: int, *, tight: bool) -> tuple[Array, Array, int]:
+    if m in ODD:
+        pattern, root, eps = ODD[m]
+        return rng.permuted(np.tile(pattern, (channels, 1)), axis=1), np.full((channels, 1), root), eps
+    if m % 4 or not m:
+        raise ValueError(f"polybn.conformance.lattice: m must be 5, 9 or a multiple of 4; got {m} (rest fixes it)")
+    patterns = np.asarray([TIGHT] if tight else PATTERNS)
+    a, b, q = patterns[rng.integers(0, len(patterns), channels)].T[:, :, None]
+    return rng.permuted(np.tile(np.concatenate([-a, -b, b, a], axis=1), (1, m // 4)), axis=1), q, 11
+
+
+def in_inference(made: Lattice, seed: int = 0) -> Lattice:
+    """Turn a lattice call into one in inference, with running statistics that are not the batch's.
+
+    Parameters
+    ----------
+    made : Lattice
+        In training, with eps 11 s^2.
+    seed : int
+        Of the running statistics.
+
+    Returns
+    -------
+    Lattice
+        Its mean and variance are the running ones.
+    """
+    case, rng = made.case, np.random.default_rng(seed)
+    s, channels = math.sqrt(case.eps / 11), len(made.mean)
+    q = rng.choice([4.0, 8.0, 16.0, 32.0], channels)
+    mean, variance = made.mean + s * rng.integers(1, 9, channels), s**2 * (q**2 - 11)
+    x, g = rows(case.x, case.axis), rows(case.dy, case.axis)
+    gamma, beta = (np.asarray(v, np.float64)[:, None] for v in (case.gamma, case.beta))
+    xhat, r = (x - mean[:, None]) / (q * s)[:, None], 1 / (q * s)[:, None]
+
+    def shaped(z: Array) -> Array:
+        first = np.moveaxis(case.x, case.axis, 0).shape
+        return np.ascontiguousarray(np.moveaxis(z.reshape(first), 0, case.axis))
+
+    wide = statistics_dtype(case.x)
+    case = case._replace(training=False, running_mean=mean.astype(wide), running_var=variance.astype(wide))
+    sums = (g * xhat).sum(axis=1), g.sum(axis=1)
+    return Lattice(case, shaped(gamma * xhat + beta), mean, variance, None, shaped(gamma * r * g), *sums)
+
+
+def many_channels(channels: int = 70_000, dtype: str = "float32") -> Lattice:
+    """Make a call with more channels than a vector or a grid has places.
+
+    Parameters
+    ----------
+    channels : int, default 70_000
+        65 and 130 are of interest, too: not a multiple of any vector's length.
+    dtype : str, default "float32"
+        Of x.
+
+    Returns
+    -------
+    Lattice
+        Of m = 512, or 16 if there are more than 1,000 channels.
+    """
+    return lattice(channels, dtype, channels, (16,) if channels > 1000 else (8, 8, 8), 1, offset=17)
+
+
+def many_values(m: int = 131_072, dtype: str = "float32") -> Lattice:
+    """Make a call of three channels with more values than 16 bits, blocks or grids count.
+
+    Parameters
+    ----------
+    m : int, default 131_072
+        A multiple of 4, and 2^20 at most in float32. 65,540 is of interest, too. As ``dy = k + 1``, means are exact.
+    dtype : str, default "float32"
+        Of x: float32 or float64.
+
+    Returns
+    -------
+    Lattice
+        All results exact.
+    """
+    made = lattice(m, dtype, 3, (m,), 1, offset=3, tight=True)
+    # sum(dy) = m and sum(dy k) = 5 m, whatever m is: dx = gamma / q (k - 5 k / q^2).
+    k, (_, _, q) = (rows(made.case.x, 1) - made.mean[:, None]), TIGHT
+    gamma = np.asarray(made.case.gamma, np.float64)
+    dx = (gamma[:, None] / q * k * (1 - 5 / q**2)).T
+    case = made.case._replace(dy=np.ascontiguousarray((k + 1).T).astype(made.case.x.dtype))
+    return made._replace(case=case, dx=dx, dgamma=np.full(3, 5.0 * m / q), dbeta=np.full(3, float(m)))
+
+
+def more_than_float32_counts(m: int = 2**24 + 4, value: float = 1.0) -> Lattice:
+    """Make a float32 call of one constant channel with more values than float32 can count one by one.
+
+    Parameters
+    ----------
+    m : int, default 2**24 + 4
+        How many values; even.
+    value : float, default 1.0
+        Each of them. Where it is 0.1, every sum is rounded, and the answers are exact nevertheless (S8).
+
+    Returns
+    -------
+    Lattice
+        Of dy = 1, so that dbeta counts the values and dx is 0.
+    """
+    x, zero = np.full((m, 1), value, np.float32), np.zeros(1)
+    case = case_of(x, ([2], [-3], [7], [5]), np.ones_like(x), momentum=0.0)
+    mean = x[0].astype(np.float64)
+    return Lattice(case, np.full((m, 1), -3.0), mean, zero, zero, np.zeros((m, 1)), zero, np.array([float(m)]))

@@ -1,0 +1,194 @@
+"""Who agrees: the largest error of y, for every adapter whose library is installed here, on inputs that divide them.
+
+Each adapter runs in a process of its own, since Keras has one backend a process. The errors are distances
+from the exact rational result, in float32, with gamma 1 and beta 0.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polybn.conformance import oracle
+from polybn.conformance.adapters import ADAPTERS, resolve
+from polybn.conformance.cases import Array, rows
+from polybn.spec import DomainError
+
+SHAPE = (64, 4, 28, 28)
+EPS = 1e-5
+
+Maker = Callable[[np.random.Generator], Array]
+
+FAMILIES: dict[str, Maker] = {
+    "N(0, 1)": lambda rng: rng.normal(size=SHAPE),
+    "N(10, 1)": lambda rng: rng.normal(10, 1, SHAPE),
+    "N(1e3, 1)": lambda rng: rng.normal(1e3, 1, SHAPE),
+    "N(1e4, 1e-2)": lambda rng: rng.normal(1e4, 1e-2, SHAPE),
+    "constant 1234.567": lambda _: np.full(SHAPE, 1234.567),
+    "1e18 N(0, 1)": lambda rng: 1e18 * rng.normal(size=SHAPE),
+}
+LAYOUTS = {"(N, C, H, W)": 1, "(N, H, W, C)": -1}
+
+
+class Peer(NamedTuple):
+    """One adapter's row: what was seen, or why it could not be."""
+
+    adapter: str
+    name: str = ""
+    version: str = ""
+    errors: dict[str, dict[str, float | str]] = {}  # noqa: RUF012 (never written to)
+    """By layout and family, the largest ``|error of y|``; an error message where the call failed."""
+    single_value: str = ""
+    """Training on one value per channel: what was seen."""
+    empty: str = ""
+    """Training on no values: what became of the running statistics."""
+    why_not: str | None = None
+
+
+def run(names: Sequence[str] = tuple(ADAPTERS)) -> Iterator[Peer]:
+    """Measure adapters, each in a child process.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Keys of :data:`polybn.conformance.adapters.ADAPTERS`.
+
+    Yields
+    ------
+    Peer
+        In the order of the names.
+    """
+    for name in names:
+        child = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "polybn.conformance.peers", name],
+            capture_output=True, text=True, check=False, env=os.environ | {"PYTHONHASHSEED": "0"},
+        )  # fmt: skip
+        lines = child.stdout.splitlines()
+        if child.returncode == 0 and lines:
+            yield Peer(**json.loads(lines[-1]))
+        else:
+            last = (child.stderr.strip().splitlines() or ["no output"])[-1]
+            yield Peer(name, why_not=f"exit status {child.returncode}: {last}")
+
+
+def measure(name: str) -> Peer:
+    """Measure one adapter in this process.
+
+    Parameters
+    ----------
+    name : str
+
+    Returns
+    -------
+    Peer
+    """
+    from polybn.conformance.conventions import detect_one
+
+    try:
+        adapter = resolve(name)
+        info = adapter.info()
+    except Exception as error:  # the library, or what it needs, is not here
+        return Peer(name, why_not=f"{type(error).__name__}: {error}")
+    errors = {
+        layout: {family: _largest_error(adapter, make, axis) for family, make in FAMILIES.items()}
+        for layout, axis in LAYOUTS.items()
+        if axis == 1 or info.axes == "any"
+    }
+    single, empty = (detect_one(adapter, info, what).seen for what in ("single_value", "empty"))
+    return Peer(name, info.name, info.version, errors, single, empty)
+
+
+def to_json(peers: Sequence[Peer]) -> str:
+    """Return the record of a run: date, shape, and every row."""
+    facts: dict[str, Any] = {"date": date.today().isoformat(), "shape": SHAPE, "dtype": "float32", "eps": EPS}
+    return json.dumps(facts | {"peers": [peer._asdict() for peer in peers]}, indent=2) + "\n"
+
+
+def to_markdown(record: dict[str, Any], *, compact: bool = False) -> str:
+    """Draw the table of a record that :func:`to_json` made.
+
+    Parameters
+    ----------
+    record : dict
+        As :func:`json.loads` returns it.
+    compact : bool, default False
+        Leave out channels last, degenerate batches and those that could not run.
+
+    Returns
+    -------
+    str
+        Markdown: a row for each adapter and layout that ran, then who could not run and why.
+    """
+    head = ["float32", *FAMILIES] if compact else ["float32", "channels", *FAMILIES, "m = 1", "N = 0"]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for peer in record["peers"]:
+        for layout, errors in peer["errors"].items():
+            cells = [_cell(errors[family]) for family in FAMILIES]
+            who, second = f"{peer['name']} {peer['version']}", layout == "(N, C, H, W)"
+            if not compact:
+                lines.append(_line([who, "second" if second else "last", *cells, peer["single_value"], peer["empty"]]))
+            elif second:
+                lines.append(_line([who, *cells]))
+    shape = "x".join(map(str, record["shape"]))
+    note = f"Largest error of y in training, {shape} values, eps {record['eps']:g}; recorded {record['date']}."
+    absent = [f"{peer['adapter']} ({peer['why_not']})" for peer in record["peers"] if peer["why_not"] and not compact]
+    return "\n".join(["", *lines, "", note, *([f"Could not run: {'; '.join(absent)}."] if absent else []), ""])
+
+
+def fill(text: str, record: dict[str, Any]) -> str:
+    """Put the table between ``<!-- peers -->`` (or ``<!-- peers compact -->``) and ``<!-- /peers -->``.
+
+    Raises
+    ------
+    DomainError
+        If the text has no such marks.
+    """
+    marks = re.compile(r"(<!-- peers( compact)? -->\n).*?(<!-- /peers -->)", re.DOTALL)
+    filled, count = marks.subn(lambda m: m[1] + to_markdown(record, compact=bool(m[2])) + "\n" + m[3], text)
+    if not count:
+        raise DomainError("polybn check: a file for --into must hold <!-- peers --> and <!-- /peers -->; got neither")
+    return filled
+
+
+def _largest_error(adapter: Any, make: Maker, axis: int) -> float | str:
+    x = make(np.random.default_rng(0)).astype(np.float32)
+    exact = rows(x, 1)
+    x = np.ascontiguousarray(np.moveaxis(x, 1, axis))
+    one, zero = (np.full(SHAPE[1], value, np.float32) for value in (1, 0))
+    try:
+        with np.errstate(all="ignore"):
+            y, _, _ = adapter.train(x, one, zero, zero.copy(), one.copy(), momentum=0.5, eps=EPS, axis=axis)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    worst = 0.0
+    for values, got in zip(exact, rows(y, axis), strict=True):
+        if not np.isfinite(got).all():
+            return float("nan")
+        channel = oracle.row(values.tolist())
+        statistics = oracle.batch_statistics(channel, Fraction(EPS))
+        right = oracle.output(channel, statistics, Fraction(1), Fraction(0))
+        worst = max(worst, *right.distances(got.tolist()))
+    return worst
+
+
+def _cell(error: float | str) -> str:
+    if isinstance(error, str):
+        return "error"
+    return "0" if error == 0 else f"{error:.1e}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1])._asdict()))  # noqa: T201 (the parent process reads it)

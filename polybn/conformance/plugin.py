@@ -1,0 +1,95 @@
+"""One line in a third party's pytest suite: each property, convention and grade becomes a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from polybn.conformance import expected
+from polybn.conformance.check import IDS, find, prepare, title_of
+from polybn.spec import DomainError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+    from polybn.conformance.adapter import Adapter
+
+
+def parametrize(
+    make: Callable[[], Adapter],
+    *,
+    profile: str = "ci",
+    only: Iterable[str] | None = None,
+    xfail: str | os.PathLike[str] | None = None,
+    dtypes: Iterable[str] | None = None,
+    source: str | None = None,
+) -> Callable[[str], None]:
+    """Make a pytest test of all the kit checks.
+
+    Parameters
+    ----------
+    make : callable
+        The adapter's class, or anything else that makes one without arguments.
+    profile : {"dev", "ci", "nightly"}
+        How much to try. The default draws the same cases in every process and every run.
+    only : iterable of str, optional
+        Ids of what to check; everything by default.
+    xfail : path, optional
+        Expected failures, as :func:`polybn.conformance.check` reads them. They become strict ``xfail`` marks.
+    dtypes : iterable of str, optional
+        Check these only.
+    source : str, optional
+        What makes the adapter in reproducers.
+
+    Returns
+    -------
+    callable
+        A test with one parameter. Assign it to a name that begins with ``test_``. What does not apply, and what could
+        not be certified, is skipped, with the reason.
+
+    Raises
+    ------
+    DomainError
+        If ``only`` or ``xfail`` names what does not exist.
+
+    Examples
+    --------
+    >>> from polybn import conformance
+    >>> test_numpy = conformance.parametrize(lambda: conformance.resolve("polybn-numpy"), dtypes=["float32"])
+    """
+    import pytest
+
+    reasons = {} if xfail is None else expected.read(xfail)
+    subject = prepare(make(), profile, dtypes=dtypes, source=source)
+    ids = [
+        name
+        for name in (IDS if only is None else only)
+        if not name.startswith("grade-") or name[6:] in subject.info.dtypes
+    ]
+    for name in (*ids, *reasons):
+        if name not in IDS:
+            raise DomainError(
+                f"polybn.conformance.parametrize: only and xfail must name what there is to check; got {name!r} "
+                "(see polybn.conformance.IDS)"
+            )
+
+    def mark(name: str) -> Any:
+        if name not in reasons:
+            return pytest.param(name, id=name)
+        strict = pytest.mark.xfail(reason=reasons[name], strict=True, raises=pytest.fail.Exception)
+        return pytest.param(name, id=name, marks=strict)
+
+    @pytest.mark.parametrize("what", [mark(name) for name in ids])
+    def test(what: str) -> None:
+        result = find(subject, what).result
+        if result.status in ("not applicable", "not certified"):
+            if what in reasons:
+                return  # strict: an expectation that nothing can fail is stale
+            pytest.skip(f"{result.status}: {result.words}")
+        if result.status == "fail":
+            text = f"\n\nTo repeat it:\n\n{result.reproducer}" if result.reproducer else ""
+            pytest.fail(f"{subject.info.name}: {title_of(what)}\n{result.words}{text}", pytrace=False)
+
+    test.__doc__ = f"{subject.info.name} keeps to the specification of batch normalization."
+    return test

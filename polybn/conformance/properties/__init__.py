@@ -1,0 +1,29 @@
+"""Everything the kit demands of a batch norm, by the numbers of the properties.
+
+Of P1 to P41, those that four methods can express are here. P20 (defaults) and P32 (merging moments) are
+about functions that an adapter does not have; P30 and P31 are about the kit's own oracle and tests; and P41, that two
+implementations agree, follows from P22: two results within their bounds of one exact number are
+within the sum of the bounds of each other.
+"""
+
+from polybn.conformance.properties import behaviour, envelope, exact, extremes, influence, layouts, symmetries
+from polybn.conformance.properties.kinds import Property
+
+
+def _key(p: Property) -> tuple[str, int, str]:
+    digits = "".join(filter(str.isdigit, p.id))
+    return p.id[0], int(digits), p.id
+
+
+PROPERTIES: tuple[Property, ...] = tuple(
+    sorted(
+        (
+            p
+            for module in (exact, symmetries, layouts, behaviour, influence, envelope, extremes)
+            for p in module.PROPERTIES
+        ),
+        key=_key,
+    )
+)
+
+__all__ = ["PROPERTIES", "Property"]

@@ -1,0 +1,236 @@
+"""P15 to P21 and P40: constants, degenerate shapes, repetition, purity and types."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from polybn.conformance.cases import Array, Case, Outcome, equal, statistics_dtype
+from polybn.conformance.properties import drawn
+from polybn.conformance.properties.kinds import VECTORS, Property, certified, changed, difference, same
+from polybn.conformance.runner import CallError, Violation, run
+
+if TYPE_CHECKING:
+    from polybn.conformance.adapter import Adapter, Info
+
+EXTREME = {
+    "float16": (65504.0, -65504.0, 2.0**-24),
+    "bfloat16": (3.38e38, -3.38e38, 1e-38),
+    "float32": (3.4028234e38, -3e38, 1e-38),
+    "float64": (1.7976931348623157e308, -1e300, 1e-300),
+}
+SIMPLE = (0.0, 1.0, -4.0)
+"""Added up as often as a power of two says, no rounding happens in any algorithm."""
+
+
+class Constant(NamedTuple):
+    """A number, and how many of it."""
+
+    dtype: str
+    value: float
+    many: int
+
+    @property
+    def strict(self) -> bool:
+        """Whether there is no excuse for any error: at the ends of the range, roundings vanish beside eps or beta."""
+        simple = self.value in SIMPLE and self.many.bit_count() == 1
+        return simple or self.value in EXTREME[self.dtype]
+
+
+def constants(info: Info) -> Sequence[Constant]:
+    """List constant channels."""
+    values = (*SIMPLE, 0.1, -1234.567, 10_000.1)
+    return [Constant(dtype, value, m) for dtype in info.dtypes for value in values for m in (2, 7, 512)]
+
+
+def extremes(info: Info) -> Sequence[Constant]:
+    """List constant channels at the ends of the range."""
+    return [Constant(dtype, value, 8) for dtype in info.dtypes for value in EXTREME[dtype]]
+
+
+def constant(adapter: Adapter, info: Info, made: Constant) -> float:
+    """P15: rounding of the mean, magnified by 1 / sqrt(eps), excuses an algorithm that is not of class K or S."""
+    case = drawn.plain(info, 1, made.dtype, (made.many, 3), momentum=0.0)
+    x = np.full(case.x.shape, made.value).astype(case.x.dtype)
+    case = case._replace(x=x)
+    outcome = run(adapter, info, case)
+    assert case.beta is not None
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    zero = np.zeros_like(case.beta)
+    expected = {"y": np.broadcast_to(case.beta.astype(x.dtype).reshape(shape), x.shape), "running_var": zero}
+    wrong = [name for name, value in expected.items() if not equal(getattr(outcome, name), value)]
+    if not wrong:
+        if outcome.dgamma is not None and outcome.dgamma.any():
+            raise Violation(f"dgamma of a constant channel must be 0; got {outcome.dgamma.tolist()}")
+        return 0.0
+    name = wrong[0]
+    got, exact = getattr(outcome, name), expected[name]
+    words = f"{made.many} values {made.value:g} must give exactly beta and variance 0; {name}: {difference(got, exact)}"
+    if not made.strict:
+        try:
+            return certified(info, case, Outcome(outcome.y, outcome.running_mean, outcome.running_var)).ratio
+        except Violation as violation:
+            words = f"{words}: {violation}"
+    raise Violation(words, got=got, expected=exact)
+
+
+SINGLE = ((1, 5), (1, 5, 1, 1))
+
+
+def single_value(adapter: Adapter, info: Info, which: tuple[str, tuple[int, ...]]) -> float:
+    """P16."""
+    dtype, shape = which
+    case = drawn.plain(info, 1, dtype, shape, kappa=4.0, momentum=0.5)
+    if info.single_value == "error":
+        try:
+            run(adapter, info, case, gradients=False)
+        except CallError:
+            return 0.0
+        raise Violation("training on one value per channel must raise an error, as declared; it returned a result")
+    outcome = run(adapter, info, case)
+    assert case.beta is not None
+    assert case.running_var is not None
+    zero = np.zeros_like(case.beta)
+    expected = {"y": case.beta.astype(case.x.dtype).reshape(case.x.shape), "dgamma": zero, "dx": np.zeros_like(case.x)}
+    if info.running_variance == "biased":
+        expected["running_var"] = (case.running_var * zero.dtype.type(0.5)).astype(zero.dtype)
+    for name, value in expected.items():
+        got = getattr(outcome, name)
+        if got is not None and not equal(got, value):
+            words = f"{name} of one value per channel must be {'beta' if name == 'y' else '0, or half the old value'}"
+            raise Violation(f"{words}; {difference(got, value)}", got=got, expected=value)
+    return 0.0
+
+
+def repeated(adapter: Adapter, info: Info, pair: tuple[Case, Case]) -> float:
+    """P17."""
+    case, other = pair
+    first = run(adapter, info, case)
+    run(adapter, info, other)
+    return same("when the same call is made again", run(adapter, info, case), first)
+
+
+def digest(array: Array) -> str:
+    """Fingerprint an array."""
+    return hashlib.blake2b(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def pure(adapter: Adapter, info: Info, case: Case) -> float:
+    """P18: on the very arrays of the case; what comes back is compared with them, and again after another call."""
+    given = {n: a.copy() for n, a in {**case.arrays(), "dy": case.dy}.items() if a is not None}
+    before = {name: digest(a) for name, a in given.items()}
+    mine = changed(case, **given)
+    x, gamma, beta, mean, var = (given[n] for n in case.arrays())
+    options: dict[str, Any] = {"eps": case.eps, "axis": case.axis}
+    run(adapter, info, mine, as_is=True)  # errors and contract
+    calls: dict[str, Callable[[], tuple[Array, ...]]] = {
+        "train": lambda: adapter.train(x, gamma, beta, mean, var, momentum=0.5, **options),
+        "infer": lambda: (adapter.infer(x, gamma, beta, mean, var, **options),),
+        "vjp": lambda: adapter.vjp(x, gamma, beta, given["dy"], **options),
+    }
+    there = {"train": True, "infer": info.infers, "vjp": info.differentiates}
+    for method, call in calls.items():
+        if not there[method]:
+            continue
+        returned = call()
+        for name, a in given.items():
+            if digest(a) != before[name]:
+                raise Violation(
+                    f"{method} must not write its arguments; it changed {name}", got=a, expected=getattr(case, name)
+                )
+            if any(np.shares_memory(a, r) for r in returned):
+                raise Violation(f"what {method} returns must have its own memory; it shares that of {name}")
+        kept = [digest(r) for r in returned]
+        call()
+        if [digest(r) for r in returned] != kept:
+            raise Violation(f"what {method} returned must stay as it is; the next call changed it")
+    return 0.0
+
+
+def aliased(adapter: Adapter, info: Info, seed: tuple[int, str]) -> float:
+    """P19."""
+    case = drawn.plain(info, seed[0], seed[1], (7, 3, 5))
+    assert case.gamma is not None
+    vector = np.abs(case.gamma)
+    apart = changed(case, dy=case.x.copy(), **{n: vector.copy() for n in VECTORS})
+    together = apart._replace(x=case.x, dy=case.x, gamma=vector, beta=vector, running_mean=vector, running_var=vector)
+    base, got = run(adapter, info, apart), run(adapter, info, together, as_is=True)
+    return same(
+        "when one array stands in several places, as x and dy, or as gamma, beta and both statistics", got, base
+    )
+
+
+def types(adapter: Adapter, info: Info, case: Case) -> float:
+    """P21: the runner holds every call to shapes and dtypes; momentum and eps mean their value in any type."""
+    base = run(adapter, info, case)
+    other = case._replace(momentum=np.float64(case.momentum), eps=np.float64(case.eps))
+    return same("when momentum and eps are NumPy numbers", run(adapter, info, other), base)
+
+
+EMPTY = ((0, 5), (0, 5, 3, 2), (7, 5, 0), (7, 0), (7, 0, 3))
+
+
+def empty(adapter: Adapter, info: Info, which: tuple[str, tuple[int, ...]]) -> float:
+    """P40."""
+    dtype, shape = which
+    case = drawn.plain(info, 2, dtype, shape, momentum=0.25)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        try:
+            outcome = run(adapter, info, case)
+        except CallError:
+            if info.empty == "error":
+                return 0.0
+            raise
+    if info.empty == "error":
+        raise Violation("training on no values must raise an error, as declared; it returned a result")
+    if info.empty == "changed":
+        return 0.0
+    expected = outcome._replace(running_mean=case.running_mean, running_var=case.running_var)
+    if outcome.dgamma is not None:
+        zero = np.zeros(case.x.shape[1], statistics_dtype(case.x))
+        expected = expected._replace(dgamma=zero, dbeta=zero)
+    if heard:
+        raise Violation(f"training on no values must not warn; got {heard[0].category.__name__}: {heard[0].message}")
+    return same("where there are no values: the old statistics, and gradients of 0", outcome, expected)
+
+
+def _shapes(shapes: Sequence[tuple[int, ...]]) -> Any:
+    def fitting(info: Info) -> Sequence[tuple[str, tuple[int, ...]]]:
+        found = [shape for shape in shapes if len(shape) in info.ranks]
+        return [(d, s) for d in info.dtypes for s in found or [drawn.served(info, shapes[0])]]
+
+    return fitting
+
+
+def _any_call(info: Info) -> st.SearchStrategy[Case]:
+    return drawn.cases(info, training=None if info.infers else True)
+
+
+def _pairs(info: Info) -> st.SearchStrategy[tuple[Case, Case]]:
+    return st.tuples(drawn.cases(info), drawn.cases(info))
+
+
+PROPERTIES: Sequence[Property] = (
+    Property("P15", "A constant channel gives exactly beta, variance 0 and dgamma 0.",
+             "S8", constant, constants),
+    Property("P15b", "A constant channel at the ends of the range gives exactly beta, too.",
+             "S8 S10", constant, extremes),
+    Property("P16", "One value per channel gives beta, or raises an error where that is declared.",
+             "S11", single_value, _shapes(SINGLE)),
+    Property("P17", "The same call gives the same bits, whatever was called in between.",
+             "S7", repeated, _pairs),
+    Property("P18", "No argument is written, no result shares memory with one, and no result changes later.",
+             "S7", pure, drawn.cases),
+    Property("P19", "One array may stand in several places: results are those of separate copies.",
+             "S7", aliased, lambda info: st.tuples(drawn.SEEDS, st.sampled_from(info.dtypes))),
+    Property("P21", "y and dx have the dtype of x, all else that of the statistics, whatever the types of numbers.",
+             "S6", types, _any_call),
+    Property("P40", "No values: an empty y, running statistics as declared, gradients of 0, no warning.",
+             "S11", empty, _shapes(EMPTY)),
+)  # fmt: skip

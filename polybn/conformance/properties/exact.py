@@ -1,0 +1,156 @@
+"""P1 to P6: inputs whose exact answers are floating-point numbers, compared with ``==``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from polybn.conformance.bounds import VacuousBoundError
+from polybn.conformance.cases import Array, equal, statistics_dtype
+from polybn.conformance.lattice import Lattice, in_inference, many_values, more_than_float32_counts
+from polybn.conformance.properties import drawn
+from polybn.conformance.properties.kinds import Property, difference, exact
+from polybn.conformance.runner import run
+
+if TYPE_CHECKING:
+    from polybn.conformance.adapter import Adapter, Info
+
+
+def output(adapter: Adapter, info: Info, made: Lattice) -> float:
+    """P1, P5."""
+    outcome = run(adapter, info, made.case, gradients=False)
+    return exact(info, made.case, outcome, {"y": made.y.astype(made.case.x.dtype)})
+
+
+def statistics(adapter: Adapter, info: Info, made: Lattice) -> float:
+    """P2: ``rho old + (1 - rho) batch``."""
+    case, m = made.case, made.case.x.size // len(made.mean)
+    variance = made.variance
+    if info.running_variance == "unbiased":
+        variance = variance * m / (m - 1) if made.unbiased is None else made.unbiased
+    expected = {
+        "running_mean": blend(case.momentum, case.running_mean, made.mean),
+        "running_var": blend(case.momentum, case.running_var, variance),
+    }
+    return exact(info, case, run(adapter, info, case, gradients=False), expected)
+
+
+def blend(momentum: float, old: Array | None, batch: Array) -> Array:
+    """Return the new running statistic."""
+    assert old is not None
+    new: Array = (momentum * old.astype(np.float64) + (1 - momentum) * batch).astype(old.dtype)
+    return new
+
+
+@st.composite
+def odd(draw: st.DrawFn, info: Info) -> Lattice:
+    """Draw a call with 5 or 9 values a channel, for which ``m / (m - 1)`` is exact."""
+    dtype, m, power = draw(st.sampled_from(info.dtypes)), draw(st.sampled_from((5, 9))), draw(st.integers(-3, 3))
+    rho = draw(st.sampled_from((0.0, 0.25, 0.5, 0.75, 1.0)))
+    offset = draw(st.sampled_from(drawn.offsets(info)))
+    shape = drawn.served(info, (m, 3))
+    options = {"power": power, "offset": offset, "momentum": rho}
+    return drawn.fixed_lattice(info, draw(drawn.SEEDS), dtype, 3, (m, *shape[2:]), **options)
+
+
+def gradients(adapter: Adapter, info: Info, made: Lattice) -> float:
+    """P3."""
+    outcome, wide = run(adapter, info, made.case), statistics_dtype(made.case.x)
+    expected = {
+        "dx": made.dx.astype(made.case.x.dtype),
+        "dgamma": made.dgamma.astype(wide),
+        "dbeta": made.dbeta.astype(wide),
+    }
+    return exact(info, made.case, outcome, expected)
+
+
+def inference(adapter: Adapter, info: Info, made: Lattice) -> float:
+    """P4: the running statistics are not the batch's."""
+    other = in_inference(made, int(made.dbeta.sum()) % 997)
+    return exact(info, other.case, run(adapter, info, other.case), {"y": other.y.astype(other.case.x.dtype)})
+
+
+class Size(NamedTuple):
+    """A shape beyond vector widths, 16-bit counters or grid limits."""
+
+    dtype: str
+    channels: int
+    values: int
+
+
+def sizes(info: Info) -> Sequence[Size]:
+    """List sizes; the largest in one dtype only."""
+    many = [Size(dtype, channels, 512) for dtype in info.dtypes for channels in (65, 130)]
+    first = "float32" if "float32" in info.dtypes else info.dtypes[0]
+    long = [Size(first, 3, m) for m in (65_540, 131_072, 2**20)] if first in ("float32", "float64") else []
+    return [*many, Size(first, 70_000, 16), *long]
+
+
+def size(adapter: Adapter, info: Info, which: Size) -> float:
+    """P6."""
+    if which.values > 512:
+        made = drawn.expecting(info, _deepened(many_values(which.values, which.dtype), min(info.ranks)))
+    else:
+        shape = drawn.served(info, (which.values // 8, which.channels, 8))
+        rest = (shape[0], *shape[2:])
+        made = drawn.fixed_lattice(info, which.channels, which.dtype, which.channels, rest, tight=True)
+    wide, dtype = statistics_dtype(made.case.x), made.case.x.dtype
+    expected = {"y": made.y.astype(dtype), "running_mean": blend(0.75, made.case.running_mean, made.mean)}
+    if info.differentiates:
+        expected |= {"dx": made.dx.astype(dtype), "dgamma": made.dgamma.astype(wide), "dbeta": made.dbeta.astype(wide)}
+    return exact(info, made.case, run(adapter, info, made.case), expected)
+
+
+def _deepened(made: Lattice, rank: int) -> Lattice:
+    """Append axes of length 1."""
+    shape = made.y.shape + (1,) * (rank - 2)
+    case = made.case._replace(x=made.case.x.reshape(shape), dy=made.case.dy.reshape(shape))
+    return made._replace(case=case, y=made.y.reshape(shape), dx=made.dx.reshape(shape))
+
+
+def count(adapter: Adapter, info: Info, value: float) -> float:
+    """P6: more equal values than float32 can count."""
+    made = _deepened(more_than_float32_counts(value=value), min(info.ranks))
+    outcome = run(adapter, info, made.case)
+    expected = {
+        name: value.astype(np.float32) for name, value in made._asdict().items() if name in ("y", "dx", "dbeta")
+    }
+    expected |= {"running_mean": made.mean.astype(np.float32), "running_var": made.variance.astype(np.float32)}
+    for name, exact_ in expected.items():
+        got = getattr(outcome, name)
+        if got is not None and not equal(got, exact_):
+            # Adding 2^24 numbers one by one leaves nothing: no bound on so long a chain can convict an algorithm.
+            raise VacuousBoundError(f"{name}: {difference(got, exact_)}")
+    return 0.0
+
+
+def _declared(info: Info) -> str | None:
+    far = "the adapter declares max_kappa: its algorithm is not meant for values far from zero"
+    return None if info.max_kappa is None else far
+
+
+def _no_float32(info: Info) -> str | None:
+    return None if "float32" in info.dtypes else "the adapter declares no float32"
+
+
+PROPERTIES: Sequence[Property] = (
+    Property("P1", "Where mean, variance and root are floating-point numbers, y is exactly the right one.",
+             "S1 S2 S3 S6", output, drawn.lattices),
+    Property("P2", "There, the new running mean and variance are exactly rho * old + (1 - rho) * batch.",
+             "S4", statistics, drawn.lattices),
+    Property("P2b", "With 5 or 9 values a channel, the running variance is the declared one of biased and unbiased.",
+             "S4", statistics, odd),
+    Property("P3", "There, dx, dgamma and dbeta are exactly the right numbers.",
+             "S13", gradients, drawn.lattices, ("vjp",)),
+    Property("P4", "Inference normalizes by the running statistics that it was given, not by the batch's.",
+             "S5", inference, drawn.lattices, ("infer",)),
+    Property("P5", "Values a thousand deviations away from zero are normalized exactly, too.",
+             "S2", output, lambda info: drawn.lattices(info, far=True), (), _declared),
+    Property("P6", "No number of channels or of values is too large: 70,000 channels, 2^20 values a channel.",
+             "S1 S2 S3 S13", size, sizes),
+    Property("P6b", "2^24 + 4 equal values, more than float32 can count, give beta, the value, and variance 0.",
+             "S2 S8", count, lambda info: (0.1,), (), _no_float32, slow=True),  # noqa: ARG005
+)  # fmt: skip

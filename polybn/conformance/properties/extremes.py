@@ -1,0 +1,98 @@
+"""R1 to R3, clause S10: both ends of the range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from polybn.conformance.cases import DTYPES, Case, Outcome, rows
+from polybn.conformance.properties import drawn
+from polybn.conformance.properties.exact import gradients, output
+from polybn.conformance.properties.kinds import Property, certified, take, take_outcome
+from polybn.conformance.runner import Violation, run
+from polybn.conformance.strategies import sample
+
+if TYPE_CHECKING:
+    from polybn.conformance.adapter import Adapter, Info
+
+
+class Large(NamedTuple):
+    """A scale at which squares, or sums, overflow."""
+
+    dtype: str
+    scale: float
+
+
+SCALES = {"float32": (1e17, 1e18, 1e19, 1e25, 1e30, 4e37), "float64": (1e153, 1e155, 1e200, 1e300, 2e307)}
+
+
+def large(info: Info) -> Sequence[Large]:
+    """List scales."""
+    return [Large(dtype, scale) for dtype, scales in SCALES.items() if dtype in info.dtypes for scale in scales]
+
+
+def make(info: Info, which: Large) -> tuple[Case, Case, int]:
+    """Return a call of large values, the same problem at a comfortable scale in float64, and the power between."""
+    shape = drawn.served(info, (31, 3, 11))
+    case = sample(7, which.dtype, shape, 1, running_variance=info.running_variance)
+    x = (which.scale * np.clip(np.random.default_rng(7).normal(0, 1, shape), -4, 4)).astype(DTYPES[which.dtype])
+    power = math.frexp(which.scale)[1]
+    case = case._replace(x=x, momentum=1.0)
+    small = case._replace(
+        x=np.ldexp(x.astype(np.float64), -power), running_mean=None, running_var=None,
+        eps=math.ldexp(case.eps, -2 * power),
+    )  # fmt: skip
+    return case, small, power
+
+
+def never_wrong(adapter: Adapter, info: Info, which: Large) -> float:
+    """R1: a channel with NaN or infinity in y passes; one with numbers only is held to its bound."""
+    case, small, _ = make(info, which)
+    y = run(adapter, info, case, gradients=False).y
+    finite = [c for c, values in enumerate(rows(y, 1)) if np.isfinite(values).all()]
+    return _within(info, small, Outcome(y), finite, which) if finite else 0.0
+
+
+def rescued(adapter: Adapter, info: Info, which: Large) -> float:
+    """R2."""
+    case, small, power = make(info, which)
+    outcome = run(adapter, info, case)
+    bad = [c for c, values in enumerate(rows(outcome.y, 1)) if not np.isfinite(values).all()]
+    if bad:
+        raise Violation(
+            f"y of values of size {which.scale:g} must be finite; it is not in channels {bad}", got=outcome.y
+        )
+    compared = Outcome(outcome.y)
+    if outcome.dx is not None:
+        dx = np.ldexp(outcome.dx.astype(np.float64), power)
+        compared = compared._replace(dx=dx, dgamma=outcome.dgamma, dbeta=outcome.dbeta)
+    return _within(info, small, compared, range(3), which)
+
+
+def _within(info: Info, small: Case, outcome: Outcome, channels: Sequence[int], which: Large) -> float:
+    index = list(channels)
+    try:
+        return certified(info, take(small, index), take_outcome(outcome, 1, index), dtype=which.dtype).ratio
+    except Violation as error:
+        raise Violation(
+            f"values of size {which.scale:g} must not give finite numbers that are wrong: {error}"
+        ) from None
+
+
+def _no_wide(info: Info) -> str | None:
+    return None if SCALES.keys() & {*info.dtypes} else "the adapter declares no float32 or float64"
+
+
+PROPERTIES: Sequence[Property] = (
+    Property("R1", "Values whose squares overflow never give a finite, wrong y.",
+             "S10", never_wrong, large, (), _no_wide),
+    Property("R2", "Values whose squares overflow are normalized all the same, and so are their gradients.",
+             "S10", rescued, large, ("vjp",), _no_wide),
+    Property("R3", "Where v + eps overflows or vanishes, y is as exact as ever.",
+             "S10", output, lambda info: drawn.lattices(info, wide=True), (), _no_wide),
+    Property("R3b", "Where v + eps overflows or vanishes, gradients are as exact as ever.",
+             "S10 S13", gradients, lambda info: drawn.lattices(info, wide=True), ("vjp",), _no_wide),
+)  # fmt: skip

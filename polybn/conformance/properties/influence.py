@@ -1,0 +1,191 @@
+"""P34 to P39: what a result may depend on, and what it may not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from polybn.conformance.cases import Array, Case, Outcome, equal, statistics_dtype
+from polybn.conformance.properties import drawn
+from polybn.conformance.properties.kinds import Property, agree, same
+from polybn.conformance.runner import Violation, run
+
+if TYPE_CHECKING:
+    from polybn.conformance.adapter import Adapter, Info
+
+
+def ends(adapter: Adapter, info: Info, case: Case) -> float:
+    """P34."""
+    wide, channels = statistics_dtype(case.x), case.x.shape[case.axis]
+    old = [(np.arange(channels) + z).astype(wide) for z in (1e3 + 1 / 3, 7 + 1 / 7)]
+    kept = run(adapter, info, case._replace(momentum=1.0, running_mean=old[0], running_var=old[1]), gradients=False)
+    expected = kept._replace(running_mean=old[0], running_var=old[1])
+    same("where the old value has all the weight", kept, expected)
+    fresh = [
+        run(adapter, info, case._replace(momentum=0.0, running_mean=mean, running_var=var), gradients=False)
+        for mean, var in (old, [np.zeros(channels, wide), np.ones(channels, wide)])
+    ]
+    return same("where the batch has all the weight, whatever the old value was", fresh[0], fresh[1])
+
+
+def unknown_state(adapter: Adapter, info: Info, case: Case) -> float:
+    """P35."""
+    wide, channels = statistics_dtype(case.x), case.x.shape[case.axis]
+    strange = [np.full(channels, z, wide) for z in (1e3, 7.0)]
+    other = case._replace(running_mean=strange[0], running_var=strange[1], momentum=0.3)
+    base, got = run(adapter, info, case, gradients=False), run(adapter, info, other, gradients=False)
+    return same("in training, for any running statistics and any momentum", got, base, ("y",))
+
+
+def no_hidden_state(adapter: Adapter, info: Info, pair: tuple[Case, Case]) -> float:
+    """P37."""
+    case, other = pair
+    first = run(adapter, info, case)
+    run(adapter, info, other._replace(training=False))
+    if info.differentiates:
+        run(adapter, info, other)
+    same("after an inference and a backward pass in between", run(adapter, info, case), first)
+    inferred = run(adapter, info, case._replace(training=False))
+    run(adapter, info, case)
+    return same(
+        "in inference, before and after a training call", run(adapter, info, case._replace(training=False)), inferred
+    )
+
+
+def by_value(adapter: Adapter, info: Info, case: Case) -> float:
+    """P37."""
+    cut = 0 if case.axis % case.x.ndim else 1
+    whole, runs = run(adapter, info, case), []
+    for i in range(case.x.shape[cut]):
+        part = case._replace(x=np.take(case.x, [i], cut), dy=np.take(case.dy, [i], cut))
+        runs.append((part, run(adapter, info, part), whole._replace(y=np.take(whole.y, [i], cut))))
+    return agree(info, "in inference, whatever else is in the batch", *runs)
+
+
+POISON = ((math.nan,), (math.inf,), (-math.inf,), (math.inf, -math.inf))
+
+
+class Poisoned(NamedTuple):
+    """A channel of a call, and what is put into it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    channel: int
+    values: tuple[float, ...]
+    gamma: float = 1.5
+
+
+def poisoned(info: Info) -> Sequence[Poisoned]:
+    """List calls that hold NaN or infinity."""
+    shapes = (((5, 7, 3), 2), ((4, 1, 3), 0), ((520, 3, 2), 1))
+    return [
+        Poisoned(dtype, shape, channel, values, gamma)
+        for dtype in info.dtypes
+        for values in POISON
+        for shape, channel in shapes
+        for gamma in (1.5, 0.0)
+    ]
+
+
+def poison(array: Array, made: Poisoned) -> Array:
+    """Put the values into the channel, at uneven places."""
+    spoiled = array.copy()
+    first = np.moveaxis(spoiled, 1, 0)[made.channel].reshape(-1)
+    for i, value in enumerate(made.values):
+        first[(5 * i + 3) % first.size] = value
+    np.moveaxis(spoiled, 1, 0)[made.channel] = first.reshape(np.moveaxis(spoiled, 1, 0)[made.channel].shape)
+    return spoiled
+
+
+def nan_forward(adapter: Adapter, info: Info, made: Poisoned) -> float:
+    """P38."""
+    return _nan(adapter, info, made, ("y",), gradients=False)
+
+
+def nan_statistics(adapter: Adapter, info: Info, made: Poisoned) -> float:
+    """P38: NaN, even where a mean of infinities would be infinite: nothing finite may come of it later (S9)."""
+    return _nan(adapter, info, made, ("running_mean", "running_var"), gradients=False)
+
+
+def nan_backward(adapter: Adapter, info: Info, made: Poisoned) -> float:
+    """P38."""
+    return _nan(adapter, info, made, ("dx", "dgamma"), gradients=True)
+
+
+def nan_dbeta(adapter: Adapter, info: Info, made: Poisoned) -> float:
+    """P38: dbeta is a sum of dy alone."""
+    case = drawn.plain(info, 2, made.dtype, made.shape)
+    expected = run(adapter, info, case, gradients=True).dbeta
+    got = run(adapter, info, case._replace(x=poison(case.x, made)), gradients=True).dbeta
+    if not equal(got, expected):
+        where = f"channel {made.channel} of x holds {' and '.join(map(str, made.values))}"
+        raise Violation(f"dbeta must not change a bit where {where}", got=got, expected=expected)
+    return 0.0
+
+
+def _nan(adapter: Adapter, info: Info, made: Poisoned, names: Sequence[str], *, gradients: bool) -> float:
+    case = drawn.plain(info, 2, made.dtype, made.shape)
+    case = case._replace(gamma=np.full(made.shape[1], made.gamma, statistics_dtype(case.x)))
+    base = run(adapter, info, case, gradients=gradients)
+    got = run(adapter, info, case._replace(x=poison(case.x, made)), gradients=gradients)
+    words = f"where channel {made.channel} holds {' and '.join(map(str, made.values))}"
+    for name in names:
+        value, whole = getattr(got, name), getattr(base, name)
+        axis = 1 if value.ndim > 1 else 0
+        if not equal(np.delete(value, made.channel, axis), np.delete(whole, made.channel, axis)):
+            raise Violation(f"{name} of the other channels must not change a bit {words}", got=value, expected=whole)
+        mine = np.take(value, made.channel, axis).astype(np.float64)
+        if not np.isnan(mine).all():
+            some = mine[~np.isnan(mine)].ravel()[0]
+            raise Violation(f"{name} of the channel must be NaN throughout {words}, gamma {made.gamma}; got {some}")
+    return 0.0
+
+
+def gamma_zero(adapter: Adapter, info: Info, case: Case) -> float:
+    """P39."""
+    assert case.gamma is not None
+    assert case.beta is not None
+    usual, zero = run(adapter, info, case), case._replace(gamma=np.zeros_like(case.gamma))
+    got = run(adapter, info, zero)
+    broad = [1] * case.x.ndim
+    broad[case.axis] = -1
+    y = np.broadcast_to(case.beta.reshape(broad), case.x.shape).astype(case.x.dtype)
+    expected = Outcome(y, *got[1:])
+    if got.dx is not None:
+        expected = expected._replace(dx=np.zeros_like(case.x))
+    same("where gamma is 0: y is beta, and dx is 0", got, expected)
+    return agree(info, "for any gamma", (zero, got, got._replace(dgamma=usual.dgamma, dbeta=usual.dbeta)))
+
+
+def _any_call(info: Info) -> st.SearchStrategy[Case]:
+    return drawn.cases(info, training=None if info.infers else True)
+
+
+def _pairs(info: Info) -> st.SearchStrategy[tuple[Case, Case]]:
+    return st.tuples(drawn.cases(info), drawn.cases(info))
+
+
+PROPERTIES: Sequence[Property] = (
+    Property("P34", "With all the weight, the old statistic is kept to the bit; with none, the batch's replaces it.",
+             "S4", ends, drawn.cases),
+    Property("P35", "In training, y does not depend on the running statistics, nor on momentum.",
+             "S4", unknown_state, drawn.cases),
+    Property("P37", "Inference and backward passes change nothing for later calls.",
+             "S4 S5 S7", no_hidden_state, _pairs, ("infer",)),
+    Property("P37b", "In inference a value's output does not depend on the rest of the batch.",
+             "S5", by_value, lambda info: drawn.cases(info, training=False), ("infer",)),
+    Property("P38", "NaN and infinity in x stay in their channel, and leave nothing of its y but NaN.",
+             "S9", nan_forward, poisoned),
+    Property("P38b", "NaN and infinity in x leave nothing of its dx and dgamma but NaN, and change no other channel's.",
+             "S9", nan_backward, poisoned, ("vjp",)),
+    Property("P38c", "dbeta is the sum of dy: it does not depend on NaN and infinity in x.",
+             "S9", nan_dbeta, poisoned, ("vjp",)),
+    Property("P38d", "NaN and infinity in x leave nothing of its running statistics but NaN, and change no others.",
+             "S9", nan_statistics, poisoned),
+    Property("P39", "Where gamma is 0, y is beta, dx is 0, and dgamma is what it is for any gamma.",
+             "S3 S13", gamma_zero, _any_call),
+)  # fmt: skip

@@ -1,0 +1,281 @@
+"""What the property tests draw, as Hypothesis strategies that any test suite can use.
+
+- :func:`cases`: random calls at any distance from zero and any scale.
+- :func:`lattices`: calls whose answers are exact, to be compared with ``==``.
+- :func:`shapes`: shapes of unequal primes, with a channel axis.
+- :func:`layouts`: the same array in other places of memory.
+
+A test of one's own batch norm, whole::
+
+    from hypothesis import given
+    from polybn.conformance import strategies
+
+    @given(made=strategies.lattices())
+    def test_mine(made):
+        case = made.case
+        y = my_batch_norm(case.x, case.gamma, case.beta, eps=case.eps, axis=case.axis)
+        assert (y == made.y.astype(case.x.dtype)).all()
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from polybn.conformance.cases import DTYPES, Array, Case, case_of, rows
+from polybn.conformance.lattice import Lattice, in_inference, lattice
+from polybn.conformance.layouts import LAYOUTS, repeated
+
+RunningVariance: TypeAlias = Literal["biased", "unbiased"]
+
+# Beyond these, the stored values of a channel run together.
+LARGEST_KAPPA = {"float16": 1e2, "bfloat16": 10.0, "float32": 1e6, "float64": 1e13}
+SCALES = {
+    "float16": (0.05, 1.7, 30.0),
+    "bfloat16": (3e-3, 1.7, 700.0),
+    "float32": (1e-4, 1.7, 3e4),
+    "float64": (1e-9, 1.7, 1e8),
+}
+# Offsets that leave every stored value exact, and powers of two for s. The wide ones make v + eps overflow and
+# vanish in the type of the statistics (S10); the answers do not change.
+OFFSETS = {"float16": 1000, "bfloat16": 80, "float32": 4096, "float64": 2**27}
+POWERS = {"float16": (-3, 3), "bfloat16": (-9, 9), "float32": (-40, 40), "float64": (-300, 300)}
+WIDE = {"float32": (-61, 61), "float64": (-509, 509)}
+
+
+def sample(
+    seed: int,
+    dtype: str = "float32",
+    shape: tuple[int, ...] = (7, 3, 5),
+    axis: int = 1,
+    *,
+    kappa: float = 3.0,
+    scale: float = 1.7,
+    **options: Any,
+) -> Case:
+    """Make a random call, the same for the same arguments.
+
+    Parameters
+    ----------
+    seed : int
+        Of everything random.
+    dtype : str, default "float32"
+        Of x: float16, bfloat16, float32 or float64.
+    shape : tuple of int, default (7, 3, 5)
+        Of x.
+    axis : int, default 1
+        Of the channels.
+    kappa : float, default 3.0
+        Each channel's mean is about this many standard deviations.
+    scale : float, default 1.7
+        Each channel's standard deviation is about this.
+    **options
+        Further fields of :class:`~polybn.conformance.cases.Case`.
+
+    Returns
+    -------
+    Case
+
+    Examples
+    --------
+    >>> sample(0, shape=(2, 3)).x.shape
+    (2, 3)
+    """
+    rng = np.random.default_rng(seed)
+    channels, broad = shape[axis], [1] * len(shape)
+    broad[axis] = channels
+    deviation = scale * rng.uniform(0.5, 2, channels)
+    mean = kappa * deviation * rng.uniform(0.6, 1.4, channels) * rng.choice([-1, 1], channels)
+    x = (mean.reshape(broad) + deviation.reshape(broad) * rng.normal(size=shape)).astype(DTYPES[dtype])
+    dy = rng.normal(0.3, 1.2, shape).astype(DTYPES[dtype])
+    vectors = (
+        rng.uniform(0.5, 2, channels) * rng.choice([-1, 1], channels),
+        rng.normal(0.7, 3, channels),
+        mean + deviation * rng.normal(size=channels),
+        deviation**2 * rng.uniform(0.3, 3, channels),
+    )
+    return case_of(x, vectors, dy, axis=axis, **options)
+
+
+@st.composite
+def shapes(
+    draw: st.DrawFn, *, ranks: tuple[int, ...] = (2, 3, 4, 5), second: bool = False
+) -> tuple[tuple[int, ...], int]:
+    """Draw a shape of unequal primes and a channel axis; a channel has 2 to 400 values.
+
+    Parameters
+    ----------
+    draw : callable
+        Supplied by Hypothesis.
+    ranks : tuple of int, default (2, 3, 4, 5)
+        How many axes there may be.
+    second : bool, default False
+        Always take axis 1; else any, counted from either end.
+
+    Returns
+    -------
+    SearchStrategy of (tuple of int, int)
+
+    Examples
+    --------
+    >>> strategy = shapes(ranks=(4,), second=True)
+    """
+    rank = draw(st.sampled_from(ranks))
+    sizes = draw(st.lists(st.sampled_from((1, 2, 3, 5, 7, 11)), min_size=rank, max_size=rank, unique=True))
+    axis = 1 if second else draw(st.integers(-rank, rank - 1))
+    assume(1 < math.prod(sizes) // sizes[axis] <= 400)
+    return tuple(sizes), axis
+
+
+@st.composite
+def cases(
+    draw: st.DrawFn,
+    dtypes: tuple[str, ...] = tuple(DTYPES),
+    *,
+    training: bool | None = None,
+    ranks: tuple[int, ...] = (2, 3, 4, 5),
+    second: bool = False,
+    largest_kappa: float = math.inf,
+) -> Case:
+    """Draw a random call without constant channels; hold its outcome to :func:`polybn.conformance.certify.certify`.
+
+    Parameters
+    ----------
+    draw : callable
+        Supplied by Hypothesis.
+    dtypes : tuple of str
+        Of x; all four by default.
+    training : bool, optional
+        Either by default.
+    ranks : tuple of int, default (2, 3, 4, 5)
+        How many axes x may have.
+    second : bool, default False
+        Keep the channels on axis 1.
+    largest_kappa : float, default inf
+        How many standard deviations a mean may be, about; limited by the dtype, too.
+
+    Returns
+    -------
+    SearchStrategy of Case
+        Where gamma or beta is None at times, and in training both running statistics.
+
+    Examples
+    --------
+    >>> strategy = cases(("float32",), training=True, largest_kappa=1e3)
+    """
+    dtype = draw(st.sampled_from(dtypes))
+    shape, axis = draw(shapes(ranks=ranks, second=second))
+    limit = min(LARGEST_KAPPA[dtype], largest_kappa)
+    kappas = [k for k in (0.0, 1.0, 10.0, 1e2, 1e3, 1e4, 1e6, 1e9, 1e13) if k <= limit]
+    case = sample(
+        draw(st.integers(0, 2**32)),
+        dtype,
+        shape,
+        axis,
+        kappa=draw(st.sampled_from(kappas)),
+        scale=draw(st.sampled_from(SCALES[dtype])),
+        training=draw(st.booleans()) if training is None else training,
+        momentum=draw(st.sampled_from((0.9, 0.1, 0.75, 0.999, 1 / 3))),
+        eps=draw(st.sampled_from((0.0, 1e-5, 1e-3, 0.2))),
+        running_variance=draw(st.sampled_from(("biased", "unbiased"))),
+    )
+    assume((np.ptp(rows(case.x, axis), axis=1) > 0).all())
+    absent: dict[str, Any] = {name: None for name in ("gamma", "beta") if draw(st.integers(0, 3)) == 0}
+    if case.training and draw(st.integers(0, 3)) == 0:
+        absent |= {"running_mean": None, "running_var": None}
+    return case._replace(**absent)
+
+
+@st.composite
+def lattices(
+    draw: st.DrawFn,
+    dtypes: tuple[str, ...] = tuple(DTYPES),
+    *,
+    wide: bool = False,
+    odd: bool = False,
+    training: bool = True,
+    most_channels: int = 7,
+    ranks: tuple[int, ...] = (2, 3, 4, 5),
+    second: bool = False,
+) -> Lattice:
+    """Draw a call whose answers are exact: y, running statistics and gradients are compared with ``==``.
+
+    Parameters
+    ----------
+    draw : callable
+        Supplied by Hypothesis.
+    dtypes : tuple of str
+        Of x; all four by default.
+    wide : bool, default False
+        Make ``v + eps`` overflow or vanish in the type of the statistics (S10): float32 and float64 only.
+    odd : bool, default False
+        Make m 5 or 9, where the unbiased variance is exact, too; else a power of two from 4 to 64.
+    training : bool, default True
+        In inference, running statistics are not the batch's.
+    most_channels : int, default 7
+        C at most.
+    ranks : tuple of int, default (2, 3, 4, 5)
+        How many axes x may have.
+    second : bool, default False
+        Keep the channels on axis 1.
+
+    Returns
+    -------
+    SearchStrategy of Lattice
+
+    Examples
+    --------
+    >>> strategy = lattices(("float32",), ranks=(4,), second=True)
+    """
+    dtype = draw(st.sampled_from([d for d in dtypes if not wide or d in WIDE]))
+    low, high = (WIDE if wide else POWERS)[dtype]
+    power = draw(st.sampled_from((low, high)) if wide else st.integers(low, high))
+    channels, size = draw(st.integers(1, most_channels)), draw(st.sampled_from(ranks)) - 1
+    rest = draw(_odd_sizes(size) if odd and training else _even_sizes(size))
+    axis = 1 if second else draw(st.integers(0, size))
+    offset, rho = draw(st.sampled_from((0, 1, 17, OFFSETS[dtype]))), draw(st.sampled_from((0.0, 0.25, 0.5, 0.75, 1.0)))
+    made = lattice(draw(st.integers(0, 2**32)), dtype, channels, rest, axis, power, offset, rho)
+    return made if training else in_inference(made, draw(st.integers(0, 2**32)))
+
+
+def _even_sizes(size: int) -> st.SearchStrategy[tuple[int, ...]]:
+    sides = st.lists(st.sampled_from((1, 2, 4, 8)), min_size=size, max_size=size)
+    if size == 1:
+        sides = st.lists(st.sampled_from((4, 8, 16, 32, 64)), min_size=1, max_size=1)
+    return sides.filter(lambda sides: 4 <= math.prod(sides) <= 64).map(tuple)
+
+
+def _odd_sizes(size: int) -> st.SearchStrategy[tuple[int, ...]]:
+    products = [(5,), (9,)] + ([(3, 3)] if size > 1 else [])
+    padded = st.sampled_from(products).flatmap(lambda p: st.permutations([*p, *[1] * (size - len(p))]))
+    return padded.map(tuple)
+
+
+def layouts(array: Array) -> st.SearchStrategy[Array]:
+    """Draw the same values in another memory layout: no result may change.
+
+    Parameters
+    ----------
+    array : ndarray
+        Any shape: x, dy, or a vector of parameters.
+
+    Returns
+    -------
+    SearchStrategy of ndarray
+        Each of LAYOUTS, and the 0-stride view of :func:`repeated` where there is one.
+
+    Examples
+    --------
+    >>> strategy = layouts(np.zeros((2, 3, 5)))
+    """
+    names = st.sampled_from(sorted(LAYOUTS))
+    laid = names.map(lambda name: LAYOUTS[name](array))
+    zero = repeated(array)
+    return laid if zero is None else st.one_of(laid, st.just(zero))
+
+
+__all__ = ["LAYOUTS", "Lattice", "cases", "lattice", "lattices", "layouts", "repeated", "sample", "shapes"]

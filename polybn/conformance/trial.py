@@ -1,0 +1,184 @@
+"""Try one property on one adapter, on many cases, and keep the smallest that fails."""
+
+from __future__ import annotations
+
+import pickle
+import time
+import zlib
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, Verbosity, errors, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis.strategies import SearchStrategy
+
+from polybn.conformance.bounds import VacuousBoundError
+from polybn.conformance.runner import Call, KitAdapterError, Recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from polybn.conformance.adapter import Adapter, Info
+    from polybn.conformance.properties import Property
+
+ProfileName = Literal["dev", "ci", "nightly"]
+
+
+class Profile(NamedTuple):
+    """How much to try."""
+
+    examples: int
+    """Random cases a property."""
+    shrinking: float
+    """Seconds to look for a smaller failing case."""
+    runs: int
+    """Of the stateful test."""
+    steps: int
+    """In each of them, at most."""
+    seed: int | None
+    """None draws one."""
+    slow: bool = True
+    """Whether to check what takes long."""
+
+
+PROFILES: dict[str, Profile] = {
+    "dev": Profile(50, 1.0, 10, 12, None, slow=False),
+    "ci": Profile(300, 5.0, 40, 15, 0),
+    "nightly": Profile(20_000, 60.0, 1000, 30, None),
+}
+
+
+class Tried(NamedTuple):
+    """What came of many cases."""
+
+    cases: int
+    """That were judged."""
+    vacuous: int
+    """Of which an error bound was too wide to certify anything."""
+    share: float
+    """Largest share of an error bound that was used; 0 where all was exact."""
+    worst: tuple[Call, ...]
+    """The calls with that share."""
+    error: BaseException | None
+    """What was wrong, in the smallest failing case."""
+    calls: tuple[Call, ...]
+    """The calls of that case."""
+    words: str
+    """Of the last vacuous bound, or of what was odd about the failure."""
+    listed: bool = False
+    """Whether the cases were not drawn but chosen, each for a reason."""
+
+    @property
+    def certified(self) -> bool:
+        """Whether enough was judged: each of the cases that are listed, some of those that are drawn."""
+        return self.vacuous == 0 if self.listed and self.cases else self.vacuous < self.cases
+
+
+class Trial:
+    """A property on trial: call it with cases."""
+
+    def __init__(self, check: Callable[[Adapter, Info, Any], float], adapter: Adapter, info: Info) -> None:
+        self._check, self._recorder, self._info = check, Recorder(adapter), info
+        self._cases = self._vacuous = 0
+        self._share, self._worst = 0.0, tuple[Call, ...]()
+        self._error: BaseException | None = None
+        self._calls = tuple[Call, ...]()
+        self._words = ""
+
+    def __call__(self, case: Any) -> None:
+        """Judge a case; what is wrong with it is kept, and raised."""
+        self._recorder.calls = []
+        self._cases += 1
+        try:
+            share = self._check(self._recorder, self._info, case)
+        except VacuousBoundError as error:
+            self._vacuous += 1
+            self._words = str(error)
+        except (AssertionError, KitAdapterError) as error:
+            self._error, self._calls = error, tuple(self._recorder.calls)
+            raise
+        else:
+            if share > self._share:
+                self._share, self._worst = share, tuple(self._recorder.calls)
+
+    def result(self, words: str = "") -> Tried:
+        """Sum up."""
+        return Tried(
+            self._cases, self._vacuous, self._share, self._worst, self._error, self._calls, words or self._words
+        )
+
+
+def attempt(prop: Property, adapter: Adapter, info: Info, profile: Profile, seed: int, *, shrink: bool = True) -> Tried:
+    """Try a property that applies.
+
+    Parameters
+    ----------
+    prop : Property
+    adapter : Adapter
+    info : Info
+        What the adapter declares.
+    profile : Profile
+        How many cases to draw.
+    seed : int
+        Draws them.
+    shrink : bool, default True
+        Whether to look for a smaller case than the first that fails.
+
+    Returns
+    -------
+    Tried
+    """
+    trial, cases = Trial(prop.check, adapter, info), prop.cases(info)
+    if isinstance(cases, SearchStrategy):
+        words = _search(trial, cases, profile, seed ^ zlib.crc32(prop.id.encode()), shrink=shrink)
+        return trial.result(words)
+    try:
+        for case in cases:
+            trial(case)
+    except (AssertionError, KitAdapterError):
+        pass  # the trial keeps it
+    return trial.result()._replace(listed=True)
+
+
+def settings(profile: Profile, *, shrink: bool, examples: int) -> hypothesis_settings:
+    """Return settings that depend on nothing but the arguments."""
+    return hypothesis_settings(
+        max_examples=examples,
+        phases=(Phase.generate, Phase.shrink) if shrink and profile.shrinking else (Phase.generate,),
+        database=None,
+        deadline=None,
+        derandomize=False,
+        report_multiple_bugs=False,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+        verbosity=Verbosity.quiet,
+    )
+
+
+def _search(trial: Trial, cases: SearchStrategy[Any], profile: Profile, seed: int, *, shrink: bool) -> str:
+    failed: set[bytes] = set()
+    until = [float("inf")]
+
+    @hypothesis.seed(seed)
+    @settings(profile, shrink=shrink, examples=profile.examples)
+    @given(cases)
+    def search(case: Any) -> None:
+        # When the time for shrinking is over, only the cases that are known to fail do.
+        if time.monotonic() > until[0] and pickle.dumps(case) not in failed:
+            return
+        try:
+            trial(case)
+        except (AssertionError, KitAdapterError):
+            failed.add(pickle.dumps(case))
+            until[0] = min(until[0], time.monotonic() + profile.shrinking)
+            raise
+
+    try:
+        search()
+    except (AssertionError, KitAdapterError):
+        return ""
+    except errors.Flaky:
+        return "not at every try: the same calls gave different results"
+    except errors.Unsatisfiable:
+        return "no case could be drawn that fits what the adapter declares"
+    return ""

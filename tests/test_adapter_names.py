@@ -1,0 +1,123 @@
+"""Finding and making adapters: libraries are imported late, and what is missing or wrong teaches."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from polybn import dispatch
+from polybn.conformance.adapter import Adapter, Info
+from polybn.conformance.adapters import ADAPTERS, mxnet, resolve
+from polybn.spec import DomainError, DTypeError
+from tests.test_adapters import LIBRARIES
+
+
+def test_importing_every_adapter_module_imports_no_library() -> None:
+    modules = sorted({path.partition(":")[0] for path in ADAPTERS.values()})
+    code = f"import sys, {', '.join(modules)}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    assert "polybn" in loaded
+    assert not loaded & {"torch", "jax", "jaxlib", "flax", "keras", "mxnet", "onnx", "onnxruntime", "cupy"}
+
+
+@pytest.mark.parametrize("adapter_name", ADAPTERS)
+def test_every_entry_leads_to_something_callable(adapter_name: str) -> None:
+    module, _, attribute = ADAPTERS[adapter_name].partition(":")
+    assert callable(getattr(importlib.import_module(module), attribute))
+    assert (adapter_name in LIBRARIES) != adapter_name.startswith("polybn-")
+
+
+@pytest.mark.parametrize(
+    ("adapter_name", "library"), [(name, library) for name, libraries in LIBRARIES.items() for library in libraries]
+)
+def test_a_missing_library_says_what_to_install(
+    adapter_name: str, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in {library, *(m for m in sys.modules if m.partition(".")[0] == library)}:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        ImportError, match=r"needs the library [\w.]+; got .* \(`pip install [a-z=0-9. -]+` brings it"
+    ) as caught:
+        resolve(adapter_name)
+    assert str(caught.value.name).partition(".")[0] in LIBRARIES[adapter_name]
+
+
+def test_a_backend_that_cannot_run_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "why_not", lambda name: f"no {name} on this planet")
+    with pytest.raises(ImportError, match="backend 'cupy' must run here; got no cupy on this planet"):
+        resolve("polybn-cupy")
+
+
+def test_keras_on_another_backend_is_refused_and_the_environment_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    keras = types.ModuleType("keras")
+    keras.backend = types.SimpleNamespace(backend=lambda: "jax")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "keras", keras)
+    for setting in (None, "tensorflow"):
+        if setting is None:
+            monkeypatch.delenv("KERAS_BACKEND", raising=False)
+        else:
+            monkeypatch.setenv("KERAS_BACKEND", setting)
+        with pytest.raises(ImportError, match="Keras must run on 'numpy' for this adapter; got 'jax'"):
+            resolve("keras-numpy")
+        assert os.environ.get("KERAS_BACKEND") == setting
+
+
+def test_numpy_gets_its_lost_names_for_the_import_of_mxnet_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, during = dict(vars(np)), list[bool]()
+
+    def importing(module: str) -> types.ModuleType:
+        assert module == "mxnet"
+        during.append(all(n in vars(np) for n in mxnet.REMOVED))
+        raise ImportError("far away")
+
+    monkeypatch.setattr(importlib, "import_module", importing)
+    with pytest.raises(ImportError, match=r"needs the library mxnet; got far away"):
+        mxnet.MXNet()
+    assert during == [True]
+    assert {n: vars(np)[n] for n in before} == before
+    assert set(vars(np)) == set(before)
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "words"),
+    [
+        ("torch", DomainError, r"adapter must be one of polybn-numpy, .*, or 'package.module:Class'; got 'torch'"),
+        ("", DomainError, "got ''"),
+        (":", DomainError, "got ':'"),
+        ("math:", DomainError, "got 'math:'"),
+        ("math:Adapter", DomainError, r"got 'math:Adapter' \(module math has no Adapter\)"),
+        ("fractions:Fraction", DTypeError, "'fractions:Fraction' made Fraction without info, train"),
+        ("no_such_package.module:Class", ModuleNotFoundError, "no_such_package"),
+    ],
+)
+def test_a_wrong_name_teaches(path: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        resolve(path)
+
+
+def test_a_stranger_is_found_by_path_and_held_to_the_methods_that_it_declares(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Stranger:
+        def info(self) -> Info:
+            return Info("stranger", "1", infers=False)
+
+        def train(self) -> None: ...
+
+    def with_vjp() -> object:
+        return type("Whole", (Stranger,), {"vjp": lambda self: None})()
+
+    module = types.ModuleType("strangers")
+    vars(module).update(Stranger=Stranger, with_vjp=with_vjp)
+    monkeypatch.setitem(sys.modules, "strangers", module)
+    with pytest.raises(DTypeError, match="'strangers:Stranger' made Stranger without vjp"):
+        resolve("strangers:Stranger")
+    whole: Adapter = resolve("strangers:with_vjp")
+    assert whole.info().name == "stranger"

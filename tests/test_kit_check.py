@@ -1,0 +1,294 @@
+"""The kit as a whole: what passes, what fails and in which words, conventions, expected failures, the command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from polybn import cli_check, conformance
+from polybn.conformance import conventions, expected
+from polybn.conformance.report import Report
+from polybn.spec import DomainError
+from tests import kit_adapters as kit
+
+QUICK = {"P6", "P6b"}
+"""What takes seconds; one test runs them."""
+CONVENTIONS = [name for name in conformance.IDS if name.startswith("convention-")]
+EVERYTHING = [name for name in conformance.IDS if name not in QUICK]
+
+
+def check(adapter: Any, only: list[str] | None = None, **options: Any) -> Report:
+    return conformance.check(adapter, only=only or EVERYTHING, seed=7, **options)
+
+
+def failed(report: Report) -> set[str]:
+    return {result.id for result in report.failures}
+
+
+def words(report: Report, name: str) -> str:
+    (result,) = (r for r in report.results if r.id == name)
+    return result.words
+
+
+def test_a_right_one_passes_everything() -> None:
+    report = check(kit.Right())
+    assert report.ok, str(report)
+    assert {grade.dtype: grade.letter for grade in report.grades} == {"float32": "S"}
+    assert {r.status for r in report.results if not r.id.startswith("grade-")} == {"pass"}
+
+
+@pytest.mark.parametrize("make", [kit.DeclaredReversed, kit.Unbiased])
+def test_what_is_declared_is_expected(make: Any) -> None:
+    report = check(make(), [*CONVENTIONS, "P2", "P2b", "P14", "P16", "P22", "P33", "P34", "P35", "stateful"])
+    assert report.count("pass") == len(report.results), str(report)
+
+
+def test_sizes() -> None:
+    report = check(kit.Right(), ["P6", "P6b"], profile="ci")
+    assert report.count("pass") == 2, str(report)
+
+
+@pytest.mark.parametrize(
+    ("make", "among", "said"),
+    [
+        (kit.UnbiasedOutput, {"P1", "P3", "P22", "P14"}, "y of channel"),
+        (kit.EpsOutside, {"P1", "P7", "P22", "P26"}, "times its bound"),
+        (kit.Reversed, {"convention-momentum", "P2", "P33", "P34", "stateful"}, "declared 'old', seen 'new'"),
+        (kit.LeakingNaN, {"P38", "P38b"}, "must be NaN throughout"),
+        (kit.Writing, {"P18"}, "train must not write its arguments; it changed running_mean"),
+        (kit.TwoResults, {"P1", "P22", "P40"}, "must return a tuple of 3 NumPy arrays (y, running_mean, running_var)"),
+        (kit.WideOutput, {"P1", "P21"}, "y must have shape"),
+        (kit.Frozen, {"P4", "P36", "P37b"}, "y of channel"),
+        (kit.Forgetful, {"P17", "P37"}, "must be the same to the bit when the same call is made again"),
+    ],
+)
+def test_wrong_ones_fail(make: Any, among: set[str], said: str) -> None:
+    report = check(make(), sorted(among, key=conformance.IDS.index))
+    assert failed(report) == among, str(report)
+    assert not report.ok
+    assert any(said in result.words for result in report.failures), str(report)
+
+
+def test_what_does_not_apply_is_no_pass() -> None:
+    names = [
+        "P1",
+        "P3",
+        "P4",
+        "P9b",
+        "P12",
+        "P13",
+        "P16",
+        "P22",
+        "P28",
+        "P36",
+        "P40",
+        "R2",
+        "stateful",
+        "grade-float64",
+    ]
+    report = check(kit.OnlyForward(), [*CONVENTIONS, *names])
+    assert report.ok, str(report)
+    status = {result.id: result.status for result in report.results}
+    for name in ("P3", "P4", "P9b", "P13", "P28", "P36", "R2", "grade-float64"):
+        assert status[name] == "not applicable", name
+    assert words(report, "P4") == "the adapter declares that it has no infer"
+    assert status["P1"] == status["P22"] == status["P40"] == status["stateful"] == "pass"
+
+
+def test_one_pass_algorithms_are_held_to_what_they_declare() -> None:
+    report = check(kit.OnePass(), ["P1", "P5", "P22", "P26", "convention-momentum"])
+    assert report.ok, str(report)
+    assert words(report, "P5").startswith("the adapter declares max_kappa")
+    undeclared = type("Undeclared", (kit.OnePass,), {"conventions": {"differentiates": False}})()
+    assert "P5" in failed(check(undeclared, ["P5"]))
+
+
+def test_what_is_not_certified_is_no_pass() -> None:
+    class Sequential(kit.Right):
+        """Float32 sums, one value after the other."""
+
+        def normalize(self, rows: Any, eps: float) -> Any:
+            x = rows.astype("f4")
+            mean = x.cumsum(axis=1, dtype="f4")[:, -1:] / x.dtype.type(x.shape[1])
+            d = x - mean
+            var = (d * d).cumsum(axis=1, dtype="f4")[:, -1:] / x.dtype.type(x.shape[1])
+            root = 1 / (var + x.dtype.type(eps)) ** x.dtype.type(0.5)
+            return d * root, root
+
+    report = check(Sequential(), ["P15"])
+    (result,) = report.results
+    assert (result.status, report.ok, report.count("pass")) == ("not certified", True, 0)
+    assert 0 < result.vacuous < result.cases
+    assert "P15: " in str(report).partition("Not certified, and no pass:")[2]
+
+
+def test_conventions_are_seen_whatever_is_declared() -> None:
+    adapter = kit.Unbiased()
+    seen = {c.name: c.seen for c in conventions.detect(adapter, adapter.info())}
+    assert seen == {
+        "momentum": "old", "running_variance": "unbiased", "single_value": "error", "empty": "kept", "axes": "any",
+        "ranks": "2, 3, 4, 5", "dtypes": "float32", "flushes": "no",
+    }  # fmt: skip
+    lies: dict[str, Any] = {
+        "momentum": "new", "running_variance": "biased", "single_value": "beta", "empty": "changed", "axes": "second",
+    }  # fmt: skip
+    for name, lie in lies.items():
+        change: dict[str, Any] = {name: lie}
+        info = adapter.info()._replace(**change)
+        found = conventions.detect_one(adapter, info, name)
+        assert (found.ok, found.declared, found.seen) == (False, lie, seen[name])
+
+
+def test_conventions_that_nobody_declares_are_described() -> None:
+    class Deviation(kit.Right):
+        """Keeps the standard deviation."""
+
+        def kept(self, rows: Any) -> Any:
+            return rows.std(axis=1)
+
+    class Raises(kit.Right):
+        def train(self, *args: Any, **options: Any) -> Any:
+            raise ValueError("no")
+
+    found = conventions.detect_one(Deviation(), Deviation().info(), "running_variance")
+    assert (found.ok, found.seen) == (False, "the standard deviation")
+    found = conventions.detect_one(Raises(), Raises().info(), "momentum")
+    assert (found.ok, found.seen) == (False, "nothing, because Raises.train raised ValueError: no")
+
+
+def test_declared_deviations_are_told_in_words() -> None:
+    report = check(kit.Unbiased(), ["convention-momentum", "convention-running_variance", "convention-dtypes"])
+    assert len(report.deviations) == 2  # float32 only is the other
+    assert "running_variance is 'unbiased' where the specification has 'biased'" in report.deviations[0]
+    assert "Differs from the specification by declaration:" in str(report)
+    assert "but for what it declares" in str(report)
+
+
+def test_the_same_seed_finds_the_same() -> None:
+    first, second = (check(kit.EpsOutside(), ["P22", "P7"], profile="dev") for _ in range(2))
+    assert [r.words for r in first.results] == [r.words for r in second.results]
+    assert [r.reproducer for r in first.results] == [r.reproducer for r in second.results]
+    assert conformance.check(kit.Right(), only=["P16"], profile="ci").seed == 0
+
+
+def test_fail_fast_stops() -> None:
+    report = check(kit.UnbiasedOutput(), ["P1", "P2", "P22"], fail_fast=True)
+    assert [r.id for r in report.results] == ["P1"]
+
+
+def test_progress_is_told() -> None:
+    told: list[tuple[str, int, int]] = []
+    check(kit.Right(), ["P16", "P40"], progress=lambda *args: told.append(args))
+    assert [(done, total) for _, done, total in told] == [(0, 2), (1, 2)]
+    assert told[0][0].startswith("One value per channel")
+
+
+def test_expected_failures(tmp_path: Path) -> None:
+    file = tmp_path / "xfail"
+    file.write_text("# known\n\nP18  # writes in place, https://example.org/1\n")
+    report = check(kit.Writing(), ["P16", "P18"], xfail=file)
+    assert report.ok, str(report)
+    assert [r.status for r in report.results] == ["pass", "expected failure"]
+    assert "P18: writes in place, https://example.org/1" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("P16  # once", "xfail entry P16 (once) must be removed: the result is 'pass'"),
+        ("P99  # typo", "xfail entry P99 matches nothing"),
+    ],
+)
+def test_stale_expectations_are_errors(tmp_path: Path, line: str, said: str) -> None:
+    file = tmp_path / "xfail"
+    file.write_text(line)
+    report = check(kit.Right(), ["P16"], xfail=file)
+    assert not report.ok
+    assert not report.failures
+    assert said in report.errors[0]
+    assert said in " ".join(str(report).split())
+
+
+@pytest.mark.parametrize(("text", "rule"), [("P1", "have a reason"), ("P1 # a\nP1 # b", "name each id once")])
+def test_expectations_give_reasons(tmp_path: Path, text: str, rule: str) -> None:
+    file = tmp_path / "xfail"
+    file.write_text(text)
+    with pytest.raises(DomainError, match=f"xfail must {rule}.*line"):
+        expected.read(file)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"only": ["P222"]}, "only must name what there is to check; got 'P222' .*P22"),
+        ({"profile": "fast"}, "profile must be one of dev, ci, nightly; got 'fast'"),
+        ({"dtypes": ["float64"]}, "dtypes must be among those that Right declares, float32; got float64"),
+        ({"dtypes": []}, "got none"),
+    ],
+)
+def test_arguments_are_checked(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(DomainError, match=f"polybn.conformance.check: .*{said}"):
+        conformance.check(kit.Right(), **options)
+
+
+def invoke(*args: str) -> Any:
+    import typer
+
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(cli_check.check)
+    return CliRunner().invoke(app, list(args))
+
+
+def test_command(tmp_path: Path) -> None:
+    json_file, html_file = tmp_path / "a.json", tmp_path / "a.html"
+    result = invoke(
+        "--backend", "numpy", "--only", "P15", "--only", "convention-momentum", "--dtype", "float32",
+        "--json", str(json_file), "--html", str(html_file),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "PolyBN on numpy conforms to the specification" in result.output
+    data = json.loads(json_file.read_text())
+    assert data["ok"] is True
+    assert data["adapter"]["dtypes"] == ["float32"]
+    assert html_file.read_text().startswith("<!doctype html>")
+
+
+def test_command_fails_where_the_check_does(tmp_path: Path) -> None:
+    path = "tests.kit_adapters:Writing"
+    result = invoke("--adapter", path, "--only", "P18")
+    assert result.exit_code == 1
+    assert "train must not write its arguments; it changed running_mean" in " ".join(result.output.split())
+    assert f"resolve('{path}')" in result.output
+    xfail = tmp_path / "xfail"
+    xfail.write_text("P18  # known, https://example.org")
+    assert invoke("--adapter", path, "--only", "P18", "--xfail", str(xfail)).exit_code == 0
+
+
+def test_command_asks_for_one_subject() -> None:
+    for args in ((), ("--backend", "numpy", "--adapter", "pytorch")):
+        result = invoke(*args)
+        assert isinstance(result.exception, DomainError)
+        assert "one of --backend and --adapter must be given" in str(result.exception)
+
+
+def test_without_hypothesis_adapters_can_be_written_and_the_rest_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['hypothesis'] = None\n"
+        "from polybn import conformance\n"
+        "print(conformance.Info('a', '1').momentum, conformance.resolve('polybn-numpy').info().name)\n"
+        "try: conformance.check\n"
+        "except ImportError as error: print(error)\n"
+        "print(hasattr(conformance, 'nothing'))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == [
+        "old PolyBN on numpy",
+        'polybn.conformance: check needs hypothesis: pip install "polybn[conformance]"',
+        "False",
+    ]

@@ -1,0 +1,413 @@
+"""Each property by itself: what it can express, that it fails where it must, and how a failure is kept."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polybn import conformance
+from polybn.conformance import Info, runner
+from polybn.conformance.cases import DTYPES, Array
+from polybn.conformance.properties import PROPERTIES, drawn, layouts
+from polybn.conformance.reproducer import expression, program, source_of
+from polybn.conformance.runner import CallError, KitAdapterError, Recorder, Violation, remember, run
+from polybn.conformance.strategies import sample
+from polybn.conformance.trial import PROFILES, attempt
+from polybn.spec import __doc__ as specification
+from tests import kit_adapters as kit
+
+RIGHT = kit.Right()
+BY_ID = {prop.id: prop for prop in PROPERTIES}
+DEV = PROFILES["dev"]
+QUICK = [name for name in BY_ID if name not in ("P6", "P6b")]
+
+
+class Spoiled(kit.Right):
+    """A right batch norm, one of whose results is spoiled."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def spoil(self, name: str, value: Array) -> Array:
+        with np.errstate(all="ignore"):
+            return value * np.float32(1.5) + np.float32(0.125) if name == self.what else value
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        names = ("y", "running_mean", "running_var")
+        return tuple(self.spoil(n, v) for n, v in zip(names, super().train(*args, **options), strict=True))
+
+    def infer(self, *args: Any, **options: Any) -> Any:
+        return self.spoil("inferred", super().infer(*args, **options))
+
+    def vjp(self, *args: Any, **options: Any) -> Any:
+        return tuple(
+            self.spoil(n, v) for n, v in zip(("dx", "dgamma", "dbeta"), super().vjp(*args, **options), strict=True)
+        )
+
+
+def test_ids_are_those_of_the_research_and_clauses_exist() -> None:
+    assert len(BY_ID) == len(PROPERTIES)
+    numbers = {int("".join(filter(str.isdigit, name))) for name in BY_ID if name.startswith("P")}
+    # P20, P30 to P32 and P41 are not about one implementation's four methods.
+    assert numbers == {*range(1, 42)} - {20, 30, 31, 32, 41}
+    for prop in PROPERTIES:
+        assert all(f"**{clause} " in str(specification) for clause in prop.clause.split()), prop.id
+        assert prop.title.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("y", {"P1", "P5", "P8", "P9", "P14", "P15", "P15b", "P16", "P22", "P23", "P24", "P25", "P26", "P27", "P39"}),
+        ("y", {"R1", "R2", "R3"}),
+        ("running_mean", {"P2", "P2b", "P7", "P8", "P22", "P33", "P34"}),
+        ("running_var", {"P2", "P2b", "P7", "P14", "P15", "P15b", "P16", "P22", "P33", "P34"}),
+        ("inferred", {"P4", "P22", "P36"}),
+        ("dx", {"P3", "P9", "P9b", "P14", "P16", "P22", "P28", "P29", "P39", "R2", "R3b"}),
+        ("dgamma", {"P3", "P8", "P9b", "P14", "P15", "P15b", "P16", "P22", "P40", "R2", "R3b"}),
+        ("dbeta", {"P3", "P9b", "P14", "P22", "P40", "R2", "R3b"}),
+    ],
+)  # fmt: skip
+def test_each_result_is_looked_at(what: str, names: set[str]) -> None:
+    for name in sorted(names):
+        tried = attempt(BY_ID[name], Spoiled(what), RIGHT.info(), DEV, 3, shrink=False)
+        assert isinstance(tried.error, Violation), f"{name} does not see a wrong {what}"
+
+
+class Influence(kit.Right):
+    """Lets one thing influence what it should not."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.before = what, 0.0
+
+    def train(
+        self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, **options: Any
+    ) -> Any:
+        y, mean, var = super().train(x, gamma, beta, running_mean, running_var, **options)
+        if self.what == "other channels" and mean.size > 1:
+            y = y + np.float32(1e-3) * np.abs(mean).sum()
+        if self.what == "order" and y.size:
+            y = y + np.float32(1e-3) * x.ravel()[0]
+        if self.what == "strides":
+            y = y + np.float32(0.1) * (not x.flags.c_contiguous)
+        if self.what == "strides of gamma":
+            y = y + np.float32(0.1) * (not gamma.flags.c_contiguous)
+        if self.what == "zero strides":
+            y = y + np.float32(0.1) * (0 in x.strides)
+        if self.what == "axis":
+            y = y + np.float32(0.1) * (options["axis"] < 0)
+        if self.what == "first axis":
+            y = y + np.float32(0.1) * (options["axis"] == 0)
+        if self.what == "aliases":
+            y = y + np.float32(0.1) * np.shares_memory(gamma, running_var)
+        if self.what == "old statistics":
+            y = y + np.float32(1e-3) * running_mean.sum()
+        if self.what == "numbers":
+            y = y + np.float32(0.1) * isinstance(options["eps"], np.floating)
+        if self.what == "earlier calls":
+            y, self.before = y + np.float32(self.before), self.before + 0.1
+        if self.what == "earlier inference":
+            y = y + np.float32(self.before)
+        if self.what == "shared memory":
+            mean = running_mean
+        if self.what == "gamma of zero" and not gamma.any():
+            y = y + 1
+        return y, mean, var
+
+    def infer(self, x: Array, *args: Any, **options: Any) -> Array:
+        y = super().infer(x, *args, **options)
+        self.before += 0.1 if self.what == "earlier inference" else 0
+        return y + np.float32(1e-2) * x.max() if self.what == "rest of the batch" else y
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ("other channels", "P10"), ("order", "P11"), ("strides", "P12"), ("strides of gamma", "P12"),
+        ("zero strides", "P12b"), ("axis", "P13"), ("first axis", "P13b"), ("earlier calls", "P17"),
+        ("shared memory", "P18"), ("aliases", "P19"), ("numbers", "P21"), ("old statistics", "P35"),
+        ("earlier inference", "P37"), ("rest of the batch", "P37b"), ("gamma of zero", "P39"),
+    ],
+)  # fmt: skip
+def test_each_influence_is_seen(what: str, name: str) -> None:
+    tried = attempt(BY_ID[name], Influence(what), RIGHT.info(), DEV, 3, shrink=False)
+    assert isinstance(tried.error, Violation), f"{name} does not see {what}"
+
+
+@pytest.mark.parametrize("name", ["P38", "P38b", "P38d"])
+def test_nan_is_seen(name: str) -> None:
+    assert isinstance(attempt(BY_ID[name], kit.LeakingNaN(), RIGHT.info(), DEV, 3).error, Violation)
+
+
+def test_nan_in_dbeta_is_seen() -> None:
+    class Poisoned(kit.Right):
+        def vjp(self, x: Array, *args: Any, **options: Any) -> Any:
+            dx, dgamma, dbeta = super().vjp(x, *args, **options)
+            return dx, dgamma, dbeta + 0 * dgamma
+
+    assert isinstance(attempt(BY_ID["P38c"], Poisoned(), RIGHT.info(), DEV, 3).error, Violation)
+
+
+def test_sizes_are_seen() -> None:
+    class Short(kit.Right):
+        """Counts in 16 bits."""
+
+        def train(self, x: Array, *args: Any, **options: Any) -> Any:
+            y, mean, var = super().train(x, *args, **options)
+            return (y, mean, var) if x.size // len(mean) < 2**16 else (y * 2, mean, var)
+
+    class Narrow(kit.Right):
+        """Treats 64 channels at a time, and leaves the rest."""
+
+        def vjp(self, *args: Any, **options: Any) -> Any:
+            dx, dgamma, dbeta = super().vjp(*args, **options)
+            dgamma[len(dgamma) // 64 * 64 :] *= 2 if len(dgamma) > 64 else 1
+            return dx, dgamma, dbeta
+
+    for adapter in (Short(), Narrow()):
+        assert isinstance(attempt(BY_ID["P6"], adapter, RIGHT.info(), DEV, 3).error, Violation)
+
+
+def test_warnings_about_nothing_are_heard() -> None:
+    class Loud(kit.Right):
+        def train(self, x: Array, *args: Any, **options: Any) -> Any:
+            if not x.size:
+                np.zeros(0).mean()
+            return super().train(x, *args, **options)
+
+    (result,) = conformance.check(Loud(), only=["P40"]).results
+    assert "must not warn; got RuntimeWarning" in result.words
+
+
+def test_every_property_was_shown_to_fail() -> None:
+    """Hold the tests above to the list: what is not in it has a test of its own here or in test_kit_check.py."""
+    here = Path(__file__).read_text() + (Path(__file__).parent / "test_kit_check.py").read_text()
+    assert not [name for name in BY_ID if f'"{name}"' not in here]
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        Info("a", "1", axes="second", ranks=(2,)),
+        Info("a", "1", axes="second", ranks=(4,), dtypes=("float16",)),
+        Info("a", "1", ranks=(3, 5), dtypes=("bfloat16", "float64"), running_variance="unbiased"),
+        Info("a", "1", max_kappa=2.0, infers=False),
+    ],
+)
+@pytest.mark.parametrize("name", QUICK)
+def test_nothing_is_drawn_that_is_not_served(info: Info, name: str) -> None:
+    prop = BY_ID[name]
+    if prop.why_not(info) is not None:
+        return
+    seen: list[Array] = []
+
+    class Spy(runner.Recorder):
+        def train(self, x: Array, *args: Any, **options: Any) -> Any:
+            assert x.ndim in info.ranks
+            assert x.dtype.name in info.dtypes
+            assert info.axes == "any" or options["axis"] == 1
+            seen.append(x)
+            raise ValueError("stop here")
+
+        infer = vjp = train
+
+    profile = DEV._replace(examples=15)
+    for seed in range(3):
+        tried = attempt(prop, Spy(kit.Right()), info, profile, seed, shrink=False)
+        assert isinstance(tried.error, CallError) or (info.single_value == "error" and name == "P16") or seen, name
+    assert seen
+
+
+@given(st.sampled_from(sorted(layouts.LAYOUTS)), st.integers(0, 99), st.sampled_from(sorted(DTYPES)))
+def test_arrays_are_written_down_with_their_strides(layout: str, seed: int, dtype: str) -> None:
+    import zlib
+
+    import ml_dtypes
+
+    array = layouts.LAYOUTS[layout](sample(seed, dtype, (5, 3, 2)).x)
+    for one in (array, array[:0], array[:, :1], array[::-1], np.broadcast_to(array[:1], (4, 3, 2)), array[0, 0, 0:]):
+        code = expression(remember(one))
+        again = eval(code, {"np": np, "zlib": zlib, "ml_dtypes": ml_dtypes})
+        assert (again.dtype, again.shape) == (one.dtype, one.shape)
+        assert again.tobytes() == one.tobytes()
+        assert again.strides == one.strides or not one.size or one.flags.c_contiguous
+        assert again.flags.writeable
+
+
+def test_failures_shrink() -> None:
+    class Sixty(kit.Right):
+        """Wrong from three channels on."""
+
+        def train(self, x: Array, gamma: Array, *args: Any, **options: Any) -> Any:
+            y, mean, var = super().train(x, gamma, *args, **options)
+            return (y + 1 if len(gamma) >= 3 else y), mean, var
+
+    tried = attempt(BY_ID["P1"], Sixty(), RIGHT.info(), DEV._replace(shrinking=30.0), 5)
+    (call,) = tried.calls
+    assert sorted(call.arrays["x"].shape) == [3, 4]
+    assert call.arrays["gamma"].shape == (3,)
+
+
+def test_shrinking_ends_in_time() -> None:
+    wrong = Spoiled("y")
+    tried = attempt(BY_ID["P22"], wrong, RIGHT.info(), DEV._replace(shrinking=1e-9), 5)
+    assert isinstance(tried.error, Violation)
+    assert tried.words == ""
+    assert tried.calls
+
+
+def test_failures_that_come_and_go_are_told_so() -> None:
+    class Moody(kit.Right):
+        calls = 0
+
+        def train(self, *args: Any, **options: Any) -> Any:
+            y, mean, var = super().train(*args, **options)
+            Moody.calls += 1
+            return y + (Moody.calls == 5), mean, var
+
+    tried = attempt(BY_ID["P1"], Moody(), RIGHT.info(), DEV, 5)
+    assert isinstance(tried.error, Violation)
+    assert "not at every try" in tried.words
+
+
+def test_a_reproducer_runs_and_shows_the_failure(tmp_path: Path) -> None:
+    report = conformance.check(kit.UnbiasedOutput(), only=["P1", "P3", "P12"], seed=1)
+    for result in report.failures:
+        file = tmp_path / f"{result.id}.py"
+        file.write_text(result.reproducer)
+        ran = subprocess.run([sys.executable, file], capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        assert "expected:" in ran.stdout
+        assert "got when it failed:" in ran.stdout
+    assert {r.id for r in report.failures} >= {"P1", "P3"}
+    assert "resolve('tests.kit_adapters:UnbiasedOutput')" in report.failures[0].reproducer
+
+
+def test_a_reproducer_leaves_a_line_where_the_adapter_cannot_be_made_again() -> None:
+    class Local(kit.Right):
+        pass
+
+    assert source_of(Local()) is None
+    assert source_of(kit.Right()) == "tests.kit_adapters:Right"
+    assert source_of(Spoiled("y")) is None
+    assert "adapter = ...  # make your adapter here" in program(None, "A title.", [], Violation("words"))
+
+
+def test_long_arrays_are_compressed_and_hopeless_ones_left_out() -> None:
+    recorder = Recorder(RIGHT)
+    case = sample(1, "float32", (2000, 3))
+    run(recorder, RIGHT.info(), case, gradients=False)
+    assert "zlib.decompress" in program(None, "A title.", recorder.calls, Violation("words"))
+    recorder.calls = []
+    run(recorder, RIGHT.info(), sample(1, "float32", (100_000, 3)), gradients=False)
+    assert "too large to write down" in program(None, "A title.", recorder.calls, Violation("words"))
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (lambda y, m, v: [y, m, v], "must return a tuple of 3 NumPy arrays .*; got list of 3"),
+        (lambda y, m, v: (y, m), "got tuple of 2"),
+        (lambda y, m, v: (y, m, v.tolist()), "running_var must be a NumPy array; got list"),
+        (lambda y, m, v: (y, m[:1], v), r"running_mean must have shape \(3,\) and dtype float32; got \(1,\)"),
+        (lambda y, m, v: (y, m, v.astype("f8")), r"running_var must have .* dtype float32; got \(3,\) and float64"),
+        (lambda y, m, v: (y.T, m, v), r"y must have shape \(7, 3, 5\)"),
+    ],
+)
+def test_the_contract_is_held(returned: Any, said: str) -> None:
+    class Sloppy(kit.Right):
+        def train(self, *args: Any, **options: Any) -> Any:
+            return returned(*super().train(*args, **options))
+
+    with pytest.raises(
+        KitAdapterError, match=rf"Sloppy.train.*{said}.*contract: polybn.conformance.adapter.Adapter.train"
+    ):
+        run(Sloppy(), Sloppy().info(), sample(1))
+
+
+def test_errors_of_a_library_are_told_and_kept() -> None:
+    class Broken(kit.Right):
+        def vjp(self, *args: Any, **options: Any) -> Any:
+            raise ZeroDivisionError("by nothing\nat all")
+
+    with pytest.raises(CallError, match=r"^Broken\.vjp raised ZeroDivisionError: by nothing$") as caught:
+        run(Broken(), Broken().info(), sample(1))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    run(Broken(), Broken().info(), sample(1), gradients=False)
+
+
+def test_results_are_copies() -> None:
+    class Reusing(kit.Right):
+        """Returns the same memory each time."""
+
+        room = np.zeros((7, 3, 5), np.float32)
+
+        def train(self, *args: Any, **options: Any) -> Any:
+            y, mean, var = super().train(*args, **options)
+            self.room[...] = y
+            return self.room, mean, var
+
+    first = run(Reusing(), Reusing().info(), sample(1), gradients=False)
+    run(Reusing(), Reusing().info(), sample(2), gradients=False)
+    assert np.array_equal(first.y, run(RIGHT, RIGHT.info(), sample(1)).y)
+    assert isinstance(attempt(BY_ID["P18"], Reusing18(), RIGHT.info(), DEV, 1, shrink=False).error, Violation)
+
+
+class Reusing18(kit.Right):
+    """Returns the same memory for results of one size."""
+
+    def __init__(self) -> None:
+        self.rooms: dict[tuple[int, ...], Array] = {}
+        self.call = 0
+
+    def infer(self, *args: Any, **options: Any) -> Array:
+        y = super().infer(*args, **options)
+        self.call += 1
+        room = self.rooms.setdefault(y.shape, y)
+        room[...] = y + self.call % 2
+        return room
+
+
+def test_momentum_is_translated() -> None:
+    given: list[float] = []
+
+    class Listener(kit.DeclaredReversed):
+        def train(self, *args: Any, momentum: float, **options: Any) -> Any:
+            given.append(momentum)
+            return super().train(*args, momentum=momentum, **options)
+
+    adapter = Listener()
+    for info, weight in ((adapter.info(), 0.25), (adapter.info()._replace(momentum="old"), 0.75)):
+        run(adapter, info, sample(1, momentum=0.75))
+        assert given.pop() == weight
+
+
+def test_drawn_calls_do_not_depend_on_the_settings_of_others() -> None:
+    """A user's profile with derandomize or a database must not change what is drawn."""
+    prop, adapter = BY_ID["P22"], kit.EpsOutside()
+    before = attempt(prop, adapter, adapter.info(), DEV, 9, shrink=False)
+    hypothesis.settings.register_profile("other", derandomize=True, max_examples=1)
+    current = hypothesis.settings.get_current_profile_name()
+    try:
+        hypothesis.settings.load_profile("other")
+        after = attempt(prop, adapter, adapter.info(), DEV, 9, shrink=False)
+    finally:
+        hypothesis.settings.load_profile(current)
+    assert before.calls == after.calls
+
+
+def test_served_shapes_keep_channels_and_values() -> None:
+    for ranks in ((2,), (3,), (4,), (5,), (2, 3, 4, 5)):
+        for shape in ((5, 7, 3), (4, 65, 4, 2), (9, 3), (0, 5, 3, 2)):
+            got = drawn.served(Info("a", "1", ranks=ranks), shape)
+            assert len(got) in ranks
+            assert got[1] == shape[1]
+            assert np.prod(got) == np.prod(shape)
