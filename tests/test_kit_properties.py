@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -280,10 +281,11 @@ def test_failures_that_come_and_go_are_told_so() -> None:
 
 def test_a_reproducer_runs_and_shows_the_failure(tmp_path: Path) -> None:
     report = conformance.check(kit.UnbiasedOutput(), only=["P1", "P3", "P12"], seed=1)
+    found = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}  # where the adapter's module is
     for result in report.failures:
         file = tmp_path / f"{result.id}.py"
         file.write_text(result.reproducer)
-        ran = subprocess.run([sys.executable, file], capture_output=True, text=True)
+        ran = subprocess.run([sys.executable, file], capture_output=True, text=True, env=found)
         assert ran.returncode == 0, ran.stderr
         assert "expected:" in ran.stdout
         assert "got when it failed:" in ran.stdout
