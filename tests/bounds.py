@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.oracle import Row, Statistics, centered
+from polybn.conformance.oracle import Row, Statistics, centered
 
 Floats = NDArray[np.float64]
 
@@ -76,7 +76,7 @@ class Errors(NamedTuple):
 
 
 class GradientBounds(NamedTuple):
-    """Bounds on the fields of :class:`tests.oracle.Derivatives`."""
+    """Bounds on the fields of :class:`polybn.conformance.oracle.Derivatives`."""
 
     x: Floats
     gamma: float

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tests import bounds, oracle
+from polybn.conformance import oracle
+from polybn.conformance.oracle import Row
+from tests import bounds
 from tests.cases import Array, Case, Outcome, rows
-from tests.oracle import Row
 
 Floats = NDArray[np.float64]
 

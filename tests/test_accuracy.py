@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import polybn
-from tests import bounds, oracle
+from polybn.conformance import oracle
+from tests import bounds
 from tests.cases import DTYPES, Array, Case, rows, run
 from tests.certify import certify, within, within_one
 from tests.strategies import cases, sample

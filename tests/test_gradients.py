@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import polybn
-from tests import bounds, oracle
+from polybn.conformance import oracle
+from polybn.conformance.oracle import Row, Statistics
+from tests import bounds
 from tests.cases import DTYPES, Case, equal, rows, run, statistics_dtype
 from tests.certify import certify, within_one
-from tests.oracle import Row, Statistics
 from tests.strategies import cases, sample
 
 

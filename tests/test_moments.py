@@ -10,11 +10,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import polybn
+from polybn.conformance import oracle
+from polybn.conformance.oracle import Parts
 from polybn.spec import Moments
-from tests import bounds, oracle
+from tests import bounds
 from tests.cases import DTYPES, Array, Case, equal, rows, statistics_dtype
 from tests.certify import within_one
-from tests.oracle import Parts
 from tests.strategies import cases, lattice, sample
 
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import polybn
-from tests import bounds, oracle
+from polybn.conformance import oracle
+from tests import bounds
 from tests.bounds import VacuousBoundError
 from tests.cases import rows, run
 from tests.certify import certify

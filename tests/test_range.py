@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import polybn
-from tests import bounds, oracle
+from polybn.conformance import oracle
+from tests import bounds
 from tests.cases import DTYPES, Case, assert_others_equal, equal, rows, run, statistics_dtype
 from tests.certify import certify, within, within_one
 from tests.strategies import cases, sample

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import polybn
-from tests import bounds, oracle
+from polybn.conformance import oracle
+from tests import bounds
 from tests.cases import DTYPES, Array, Case, equal, rows, run, same, statistics_dtype
 from tests.certify import within_one
 from tests.strategies import RunningVariance, cases, sample

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import polybn
+from polybn.conformance import oracle
 from polybn.spec import Gradients, SecondGradients
-from tests import bounds, oracle
+from tests import bounds
 from tests.cases import Array, Case, equal, rows
 from tests.strategies import sample
 
