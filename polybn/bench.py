@@ -145,7 +145,7 @@ def _torch_step(torch: ModuleType, images: NDArray[np.uint8], labels: NDArray[np
         loss = nn.functional.cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
