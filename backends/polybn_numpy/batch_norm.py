@@ -121,10 +121,11 @@ def fold(
     check_fold(**arrays, eps=eps)
     _check_variance("fold", running_var)
     scale = kernels.inverse_root(running_var, running_var.dtype.type(eps))
-    if gamma is not None:
-        scale *= gamma
-    shift = -running_mean * scale
-    return Affine(scale, shift if beta is None else shift + beta)
+    with np.errstate(all="ignore"):
+        if gamma is not None:
+            scale *= gamma
+        shift = -running_mean * scale
+        return Affine(scale, shift if beta is None else shift + beta)
 
 
 def is_array(value: object) -> bool:

@@ -115,13 +115,13 @@ def standardize(
 
 def inverse_root(variance: Column, eps: Column | np.floating[Any]) -> Column:
     """Return ``1 / sqrt(variance + eps)``, and 0 where both are 0 (S3)."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         square = variance + eps
-    r = np.zeros_like(square)
-    np.divide(1, np.sqrt(square), out=r, where=square != 0)
-    overflowed = np.isinf(square) & np.isfinite(variance)
-    if overflowed.any():  # a quarter of each does not
-        r[overflowed] = 0.5 / np.sqrt(variance / 4 + eps / 4)[overflowed]
+        r = np.zeros_like(square)
+        np.divide(1, np.sqrt(square), out=r, where=square != 0)
+        overflowed = np.isinf(square) & np.isfinite(variance)
+        if overflowed.any():  # a quarter of each does not
+            r[overflowed] = 0.5 / np.sqrt(variance / 4 + eps / 4)[overflowed]
     return r
 
 
