@@ -1,0 +1,114 @@
+"""The conformance kit is tested by sabotage: each mutant of a right batch norm must fail, and each honest variant pass.
+
+The score is printed at the end. POLYBN_SABOTAGE_JSON names a file for the table of mutants and what caught them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from polybn import conformance
+from tests.sabotage.honest import HONEST, Honest
+from tests.sabotage.mutant import Mutant
+from tests.sabotage.mutants import DOWNGRADED, MUTANTS, OUT_OF_REACH
+
+SEED = 0
+RAISED = re.compile(r"\.(train|infer|vjp) raised ")
+
+# Most mutants fall to the first, which cost little.
+QUICK = ("convention-momentum", "convention-running_variance", "convention-single_value", "convention-empty",
+         "P1", "P2", "P3", "P4", "P5", "P15", "P16", "P38", "P38b", "P38c", "P40", "R1", "R2")  # fmt: skip
+LARGE = ("P6", "P6b")
+REST = tuple(id for id in conformance.IDS if id not in QUICK + LARGE and not id.startswith("grade-"))
+
+# Variants differ in rounding and conventions. They share memory and state, which these are about, with the reference.
+OF_THE_REFERENCE = {"P6b", "P12b", "P13", "P17", "P18", "P19", "P21", "P35", "P37", "P37b", "P38", "P38b", "P38c"}
+OF_ROUNDING = tuple(id for id in conformance.IDS if id not in OF_THE_REFERENCE and not id.startswith("grade-"))
+
+
+def named(table: tuple[Mutant, ...] | tuple[Honest, ...]) -> list[str]:
+    return [row.id for row in table]
+
+
+@pytest.fixture(scope="session")
+def scoreboard(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Hand out a directory for a file a mutant; sum them up when the last one is there."""
+    base = tmp_path_factory.getbasetemp()
+    board = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sabotage"
+    board.mkdir(exist_ok=True)
+    yield board
+    of_mutants = (getattr(item, "originalname", "") == "test_a_mutant_is_caught" for item in request.session.items)
+    expected, rows = sum(of_mutants), [json.loads(file.read_text()) for file in board.glob("*.json")]
+    if len(rows) == expected:
+        try:
+            (board / "summed-up").touch(exist_ok=False)
+        except FileExistsError:  # by the other process
+            return
+        caught = sum(bool(row["caught by"]) for row in rows)
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            print(f"\nsabotage: caught {caught} of {expected} mutants", file=sys.stderr)  # noqa: T201
+        if "POLYBN_SABOTAGE_JSON" in os.environ:
+            order = named(MUTANTS)
+            rows.sort(key=lambda row: order.index(row["mutant"]))
+            table = {"caught": caught, "mutants": rows, "out of reach": OUT_OF_REACH}
+            Path(os.environ["POLYBN_SABOTAGE_JSON"]).write_text(json.dumps(table, indent=1) + "\n")
+
+
+def caught_by(mutant: Mutant) -> dict[str, str]:
+    """Return what fails first, and in which words."""
+    for stage in (QUICK, REST, LARGE):
+        report = conformance.check(mutant.make(), seed=SEED, only=stage, fail_fast=True)
+        if not report.ok:
+            return {result.id: result.words for result in report.failures}
+    return {}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=named(MUTANTS))
+def test_a_mutant_is_caught(mutant: Mutant, scoreboard: Path) -> None:
+    found = caught_by(mutant)
+    row = {"mutant": mutant.id, "fault": mutant.sentence, "bug class": mutant.bug, "stands for": mutant.upstream}
+    (scoreboard / f"{mutant.id}.json").write_text(json.dumps(row | {"caught by": list(found)}))
+    assert found, f"survives: {mutant.sentence}"
+    for id, words in found.items():
+        assert mutant.crashes or not RAISED.search(words), f"{id} caught a crash, not the fault: {words}"
+
+
+@pytest.mark.parametrize("variant", HONEST, ids=named(HONEST))
+def test_an_honest_variant_passes_with_the_grade_it_deserves(variant: Honest) -> None:
+    adapter = variant.make()
+    report = conformance.check(adapter, seed=SEED, only=OF_ROUNDING, fail_fast=True)
+    assert report.ok, [(result.id, result.words) for result in report.failures]
+    graded = conformance.check(adapter, seed=SEED, only=["grade-float32"])
+    assert graded.ok
+    assert graded.grades[0].letter in variant.grades
+
+
+@pytest.mark.parametrize("mutant", DOWNGRADED, ids=named(DOWNGRADED))
+def test_a_loss_of_accuracy_shows_in_the_grade(mutant: Mutant) -> None:
+    report = conformance.check(mutant.make(), seed=SEED, only=["grade-float32"])
+    assert report.ok
+    assert report.grades[0].letter not in "SK"
+
+
+def test_the_whole_reference_passes() -> None:
+    report = conformance.check(HONEST[0].make(), seed=SEED, only=[*QUICK, *REST, *LARGE])
+    assert report.ok, [(result.id, result.words) for result in report.failures]
+    assert report.count("not certified") == 0
+
+
+def test_the_tables_are_in_order() -> None:
+    ids = [*named(MUTANTS), *named(DOWNGRADED), *named(HONEST)]
+    assert len(ids) == len(set(ids))
+    assert len(MUTANTS) >= 60
+    assert len(HONEST) >= 13
+    reports = [name for mutant in (*MUTANTS, *DOWNGRADED) for name in mutant.upstream.split(", ") if name]
+    unreachable = ", ".join(OUT_OF_REACH).split(", ")
+    assert all(re.fullmatch(r"[\w./-]+#\d+", name) for name in [*reports, *unreachable])
+    assert not set(reports) & set(unreachable)
