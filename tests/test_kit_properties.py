@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from polybn import conformance
 from polybn.conformance import Info, runner
+from polybn.conformance.bounds import VacuousBoundError
 from polybn.conformance.cases import DTYPES, Array
 from polybn.conformance.properties import PROPERTIES, drawn, layouts
 from polybn.conformance.reproducer import expression, program, source_of
@@ -24,6 +25,7 @@ from polybn.conformance.strategies import sample
 from polybn.conformance.trial import PROFILES, attempt
 from polybn.spec import __doc__ as specification
 from tests import kit_adapters as kit
+from tests.sabotage.reference import Reference
 
 RIGHT = kit.Right()
 BY_ID = {prop.id: prop for prop in PROPERTIES}
@@ -88,6 +90,8 @@ class Influence(kit.Right):
 
     def __init__(self, what: str) -> None:
         self.what, self.before = what, 0.0
+        self.scratch: dict[tuple[int, ...], Array] = {}
+        self.seen: dict[tuple[int, ...], Array] = {}
 
     def train(
         self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, **options: Any
@@ -121,11 +125,24 @@ class Influence(kit.Right):
             mean = running_mean
         if self.what == "gamma of zero" and not gamma.any():
             y = y + 1
+        if self.what == "the weight of the old" and options["momentum"] == 1:
+            mean = running_mean
+        if self.what == "no values" and not x.size:
+            var = running_var
+        if self.what == "scratch":
+            room = self.scratch.setdefault(y.shape, np.empty_like(y))
+            room[...] = y
+            y = room
+        self.seen[x.shape] = x
         return y, mean, var
+
+    def vjp(self, x: Array, *args: Any, **options: Any) -> Any:
+        return super().vjp(self.seen.get(x.shape, x) if self.what == "the latest" else x, *args, **options)
 
     def infer(self, x: Array, *args: Any, **options: Any) -> Array:
         y = super().infer(x, *args, **options)
         self.before += 0.1 if self.what == "earlier inference" else 0
+        y = y + np.float32(0.1) * (self.what == "strides in inference" and not x.flags.c_contiguous)
         return y + np.float32(1e-2) * x.max() if self.what == "rest of the batch" else y
 
 
@@ -134,7 +151,9 @@ class Influence(kit.Right):
     [
         ("other channels", "P10"), ("order", "P11"), ("strides", "P12"), ("strides of gamma", "P12"),
         ("zero strides", "P12b"), ("axis", "P13"), ("first axis", "P13b"), ("earlier calls", "P17"),
-        ("shared memory", "P18"), ("aliases", "P19"), ("numbers", "P21"), ("old statistics", "P35"),
+        ("shared memory", "P18"), ("aliases", "P19"), ("strides in inference", "P12"),
+        ("scratch", "P18"), ("the weight of the old", "P18"),
+        ("no values", "P40"), ("the latest", "P17b"), ("numbers", "P21"), ("old statistics", "P35"),
         ("earlier inference", "P37"), ("rest of the batch", "P37b"), ("gamma of zero", "P39"),
     ],
 )  # fmt: skip
@@ -155,6 +174,76 @@ def test_nan_in_dbeta_is_seen() -> None:
             return dx, dgamma, dbeta + 0 * dgamma
 
     assert isinstance(attempt(BY_ID["P38c"], Poisoned(), RIGHT.info(), DEV, 3).error, Violation)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_sizes_are_seen_in_every_dtype(dtype: str) -> None:
+    class Counter(Reference):
+        """Counts the values of this dtype in float16, which ends at 65,504."""
+
+        def load(self, x: Array, axis: int) -> Array:
+            self.narrow = x.dtype.name == dtype
+            rows: Array = super().load(x, axis)
+            return rows
+
+        def count(self, rows: Array) -> Any:
+            return rows.dtype.type(np.float16(rows.shape[1]) if self.narrow else rows.shape[1])
+
+    info = Reference().info()
+    assert attempt(BY_ID["P6"], Reference(), info, DEV, 3).error is None
+    assert isinstance(attempt(BY_ID["P6"], Counter(), info, DEV, 3, shrink=False).error, Violation)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_vanishing_squares_are_seen(dtype: str) -> None:
+    class Vanishing(Reference):
+        def exponent(self, rows: Array, eps: float) -> Array:
+            k: Array = super().exponent(rows, eps)
+            return np.maximum(k, 0) if rows.dtype == dtype else k
+
+    info = Reference().info()
+    assert attempt(BY_ID["R4"], Reference(), info, DEV, 3).error is None
+    assert isinstance(attempt(BY_ID["R4"], Vanishing(), info, DEV, 3).error, Violation)
+
+
+class Told(kit.Right):
+    """Knows the answers of P6b, and gives one of them wrongly."""
+
+    def __init__(self, **wrong: float) -> None:
+        self.answers = {"y": -1000.0, "running_mean": 0.1, "dx": 0.0, "dbeta": 2.0**24 + 4} | wrong
+
+    def give(self, x: Array, *names: str) -> tuple[Array, ...]:
+        values = (self.answers.get(name, 0.0) for name in names)
+        return tuple(
+            np.full(x.shape if name in ("y", "dx") else 1, v, "f4") for name, v in zip(names, values, strict=True)
+        )
+
+    def train(self, x: Array, *args: Any, **options: Any) -> Any:
+        return self.give(x, "y", "running_mean", "running_var")
+
+    def vjp(self, x: Array, *args: Any, **options: Any) -> Any:
+        return self.give(x, "dx", "dgamma", "dbeta")
+
+
+def tell(**wrong: float) -> BaseException | None:
+    try:
+        BY_ID["P6b"].check(Told(**wrong), RIGHT.info(), 0.1)
+    except AssertionError as error:
+        return error
+    return None
+
+
+def test_only_gross_errors_of_very_many_values_are_judged() -> None:
+    assert tell() is None
+    for lost in ({"running_mean": 0.06}, {"running_var": 0.009}, {"dbeta": 2.0**24}, {"y": -940.0}, {"dx": 80.0}):
+        assert isinstance(tell(**lost), VacuousBoundError), lost
+    for gross in (
+        {"running_mean": 0.04}, {"running_mean": np.nan}, {"running_var": 0.011}, {"dbeta": 2.0**23}, {"y": 0.0},
+        {"dx": 3e3}, {"dx": np.nan},
+    ):  # fmt: skip
+        found = tell(**gross)
+        assert isinstance(found, Violation), gross
+        assert "which no order of the sums explains" in str(found)
 
 
 def test_sizes_are_seen() -> None:

@@ -206,7 +206,7 @@ def many_values(m: int = 131_072, dtype: str = "float32") -> Lattice:
     m : int, default 131_072
         A multiple of 4, and 2^20 at most in float32. 65,540 is of interest, too. As ``dy = k + 1``, means are exact.
     dtype : str, default "float32"
-        Of x: float32 or float64.
+        Of x.
 
     Returns
     -------
@@ -235,9 +235,9 @@ def more_than_float32_counts(m: int = 2**24 + 4, value: float = 1.0) -> Lattice:
     Returns
     -------
     Lattice
-        Of dy = 1, so that dbeta counts the values and dx is 0.
+        Of dy = 1, so that dbeta counts the values and dx is 0. Beta is far from 0: what is not written is not y.
     """
     x, zero = np.full((m, 1), value, np.float32), np.zeros(1)
-    case = case_of(x, ([2], [-3], [7], [5]), np.ones_like(x), momentum=0.0)
+    case = case_of(x, ([2], [-1000], [7], [5]), np.ones_like(x), momentum=0.0)
     mean = x[0].astype(np.float64)
-    return Lattice(case, np.full((m, 1), -3.0), mean, zero, zero, np.zeros((m, 1)), zero, np.array([float(m)]))
+    return Lattice(case, np.full((m, 1), -1000.0), mean, zero, zero, np.zeros((m, 1)), zero, np.array([float(m)]))

@@ -19,6 +19,8 @@ LONG = 4096
 """Arrays of more bytes are compressed."""
 TOO_LONG = 200_000
 """A program of more characters helps nobody."""
+TOO_LARGE = 2_000_000
+"""Arrays of more bytes would not fit into one, however well they are compressed, which takes long."""
 
 
 def source_of(adapter: object) -> str | None:
@@ -53,6 +55,9 @@ def program(source: str | None, title: str, calls: Sequence[Call], error: BaseEx
     """
     make = "adapter = ...  # make your adapter here" if source is None else f"adapter = resolve({source!r})"
     lines = [f"# {line}" for line in textwrap.wrap(f"{title} {error}", 110)]
+    too_large = "\n".join([*lines[:2], "# The arrays are too large to write down.", ""])
+    if sum(len(memory.data) for call in calls for memory in call.arrays.values()) > TOO_LARGE:
+        return too_large
     lines += [*_imports(calls, source), "", make]
     for number, call in enumerate(calls, 1):
         lines += ["", f"# Call {number}"]
@@ -68,7 +73,7 @@ def program(source: str | None, title: str, calls: Sequence[Call], error: BaseEx
             if array is not None:
                 lines += ["", f"print({what + ':'!r}, {expression(remember(np.array(array)))}, sep='\\n')"]
     text = "\n".join(lines) + "\n"
-    return text if len(text) <= TOO_LONG else "\n".join([*lines[:2], "# The arrays are too large to write down.", ""])
+    return text if len(text) <= TOO_LONG else too_large
 
 
 def expression(memory: Memory) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from polybn.conformance.adapter import Adapter, Array, Info
     from polybn.conformance.cases import Case
 
+_Form: TypeAlias = tuple[tuple[int, ...], Any]
 RETURNS = {
     "train": ("y", "running_mean", "running_var"),
     "infer": ("y",),
@@ -138,21 +139,55 @@ def run(adapter: Adapter, info: Info, case: Case, *, gradients: bool | None = No
     KitAdapterError
         If a method returned anything but NumPy arrays of the right number, shape and dtype.
     """
-    x, dy, gamma, beta, mean, var = _arguments(case, as_is=as_is)
-    vector = ((case.x.shape[case.axis],), statistics_dtype(case.x))
-    whole = (case.x.shape, case.x.dtype)
+    x, _, gamma, beta, mean, var = _arguments(case, as_is=as_is)
+    whole, vector = _forms(case)
     options: dict[str, Any] = {"eps": case.eps, "axis": case.axis}
     if not case.training:
         (y,) = _call(info, "infer", [whole], adapter.infer, x, gamma, beta, mean, var, **options)
         return Outcome(y, case.running_mean, case.running_var)
     weight = case.momentum if info.momentum == "old" else 1 - case.momentum
-    forward = _call(
+    y, new_mean, new_var = _call(
         info, "train", [whole, vector, vector], adapter.train, x, gamma, beta, mean, var, momentum=weight, **options
     )
     if gradients is False or not info.differentiates:
-        return Outcome(*forward)
-    backward = _call(info, "vjp", [whole, vector, vector], adapter.vjp, x, gamma, beta, dy, **options)
-    return Outcome(*forward, *backward)
+        return Outcome(y, new_mean, new_var)
+    return Outcome(y, new_mean, new_var, *backward(adapter, info, case, as_is=as_is))
+
+
+def backward(adapter: Adapter, info: Info, case: Case, *, as_is: bool = False) -> tuple[Array, Array, Array]:
+    """Make the backward call of a case alone, whatever was called before.
+
+    Parameters
+    ----------
+    adapter : Adapter
+        Whose ``vjp`` is called.
+    info : Info
+        What it declares.
+    case : Case
+        In training.
+    as_is : bool, default False
+        Hand over the arrays of the case themselves.
+
+    Returns
+    -------
+    dx, dgamma, dbeta : ndarray
+
+    Raises
+    ------
+    CallError, KitAdapterError
+        As :func:`run` does.
+    """
+    x, dy, gamma, beta, _, _ = _arguments(case, as_is=as_is)
+    whole, vector = _forms(case)
+    dx, dgamma, dbeta = _call(
+        info, "vjp", [whole, vector, vector], adapter.vjp, x, gamma, beta, dy, eps=case.eps, axis=case.axis
+    )
+    return dx, dgamma, dbeta
+
+
+def _forms(case: Case) -> tuple[_Form, _Form]:
+    """Return shape and dtype of what is like x, and of what is one number per channel."""
+    return (case.x.shape, case.x.dtype), ((case.x.shape[case.axis],), statistics_dtype(case.x))
 
 
 def _arguments(case: Case, *, as_is: bool) -> list[Array]:
@@ -165,9 +200,7 @@ def _arguments(case: Case, *, as_is: bool) -> list[Array]:
     ]
 
 
-def _call(
-    info: Info, method: str, forms: Sequence[tuple[tuple[int, ...], Any]], function: Any, *args: Any, **options: Any
-) -> list[Array]:
+def _call(info: Info, method: str, forms: Sequence[_Form], function: Any, *args: Any, **options: Any) -> list[Array]:
     try:
         returned = function(*args, **options)
     except Exception as error:  # whatever a library raises

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from polybn.conformance.cases import Array, Case, Outcome, equal, statistics_dtype
 from polybn.conformance.properties import drawn
 from polybn.conformance.properties.kinds import VECTORS, Property, certified, changed, difference, same
-from polybn.conformance.runner import CallError, Violation, run
+from polybn.conformance.runner import CallError, Violation, backward, run
 
 if TYPE_CHECKING:
     from polybn.conformance.adapter import Adapter, Info
@@ -115,29 +115,46 @@ def repeated(adapter: Adapter, info: Info, pair: tuple[Case, Case]) -> float:
     return same("when the same call is made again", run(adapter, info, case), first)
 
 
+def of_latest(adapter: Adapter, info: Info, case: Case) -> float:
+    """P17: frameworks keep what the forward pass saw for the backward pass."""
+    first = run(adapter, info, case)
+    run(adapter, info, case._replace(x=-case.x), gradients=False)
+    names = ("dx", "dgamma", "dbeta")
+    again = Outcome(first.y, **dict(zip(names, backward(adapter, info, case), strict=True)))
+    return same("when other values of the same shape went forward before", again, first, names)
+
+
 def digest(array: Array) -> str:
     """Fingerprint an array."""
     return hashlib.blake2b(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def methods(adapter: Adapter, info: Info, case: Case) -> dict[str, Callable[[dict[str, Array]], tuple[Array, ...]]]:
+    """Return the methods there are, as functions of the arrays."""
+    options: dict[str, Any] = {"eps": case.eps, "axis": case.axis}
+    weight = case.momentum if info.momentum == "old" else 1 - case.momentum
+
+    def forward(a: dict[str, Array]) -> list[Array]:
+        return [a[name] for name in case.arrays()]
+
+    found: dict[str, Callable[[dict[str, Array]], tuple[Array, ...]]] = {
+        "train": lambda a: adapter.train(*forward(a), momentum=weight, **options),
+        "infer": lambda a: (adapter.infer(*forward(a), **options),),
+        "vjp": lambda a: adapter.vjp(a["x"], a["gamma"], a["beta"], a["dy"], **options),
+    }
+    there = {"train": True, "infer": info.infers, "vjp": info.differentiates}
+    return {name: call for name, call in found.items() if there[name]}
 
 
 def pure(adapter: Adapter, info: Info, case: Case) -> float:
     """P18: on the very arrays of the case; what comes back is compared with them, and again after another call."""
     given = {n: a.copy() for n, a in {**case.arrays(), "dy": case.dy}.items() if a is not None}
     before = {name: digest(a) for name, a in given.items()}
-    mine = changed(case, **given)
-    x, gamma, beta, mean, var = (given[n] for n in case.arrays())
-    options: dict[str, Any] = {"eps": case.eps, "axis": case.axis}
-    run(adapter, info, mine, as_is=True)  # errors and contract
-    calls: dict[str, Callable[[], tuple[Array, ...]]] = {
-        "train": lambda: adapter.train(x, gamma, beta, mean, var, momentum=0.5, **options),
-        "infer": lambda: (adapter.infer(x, gamma, beta, mean, var, **options),),
-        "vjp": lambda: adapter.vjp(x, gamma, beta, given["dy"], **options),
-    }
-    there = {"train": True, "infer": info.infers, "vjp": info.differentiates}
-    for method, call in calls.items():
-        if not there[method]:
-            continue
-        returned = call()
+    run(adapter, info, changed(case, **given), as_is=True)  # errors and contract
+    factors = {"x": -1, "dy": 0.5, "running_mean": -1, "running_var": 2}
+    others = {name: (a * a.dtype.type(factors.get(name, 1))).astype(a.dtype) for name, a in given.items()}
+    for method, call in methods(adapter, info, case).items():
+        returned = call(given)
         for name, a in given.items():
             if digest(a) != before[name]:
                 raise Violation(
@@ -146,7 +163,7 @@ def pure(adapter: Adapter, info: Info, case: Case) -> float:
             if any(np.shares_memory(a, r) for r in returned):
                 raise Violation(f"what {method} returns must have its own memory; it shares that of {name}")
         kept = [digest(r) for r in returned]
-        call()
+        call(others)
         if [digest(r) for r in returned] != kept:
             raise Violation(f"what {method} returned must stay as it is; the next call changed it")
     return 0.0
@@ -197,6 +214,7 @@ def empty(adapter: Adapter, info: Info, which: tuple[str, tuple[int, ...]]) -> f
         expected = expected._replace(dgamma=zero, dbeta=zero)
     if heard:
         raise Violation(f"training on no values must not warn; got {heard[0].category.__name__}: {heard[0].message}")
+    pure(adapter, info, case)
     return same("where there are no values: the old statistics, and gradients of 0", outcome, expected)
 
 
@@ -212,6 +230,11 @@ def _any_call(info: Info) -> st.SearchStrategy[Case]:
     return drawn.cases(info, training=None if info.infers else True)
 
 
+def _weighed(info: Info) -> st.SearchStrategy[Case]:
+    """Draw calls in which the old or the new statistics may have all the weight: then nothing need be computed."""
+    return drawn.cases(info, momenta=(0.9, 0.0, 1.0))
+
+
 def _pairs(info: Info) -> st.SearchStrategy[tuple[Case, Case]]:
     return st.tuples(drawn.cases(info), drawn.cases(info))
 
@@ -225,8 +248,10 @@ PROPERTIES: Sequence[Property] = (
              "S11", single_value, _shapes(SINGLE)),
     Property("P17", "The same call gives the same bits, whatever was called in between.",
              "S7", repeated, _pairs),
+    Property("P17b", "A gradient is that of the values it is given, whatever went forward before.",
+             "S7 S13", of_latest, drawn.cases, ("vjp",)),
     Property("P18", "No argument is written, no result shares memory with one, and no result changes later.",
-             "S7", pure, drawn.cases),
+             "S7", pure, _weighed),
     Property("P19", "One array may stand in several places: results are those of separate copies.",
              "S7", aliased, lambda info: st.tuples(drawn.SEEDS, st.sampled_from(info.dtypes))),
     Property("P21", "y and dx have the dtype of x, all else that of the statistics, whatever the types of numbers.",

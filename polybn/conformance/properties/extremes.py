@@ -1,4 +1,4 @@
-"""R1 to R3, clause S10: both ends of the range."""
+"""R1 to R4, clause S10: both ends of the range."""
 
 from __future__ import annotations
 
@@ -19,27 +19,35 @@ if TYPE_CHECKING:
     from polybn.conformance.adapter import Adapter, Info
 
 
-class Large(NamedTuple):
-    """A scale at which squares, or sums, overflow."""
+class Scale(NamedTuple):
+    """A scale at which squares, or sums, leave the range."""
 
     dtype: str
-    scale: float
+    size: float
+    eps: float = 1e-5
 
 
-SCALES = {"float32": (1e17, 1e18, 1e19, 1e25, 1e30, 4e37), "float64": (1e153, 1e155, 1e200, 1e300, 2e307)}
+LARGE = {"float32": (1e17, 1e18, 1e19, 1e25, 1e30, 4e37), "float64": (1e153, 1e155, 1e200, 1e300, 2e307)}
+SMALL = {"float32": (1e-22, 1e-25, 1e-30), "float64": (1e-165, 1e-200, 1e-290)}
+"""Values are normal numbers; their squares are 0."""
 
 
-def large(info: Info) -> Sequence[Large]:
-    """List scales."""
-    return [Large(dtype, scale) for dtype, scales in SCALES.items() if dtype in info.dtypes for scale in scales]
+def large(info: Info) -> Sequence[Scale]:
+    """List scales at which squares overflow."""
+    return [Scale(dtype, size) for dtype, sizes in LARGE.items() if dtype in info.dtypes for size in sizes]
 
 
-def make(info: Info, which: Large) -> tuple[Case, Case, int]:
-    """Return a call of large values, the same problem at a comfortable scale in float64, and the power between."""
+def small(info: Info) -> Sequence[Scale]:
+    """List scales at which squares vanish; an eps that is small beside them vanishes, too."""
+    return [Scale(dtype, s, 0.0) for dtype, sizes in SMALL.items() if dtype in info.dtypes for s in sizes]
+
+
+def make(info: Info, which: Scale) -> tuple[Case, Case, int]:
+    """Return a call of such values, the same problem at a comfortable scale in float64, and the power between."""
     shape = drawn.served(info, (31, 3, 11))
-    case = sample(7, which.dtype, shape, 1, running_variance=info.running_variance)
-    x = (which.scale * np.clip(np.random.default_rng(7).normal(0, 1, shape), -4, 4)).astype(DTYPES[which.dtype])
-    power = math.frexp(which.scale)[1]
+    case = sample(7, which.dtype, shape, 1, eps=which.eps, running_variance=info.running_variance)
+    x = (which.size * np.clip(np.random.default_rng(7).normal(0, 1, shape), -4, 4)).astype(DTYPES[which.dtype])
+    power = math.frexp(which.size)[1]
     case = case._replace(x=x, momentum=1.0)
     small = case._replace(
         x=np.ldexp(x.astype(np.float64), -power), running_mean=None, running_var=None,
@@ -48,7 +56,7 @@ def make(info: Info, which: Large) -> tuple[Case, Case, int]:
     return case, small, power
 
 
-def never_wrong(adapter: Adapter, info: Info, which: Large) -> float:
+def never_wrong(adapter: Adapter, info: Info, which: Scale) -> float:
     """R1: a channel with NaN or infinity in y passes; one with numbers only is held to its bound."""
     case, small, _ = make(info, which)
     y = run(adapter, info, case, gradients=False).y
@@ -56,14 +64,14 @@ def never_wrong(adapter: Adapter, info: Info, which: Large) -> float:
     return _within(info, small, Outcome(y), finite, which) if finite else 0.0
 
 
-def rescued(adapter: Adapter, info: Info, which: Large) -> float:
-    """R2."""
+def rescued(adapter: Adapter, info: Info, which: Scale) -> float:
+    """R2, R4."""
     case, small, power = make(info, which)
     outcome = run(adapter, info, case)
     bad = [c for c, values in enumerate(rows(outcome.y, 1)) if not np.isfinite(values).all()]
     if bad:
         raise Violation(
-            f"y of values of size {which.scale:g} must be finite; it is not in channels {bad}", got=outcome.y
+            f"y of values of size {which.size:g} must be finite; it is not in channels {bad}", got=outcome.y
         )
     compared = Outcome(outcome.y)
     if outcome.dx is not None:
@@ -72,18 +80,16 @@ def rescued(adapter: Adapter, info: Info, which: Large) -> float:
     return _within(info, small, compared, range(3), which)
 
 
-def _within(info: Info, small: Case, outcome: Outcome, channels: Sequence[int], which: Large) -> float:
+def _within(info: Info, small: Case, outcome: Outcome, channels: Sequence[int], which: Scale) -> float:
     index = list(channels)
     try:
         return certified(info, take(small, index), take_outcome(outcome, 1, index), dtype=which.dtype).ratio
     except Violation as error:
-        raise Violation(
-            f"values of size {which.scale:g} must not give finite numbers that are wrong: {error}"
-        ) from None
+        raise Violation(f"values of size {which.size:g} must not give finite numbers that are wrong: {error}") from None
 
 
 def _no_wide(info: Info) -> str | None:
-    return None if SCALES.keys() & {*info.dtypes} else "the adapter declares no float32 or float64"
+    return None if LARGE.keys() & {*info.dtypes} else "the adapter declares no float32 or float64"
 
 
 PROPERTIES: Sequence[Property] = (
@@ -95,4 +101,6 @@ PROPERTIES: Sequence[Property] = (
              "S10", output, lambda info: drawn.lattices(info, wide=True), (), _no_wide),
     Property("R3b", "Where v + eps overflows or vanishes, gradients are as exact as ever.",
              "S10 S13", gradients, lambda info: drawn.lattices(info, wide=True), ("vjp",), _no_wide),
+    Property("R4", "With eps = 0, values whose squares vanish are normalized all the same, and so are their gradients.",
+             "S10", rescued, small, ("vjp",), _no_wide),
 )  # fmt: skip

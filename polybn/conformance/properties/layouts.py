@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from polybn.conformance.cases import Array
-from polybn.conformance.lattice import Lattice
+from polybn.conformance.lattice import Lattice, in_inference
 from polybn.conformance.properties import drawn
 from polybn.conformance.properties.kinds import Property, agree, changed
 from polybn.conformance.runner import run
@@ -77,12 +77,14 @@ def layouts(draw: st.DrawFn, info: Info) -> Layout:
 
 
 def layout(adapter: Adapter, info: Info, which: Layout) -> float:
-    """P12."""
-    case = which.made.case
-    laid = changed(case, **{name: LAYOUTS[found](getattr(case, name)) for name, found in which.names.items()})
-    base, got = run(adapter, info, case), run(adapter, info, laid, as_is=True)
+    """P12, in training and in inference."""
+    runs = []
+    for made in (which.made, in_inference(which.made)) if info.infers else (which.made,):
+        case = made.case
+        laid = changed(case, **{name: LAYOUTS[found](getattr(case, name)) for name, found in which.names.items()})
+        runs.append((laid, run(adapter, info, laid, as_is=True), run(adapter, info, case)))
     words = " and ".join(f"{name} in {found}" for name, found in which.names.items()) or "plain order"
-    return agree(info, f"when arguments lie in memory otherwise: {words}", (laid, got, base))
+    return agree(info, f"when arguments lie in memory otherwise: {words}", *runs)
 
 
 def broadcast(adapter: Adapter, info: Info, filled: drawn.Seeded) -> float:
