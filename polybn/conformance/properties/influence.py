@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from polybn.conformance.cases import Array, Case, Outcome, equal, statistics_dtype
+from polybn.conformance.cases import Array, Case, equal, statistics_dtype
 from polybn.conformance.properties import drawn
-from polybn.conformance.properties.kinds import Property, agree, same
+from polybn.conformance.properties.kinds import Property, agree, changed, same
 from polybn.conformance.runner import Violation, run
 
 if TYPE_CHECKING:
@@ -147,22 +147,16 @@ def _nan(adapter: Adapter, info: Info, made: Poisoned, names: Sequence[str], *, 
 
 def gamma_zero(adapter: Adapter, info: Info, case: Case) -> float:
     """P39."""
-    assert case.gamma is not None
-    assert case.beta is not None
-    usual, zero = run(adapter, info, case), case._replace(gamma=np.zeros_like(case.gamma))
+    usual, zero = run(adapter, info, case), changed(case, gamma=0 * np.asarray(case.gamma))
     got = run(adapter, info, zero)
-    broad = [1] * case.x.ndim
-    broad[case.axis] = -1
-    y = np.broadcast_to(case.beta.reshape(broad), case.x.shape).astype(case.x.dtype)
-    expected = Outcome(y, *got[1:])
-    if got.dx is not None:
-        expected = expected._replace(dx=np.zeros_like(case.x))
+    shape = [-1 if axis == case.axis % case.x.ndim else 1 for axis in range(case.x.ndim)]
+    y = np.broadcast_to(np.asarray(case.beta).reshape(shape), case.x.shape).astype(case.x.dtype)
+    expected = got._replace(y=y, dx=None if got.dx is None else np.zeros_like(case.x))
     same("where gamma is 0: y is beta, and dx is 0", got, expected)
+    if info.infers:
+        inferred = run(adapter, info, zero._replace(training=False))
+        same("in inference where gamma is 0: y is beta", inferred, inferred._replace(y=y))
     return agree(info, "for any gamma", (zero, got, got._replace(dgamma=usual.dgamma, dbeta=usual.dbeta)))
-
-
-def _any_call(info: Info) -> st.SearchStrategy[Case]:
-    return drawn.cases(info, training=None if info.infers else True)
 
 
 def _pairs(info: Info) -> st.SearchStrategy[tuple[Case, Case]]:
@@ -187,5 +181,5 @@ PROPERTIES: Sequence[Property] = (
     Property("P38d", "NaN and infinity in x leave nothing of its running statistics but NaN, and change no others.",
              "S9", nan_statistics, poisoned),
     Property("P39", "Where gamma is 0, y is beta, dx is 0, and dgamma is what it is for any gamma.",
-             "S3 S13", gamma_zero, _any_call),
+             "S3 S5 S13", gamma_zero, drawn.cases),
 )  # fmt: skip
