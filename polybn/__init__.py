@@ -29,13 +29,15 @@ from polybn.spec import (
 )
 
 if TYPE_CHECKING:
-    from polybn import checkpoints, fashion_mnist, networks, spec, training
+    from polybn import checkpoints, conformance, fashion_mnist, networks, spec, training
     from polybn.training import Run, train
 
 __version__ = "0.1.0"
 
 # These need NumPy on the host; they are imported when they are first asked for.
-_LAZY_MODULES = frozenset({"checkpoints", "cli", "contact_sheet", "fashion_mnist", "networks", "training"})
+_LAZY_MODULES = frozenset(
+    {"checkpoints", "cli", "conformance", "contact_sheet", "fashion_mnist", "networks", "training"}
+)
 _LAZY_NAMES = {"train": "polybn.training", "Run": "polybn.training"}
 
 
@@ -71,6 +73,7 @@ __all__ = [
     "batch_norm",
     "batch_norm_vjp",
     "checkpoints",
+    "conformance",
     "fashion_mnist",
     "fold",
     "merge_moments",

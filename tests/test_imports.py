@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FORBIDDEN = ("numpy", "cupy", "jax", "jaxlib", "mxnet", "torch", "rich", "typer", "pooch", "matplotlib")
+FORBIDDEN = ("numpy", "cupy", "jax", "jaxlib", "mxnet", "torch", "rich", "typer", "pooch", "matplotlib", "hypothesis")
 CONTRACT = {"polybn.spec", "polybn.arguments", "polybn.networks"}
 LIBRARIES = {
     "polybn_numpy": {"numpy", "numba", "threadpoolctl"},
@@ -67,6 +67,7 @@ def test_polybn_imports_no_array_library_and_nothing_for_the_eye(code: str) -> N
         ("import polybn, numpy", "numpy"),
         ("import polybn; polybn.backend('numpy')", "polybn_numpy"),
         ("import polybn; polybn.networks", "numpy"),
+        ("import polybn; polybn.conformance.check", "hypothesis"),
         ("import polybn\ntry: import mxnet\nexcept ImportError: pass", "mxnet"),
         (
             "import importlib, contextlib\nwith contextlib.suppress(ImportError): importlib.import_module('jax.numpy')",
