@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check bench clean
+.PHONY: train test lanes lane-numpy1 lane-numpy2 check bench clean
 .DELETE_ON_ERROR:
 
 train: .venv/train  ## train LeNet on Fashion-MNIST; ARGS="--norm none --epochs 5" passes options on
@@ -10,6 +10,17 @@ train: .venv/train  ## train LeNet on Fashion-MNIST; ARGS="--norm none --epochs 
 
 test: .venv/test  ## run the tests, on two processes of one BLAS thread each
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+# JAX and MXNet are tested on both sides of NumPy 2: as pip resolves them together, and as they run on the newest NumPy.
+LANE = OPENBLAS_NUM_THREADS=1 POLYBN_REQUIRE=jax,mxnet .venv-$(1)/bin/python -m pytest -n 2 -k "jax or mxnet" $(ARGS)
+
+lanes: lane-numpy1 lane-numpy2  ## run the tests of JAX and MXNet, in an environment for each major version of NumPy
+
+lane-numpy1: .venv-numpy1/test
+	$(call LANE,numpy1)
+
+lane-numpy2: .venv-numpy2/test
+	$(call LANE,numpy2)
 
 check: .venv/check  ## lint and types
 	$(BIN)/ruff check .
@@ -20,7 +31,7 @@ bench: .venv/train  ## time batch norm and training steps of each backend that r
 	$(BIN)/polybn bench $(ARGS)
 
 clean:  ## remove what the other targets made, runs excepted
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-numpy1 .venv-numpy2 build dist *.egg-info
 
 .venv/pip: 
 	$(PYTHON) -m venv .venv
@@ -38,3 +49,17 @@ clean:  ## remove what the other targets made, runs excepted
 .venv/check: pyproject.toml | .venv/pip
 	$(BIN)/python -m pip install --quiet --editable ".[plot]" --group check
 	touch $@ .venv/train .venv/test
+
+.venv-numpy1/test: pyproject.toml
+	$(PYTHON) -m venv .venv-numpy1
+	.venv-numpy1/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-numpy1/bin/python -m pip install --quiet --editable ".[plot,flax,mxnet]" --group test
+	touch $@
+
+# MXNet's metadata asks for NumPy 1, hence --no-deps.
+.venv-numpy2/test: pyproject.toml
+	$(PYTHON) -m venv .venv-numpy2
+	.venv-numpy2/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-numpy2/bin/python -m pip install --quiet --editable ".[plot,flax,numba]" --group test "numpy>=2" requests graphviz
+	.venv-numpy2/bin/python -m pip install --quiet --no-deps mxnet==1.9.1
+	touch $@
