@@ -201,3 +201,13 @@ class OnePass(Right):
             var = np.maximum((x * x).mean(axis=1, keepdims=True) - mean * mean, 0)
             root = 1 / np.sqrt(var + np.float32(eps))
             return (x - mean) * root, root
+
+
+class Untracked(Right):
+    """Keeps no running statistics: what it hands back in their place means nothing."""
+
+    conventions: ClassVar[dict[str, Any]] = {"tracks": False}
+
+    def train(self, x: Array, gamma: Array, *args: Any, **options: Any) -> tuple[Array, Array, Array]:
+        y, mean, _ = super().train(x, gamma, *args, **options)
+        return y, np.full_like(mean, np.nan), np.full_like(mean, -1)

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from typer.testing import CliRunner
@@ -292,3 +292,22 @@ def test_without_hypothesis_adapters_can_be_written_and_the_rest_says_what_to_in
         'polybn.conformance: check needs hypothesis: pip install "polybn[conformance]"',
         "False",
     ]
+
+
+def test_who_keeps_no_running_statistics_is_asked_for_none() -> None:
+    report = check(kit.Untracked(), [id for id in conformance.IDS if id not in QUICK], dtypes=["float32"])
+    assert [result.id for result in report.failures if not result.id.startswith("R")] == []
+    untracked = {result.id for result in report.results if "keeps no running statistics" in result.words}
+    assert untracked == {
+        "convention-momentum", "convention-running_variance", "convention-flushes", "P2", "P2b", "P33", "P34", "P38d",
+        "stateful",
+    }  # fmt: skip
+    assert {result.status for result in report.results if result.id in untracked} == {"not applicable"}
+
+
+def test_who_declares_to_keep_them_must() -> None:
+    class Lying(kit.Untracked):
+        conventions: ClassVar[dict[str, Any]] = {}
+
+    failed = {result.id for result in check(Lying(), ["convention-momentum", "P2", "P22", "P33", "P40"]).failures}
+    assert failed == {"convention-momentum", "P2", "P22", "P33", "P40"}

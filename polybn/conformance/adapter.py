@@ -37,6 +37,8 @@ class Info(NamedTuple):
     """Whether any channel axis is served, or only axis 1."""
     ranks: tuple[int, ...] = (2, 3, 4, 5)
     """Of x."""
+    tracks: bool = True
+    """Whether ``train`` updates running statistics. Where not, it hands back any of the right shape, unread."""
     infers: bool = True
     """Whether ``infer`` is there."""
     differentiates: bool = True

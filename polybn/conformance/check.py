@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from polybn.conformance import conventions, expected, grades, reproducer, stateful
 from polybn.conformance.adapter import Info
 from polybn.conformance.properties import PROPERTIES, Property
+from polybn.conformance.properties.kinds import UNTRACKED
 from polybn.conformance.report import Report, Result, versions
 from polybn.conformance.runner import CallError, KitAdapterError, run
 from polybn.conformance.trial import PROFILES, Profile, Tried, attempt
@@ -229,6 +230,8 @@ def find(subject: Subject, name: str) -> Finding:
             finding = _convention(subject, name, rest)
         elif kind == "grade":
             finding = _grade(subject, name, rest)
+        elif name == stateful.ID and not subject.info.tracks:
+            finding = Finding(Result(name, title_of(name), "S4 S5 S7", "not applicable", UNTRACKED))
         elif name == stateful.ID:
             tried = stateful.attempt(
                 subject.adapter, subject.info, subject.profile, subject.seed, shrink=subject.shrink
@@ -280,6 +283,9 @@ def _told(subject: Subject, name: str, clause: str, tried: Tried) -> Result:
 
 
 def _convention(subject: Subject, name: str, rest: str) -> Finding:
+    why = conventions.why_not(subject.info, rest)
+    if why is not None:
+        return Finding(Result(name, title_of(name), "S4", "not applicable", why))
     found = conventions.detect_one(subject.adapter, subject.info, rest)
     result = Result(name, title_of(name), found.clause, "pass" if found.ok else "fail", "", 1)
     if not found.ok:

@@ -10,7 +10,7 @@ import numpy as np
 from polybn.conformance.cases import DTYPES, Case, statistics_dtype
 from polybn.conformance.lattice import lattice
 from polybn.conformance.properties import drawn
-from polybn.conformance.properties.kinds import changed
+from polybn.conformance.properties.kinds import UNTRACKED, changed
 from polybn.conformance.runner import CallError, KitAdapterError, run
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def detect(adapter: Adapter, info: Info) -> list[Convention]:
     Returns
     -------
     list of Convention
-        One for each name in :data:`NAMES`.
+        One for each name in :data:`NAMES` that can be seen.
 
     Examples
     --------
@@ -68,7 +68,23 @@ def detect(adapter: Adapter, info: Info) -> list[Convention]:
     >>> [c.seen for c in detect(adapter, adapter.info()) if c.name == "momentum"]
     ['old']
     """
-    return [detect_one(adapter, info, name) for name in NAMES]
+    return [detect_one(adapter, info, name) for name in NAMES if why_not(info, name) is None]
+
+
+def why_not(info: Info, name: str) -> str | None:
+    """Return why a convention cannot be seen, or None: some are seen in running statistics alone.
+
+    Parameters
+    ----------
+    info : Info
+    name : str
+        One of :data:`NAMES`.
+
+    Returns
+    -------
+    str or None
+    """
+    return UNTRACKED if name in ("momentum", "running_variance", "flushes") and not info.tracks else None
 
 
 def detect_one(adapter: Adapter, info: Info, name: str) -> Convention:
@@ -158,7 +174,8 @@ def _empty(adapter: Adapter, info: Info) -> str:
         outcome = run(adapter, info, case._replace(x=case.x[:0].copy(), dy=case.dy[:0].copy()), gradients=False)
     except CallError:
         return "error"
-    kept = all(np.array_equal(_vector(outcome, n), getattr(case, n)) for n in ("running_mean", "running_var"))
+    names = ("running_mean", "running_var") if info.tracks else ()
+    kept = all(np.array_equal(_vector(outcome, n), getattr(case, n)) for n in names)
     return "kept" if kept else "changed"
 
 

@@ -149,9 +149,11 @@ def run(adapter: Adapter, info: Info, case: Case, *, gradients: bool | None = No
     y, new_mean, new_var = _call(
         info, "train", [whole, vector, vector], adapter.train, x, gamma, beta, mean, var, momentum=weight, **options
     )
+    outcome = Outcome(y, new_mean, new_var) if info.tracks else Outcome(y)
     if gradients is False or not info.differentiates:
-        return Outcome(y, new_mean, new_var)
-    return Outcome(y, new_mean, new_var, *backward(adapter, info, case, as_is=as_is))
+        return outcome
+    dx, dgamma, dbeta = backward(adapter, info, case, as_is=as_is)
+    return outcome._replace(dx=dx, dgamma=dgamma, dbeta=dbeta)
 
 
 def backward(adapter: Adapter, info: Info, case: Case, *, as_is: bool = False) -> tuple[Array, Array, Array]:

@@ -33,6 +33,7 @@ class Standardize:
             name="jax.nn.standardize",
             version=version(self._jax),
             dtypes=("float16", "bfloat16", "float32", "float64"),
+            tracks=False,
             flushes=flushes(self._jax),
         )
 

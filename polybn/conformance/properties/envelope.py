@@ -256,7 +256,7 @@ PROPERTIES: Sequence[Property] = (
     Property("P29", "The gradient is the adjoint of the exact derivative, for random directions and random dy.",
              "S13", adjoint, tangents, ("vjp",)),
     Property("P33", "After k batches, the running statistics are the closed form, to the sum of the bounds.",
-             "S4", many_batches, chains),
+             "S4", many_batches, chains, ("running",)),
     Property("P36", "Inference is one slope and one shift per channel: gamma / sqrt(running_var + eps).",
              "S5", affine_inference,
              lambda info: st.builds(Tangent, drawn.cases(info, training=False), drawn.SEEDS), ("infer",)),

@@ -165,7 +165,7 @@ def _pairs(info: Info) -> st.SearchStrategy[tuple[Case, Case]]:
 
 PROPERTIES: Sequence[Property] = (
     Property("P34", "With all the weight, the old statistic is kept to the bit; with none, the batch's replaces it.",
-             "S4", ends, drawn.cases),
+             "S4", ends, drawn.cases, ("running",)),
     Property("P35", "In training, y does not depend on the running statistics, nor on momentum.",
              "S4", unknown_state, drawn.cases),
     Property("P37", "Inference and backward passes change nothing for later calls.",
@@ -179,7 +179,7 @@ PROPERTIES: Sequence[Property] = (
     Property("P38c", "dbeta is the sum of dy: it does not depend on NaN and infinity in x.",
              "S9", nan_dbeta, poisoned, ("vjp",)),
     Property("P38d", "NaN and infinity in x leave nothing of its running statistics but NaN, and change no others.",
-             "S9", nan_statistics, poisoned),
+             "S9", nan_statistics, poisoned, ("running",)),
     Property("P39", "Where gamma is 0, y is beta, dx is 0, and dgamma is what it is for any gamma.",
              "S3 S5 S13", gamma_zero, drawn.cases),
 )  # fmt: skip

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from polybn.conformance.adapter import Adapter, Info
 
-Need: TypeAlias = Literal["infer", "vjp", "axes"]
+Need: TypeAlias = Literal["infer", "vjp", "axes", "running"]
+UNTRACKED = "the adapter declares that it keeps no running statistics"
 VECTORS = ("gamma", "beta", "running_mean", "running_var")
 
 
@@ -51,6 +52,7 @@ class Property(NamedTuple):
             "infer": None if info.infers else "the adapter declares that it has no infer",
             "vjp": None if info.differentiates else "the adapter declares that it has no vjp",
             "axes": None if info.axes == "any" else "the adapter declares that the channel axis is always the second",
+            "running": None if info.tracks else UNTRACKED,
         }
         return next((why for need in self.needs if (why := reasons.get(need))), None) or self.applies(info)
 
@@ -91,12 +93,18 @@ def take_outcome(outcome: Outcome, axis: int, index: Any) -> Outcome:
     return Outcome(**chosen)
 
 
+def returned(outcome: Outcome, expected: dict[str, Array]) -> dict[str, Array]:
+    """Leave out what an adapter, as it declares, does not return."""
+    return {name: value for name, value in expected.items() if getattr(outcome, name) is not None}
+
+
 def exact(info: Info, case: Case, outcome: Outcome, expected: dict[str, Array]) -> float:
     """Compare with exact results: ``==``, or else the envelope, on the channels that are farthest away.
 
     Sums, products and roots of the lattice are exact in any order. An algorithm with other intermediate
     results, such as Welford's, is right, too, if it stays within its envelope.
     """
+    expected = returned(outcome, expected)
     wrong = [name for name, value in expected.items() if not equal(getattr(outcome, name), value)]
     if not wrong:
         return 0.0
