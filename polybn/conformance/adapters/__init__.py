@@ -39,7 +39,7 @@ def resolve(adapter: str) -> Adapter:
     Parameters
     ----------
     adapter : str
-        A key of :data:`ADAPTERS`, or ``"package.module:Class"``; the class is called without arguments.
+        A key of :data:`~polybn.conformance.adapters.ADAPTERS`, or ``"package.module:Class"``; the class is called without arguments.
 
     Returns
     -------

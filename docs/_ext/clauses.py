@@ -1,0 +1,119 @@
+"""The clauses of the specification, each with the tests and the properties that check it.
+
+The prose is the docstring of :mod:`polybn.spec`; the tests are found by their marks,
+``@pytest.mark.clause("S8")``, and the properties by what they say of themselves.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from polybn import spec
+
+ROOT = Path(__file__).parents[2]
+
+
+class Clause(NamedTuple):
+    """One numbered paragraph of the specification, in reStructuredText."""
+
+    number: str
+    title: str
+    body: str
+
+
+class Check(NamedTuple):
+    """A place in the tests that names a clause."""
+
+    path: str
+    """Relative to the repository."""
+    line: int
+    name: str
+    """Of a test, or of the table of cases that holds the mark; empty for a mark of the whole file."""
+
+
+def split(prose: str) -> tuple[str, list[Clause]]:
+    """Return what comes before the first clause, and the clauses."""
+    intro, *rest = re.split(r"^\*\*(S\d+) ([^*]+?)\.?\*\*", prose, flags=re.MULTILINE)
+    triples = zip(rest[0::3], rest[1::3], rest[2::3], strict=True)
+    return intro.strip(), [Clause(number, title, _complete(title, body)) for number, title, body in triples]
+
+
+def checks(path: Path) -> Iterator[tuple[str, Check]]:
+    """Yield each clause that a test file marks, with the place."""
+    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+        name = getattr(statement, "name", "")
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) != "pytestmark":
+            name = ast.unparse(statement.targets[0])
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("mark.clause"):
+                for clause in node.args:
+                    line = statement.lineno if name else node.lineno
+                    yield ast.literal_eval(clause), Check(str(path.relative_to(ROOT)), line, name)
+
+
+def to_rst(prose: str, tests: list[Path], properties: dict[str, list[str]]) -> str:
+    """Write the specification: a section for each clause, then who checks it.
+
+    Parameters
+    ----------
+    prose : str
+        The docstring of :mod:`polybn.spec`.
+    tests : list of Path
+        The test files.
+    properties : dict of str to list of str
+        By clause, the ids of what the conformance kit checks.
+
+    Returns
+    -------
+    str
+        reStructuredText.
+    """
+    intro, clauses = split(prose)
+    found = [pair for path in tests for pair in checks(path)]
+    parts = [intro]
+    for clause in clauses:
+        heading = f"{clause.number}. {clause.title}"
+        parts += [f".. _{clause.number}:", f"{heading}\n{'-' * len(heading)}", clause.body]
+        parts.append(_checked_by([check for number, check in found if number == clause.number]))
+        if properties.get(clause.number):
+            ids = ", ".join(f"``{name}``" for name in properties[clause.number])
+            parts.append(f"*In the conformance kit* (``polybn check --only ID``): {ids}")
+    return "\n\n".join(parts) + "\n"
+
+
+def kit() -> dict[str, list[str]]:
+    """Return what the conformance kit checks, by clause."""
+    from polybn.conformance import PROPERTIES
+
+    found = dict[str, list[str]]()
+    for prop in PROPERTIES:
+        for number in re.findall(r"S\d+", prop.clause):
+            found.setdefault(number, []).append(prop.id)
+    return found
+
+
+def specification() -> str:
+    """Return the page's text."""
+    return to_rst(spec.__doc__ or "", sorted((ROOT / "tests").glob("**/test_*.py")), kit())
+
+
+def _complete(title: str, body: str) -> str:
+    """Return a body as a text of its own: where the sentence began in the title, begin it again."""
+    body = body.strip()
+    return body if body[:1].isupper() or body[:1] == "`" else f"{title} {body}"
+
+
+def _checked_by(found: list[Check]) -> str:
+    by_file = dict[str, list[Check]]()
+    for check in found:
+        if check not in by_file.setdefault(check.path, []):
+            by_file[check.path].append(check)
+    lines = ["*Checked by*", ""]
+    for path, places in by_file.items():
+        links = ", ".join(f"`{place.name or 'the whole file'} <sources/{path}.html#L{place.line}>`__" for place in places)
+        lines.append(f"- ``{path}``: {links}")
+    return "\n".join(lines)

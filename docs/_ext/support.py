@@ -1,0 +1,81 @@
+"""The table of support: what each backend was seen to do, by records of runs in docs/results.
+
+A record is what ``polybn check --backend NAME --json docs/results/check-NAME.json`` wrote; a second device adds a
+file, ``check-NAME-DEVICE.json``. What has no record was never run, and the table says so.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+RESULTS = Path(__file__).parents[1] / "results"
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+PLANNED = (("numpy", "cpu"), ("cupy", "gpu"), ("jax", "cpu"), ("jax", "gpu"), ("mxnet", "cpu"), ("mxnet", "gpu"))
+"""Backends and the kinds of device that they are written for."""
+
+
+class Record(NamedTuple):
+    """One run of the conformance kit on a backend of PolyBN."""
+
+    backend: str
+    kind: str
+    """``"cpu"`` or ``"gpu"``."""
+    device: str
+    """In the backend's own words; "emulated" is one of them where a GPU was imitated."""
+    versions: str
+    date: str
+    profile: str
+    verdict: str
+    letters: dict[str, str]
+
+
+def read(path: Path) -> Record:
+    """Read a record; a file that is none, or that has no date, is an error."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    name = data["adapter"]["name"].removeprefix("PolyBN on ")
+    facts, _, device = data["adapter"]["version"].partition(", device ")
+    return Record(
+        backend=name,
+        kind="cpu" if "cpu" in device.lower() else "gpu",
+        device=device,
+        versions=f"PolyBN {facts}, Python {data['versions']['python']}",
+        date=data["date"],
+        profile=data["profile"],
+        verdict=_verdict(data["results"]),
+        letters={grade["dtype"]: grade["letter"] for grade in data["grades"]},
+    )
+
+
+def to_markdown(records: list[Record]) -> str:
+    """Draw the table: a row for each record, and one for what was planned and never run."""
+    lines = [_line(["backend", "device", *DTYPES, "conformance kit", "versions", "date"]), _line(["---"] * 9)]
+    seen = set()
+    for record in sorted(records, key=lambda r: ([b for b, _ in PLANNED].index(r.backend), r.kind)):
+        emulated = "emulated" in record.device.lower()
+        seen.add((record.backend, record.kind) if not emulated else None)
+        letters = [record.letters.get(dtype, "no") for dtype in DTYPES]
+        device = f"{record.kind}, **emulated** ({record.device})" if emulated else record.device
+        verdict = f"{record.verdict} (profile {record.profile})"
+        lines.append(_line([record.backend, device, *letters, verdict, record.versions, record.date]))
+    lines += [
+        _line([backend, kind, *["never run"] * len(DTYPES), "never run", "", ""])
+        for backend, kind in PLANNED
+        if (backend, kind) not in seen
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def table() -> str:
+    """Draw the table of the records that are there."""
+    return to_markdown([read(path) for path in sorted(RESULTS.glob("check-*.json"))])
+
+
+def _verdict(results: list[dict[str, Any]]) -> str:
+    counts = {status: sum(r["status"] == status for r in results) for status in ("pass", "fail", "not certified")}
+    return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

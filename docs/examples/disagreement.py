@@ -1,0 +1,73 @@
+"""One wave through every batch norm that is installed here: writes docs/results/disagreement.json.
+
+The wave has an amplitude of 0.05 around 10,000, so float32 still holds it in steps of 0.001. Each library runs in a
+process of its own, through the adapters of :mod:`polybn.conformance`.
+
+    python docs/examples/disagreement.py
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import date
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polybn.conformance import oracle
+from polybn.conformance.adapters import ADAPTERS, resolve
+
+RECORD = Path(__file__).parents[1] / "results" / "disagreement.json"
+EPS = 1e-5
+
+
+def wave() -> NDArray[np.float32]:
+    """Return one channel of 96 values, shape (1, 1, 8, 12)."""
+    return (10_000 + 0.05 * np.sin(2 * np.pi * np.arange(96) / 48)).astype(np.float32).reshape(1, 1, 8, 12)
+
+
+def exact() -> oracle.Row:
+    """Return the batch norm of the wave in rational arithmetic."""
+    channel = oracle.row(wave().ravel().tolist())
+    statistics = oracle.batch_statistics(channel, Fraction(EPS))
+    return oracle.output(channel, statistics, Fraction(1), Fraction(0))
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Run one adapter in this process; return its y and its largest error."""
+    adapter = resolve(name)
+    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+    y, _, _ = adapter.train(wave(), one, zero, zero.copy(), one.copy(), momentum=0.5, eps=EPS, axis=1)
+    values = y.ravel().tolist()
+    error = max(exact().distances(values)) if np.isfinite(y).all() else "nan"
+    info = adapter.info()
+    return {"adapter": name, "name": info.name, "version": info.version, "error": error, "y": list(map(_plain, values))}
+
+
+def run(name: str) -> dict[str, Any]:
+    """Run one adapter in a child process; return what it did, or why it could not."""
+    command = [sys.executable, "-W", "ignore", __file__, name]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    if child.returncode == 0:
+        found: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+        return found
+    why_not = (child.stderr.strip().splitlines() or ["no output"])[-1]
+    return {"adapter": name, "name": name, "version": "", "error": "nan", "y": [], "why_not": why_not}
+
+
+def _plain(value: float) -> float | str:
+    return value if np.isfinite(value) else str(value)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        print(json.dumps(measure(sys.argv[1])))  # noqa: T201
+    else:
+        names = [name for name in ADAPTERS if not name.endswith("channels-last")]
+        facts = {"date": date.today().isoformat(), "eps": EPS, "exact": exact().floats()}
+        RECORD.write_text(json.dumps(facts | {"libraries": list(map(run, names))}, indent=1) + "\n", encoding="utf-8")
