@@ -39,7 +39,8 @@ def resolve(adapter: str) -> Adapter:
     Parameters
     ----------
     adapter : str
-        A key of :data:`~polybn.conformance.adapters.ADAPTERS`, or ``"package.module:Class"``; the class is called without arguments.
+        A key of :data:`~polybn.conformance.adapters.ADAPTERS`; ``"polybn-NAME"`` for any installed backend of PolyBN; or
+        ``"package.module:Class"``, and the class is called without arguments.
 
     Returns
     -------
@@ -61,6 +62,10 @@ def resolve(adapter: str) -> Adapter:
     >>> resolve("polybn-numpy").info().momentum
     'old'
     """
+    if adapter.startswith("polybn-") and adapter not in ADAPTERS:
+        from polybn.conformance.adapters.backend import BackendAdapter
+
+        return BackendAdapter(adapter.removeprefix("polybn-"))
     path = ADAPTERS.get(adapter, adapter)
     module_name, colon, attribute = path.partition(":")
     if not (colon and module_name and attribute):
