@@ -15,7 +15,12 @@ from sphinx.util.logging import getLogger
 from docs._ext import clauses, commands, links, members, pictures, sources, support
 
 DRAWN = Path("_build") / "pictures"
-GENERATED = {"specification": clauses.specification, "support": support.table, "commands": commands.to_markdown}
+GENERATED = {
+    "specification": clauses.specification,
+    "support": support.table,
+    "commands": commands.to_markdown,
+    "disagreement": pictures.disagreement_table,
+}
 
 
 class Generated(SphinxDirective):

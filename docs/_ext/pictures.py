@@ -91,6 +91,16 @@ def curves(theme: Theme) -> Figure:
     return figure
 
 
+def disagreement_table() -> str:
+    """List the libraries of that picture, with versions and errors, and those that could not run."""
+    record = _load("disagreement.json")
+    lines = ["| library | version | largest error of y |", "| --- | --- | --- |"]
+    lines += [f"| {r['name']} | {r['version']} | {said(r['error'])} |" for r in record["libraries"] if r["y"]]
+    absent = [row["name"] for row in record["libraries"] if not row["y"]]
+    missing = f" Not there on that day: {', '.join(absent)}." if absent else ""
+    return "\n".join([*lines, "", f"Recorded {record['date']}.{missing}"]) + "\n"
+
+
 PICTURES: dict[str, Callable[[Theme], Figure]] = {"peers": peers, "disagreement": disagreement, "curves": curves}
 
 
