@@ -34,13 +34,23 @@ class Problem(NamedTuple):
 
 
 def dtype_name(dtype: Any) -> str:
-    """Name a dtype in the same words for every library: ``float32``, never ``<class 'numpy.float32'>``."""
+    """Name a dtype in the same words for every library: ``float32``, never ``<class 'numpy.float32'>``.
+
+    Returns
+    -------
+    str
+    """
     name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
     return str(name).rpartition(".")[2]
 
 
 def type_name(value: object) -> str:
-    """Return the full name of a value's type, without ``builtins``."""
+    """Return the full name of a value's type, without ``builtins``.
+
+    Returns
+    -------
+    str
+    """
     cls = type(value)
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
@@ -83,6 +93,10 @@ def check_batch_norm(
 ) -> Problem:
     """Check the arguments of ``batch_norm`` and ``batch_norm_vjp``.
 
+    Returns
+    -------
+    Problem
+
     Raises
     ------
     ShapeError, DTypeError, DomainError
@@ -108,7 +122,12 @@ def check_batch_norm(
 
 
 def check_moments(function: str, x: Array, *, axis: Any, where: Array | None) -> Problem:
-    """Check ``x``, its channel axis and ``where``."""
+    """Check ``x``, its channel axis and ``where``.
+
+    Returns
+    -------
+    Problem
+    """
     _check_given(function, x=x)
     name, shape = dtype_name(x.dtype), tuple(x.shape)
     if name not in STATISTICS_DTYPE:

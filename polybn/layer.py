@@ -110,7 +110,27 @@ class BatchNorm:
         return result.y
 
     def vjp(self, x: Array, *, training: bool, where: Array | None = None) -> tuple[Array, Pullback]:
-        """Do as a call does, and return the pullback, too; see :func:`polybn.batch_norm_vjp`."""
+        """Do as a call does, and return the pullback, too; see :func:`polybn.batch_norm_vjp`.
+
+        Parameters
+        ----------
+        x : array, shape (N, C, ...)
+        training : bool
+        where : array of bool, optional
+            Broadcasts to the shape of ``x``.
+
+        Returns
+        -------
+        array
+            ``y``, shape and dtype of ``x``.
+        Pullback
+            Maps a cotangent of ``y`` to :class:`polybn.Gradients`.
+
+        Raises
+        ------
+        BackendError, ShapeError, DTypeError, DomainError
+            As :func:`polybn.batch_norm`; the layer is then unchanged.
+        """
         result, pullback = self._backend.batch_norm_vjp(
             x, *self._state(), training=training, where=where, **self._options()
         )
@@ -118,11 +138,22 @@ class BatchNorm:
         return result.y, pullback
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """Copy ``gamma``, ``beta``, ``running_mean`` and ``running_var`` to NumPy arrays of shape ``(C,)``."""
+        """Copy parameters and running statistics to the host.
+
+        Returns
+        -------
+        dict of str to ndarray, shape (C,)
+            ``gamma``, ``beta``, ``running_mean`` and ``running_var``.
+        """
         return {name: self._backend.to_numpy(getattr(self, name)) for name in _NAMES}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Replace all four arrays by copies of those in ``state``, or none of them.
+
+        Parameters
+        ----------
+        state : mapping of str to ndarray, shape (C,)
+            As :meth:`state_dict` returns it.
 
         Raises
         ------

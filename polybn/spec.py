@@ -42,13 +42,13 @@ batch's, exactly. Output is normalized by the batch's own statistics, never by t
 **S6 Types.** ``y`` has the dtype of ``x``. Parameters and statistics are float32, or float64 when ``x``
 is float64. float16 and bfloat16 store values and never compute.
 
-=====================  =====================================  ========================
-dtype of ``x``         ``gamma beta running_mean running_var``  arithmetic, at least in
-=====================  =====================================  ========================
-float16, bfloat16      float32                                float32
-float32                float32                                float32
-float64                float64                                float64
-=====================  =====================================  ========================
+=====================  =========================================  =========================
+dtype of ``x``         ``gamma beta running_mean running_var``    arithmetic, at least in
+=====================  =========================================  =========================
+float16, bfloat16      float32                                    float32
+float32                float32                                    float32
+float64                float64                                    float64
+=====================  =========================================  =========================
 
 **S7 Purity.** No input is written; no output shares memory with an input; the same call gives
 the same bits; running statistics change once, in the forward pass, and never in a backward pass.

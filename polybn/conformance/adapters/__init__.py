@@ -39,8 +39,8 @@ def resolve(adapter: str) -> Adapter:
     Parameters
     ----------
     adapter : str
-        A key of :data:`~polybn.conformance.adapters.ADAPTERS`; ``"polybn-NAME"`` for any installed backend of PolyBN; or
-        ``"package.module:Class"``, and the class is called without arguments.
+        A key of :data:`~polybn.conformance.adapters.ADAPTERS`; ``"polybn-NAME"`` for any installed backend of
+        PolyBN; or ``"package.module:Class"``, and the class is called without arguments.
 
     Returns
     -------
