@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lanes lane-numpy1 lane-numpy2 check bench clean
+.PHONY: train test docs lanes lane-numpy1 lane-numpy2 lane-torch check bench clean
 .DELETE_ON_ERROR:
 
 train: .venv/train  ## train LeNet on Fashion-MNIST; ARGS="--norm none --epochs 5" passes options on
@@ -22,6 +22,13 @@ lane-numpy1: .venv-numpy1/test
 lane-numpy2: .venv-numpy2/test
 	$(call LANE,numpy2)
 
+docs: .venv/docs  ## build the documentation into docs/_build/html; whatever does not resolve is an error
+	rm -rf docs/_build
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+
+lane-torch: .venv-torch/test  ## install the example of a third party's backend, and hold it to the conformance kit
+	OPENBLAS_NUM_THREADS=1 .venv-torch/bin/python -m pytest tests/test_example_backend.py $(ARGS)
+
 check: .venv/check  ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,7 +38,7 @@ bench: .venv/train  ## time batch norm and training steps of each backend that r
 	$(BIN)/polybn bench $(ARGS)
 
 clean:  ## remove what the other targets made, runs excepted
-	rm -rf .venv .venv-numpy1 .venv-numpy2 build dist *.egg-info
+	rm -rf .venv .venv-numpy1 .venv-numpy2 .venv-torch build dist docs/_build *.egg-info
 
 .venv/pip: 
 	$(PYTHON) -m venv .venv
@@ -49,6 +56,16 @@ clean:  ## remove what the other targets made, runs excepted
 .venv/check: pyproject.toml | .venv/pip
 	$(BIN)/python -m pip install --quiet --editable ".[plot]" --group check
 	touch $@ .venv/train .venv/test
+
+.venv/docs: pyproject.toml | .venv/pip
+	$(BIN)/python -m pip install --quiet --editable ".[plot,conformance]" --group docs
+	touch $@ .venv/train
+
+.venv-torch/test: pyproject.toml docs/examples/polybn_torch/pyproject.toml
+	$(PYTHON) -m venv .venv-torch
+	.venv-torch/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-torch/bin/python -m pip install --quiet --editable ".[plot]" --group test ./docs/examples/polybn_torch
+	touch $@
 
 .venv-numpy1/test: pyproject.toml
 	$(PYTHON) -m venv .venv-numpy1

@@ -22,8 +22,6 @@ extensions = [
     "docs._ext.directives",
 ]
 exclude_patterns = ["_build", "examples"]
-# A backend's page is listed by a pattern, so that it comes and goes with the backend.
-suppress_warnings = ["toc.empty_glob"]
 
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(numpy|typing|collections|hypothesis|fractions)\..*")]
@@ -44,8 +42,8 @@ linkcode_resolve = sources.link
 # Shapes are what a reader needs of an array, and no annotation says them: the docstrings do.
 autodoc_typehints = "none"
 numpydoc_show_class_members = False
-# All checks but these: sections that a docstring may do without (EX01, SA01, ES01), what tests/test_docstrings.py
-# checks with fewer words (GL08, PR01, PR04, PR07, RT03), fields and data that a sentence explains (GL02, SS03, SS06), and
+# All checks but these: sections that a docstring may do without (EX01, SA01, ES01), what tests/test_docstrings.py checks
+# with fewer words (GL08, PR01, PR04, PR07, RT03), fields and data that a sentence explains (GL02, SS03, SS06), and
 # descriptions that begin with a dtype or a formula (PR08, RT04).
 numpydoc_validation_checks = {
     "all", "EX01", "SA01", "ES01", "GL08", "PR01", "PR04", "PR07", "RT03", "GL02", "SS03", "SS06", "PR08", "RT04",

@@ -114,6 +114,8 @@ def _checked_by(found: list[Check]) -> str:
             by_file[check.path].append(check)
     lines = ["*Checked by*", ""]
     for path, places in by_file.items():
-        links = ", ".join(f"`{place.name or 'the whole file'} <sources/{path}.html#L{place.line}>`__" for place in places)
+        links = ", ".join(
+            f"`{place.name or 'the whole file'} <sources/{path}.html#L{place.line}>`__" for place in places
+        )
         lines.append(f"- ``{path}``: {links}")
     return "\n".join(lines)

@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
+from docutils.statemachine import StringList
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.directives.other import TocTree
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.logging import getLogger
 
@@ -30,7 +32,8 @@ class Generated(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return the parsed text."""
-        return self.parse_text_to_nodes(GENERATED[self.arguments[0]](), allow_section_headings=True)
+        found: list[nodes.Node] = self.parse_text_to_nodes(GENERATED[self.arguments[0]](), allow_section_headings=True)
+        return found
 
 
 class Members(SphinxDirective):
@@ -40,7 +43,20 @@ class Members(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return the descriptions."""
-        return self.parse_text_to_nodes(members.to_rst(self.arguments[0]))
+        found: list[nodes.Node] = self.parse_text_to_nodes(members.to_rst(self.arguments[0]))
+        return found
+
+
+class Pages(TocTree):
+    """``pages``: a toctree without the entries that are not there, since a backend's page comes and goes with it."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the toctree."""
+        self.env.note_reread()
+        given: StringList = self.content
+        self.content = StringList([entry for entry in given if entry in self.env.found_docs], "pages")
+        found: list[nodes.Node] = super().run()
+        return found
 
 
 class Picture(SphinxDirective):
@@ -64,6 +80,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Tell Sphinx what is here."""
     app.add_directive("generated", Generated)
     app.add_directive("members", Members)
+    app.add_directive("pages", Pages)
     app.add_directive("picture", Picture)
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("builder-inited", lambda app: pictures.draw(Path(app.srcdir) / DRAWN))

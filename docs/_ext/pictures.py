@@ -44,7 +44,9 @@ def peers(theme: Theme) -> Figure:
     panels = figure.subplots(height, 3, sharex=True, sharey=True, squeeze=False).ravel().tolist()
     for axes, (name, errors) in zip(panels, rows, strict=False):
         _errors(axes, list(own.values()), theme.faint, "-")
-        _errors(axes, [errors[family] for family in families], theme.colours[0 if name.startswith("PolyBN") else 1], "o")
+        _errors(
+            axes, [errors[family] for family in families], theme.colours[0 if name.startswith("PolyBN") else 1], "o"
+        )
         axes.set_title(name, fontsize=8, loc="left")
         axes.set_xticks(range(len(families)), families, rotation=90)
     for axes in panels[len(rows) :]:
@@ -108,7 +110,7 @@ def draw(folder: Path) -> None:
     """Draw every picture for every theme, as SVG."""
     folder.mkdir(parents=True, exist_ok=True)
     for theme in (LIGHT, DARK):
-        style = {
+        style: dict[Any, Any] = {
             "text.color": theme.ink, "axes.edgecolor": theme.faint, "axes.labelcolor": theme.ink,
             "xtick.color": theme.ink, "ytick.color": theme.ink, "axes.titlecolor": theme.ink,
             "axes.facecolor": "none", "figure.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False,
@@ -142,8 +144,11 @@ def _height(error: float | str) -> float:
 
 
 def _short(row: dict[str, Any]) -> str:
-    return str(row["name"]).replace(", fast variance", "").replace("statistics after backward", "Gluon").replace(
-        "ONNX reference evaluator", "ONNX reference"
+    return (
+        str(row["name"])
+        .replace(", fast variance", "")
+        .replace("statistics after backward", "Gluon")
+        .replace("ONNX reference evaluator", "ONNX reference")
     )
 
 

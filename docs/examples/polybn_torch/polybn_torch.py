@@ -72,8 +72,8 @@ def compile(network, state, *, batch_size):
 
 
 def _batch_norm(
-    function, x, gamma=None, beta=None, running_mean=None, running_var=None, *, training, momentum=0.9, eps=1e-5, axis=1,
-    running_variance="biased", where=None,
+    function, x, gamma=None, beta=None, running_mean=None, running_var=None, *, training, momentum=0.9, eps=1e-5,
+    axis=1, running_variance="biased", where=None,
 ):  # fmt: skip
     given = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
     arguments.check_arrays(function, "PyTorch", torch.is_tensor, x=x, **given, where=where)
