@@ -6,6 +6,7 @@ import json
 import math
 import platform
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import hypothesis
@@ -122,6 +123,7 @@ class Report:
         data = {
             "format": FORMAT,
             "ok": self.ok,
+            "date": date.today().isoformat(),
             "adapter": self.info._asdict(),
             "profile": self.profile,
             "seed": self.seed,
