@@ -26,6 +26,8 @@ exclude_patterns = ["_build", "examples"]
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(numpy|typing|collections|hypothesis|fractions)\..*")]
 
+highlight_language = "none"  # a block without a language is output
+
 html_theme = "furo"
 html_title = f"PolyBN {__version__}"
 html_static_path = ["_static"]
@@ -42,9 +44,9 @@ linkcode_resolve = sources.link
 # Shapes are what a reader needs of an array, and no annotation says them: the docstrings do.
 autodoc_typehints = "none"
 numpydoc_show_class_members = False
-# All checks but these: sections that a docstring may do without (EX01, SA01, ES01), what tests/test_docstrings.py checks
-# with fewer words (GL08, PR01, PR04, PR07, RT03), fields and data that a sentence explains (GL02, SS03, SS06), and
-# descriptions that begin with a dtype or a formula (PR08, RT04).
+# All checks but these: sections that a docstring may do without (EX01, SA01, ES01), what tests/test_docstrings.py
+# checks with fewer words (GL08, PR01, PR04, PR07, RT03), fields and data that a sentence explains (GL02, SS03,
+# SS06), and descriptions that begin with a dtype or a formula (PR08, RT04).
 numpydoc_validation_checks = {
     "all", "EX01", "SA01", "ES01", "GL08", "PR01", "PR04", "PR07", "RT03", "GL02", "SS03", "SS06", "PR08", "RT04",
 }  # fmt: skip

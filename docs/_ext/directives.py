@@ -53,8 +53,7 @@ class Pages(TocTree):
     def run(self) -> list[nodes.Node]:
         """Return the toctree."""
         self.env.note_reread()
-        given: StringList = self.content
-        self.content = StringList([entry for entry in given if entry in self.env.found_docs], "pages")
+        self.content: StringList = StringList([e for e in self.content if e in self.env.found_docs], "pages")
         found: list[nodes.Node] = super().run()
         return found
 

@@ -50,10 +50,7 @@ def peers(theme: Theme) -> Figure:
         axes.set_title(name, fontsize=8, loc="left")
         axes.set_xticks(range(len(families)), families, rotation=90)
     for axes in panels[len(rows) :]:
-        axes.set_visible(False)
-    for axes in panels[max(0, len(rows) - 3) : len(rows)]:
-        axes.xaxis.set_tick_params(labelbottom=True)
-    figure.supylabel("largest error of y", fontsize=9)
+        axes.set_axis_off()
     return figure
 
 
