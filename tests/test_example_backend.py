@@ -30,7 +30,8 @@ def test_it_is_found_by_its_entry_point_and_tensors_choose_it() -> None:
     x = torch.tensor([[1.0], [2.0], [3.0], [6.0]])
     y = polybn.batch_norm(x, training=True, eps=0).y
     assert type(y) is torch.Tensor
-    assert torch.equal(y, torch.from_numpy(polybn.batch_norm(x.numpy(), training=True, eps=0).y))
+    assert y.dtype == torch.float32
+    assert np.abs(y.numpy() - polybn.batch_norm(x.numpy(), training=True, eps=0).y).max() <= 2.0**-22  # 2 ulp of 1
 
 
 def test_grades_are_k_or_better() -> None:

@@ -40,7 +40,7 @@ def peers(theme: Theme) -> Figure:
     families = list(rows[0][1])
     own = next(errors for name, errors in rows if name == "PolyBN on numpy")
     height = math.ceil(len(rows) / 3)
-    figure = Figure(figsize=(WIDTH, 1.25 * height + 0.9), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.4 * height + 0.9), layout="constrained")
     panels = figure.subplots(height, 3, sharex=True, sharey=True, squeeze=False).ravel().tolist()
     for axes, (name, errors) in zip(panels, rows, strict=False):
         _errors(axes, list(own.values()), theme.faint, "-")
@@ -127,8 +127,8 @@ def _errors(axes: Axes, errors: Sequence[float | str], colour: str, marker: str)
     """Plot errors on a scale from "exact" at the bottom to "not a number" at the top."""
     axes.set_yscale("log")
     axes.set_ylim(1e-9, 1e4)
-    axes.yaxis.set_major_locator(FixedLocator([1e-8, 1e-6, 1e-4, 1e-2, 1, 1e3]))
-    axes.set_yticks([1e-8, 1e-6, 1e-4, 1e-2, 1, 1e3], ["exact", "1e-6", "1e-4", "0.01", "1", "nan"])
+    axes.yaxis.set_major_locator(FixedLocator([1e-8, 1e-4, 1, 1e3]))
+    axes.set_yticks([1e-8, 1e-4, 1, 1e3], ["exact", "1e-4", "1", "nan"])
     axes.yaxis.set_minor_locator(NullLocator())
     heights = [_height(error) for error in errors]
     axes.plot(heights, marker, color=colour, markersize=4, linewidth=2)
