@@ -1,0 +1,108 @@
+"""Clause S13: the tangent of one call, from which JAX derives everything else."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from polybn.arguments import check_arrays, check_cotangents, check_dy, check_record
+from polybn.spec import Gradients, SecondGradients
+from polybn_jax import kernels
+from polybn_jax.kernels import Statistics, average, mask, standardized
+from polybn_jax.reductions import spread
+
+
+@jax.custom_jvp
+def normalize(
+    x: jax.Array,
+    gamma: jax.Array | None,
+    beta: jax.Array | None,
+    s: Statistics,
+    kept: jax.Array | None,
+    counts: jax.Array | None,
+) -> jax.Array:
+    """Normalize, scale and shift (S3); 0 in deleted places.
+
+    ``s`` are statistics of the batch (``counts`` given), or running statistics. The tangent rule is that of the whole
+    call: in training the tangent of ``x`` stands for that of ``s``, too.
+    """
+    y = standardized(x.astype(s.m1.dtype), s, kept)
+    if gamma is not None:
+        y = y * spread(gamma, y)
+    if beta is not None:
+        y = y + spread(beta, y)
+    return mask(y, kept).astype(x.dtype)
+
+
+@normalize.defjvp
+def _normalize_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    x, gamma, beta, s, kept, counts = primals
+    y = normalize(*primals)
+    return y, tangent(x, gamma, s, kept, counts, *tangents[:4])
+
+
+def tangent(  # type: ignore[no-untyped-def]
+    x, gamma, s, kept, counts, dx, dgamma, dbeta, ds: Statistics
+) -> jax.Array:
+    """Map tangents of the arguments to that of ``y``; its transpose is S13."""
+    dtype = s.m1.dtype
+    xhat = standardized(x.astype(dtype), s, kept)
+    scale = s.slope if gamma is None else s.slope * gamma
+    a = mask(dx.astype(dtype), kept) * spread(scale, xhat)
+    zero = jnp.zeros_like(scale)
+    shift, stretch = (zero if z is None else z for z in (dbeta, dgamma))
+    if counts is not None:
+        shift = shift - average(a, counts)
+        stretch = stretch - average(a * xhat, counts)
+    else:
+        shift = shift - scale * ds.mean
+        stretch = stretch - scale * (s.slope * ds.variance) / 2
+    dy = (a + spread(shift, a)) + xhat * spread(stretch, a)
+    return mask(dy, kept).astype(x.dtype)
+
+
+class Pullback:
+    """The derivative of one call of :func:`batch_norm_vjp`, as a function of ``dy``; call it as often as you like."""
+
+    def __init__(
+        self,
+        x: jax.Array,
+        gamma: jax.Array | None,
+        beta: jax.Array | None,
+        where: jax.Array | None,
+        statistics: Statistics,
+        eps: Any,
+        *,
+        axis: int,
+        training: bool,
+    ) -> None:
+        self._call = (x, gamma, beta, where, statistics, eps)
+        self._how = {"axis": axis, "training": training}
+
+    def __call__(self, dy: jax.Array, /) -> Gradients:
+        """Map a cotangent of ``y`` to cotangents of the arguments."""
+        x, gamma, beta, where, statistics, _ = self._call
+        check_arrays("batch_norm_vjp", "JAX", is_array, dy=dy)
+        check_dy(dy, x)
+        return _pull(dy, x, gamma, beta, where, statistics, **self._how)
+
+
+@partial(jax.jit, static_argnames=("axis", "training"))
+def _pull(  # type: ignore[no-untyped-def]
+    dy, x, gamma, beta, where, s: Statistics, *, axis: int, training: bool
+) -> Gradients:
+    view = kernels.view(x, where, axis)
+    counts = view.counts if training else None
+    given = (view.x, gamma, beta, s)
+    _, transpose = jax.vjp(lambda *t: tangent(view.x, gamma, s, view.kept, counts, *t), *given)
+    dx, dgamma, dbeta, ds = transpose(dy.reshape(view.x.shape))
+    inference = (None, None) if training else (ds.mean, ds.variance)
+    return Gradients(dx.reshape(x.shape), dgamma, dbeta, *inference)
+
+
+def is_array(value: object) -> bool:
+    """Tell an array, or what stands for one under tracing."""
+    return isinstance(value, jax.Array | jax.core.Tracer)

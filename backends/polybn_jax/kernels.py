@@ -1,0 +1,162 @@
+"""Arithmetic on channels: arrays of shape ``(before, channels, after)`` in the type of the statistics.
+
+Per-channel vectors have shape ``(channels,)``.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from polybn_jax.reductions import spread, total
+
+
+class View(NamedTuple):
+    """An array as ``(before, channels, after)``, which is free, and what takes part of it."""
+
+    x: jax.Array
+    kept: jax.Array | None
+    counts: jax.Array
+    """Values per channel, at least 1, in the type of the statistics."""
+    tally: jax.Array
+    """Values per channel; integers."""
+    empty: jax.Array
+    """Whether a channel has no value."""
+
+
+def view(x: jax.Array, where: jax.Array | None, axis: int) -> View:
+    """Look at ``x`` and ``where`` channel by channel."""
+    channels = x.shape[axis]
+    shape = (math.prod(x.shape[:axis]), channels, math.prod(x.shape[axis + 1 :]))
+    dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+    if where is None:
+        kept, tally = None, jnp.full(channels, shape[0] * shape[2])
+    else:
+        kept = jnp.broadcast_to(where, x.shape).reshape(shape)
+        tally = kept.sum(axis=(0, 2))
+    # XLA turns a division by a constant into a product with its rounded inverse: constant channels would not be.
+    counts = lax.optimization_barrier(jnp.maximum(tally, 1).astype(dtype))
+    return View(x.reshape(shape), kept, counts, tally, tally == 0)
+
+
+class Statistics(NamedTuple):
+    """Statistics in the form of S2 and S3; ``m1``, ``delta`` and ``r`` describe the values times ``scale``.
+
+    ``scale`` is 1 but for the channels that S10 rescues.
+    """
+
+    m1: jax.Array
+    delta: jax.Array
+    r: jax.Array
+    scale: jax.Array
+    slope: jax.Array
+    """``r`` of the values themselves."""
+    mean: jax.Array
+    variance: jax.Array
+
+
+def running_statistics(mean: jax.Array, variance: jax.Array, eps: jax.Array) -> Statistics:
+    """Take running statistics in place of the batch's (S5)."""
+    r, zero = inverse_root(variance, eps), jnp.zeros_like(mean)
+    return Statistics(mean, zero, r, zero + 1, r, mean, variance)
+
+
+def mask(z: jax.Array, kept: jax.Array | None) -> jax.Array:
+    """Put 0 into deleted places (S12)."""
+    return z if kept is None else jnp.where(kept, z, 0)
+
+
+def average(z: jax.Array, counts: jax.Array) -> jax.Array:
+    """Return the mean of each channel; deleted places hold 0."""
+    return total(z) / counts
+
+
+def centered(x: jax.Array, s: Statistics, kept: jax.Array | None) -> jax.Array:
+    """Subtract the mean in the two steps of S2."""
+    d = x * spread(s.scale, x) - spread(s.m1, x)
+    return mask(d - spread(s.delta, x), kept)
+
+
+def standardized(x: jax.Array, s: Statistics, kept: jax.Array | None) -> jax.Array:
+    """Return the normalized values before gamma and beta."""
+    return centered(x, s, kept) * spread(s.r, x)
+
+
+@jax.custom_jvp
+def batch_statistics(x: jax.Array, kept: jax.Array | None, counts: jax.Array, eps: jax.Array) -> Statistics:
+    """Measure each channel (S2), scaled into the range first where it leaves it (S10)."""
+    if not x.size:
+        zero = jnp.zeros_like(counts)
+        return Statistics(zero, zero, zero, zero + 1, zero, zero, zero)
+    x = mask(x, kept)
+    m1, delta, v = _measure(x, kept, counts)
+    one = jnp.ones_like(v)
+    square = v + eps
+    info = jnp.finfo(x.dtype)
+    strayed = ~jnp.isfinite(square) | (square < info.tiny * 2.0**64)
+    m1, delta, v, scale = lax.cond(
+        strayed.any(), partial(_rescue, x, kept, counts, eps, strayed), lambda: (m1, delta, v, one)
+    )
+    unit = 1 / scale
+    r = inverse_root(v, (eps * scale) * scale)
+    slope = jnp.where(v == 0, inverse_root(v, jnp.broadcast_to(eps, v.shape)), r * scale)
+    return Statistics(m1, delta, r, scale, slope, (m1 + delta) * unit, (v * unit) * unit)
+
+
+@batch_statistics.defjvp
+def _batch_statistics_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    x, kept, counts, eps = primals
+    s = batch_statistics(x, kept, counts, eps)
+    a = mask(tangents[0], kept)
+    mean = average(a, counts)
+    c = centered(x, s, kept)
+    inner = average(a * spread(s.slope, x) * (c * spread(s.r, x)), counts)
+    variance = 2 * average(a * c, counts) / s.scale
+    zero = jnp.zeros_like(mean)
+    return s, Statistics(mean * s.scale, zero, -s.r * inner, zero, -s.slope * inner, mean, variance)
+
+
+def _measure(x: jax.Array, kept: jax.Array | None, counts: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    m1 = average(x, counts)
+    d = mask(x - spread(m1, x), kept)
+    delta = average(d, counts)
+    return m1, delta, jnp.maximum(average(d * d, counts) - delta * delta, 0)
+
+
+def _rescue(
+    x: jax.Array, kept: jax.Array | None, counts: jax.Array, eps: jax.Array, strayed: jax.Array
+) -> tuple[jax.Array, ...]:
+    largest = jnp.maximum(jnp.max(jnp.abs(x), axis=(0, 2)), jnp.sqrt(eps))
+    scale = jnp.where(strayed, 1 / power_of_two(largest), 1)
+    return *_measure(x * spread(scale, x), kept, counts), scale
+
+
+def power_of_two(z: jax.Array) -> jax.Array:
+    """Return the power of two at or below each value, where it and its inverse are normal; 1 for what is not finite."""
+    info = jnp.finfo(z.dtype)
+    bits = lax.bitcast_convert_type(z, jnp.int32 if info.bits == 32 else jnp.int64)
+    exponent = bits & ~np.array((1 << info.nmant) - 1, bits.dtype)
+    power = lax.bitcast_convert_type(exponent, z.dtype)
+    most = 2.0 ** (info.maxexp - 2)
+    return jnp.where(jnp.isfinite(z), jnp.clip(power, 1 / most, most), 1)
+
+
+@jax.custom_jvp
+def inverse_root(variance: jax.Array, eps: jax.Array) -> jax.Array:
+    """Return ``1 / sqrt(variance + eps)``, and 0 where both are 0 (S3)."""
+    square = variance + eps
+    overflowed = jnp.isinf(square) & jnp.isfinite(variance)
+    root = jnp.sqrt(jnp.where(overflowed, variance / 4 + eps / 4, square))
+    return jnp.where(square == 0, 0, jnp.where(overflowed, 0.5, 1) / root)
+
+
+@inverse_root.defjvp
+def _inverse_root_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    r = inverse_root(*primals)
+    return r, -r * (r * (r * (tangents[0] + tangents[1]))) / 2
