@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, settings
 
 import polybn
 
+os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX has float64 only if it is told so before it makes an array
+
 BACKENDS = ("numpy", "cupy", "jax", "mxnet")
 REASONS = {name: polybn.dispatch.why_not(name) for name in BACKENDS}
 

@@ -89,6 +89,32 @@ class Pullback:
         check_dy(dy, x)
         return _pull(dy, x, gamma, beta, where, statistics, **self._how)
 
+    def vjp(self, dy: jax.Array, /) -> tuple[Gradients, SecondPullback]:
+        """Return the gradients for ``dy``, and the pullback of the map from ``dy`` and the arguments to them."""
+        return self(dy), SecondPullback(self._call, dy, self._how)
+
+
+class SecondPullback:
+    """The derivative of a pullback: from cotangents of :class:`Gradients` to cotangents of its arguments."""
+
+    def __init__(self, call: tuple[Any, ...], dy: jax.Array, how: dict[str, Any]) -> None:
+        self._call, self._dy, self._how = call, dy, how
+
+    def __call__(self, cotangents: Gradients, /) -> SecondGradients:
+        """Map cotangents of the gradients (None stands for 0) to cotangents of ``dy`` and the arguments."""
+        x, gamma, beta, where, s, eps = self._call
+        check_record("batch_norm_vjp", "cotangents", cotangents, Gradients)
+        given = cotangents._asdict()
+        check_arrays("batch_norm_vjp", "JAX", is_array, **{f"the cotangent of {k}": v for k, v in given.items()})
+        inference = None if self._how["training"] else s.mean
+        expected = {"x": x, "gamma": gamma, "beta": beta, "running_mean": inference, "running_var": inference}
+        check_cotangents(expected, given)
+        whole = Gradients(
+            *(None if of is None else jnp.zeros_like(of) if z is None else z
+              for of, z in zip(expected.values(), cotangents, strict=True))
+        )  # fmt: skip
+        return _pull_again(whole, self._dy, x, gamma, beta, where, s, eps, **self._how)
+
 
 @partial(jax.jit, static_argnames=("axis", "training"))
 def _pull(  # type: ignore[no-untyped-def]
@@ -101,6 +127,23 @@ def _pull(  # type: ignore[no-untyped-def]
     dx, dgamma, dbeta, ds = transpose(dy.reshape(view.x.shape))
     inference = (None, None) if training else (ds.mean, ds.variance)
     return Gradients(dx.reshape(x.shape), dgamma, dbeta, *inference)
+
+
+@partial(jax.jit, static_argnames=("axis", "training"))
+def _pull_again(  # type: ignore[no-untyped-def]
+    cotangents: Gradients, dy, x, gamma, beta, where, s: Statistics, eps, *, axis: int, training: bool
+) -> SecondGradients:
+    def gradients(dy, x, gamma, mean, variance):  # type: ignore[no-untyped-def]
+        if training:
+            view = kernels.view(x, where, axis)
+            again = kernels.batch_statistics(view.x.astype(eps.dtype), view.kept, view.counts, eps)
+        else:
+            again = kernels.running_statistics(mean, variance, eps)
+        return _pull(dy, x, gamma, beta, where, again, axis=axis, training=training)
+
+    _, transpose = jax.vjp(gradients, dy, x, gamma, s.mean, s.variance)
+    of_dy, of_x, of_gamma, *inference = transpose(cotangents)
+    return SecondGradients(of_dy, of_x, of_gamma, *((None, None) if training else inference))
 
 
 def is_array(value: object) -> bool:
