@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from polybn.arguments import check_arrays, check_cotangents, check_dy, check_record
 from polybn.spec import Gradients, SecondGradients
 from polybn_jax import kernels
-from polybn_jax.kernels import Statistics, average, mask, standardized
-from polybn_jax.reductions import spread
+from polybn_jax.kernels import Statistics, averages, mask, standardized
+from polybn_jax.reductions import spread, spread_both
 
 
 @jax.custom_jvp
@@ -55,12 +55,13 @@ def tangent(  # type: ignore[no-untyped-def]
     zero = jnp.zeros_like(scale)
     shift, stretch = (zero if z is None else z for z in (dbeta, dgamma))
     if counts is not None:
-        shift = shift - average(a, counts)
-        stretch = stretch - average(a * xhat, counts)
+        mean, product = averages(a, a * xhat, counts)
+        shift, stretch = shift - mean, stretch - product
     else:
         shift = shift - scale * ds.mean
         stretch = stretch - scale * (s.slope * ds.variance) / 2
-    dy = (a + spread(shift, a)) + xhat * spread(stretch, a)
+    shift, stretch = spread_both(shift, stretch, a)
+    dy = (a + shift) + xhat * stretch
     return mask(dy, kept).astype(x.dtype)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from polybn_jax.reductions import spread, total
+from polybn_jax.reductions import spread, total, totals
 
 
 class View(NamedTuple):
@@ -72,9 +72,10 @@ def mask(z: jax.Array, kept: jax.Array | None) -> jax.Array:
     return z if kept is None else jnp.where(kept, z, 0)
 
 
-def average(z: jax.Array, counts: jax.Array) -> jax.Array:
-    """Return the mean of each channel; deleted places hold 0."""
-    return total(z) / counts
+def averages(a: jax.Array, b: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the means of two arrays over each channel; deleted places hold 0."""
+    sum_a, sum_b = totals(a, b)
+    return sum_a / counts, sum_b / counts
 
 
 def centered(x: jax.Array, s: Statistics, kept: jax.Array | None) -> jax.Array:
@@ -114,19 +115,18 @@ def _batch_statistics_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     x, kept, counts, eps = primals
     s = batch_statistics(x, kept, counts, eps)
     a = mask(tangents[0], kept)
-    mean = average(a, counts)
-    c = centered(x, s, kept)
-    inner = average(a * spread(s.slope, x) * (c * spread(s.r, x)), counts)
-    variance = 2 * average(a * c, counts) / s.scale
+    mean, product = averages(a, a * centered(x, s, kept), counts)
+    inner = s.slope * (s.r * product)
+    variance = 2 * product / s.scale
     zero = jnp.zeros_like(mean)
     return s, Statistics(mean * s.scale, zero, -s.r * inner, zero, -s.slope * inner, mean, variance)
 
 
 def _measure(x: jax.Array, kept: jax.Array | None, counts: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    m1 = average(x, counts)
+    m1 = total(x) / counts
     d = mask(x - spread(m1, x), kept)
-    delta = average(d, counts)
-    return m1, delta, jnp.maximum(average(d * d, counts) - delta * delta, 0)
+    delta, square = averages(d, d * d, counts)
+    return m1, delta, jnp.maximum(square - delta * delta, 0)
 
 
 def _rescue(
