@@ -24,7 +24,7 @@ from polybn.arguments import (
 from polybn.spec import Affine, BatchNormResult, Moments, RunningVariance
 from polybn_jax import kernels
 from polybn_jax.derivatives import Pullback, is_array, normalize
-from polybn_jax.kernels import Statistics
+from polybn_jax.kernels import AxisName, Statistics
 
 Array = jax.Array
 
@@ -42,6 +42,7 @@ def batch_norm(
     axis: int = 1,
     running_variance: RunningVariance = "biased",
     where: Array | None = None,
+    axis_name: AxisName = None,
 ) -> BatchNormResult:
     """Normalize JAX arrays; see :func:`polybn.batch_norm`.
 
@@ -50,7 +51,7 @@ def batch_norm(
     """
     return _forward(
         "batch_norm", x, gamma, beta, running_mean, running_var, training=training, momentum=momentum, eps=eps,
-        axis=axis, running_variance=running_variance, where=where,
+        axis=axis, running_variance=running_variance, where=where, axis_name=axis_name,
     )[0]  # fmt: skip
 
 
@@ -67,19 +68,20 @@ def batch_norm_vjp(
     axis: int = 1,
     running_variance: RunningVariance = "biased",
     where: Array | None = None,
+    axis_name: AxisName = None,
 ) -> tuple[BatchNormResult, Pullback]:
     """Normalize and return the derivative, too; see :func:`polybn.batch_norm_vjp`."""
     return _forward(
         "batch_norm_vjp", x, gamma, beta, running_mean, running_var, training=training, momentum=momentum, eps=eps,
-        axis=axis, running_variance=running_variance, where=where,
+        axis=axis, running_variance=running_variance, where=where, axis_name=axis_name,
     )  # fmt: skip
 
 
-def moments(x: Array, *, axis: int = 1, where: Array | None = None) -> Moments:
+def moments(x: Array, *, axis: int = 1, where: Array | None = None, axis_name: AxisName = None) -> Moments:
     """Return the mergeable statistics of a JAX array; see :func:`polybn.moments`."""
     check_arrays("moments", "JAX", is_array, x=x, where=where)
     problem = check_moments("moments", x, axis=axis, where=where)
-    return _moments(x, where, axis=problem.axis)
+    return _moments(x, where, axis=problem.axis, axis_name=axis_name)
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
@@ -113,12 +115,15 @@ def _forward(
     axis: int,
     running_variance: str,
     where: Array | None,
+    axis_name: AxisName,
 ) -> tuple[BatchNormResult, Pullback]:
     arrays = {"x": x, "gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
     check_arrays(function, "JAX", is_array, **arrays, where=where)
+    # One value here may be one of many: what is too few shows on all devices together, where nobody looks at values.
+    checked = "biased" if axis_name is not None and running_variance == "unbiased" else running_variance
     problem = check_batch_norm(
         function, *arrays.values(), training=training, momentum=momentum, eps=eps, axis=axis,
-        running_variance=running_variance, where=where,
+        running_variance=checked, where=where,
     )  # fmt: skip
     if training and running_variance == "unbiased" and where is not None:
         _check_counts(function, where, x.shape, problem)
@@ -128,12 +133,13 @@ def _forward(
     take = _number(1 - float(momentum), problem.dtype)
     result, statistics = _normalize(
         x, gamma, beta, running_mean, running_var, where, keep, take, eps_,
-        training=training, axis=problem.axis, unbiased=running_variance == "unbiased",
+        training=training, axis=problem.axis, unbiased=running_variance == "unbiased", axis_name=axis_name,
     )  # fmt: skip
-    return result, Pullback(x, gamma, beta, where, statistics, eps_, axis=problem.axis, training=training)
+    how: dict[str, Any] = {"axis": problem.axis, "training": training, "axis_name": axis_name}
+    return result, Pullback(x, gamma, beta, where, statistics, eps_, **how)
 
 
-@partial(jax.jit, static_argnames=("training", "axis", "unbiased"))
+@partial(jax.jit, static_argnames=("training", "axis", "unbiased", "axis_name"))
 def _normalize(
     x: Array,
     gamma: Array | None,
@@ -148,15 +154,16 @@ def _normalize(
     training: bool,
     axis: int,
     unbiased: bool,
+    axis_name: AxisName,
 ) -> tuple[BatchNormResult, Statistics]:
-    view = kernels.view(x, where, axis)
+    view = kernels.view(x, where, axis, axis_name)
     if training:
-        s = kernels.batch_statistics(view.x.astype(eps.dtype), view.kept, view.counts, eps)
+        s = kernels.batch_statistics(view.x.astype(eps.dtype), view.kept, view.counts, eps, axis_name)
     else:
         assert running_mean is not None  # check_batch_norm saw to both
         assert running_var is not None
         s = kernels.running_statistics(running_mean, running_var, eps)
-    y = normalize(view.x, gamma, beta, s, view.kept, view.counts if training else None).reshape(x.shape)
+    y = normalize(view.x, gamma, beta, s, view.kept, view.counts if training else None, axis_name).reshape(x.shape)
     if running_mean is None or running_var is None:
         return BatchNormResult(y, None, None), s
     if not training or not x.size:
@@ -169,11 +176,11 @@ def _normalize(
     return BatchNormResult(y, lax.stop_gradient(new_mean), lax.stop_gradient(new_var)), s
 
 
-@partial(jax.jit, static_argnames="axis")
-def _moments(x: Array, where: Array | None, *, axis: int) -> Moments:
-    view = kernels.view(x, where, axis)
+@partial(jax.jit, static_argnames=("axis", "axis_name"))
+def _moments(x: Array, where: Array | None, *, axis: int, axis_name: AxisName) -> Moments:
+    view = kernels.view(x, where, axis, axis_name)
     dtype = view.counts.dtype
-    s = kernels.batch_statistics(view.x.astype(dtype), view.kept, view.counts, jnp.zeros((), dtype))
+    s = kernels.batch_statistics(view.x.astype(dtype), view.kept, view.counts, jnp.zeros((), dtype), axis_name)
     n = jnp.where(view.empty, 0, view.counts)
     return Moments(view.tally, s.mean, s.variance * n)
 

@@ -11,18 +11,19 @@ import jax.numpy as jnp
 from polybn.arguments import check_arrays, check_cotangents, check_dy, check_record
 from polybn.spec import Gradients, SecondGradients
 from polybn_jax import kernels
-from polybn_jax.kernels import Statistics, averages, mask, standardized
+from polybn_jax.kernels import AxisName, Statistics, averages, mask, standardized
 from polybn_jax.reductions import spread, spread_both
 
 
-@jax.custom_jvp
+@partial(jax.custom_jvp, nondiff_argnums=(6,))
 def normalize(
     x: jax.Array,
     gamma: jax.Array | None,
     beta: jax.Array | None,
     s: Statistics,
     kept: jax.Array | None,
-    counts: jax.Array | None,
+    counts: jax.Array | None,  # noqa: ARG001  # the tangent rule reads both
+    axis_name: AxisName,  # noqa: ARG001
 ) -> jax.Array:
     """Normalize, scale and shift (S3); 0 in deleted places.
 
@@ -38,14 +39,14 @@ def normalize(
 
 
 @normalize.defjvp
-def _normalize_jvp(primals, tangents):  # type: ignore[no-untyped-def]
-    x, gamma, beta, s, kept, counts = primals
-    y = normalize(*primals)
-    return y, tangent(x, gamma, s, kept, counts, *tangents[:4])
+def _normalize_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
+    x, gamma, _, s, kept, counts = primals
+    y = normalize(*primals, axis_name)
+    return y, tangent(x, gamma, s, kept, counts, axis_name, *tangents[:4])
 
 
 def tangent(  # type: ignore[no-untyped-def]
-    x, gamma, s, kept, counts, dx, dgamma, dbeta, ds: Statistics
+    x, gamma, s, kept, counts, axis_name, dx, dgamma, dbeta, ds: Statistics
 ) -> jax.Array:
     """Map tangents of the arguments to that of ``y``; its transpose is S13."""
     dtype = s.m1.dtype
@@ -55,7 +56,7 @@ def tangent(  # type: ignore[no-untyped-def]
     zero = jnp.zeros_like(scale)
     shift, stretch = (zero if z is None else z for z in (dbeta, dgamma))
     if counts is not None:
-        mean, product = averages(a, a * xhat, counts)
+        mean, product = averages(a, a * xhat, counts, axis_name)
         shift, stretch = shift - mean, stretch - product
     else:
         shift = shift - scale * ds.mean
@@ -79,9 +80,10 @@ class Pullback:
         *,
         axis: int,
         training: bool,
+        axis_name: AxisName,
     ) -> None:
         self._call = (x, gamma, beta, where, statistics, eps)
-        self._how = {"axis": axis, "training": training}
+        self._how = {"axis": axis, "training": training, "axis_name": axis_name}
 
     def __call__(self, dy: jax.Array, /) -> Gradients:
         """Map a cotangent of ``y`` to cotangents of the arguments."""
@@ -117,30 +119,41 @@ class SecondPullback:
         return _pull_again(whole, self._dy, x, gamma, beta, where, s, eps, **self._how)
 
 
-@partial(jax.jit, static_argnames=("axis", "training"))
+@partial(jax.jit, static_argnames=("axis", "training", "axis_name"))
 def _pull(  # type: ignore[no-untyped-def]
-    dy, x, gamma, beta, where, s: Statistics, *, axis: int, training: bool
+    dy, x, gamma, beta, where, s: Statistics, *, axis: int, training: bool, axis_name: AxisName
 ) -> Gradients:
-    view = kernels.view(x, where, axis)
+    view = kernels.view(x, where, axis, axis_name)
     counts = view.counts if training else None
     given = (view.x, gamma, beta, s)
-    _, transpose = jax.vjp(lambda *t: tangent(view.x, gamma, s, view.kept, counts, *t), *given)
+    _, transpose = jax.vjp(lambda *t: tangent(view.x, gamma, s, view.kept, counts, axis_name, *t), *given)
     dx, dgamma, dbeta, ds = transpose(dy.reshape(view.x.shape))
     inference = (None, None) if training else (ds.mean, ds.variance)
     return Gradients(dx.reshape(x.shape), dgamma, dbeta, *inference)
 
 
-@partial(jax.jit, static_argnames=("axis", "training"))
+@partial(jax.jit, static_argnames=("axis", "training", "axis_name"))
 def _pull_again(  # type: ignore[no-untyped-def]
-    cotangents: Gradients, dy, x, gamma, beta, where, s: Statistics, eps, *, axis: int, training: bool
+    cotangents: Gradients,
+    dy,
+    x,
+    gamma,
+    beta,
+    where,
+    s: Statistics,
+    eps,
+    *,
+    axis: int,
+    training: bool,
+    axis_name: AxisName,
 ) -> SecondGradients:
     def gradients(dy, x, gamma, mean, variance):  # type: ignore[no-untyped-def]
         if training:
-            view = kernels.view(x, where, axis)
-            again = kernels.batch_statistics(view.x.astype(eps.dtype), view.kept, view.counts, eps)
+            view = kernels.view(x, where, axis, axis_name)
+            again = kernels.batch_statistics(view.x.astype(eps.dtype), view.kept, view.counts, eps, axis_name)
         else:
             again = kernels.running_statistics(mean, variance, eps)
-        return _pull(dy, x, gamma, beta, where, again, axis=axis, training=training)
+        return _pull(dy, x, gamma, beta, where, again, axis=axis, training=training, axis_name=axis_name)
 
     _, transpose = jax.vjp(gradients, dy, x, gamma, s.mean, s.variance)
     of_dy, of_x, of_gamma, *inference = transpose(cotangents)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from jax import lax
 
 from polybn_jax.reductions import spread, total, totals
 
+AxisName: TypeAlias = Any
+"""A name of a mapped or mesh axis, or a tuple of them, over which statistics are synchronised; None for none."""
+
 
 class View(NamedTuple):
     """An array as ``(before, channels, after)``, which is free, and what takes part of it."""
@@ -23,23 +26,24 @@ class View(NamedTuple):
     x: jax.Array
     kept: jax.Array | None
     counts: jax.Array
-    """Values per channel, at least 1, in the type of the statistics."""
+    """Values per channel on all devices, at least 1, in the type of the statistics."""
     tally: jax.Array
-    """Values per channel; integers."""
+    """Values per channel on all devices; integers."""
     empty: jax.Array
     """Whether a channel has no value."""
 
 
-def view(x: jax.Array, where: jax.Array | None, axis: int) -> View:
+def view(x: jax.Array, where: jax.Array | None, axis: int, axis_name: AxisName) -> View:
     """Look at ``x`` and ``where`` channel by channel."""
     channels = x.shape[axis]
     shape = (math.prod(x.shape[:axis]), channels, math.prod(x.shape[axis + 1 :]))
     dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
     if where is None:
-        kept, tally = None, jnp.full(channels, shape[0] * shape[2])
+        kept, tally = None, jnp.full(channels, shape[0] * shape[2], int)
     else:
         kept = jnp.broadcast_to(where, x.shape).reshape(shape)
         tally = kept.sum(axis=(0, 2))
+    tally = across(tally, axis_name)
     # XLA turns a division by a constant into a product with its rounded inverse: constant channels would not be.
     counts = lax.optimization_barrier(jnp.maximum(tally, 1).astype(dtype))
     return View(x.reshape(shape), kept, counts, tally, tally == 0)
@@ -72,9 +76,14 @@ def mask(z: jax.Array, kept: jax.Array | None) -> jax.Array:
     return z if kept is None else jnp.where(kept, z, 0)
 
 
-def averages(a: jax.Array, b: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
+def across(z: Any, axis_name: AxisName) -> Any:
+    """Add up over the devices of an axis. Sums, not means, travel: uneven and empty shards weigh what they hold."""
+    return z if axis_name is None else lax.psum(z, axis_name)
+
+
+def averages(a: jax.Array, b: jax.Array, counts: jax.Array, axis_name: AxisName) -> tuple[jax.Array, jax.Array]:
     """Return the means of two arrays over each channel; deleted places hold 0."""
-    sum_a, sum_b = totals(a, b)
+    sum_a, sum_b = across(totals(a, b), axis_name)
     return sum_a / counts, sum_b / counts
 
 
@@ -89,20 +98,24 @@ def standardized(x: jax.Array, s: Statistics, kept: jax.Array | None) -> jax.Arr
     return centered(x, s, kept) * spread(s.r, x)
 
 
-@jax.custom_jvp
-def batch_statistics(x: jax.Array, kept: jax.Array | None, counts: jax.Array, eps: jax.Array) -> Statistics:
+@partial(jax.custom_jvp, nondiff_argnums=(4,))
+def batch_statistics(
+    x: jax.Array, kept: jax.Array | None, counts: jax.Array, eps: jax.Array, axis_name: AxisName
+) -> Statistics:
     """Measure each channel (S2), scaled into the range first where it leaves it (S10)."""
     if not x.size:
         zero = jnp.zeros_like(counts)
         return Statistics(zero, zero, zero, zero + 1, zero, zero, zero)
     x = mask(x, kept)
-    m1, delta, v = _measure(x, kept, counts)
-    one = jnp.ones_like(v)
+    m1, delta, v = _measure(x, kept, counts, axis_name)
     square = v + eps
     info = jnp.finfo(x.dtype)
     strayed = ~jnp.isfinite(square) | (square < info.tiny * 2.0**64)
     m1, delta, v, scale = lax.cond(
-        strayed.any(), partial(_rescue, x, kept, counts, eps, strayed), lambda: (m1, delta, v, one)
+        strayed.any(),
+        lambda: _rescue(x, kept, counts, eps, strayed, axis_name),
+        # Not ones: under shard_map both branches must vary over the same axes.
+        lambda: (m1, delta, v, jnp.where(strayed, jnp.ones_like(v), 1)),
     )
     unit = 1 / scale
     r = inverse_root(v, (eps * scale) * scale)
@@ -111,30 +124,38 @@ def batch_statistics(x: jax.Array, kept: jax.Array | None, counts: jax.Array, ep
 
 
 @batch_statistics.defjvp
-def _batch_statistics_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+def _batch_statistics_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
     x, kept, counts, eps = primals
-    s = batch_statistics(x, kept, counts, eps)
+    s = batch_statistics(x, kept, counts, eps, axis_name)
     a = mask(tangents[0], kept)
-    mean, product = averages(a, a * centered(x, s, kept), counts)
+    mean, product = averages(a, a * centered(x, s, kept), counts, axis_name)
     inner = s.slope * (s.r * product)
     variance = 2 * product / s.scale
     zero = jnp.zeros_like(mean)
     return s, Statistics(mean * s.scale, zero, -s.r * inner, zero, -s.slope * inner, mean, variance)
 
 
-def _measure(x: jax.Array, kept: jax.Array | None, counts: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    m1 = total(x) / counts
+def _measure(
+    x: jax.Array, kept: jax.Array | None, counts: jax.Array, axis_name: AxisName
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    m1 = across(total(x), axis_name) / counts
     d = mask(x - spread(m1, x), kept)
-    delta, square = averages(d, d * d, counts)
+    delta, square = averages(d, d * d, counts, axis_name)
     return m1, delta, jnp.maximum(square - delta * delta, 0)
 
 
 def _rescue(
-    x: jax.Array, kept: jax.Array | None, counts: jax.Array, eps: jax.Array, strayed: jax.Array
+    x: jax.Array,
+    kept: jax.Array | None,
+    counts: jax.Array,
+    eps: jax.Array,
+    strayed: jax.Array,
+    axis_name: AxisName,
 ) -> tuple[jax.Array, ...]:
-    largest = jnp.maximum(jnp.max(jnp.abs(x), axis=(0, 2)), jnp.sqrt(eps))
+    largest = jnp.max(jnp.abs(x), axis=(0, 2))
+    largest = jnp.maximum(largest if axis_name is None else lax.pmax(largest, axis_name), jnp.sqrt(eps))
     scale = jnp.where(strayed, 1 / power_of_two(largest), 1)
-    return *_measure(x * spread(scale, x), kept, counts), scale
+    return *_measure(x * spread(scale, x), kept, counts, axis_name), scale
 
 
 def power_of_two(z: jax.Array) -> jax.Array:
