@@ -7,6 +7,7 @@ POLYBN_REQUIRE names it: then the run stops before its first test.
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import polybn
 os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX has float64 only if it is told so before it makes an array
 
 BACKENDS = ("numpy", "cupy", "jax", "mxnet")
+SHARES = {"jax": 6}
 REASONS = {name: polybn.dispatch.why_not(name) for name in BACKENDS}
 
 # dev is quick, ci is repeatable, nightly looks for news. Deadlines are off: speed is no matter of tests.
@@ -33,6 +35,21 @@ def pytest_configure(config: pytest.Config) -> None:
     missing = {name: reason for name, reason in missing.items() if reason is not None}
     if missing:
         raise pytest.UsageError(f"POLYBN_REQUIRE names backends that cannot run here: {missing}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Draw fewer cases where a library compiles for every shape and option: half a second each, on JAX."""
+    backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")  # type: ignore[attr-defined]
+    usual, share = settings.default, SHARES.get(str(backend), 1)
+    assert usual is not None
+    settings.register_profile("share", usual, max_examples=max(1, usual.max_examples // share))
+    settings.register_profile("whole", usual)
+    settings.load_profile("share")
+    try:
+        return (yield)
+    finally:
+        settings.load_profile("whole")
 
 
 def pytest_report_header() -> list[str]:
