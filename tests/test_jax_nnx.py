@@ -81,7 +81,7 @@ def test_a_state_of_flax_loads(use_scale: bool, use_bias: bool) -> None:
 
 @pytest.mark.parametrize("axis", [-1, 1])
 def test_flaxs_results_where_flax_is_accurate(axis: int) -> None:
-    """In training and inference, output and statistics differ from Flax's by some roundings of its one-pass variance."""
+    """In training and inference, output and statistics differ from Flax's by roundings of its one-pass variance."""
     options: dict[str, Any] = {"axis": axis, "momentum": 0.75, "epsilon": 1e-3}
     x = images(5, mean=1.0)
     ours, theirs = (cls(SHAPE[axis], rngs=nnx.Rngs(0), **options) for cls in (BatchNorm, nnx.BatchNorm))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # mypy compares module and protocol, signature by signature; 
 
     _numpy: Backend = polybn_numpy
 
+EMPTY = inspect.Parameter.empty
+
 
 def members(protocol: type) -> set[str]:
     return {name for name in vars(protocol) if not name.startswith("_")}
@@ -26,6 +28,13 @@ def shape_of(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
     """Return name, kind and default of each parameter but self; mypy compares the annotations."""
     parameters = inspect.signature(function).parameters.values()
     return [(p.name, p.kind, p.default) for p in parameters if p.name != "self"]
+
+
+def fits(given: list[tuple[str, Any, Any]], expected: list[tuple[str, Any, Any]]) -> bool:
+    """Tell whether a signature is the protocol's, but for keyword-only parameters with defaults that come after."""
+    more = given[len(expected) :]
+    optional = all(kind is inspect.Parameter.KEYWORD_ONLY and default is not EMPTY for _, kind, default in more)
+    return given[: len(expected)] == expected and optional
 
 
 def differences(module: ModuleType | SimpleNamespace) -> list[str]:
@@ -40,7 +49,7 @@ def differences(module: ModuleType | SimpleNamespace) -> list[str]:
                 found.append(f"{name}: {given!r} is no str")
         elif not inspect.isfunction(given):
             found.append(f"{name}: {given!r} is no function")
-        elif shape_of(given) != shape_of(expected):
+        elif not fits(shape_of(given), shape_of(expected)):
             found.append(f"{name}: {inspect.signature(given)} is not {inspect.signature(expected)}")
     return found
 
@@ -76,6 +85,11 @@ def departing(**changes: Any) -> SimpleNamespace:
 def renamed(gamma: Any, beta: Any, running_mean: Any, running_var: Any, *, epsilon: float = 1e-5) -> None: ...
 def positional(gamma: Any, beta: Any, running_mean: Any, running_var: Any, eps: float = 1e-5) -> None: ...
 def defaulted(gamma: Any, beta: Any, running_mean: Any, running_var: Any, *, eps: float = 1e-3) -> None: ...
+def demanding(gamma: Any, beta: Any, running_mean: Any, running_var: Any, *, eps: float = 1e-5, out: Any) -> None: ...
+def early(
+    gamma: Any, beta: Any, running_mean: Any, running_var: Any, *, out: Any = None, eps: float = 1e-5
+) -> None: ...
+def variadic(gamma: Any, beta: Any, running_mean: Any, running_var: Any, *, eps: float = 1e-5, **more: Any) -> None: ...
 def extended(
     gamma: Any, beta: Any, running_mean: Any, running_var: Any, *, eps: float = 1e-5, out: Any = None
 ) -> None: ...
@@ -85,7 +99,10 @@ def reordered(beta: Any, gamma: Any, running_mean: Any, running_var: Any, *, eps
 @pytest.mark.parametrize(
     ("changes", "where"),
     [
-        *(({"fold": function}, "fold: (") for function in (renamed, positional, defaulted, extended, reordered)),
+        *(
+            ({"fold": function}, "fold: (")
+            for function in (renamed, positional, defaulted, demanding, early, variadic, reordered)
+        ),
         ({"fold": None}, "fold: None"),
         ({"name": None}, "name: None"),
         ({"__all__": sorted(members(Backend) - {"fold"})}, "fold: missing in __all__"),
@@ -94,4 +111,5 @@ def reordered(beta: Any, gamma: Any, running_mean: Any, running_var: Any, *, eps
 )
 def test_a_departure_is_found(changes: dict[str, Any], where: str) -> None:
     assert differences(departing()) == []
+    assert differences(departing(fold=extended)) == []
     assert [text[: len(where)] for text in differences(departing(**changes))] == [where]
