@@ -1,0 +1,101 @@
+"""How arrays lie in memory, in the terms of ``kernels/tile.cuh``: a channel axis, and positions along the other axes."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from polybn.spec import BackendError
+
+MOST_AXES = 31  # of tile.cuh
+WIDE = 1 << 31
+VECTOR_BYTES = 16
+
+
+class Layout(NamedTuple):
+    """Arrays of one shape, cut into axes alike: neighbouring axes are joined where that is possible in all of them."""
+
+    channels: int
+    count: int
+    sizes: tuple[int, ...]
+    """Of the axes of positions, slowest first."""
+    channel_strides: tuple[int, ...]
+    """In values, by array."""
+    strides: tuple[tuple[int, ...], ...]
+    """In values, by array and axis."""
+
+    @property
+    def wide(self) -> bool:
+        """Whether an axis but the first is too long for 32-bit arithmetic."""
+        return any(size >= WIDE for size in self.sizes[1:])
+
+    @property
+    def channels_inner(self) -> bool:
+        """Whether the values of the first array that are neighbours in memory belong to different channels."""
+        return self.count == 1 or (self.channels > 1 and abs(self.channel_strides[0]) < abs(self.strides[0][-1]))
+
+    def pack_array(self, index: int, pointer: int) -> bytes:
+        """Return the struct ``Array``."""
+        strides = self.strides[index]
+        return struct.pack(
+            f"<Q{1 + MOST_AXES}q", pointer, self.channel_strides[index], *strides, *[0] * (MOST_AXES - len(strides))
+        )
+
+
+NO_ARRAY = bytes(8 * (2 + MOST_AXES))
+NO_VECTOR = bytes(16)
+
+
+def lay_out(arrays: Sequence[Any], axis: int) -> Layout:
+    """Describe arrays of one shape, the channel axis at ``axis``."""
+    shape = arrays[0].shape
+    steps = [_steps(array) for array in arrays]
+    kept = [i for i, size in enumerate(shape) if i != axis and size != 1]
+    sizes: list[int] = []
+    strides: list[list[int]] = [[] for _ in arrays]
+    for i in kept:
+        if sizes and all(of[-1] == step[i] * shape[i] for of, step in zip(strides, steps, strict=True)):
+            sizes[-1] *= shape[i]
+            for of, step in zip(strides, steps, strict=True):
+                of[-1] = step[i]
+        else:
+            sizes.append(shape[i])
+            for of, step in zip(strides, steps, strict=True):
+                of.append(step[i])
+    count = 1
+    for size in sizes:
+        count *= size
+    return Layout(
+        shape[axis], count, tuple(sizes) or (1,), tuple(step[axis] for step in steps),
+        tuple(tuple(of) or (0,) for of in strides),
+    )  # fmt: skip
+
+
+def vector_length(layout: Layout, arrays: Sequence[Any]) -> int:
+    """Return how many values may be moved at once: 1, or as many as 16 bytes hold if no such group straddles a row."""
+    length = VECTOR_BYTES // arrays[0].itemsize
+    inner = layout.channels_inner
+    if (layout.channels if inner else layout.sizes[-1]) % length:
+        return 1
+    for i, array in enumerate(arrays):
+        along, channel = layout.strides[i], layout.channel_strides[i]
+        neighbours = channel if inner else along[-1]
+        others = along if inner else (*along[:-1], channel if layout.channels > 1 else 0)
+        if neighbours != 1 or any(step % length for step in others) or array.data.ptr % VECTOR_BYTES:
+            return 1
+    return length
+
+
+def pack_vector(array: Any | None) -> bytes:
+    """Return the struct ``Vector``."""
+    return NO_VECTOR if array is None else struct.pack("<Qq", array.data.ptr, _steps(array)[0])
+
+
+def _steps(array: Any) -> tuple[int, ...]:
+    if array.data.ptr % array.itemsize or any(step % array.itemsize for step in array.strides):
+        raise BackendError(
+            f"polybn: a CuPy array must be aligned to its values; got strides {array.strides} at {array.data.ptr:#x} for "
+            f"{array.itemsize} bytes a value (a GPU cannot read across: copy it)"
+        )
+    return tuple(step // array.itemsize for step in array.strides)

@@ -1,0 +1,171 @@
+"""How a problem is cut into tiles and shared out among blocks: plain arithmetic, without a GPU.
+
+Nothing here changes a bit of any result, for sums are cut along the branches of one tree (``kernels/reduce.cuh``): it
+only decides how long a call takes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+from polybn_cupy.layout import MOST_AXES, Layout
+
+CHUNK = 512  # of tile.cuh
+THREADS = 256  # of types.cuh
+# Three blocks of this share a multiprocessor of 227 KB: while one waits for its group, two move data.
+TILE_BYTES = 70 << 10
+# Rows of this many bytes are what a NHWC tensor is read in: whole cache lines, or at the least whole sectors.
+LINE, SECTOR = 128, 32
+# A block alone moves some 30 KB/us, and a meeting of a group takes one or two: below this, company does not pay.
+ALONE = 16 << 10
+
+
+class Tiling(NamedTuple):
+    """A tile, and who takes which; see ``Geometry`` in ``kernels/tile.cuh``."""
+
+    channels: int
+    chunks: int
+    rounds: int
+    members: int
+    channel_pitch: int
+    position_pitch: int
+    tile_bytes: int
+    shared_bytes: int
+    blocks: int
+    """Of the launch."""
+
+    def pack(self, layout: Layout) -> bytes:
+        """Return the struct ``Geometry``."""
+        sizes = layout.sizes
+        return struct.pack(
+            f"<{3 + MOST_AXES + 9}q", layout.channels, layout.count, len(sizes), *sizes, *[0] * (MOST_AXES - len(sizes)),
+            layout.wide, self.channels, self.chunks, self.rounds, self.members, layout.channels_inner,
+            self.channel_pitch, self.position_pitch, self.tile_bytes,
+        )  # fmt: skip
+
+
+class Device(NamedTuple):
+    """What a plan must know of a device."""
+
+    multiprocessors: int
+    shared_bytes: int
+    """That one block may have."""
+
+
+class Pass(NamedTuple):
+    """What a kernel keeps in shared memory."""
+
+    tiles: int
+    """Arrays that are kept."""
+    node_bytes: int
+    channel_bytes: int
+
+
+PLACE_BYTES = 8 * (2 + MOST_AXES)
+
+
+def divide(
+    layout: Layout,
+    itemsize: int,
+    kept: Pass,
+    device: Device,
+    resident: Callable[[int], int],
+    *,
+    masked: bool,
+) -> Tiling:
+    """Cut a problem for the training kernels.
+
+    Parameters
+    ----------
+    layout : Layout
+    itemsize : int
+        Bytes a value.
+    kept : Pass
+    device : Device
+    resident : callable
+        How many blocks with so much shared memory a multiprocessor takes at once, from the driver.
+    masked : bool
+        Whether a byte of mask is kept with each value.
+    """
+    total = power_of_two(-(-layout.count // CHUNK))
+    value_bytes = kept.tiles * itemsize + masked
+    budget = min(TILE_BYTES, device.shared_bytes - (8 << 10))
+    channels, chunks = _tile(layout, itemsize, value_bytes, total, budget, device)
+
+    def shape(channels: int, chunks: int, rounds: int) -> Tiling:
+        pitches, values = _pitches(layout, channels, chunks, itemsize)
+        tile = values * itemsize
+        nodes = channels * (chunks + rounds.bit_length())
+        shared = kept.tiles * tile + masked * values + PLACE_BYTES
+        shared += nodes * kept.node_bytes + channels * kept.channel_bytes
+        members = -(-layout.count // (CHUNK * chunks * rounds))
+        return Tiling(channels, chunks, rounds, members, *pitches, tile, shared, 0)
+
+    def capacity(tiling: Tiling) -> int:
+        return max(1, resident(tiling.shared_bytes)) * device.multiprocessors
+
+    plan = shape(channels, chunks, 1)
+    while plan.members > capacity(plan):
+        if layout.channels_inner and channels * itemsize > SECTOR and chunks < total:
+            channels, chunks = channels // 2, chunks * 2
+            plan = shape(channels, chunks, 1)
+        else:
+            plan = shape(channels, chunks, plan.rounds * 2)
+    while plan.rounds == 1 and plan.chunks > 1:
+        tiles, finer = -(-layout.channels // plan.channels), shape(plan.channels, plan.chunks // 2, 1)
+        alone = plan.channels * plan.chunks * CHUNK * value_bytes <= ALONE
+        if alone or tiles * finer.members > capacity(finer):
+            break
+        plan = finer
+    tiles = -(-layout.channels // plan.channels)
+    groups = tiles if plan.members == 1 else min(tiles, capacity(plan) // plan.members)
+    return plan._replace(blocks=groups * plan.members)
+
+
+def stretch(layout: Layout, itemsize: int, channel_bytes: int, device: Device) -> Tiling:
+    """Cut a problem for inference: blocks take a tile each, and know nothing of each other."""
+    total = power_of_two(-(-layout.count // CHUNK))
+    channels, chunks = _tile(layout, itemsize, itemsize, total, min(TILE_BYTES // 4, device.shared_bytes), device)
+    members = -(-layout.count // (CHUNK * chunks))
+    blocks = members * -(-layout.channels // channels)
+    return Tiling(channels, chunks, 1, members, 0, 0, 0, PLACE_BYTES + channels * channel_bytes, blocks)
+
+
+def power_of_two(number: int) -> int:
+    """Return the smallest power of two that is not smaller."""
+    return 1 << max(number - 1, 0).bit_length()
+
+
+def _tile(layout: Layout, itemsize: int, value_bytes: int, total: int, budget: int, device: Device) -> tuple[int, int]:
+    """Choose the channels and chunks of a tile: full rows where channels are neighbours, else one channel or some."""
+    fits = max(1, budget // (CHUNK * value_bytes))
+    if layout.channels_inner:
+        line = LINE // itemsize if value_bytes < 2 * itemsize else LINE // itemsize // 2
+        channels = min(power_of_two(layout.channels), line)
+        while channels > 1 and (channels + _pad(itemsize)) > fits:
+            channels //= 2
+        while channels * itemsize > SECTOR and -(-layout.channels // channels) * 2 <= device.multiprocessors:
+            channels //= 2
+        chunks = fits // (channels + _pad(itemsize))
+    else:
+        channels, chunks = 1, fits
+        while channels * 2 * total <= fits // 2 and -(-layout.channels // channels) > 4 * device.multiprocessors:
+            channels *= 2
+        chunks = fits // channels
+    return channels, min(total, 1 << max(chunks, 1).bit_length() - 1)
+
+
+def _pad(itemsize: int) -> int:
+    """Return by how many values a row is longer: 4 bytes or one value, so that a column meets all banks."""
+    return max(1, 4 // itemsize)
+
+
+def _pitches(layout: Layout, channels: int, chunks: int, itemsize: int) -> tuple[tuple[int, int], int]:
+    """Return the pitches of channels and positions in a tile, and the values that it has room for."""
+    positions = chunks * CHUNK
+    if layout.channels_inner:
+        row = channels + _pad(itemsize)
+        return (1, row), positions * row
+    return (positions, 1), channels * positions

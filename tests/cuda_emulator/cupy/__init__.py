@@ -1,0 +1,73 @@
+"""A stand-in for the few names of CuPy that the backend uses, for tests without a GPU: everything here is emulated.
+
+Device memory is host memory between guard zones, and kernels are compiled by g++ with ``include/emulator.h``. The stand-in
+is found as ``cupy`` only where this folder's parent is put on the path.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import cuda
+from ._array import ndarray
+from ._module import RawModule
+
+__version__ = "0 (emulated)"
+
+
+def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
+    """Allocate an array filled with bytes that are NaN as numbers: who reads what was never written shows it."""
+    return ndarray.allocate(shape, dtype)
+
+
+def empty_like(a: ndarray) -> ndarray:
+    """Allocate an array with the order of axes in memory of another one."""
+    return ndarray.allocate(a.shape, a.dtype, like=a.strides)
+
+
+def zeros(shape: Any, dtype: Any = float) -> ndarray:
+    """Allocate zeros."""
+    made = ndarray.allocate(shape, dtype)
+    made.host[...] = 0
+    return made
+
+
+def zeros_like(a: ndarray) -> ndarray:
+    """Allocate zeros with the order of axes in memory of another array."""
+    made = empty_like(a)
+    made.host[...] = 0
+    return made
+
+
+def array(values: Any, dtype: Any = None) -> ndarray:
+    """Copy host values, or an array, to the current device."""
+    host = values.host if isinstance(values, ndarray) else np.asarray(values, dtype)
+    made = ndarray.allocate(host.shape, host.dtype, like=host.strides)
+    made.host[...] = host
+    return made
+
+
+def asarray(values: Any, dtype: Any = None) -> ndarray:
+    """Copy host values to the current device; leave an array where it is."""
+    return values if isinstance(values, ndarray) else array(values, dtype)
+
+
+def broadcast_to(a: ndarray, shape: tuple[int, ...]) -> ndarray:
+    """View an array with more axes or longer ones, of stride 0."""
+    return a.view_of(np.broadcast_to(a.host, shape))
+
+
+__all__ = [
+    "RawModule",
+    "array",
+    "asarray",
+    "broadcast_to",
+    "cuda",
+    "empty",
+    "empty_like",
+    "ndarray",
+    "zeros",
+    "zeros_like",
+]

@@ -1,0 +1,125 @@
+"""Kernels compiled by g++ in place of NVRTC, and launched through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import cuda
+from ._array import check_guards, ndarray
+
+INCLUDE = Path(__file__).parents[1] / "include"
+BUILD = Path(__file__).parents[3] / "build" / "emulated"
+FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-gnu-unique", "-fvisibility=hidden", "-w")
+
+LAUNCH = """
+extern "C" __attribute__((visibility("default"))) void emulated_launch(
+    unsigned grid, unsigned threads, unsigned long long shared, int together, void** arguments) {{
+    emulated::launch({expression}, grid, threads, shared, together, arguments);
+}}
+"""
+
+
+class RawModule:
+    """CUDA source, and the kernels of it by name."""
+
+    def __init__(self, *, code: str, options: tuple[str, ...] = (), name_expressions: tuple[str, ...] = ()) -> None:
+        if "--use_fast_math" in options:
+            raise ValueError("fast math is not the arithmetic of the specification")
+        self._code, self._names = code, tuple(name_expressions)
+
+    def get_function(self, name: str) -> RawKernel:
+        """Compile a kernel."""
+        if name not in self._names:
+            raise KeyError(f"{name} is not among the name expressions")
+        return RawKernel(self._code, name)
+
+
+class RawKernel:
+    """A kernel, compiled."""
+
+    shared_size_bytes = 0
+    num_regs = 0
+
+    def __init__(self, code: str, name: str) -> None:
+        self.kernel = Function(compiled(code, name), name)
+
+    @property
+    def max_dynamic_shared_size_bytes(self) -> int:
+        """Return what one block may ask for."""
+        return self.kernel.shared_limit
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, size: int) -> None:
+        self.kernel.shared_limit = size
+
+
+class Function:
+    """What ``RawKernel.kernel`` is: the one that launches, cooperatively or not."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        # PyDLL keeps the interpreter lock: an emulated device runs one kernel at a time.
+        self._launch = ctypes.PyDLL(str(path)).emulated_launch
+        self._launch.restype = None
+        self.name, self.ptr, self.shared_limit = name, id(self), 48 << 10
+
+    def __call__(
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: tuple[Any, ...],
+        shared_mem: int = 0,
+        stream: Any = None,
+        enable_cooperative_groups: bool = False,
+    ) -> None:
+        """Launch on the current stream, or remember the launch if the stream is being captured."""
+        if shared_mem > self.shared_limit:
+            raise ValueError(f"{self.name}: {shared_mem} bytes of shared memory, the limit is {self.shared_limit}")
+        if enable_cooperative_groups:
+            room = cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(self.ptr, block[0], shared_mem)
+            if grid[0] > room * cuda.Device().attributes["MultiProcessorCount"]:
+                raise ValueError(f"{self.name}: {grid[0]} blocks are not resident together")
+        held = [_by_value(argument) for argument in args]
+
+        def go() -> None:
+            pointers = (ctypes.c_void_p * len(held))(*(value.ctypes.data for value in held))
+            self._launch(
+                ctypes.c_uint(grid[0]), ctypes.c_uint(block[0]), ctypes.c_ulonglong(shared_mem),
+                ctypes.c_int(enable_cooperative_groups), pointers,
+            )  # fmt: skip
+            cuda.LAUNCHES.append((self.name, grid[0], enable_cooperative_groups))
+            check_guards()
+
+        (stream or cuda.get_current_stream()).do(go)
+
+
+def _by_value(argument: Any) -> Any:
+    if isinstance(argument, ndarray):
+        return np.array(argument.data.ptr, np.uint64)
+    if isinstance(argument, np.ndarray) and argument.size == 1:
+        return argument.copy()
+    raise TypeError(f"cannot pass a {type(argument)} to a kernel")
+
+
+@functools.cache
+def compiled(code: str, name: str) -> Path:
+    """Compile one kernel, or find it compiled."""
+    text = '#include "emulator.h"\n#line 1 "kernel"\n' + code + LAUNCH.format(expression=name)
+    headers = "".join(path.read_text() for path in sorted(INCLUDE.iterdir()))
+    target = BUILD / (hashlib.sha256((text + headers + str(FLAGS)).encode()).hexdigest()[:24] + ".so")
+    if not target.exists():
+        BUILD.mkdir(parents=True, exist_ok=True)
+        part = target.with_suffix(f".{os.getpid()}")
+        command = ["g++", *FLAGS, "-I", str(INCLUDE), "-x", "c++", "-", "-o", str(part)]
+        run = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+        if run.returncode:
+            raise RuntimeError(f"g++ refused {name}:\n{run.stderr[:4000]}")
+        part.replace(target)
+    return target

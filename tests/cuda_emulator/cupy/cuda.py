@@ -1,0 +1,124 @@
+"""The emulated devices, their streams and graphs. Work is done at once; a captured stream remembers it instead."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+ATTRIBUTES = {
+    "MultiProcessorCount": 4,
+    "MaxSharedMemoryPerBlockOptin": 99 << 10,
+    "MaxSharedMemoryPerMultiprocessor": 160 << 10,
+    "CooperativeLaunch": 1,
+}
+"""Of a small device, so that small tensors meet groups of blocks and several rounds."""
+DEVICES = 2
+LAUNCHES: list[tuple[str, int, bool]] = []
+"""Kernel, blocks, and whether together, of every launch."""
+
+_local = threading.local()
+
+
+class Device:
+    """One of the emulated devices; a context in which it is the current one."""
+
+    def __init__(self, device: int | None = None) -> None:
+        self.id = getattr(_local, "device", 0) if device is None else device
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        """Return the attributes that a plan asks for."""
+        return dict(ATTRIBUTES)
+
+    def __enter__(self) -> Device:
+        _local.__dict__.setdefault("stack", []).append(getattr(_local, "device", 0))
+        _local.device = self.id
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _local.device = _local.stack.pop()
+
+    def synchronize(self) -> None:
+        """Everything has been done."""
+
+
+class Graph:
+    """What a stream was asked to do while it was captured; it does the same again."""
+
+    def __init__(self, work: list[Callable[[], None]]) -> None:
+        self._work = work
+
+    def launch(self, stream: Stream | None = None) -> None:
+        """Do it all again."""
+        for go in self._work:
+            go()
+
+
+class Stream:
+    """A queue that is always empty, unless it is captured."""
+
+    _count = 2
+
+    def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
+        Stream._count += not null
+        self.ptr = 0 if null else Stream._count
+        self._captured: list[Callable[[], None]] | None = None
+
+    def do(self, go: Callable[[], None]) -> None:
+        """Do some work, or remember it."""
+        if self._captured is None:
+            go()
+        else:
+            self._captured.append(go)
+
+    def begin_capture(self) -> None:
+        """Remember work from now on."""
+        if self.ptr == 0:
+            raise RuntimeError("cannot capture on the default (legacy) stream")
+        self._captured = []
+
+    def end_capture(self) -> Graph:
+        """Return what was remembered."""
+        assert self._captured is not None
+        work, self._captured = self._captured, None
+        return Graph(work)
+
+    def is_capturing(self) -> bool:
+        """Tell whether work is remembered, not done."""
+        return self._captured is not None
+
+    def synchronize(self) -> None:
+        """Everything has been done."""
+
+    def __enter__(self) -> Stream:
+        _local.__dict__.setdefault("streams", []).append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _local.streams.pop()
+
+
+_NULL = Stream(null=True)
+
+
+def get_current_stream() -> Stream:
+    """Return the stream of the innermost context."""
+    streams = _local.__dict__.get("streams")
+    return streams[-1] if streams else _NULL
+
+
+def _occupancy(_: int, threads: int, shared: int) -> int:
+    fits = ATTRIBUTES["MaxSharedMemoryPerMultiprocessor"] // (shared + 1024)
+    return min(fits, 2048 // threads)
+
+
+runtime: Any = SimpleNamespace(
+    getDevice=lambda: Device().id,
+    getDeviceCount=lambda: DEVICES,
+    getDeviceProperties=lambda _: {"name": b"emulated by g++", "major": 0, "minor": 0},
+    runtimeGetVersion=lambda: 0,
+    driverGetVersion=lambda: 0,
+)
+driver: Any = SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=_occupancy)
