@@ -1,52 +1,31 @@
 """The specification over CuPy arrays: ``batch_norm``, ``batch_norm_vjp``, ``moments``, ``merge_moments``, ``fold``.
 
-Everything runs on the current stream of the arrays' device, and nothing here waits for it. So the host looks at no values:
-where the specification's error depends on one, the channel's results are NaN instead (see ``docs/cupy.md``).
+Everything runs on the current stream of the arrays' device, and nothing here waits for it. So the host looks at
+no values: where the specification's error depends on one, the channel's results are NaN instead (see ``docs/cupy.md``).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import cupy
 import numpy as np
 
 from polybn.arguments import (
-    Problem,
     check_arrays,
     check_batch_norm,
     check_fold,
     check_merge_moments,
     check_moments,
 )
-from polybn.spec import Affine, BackendError, BatchNormResult, Moments, RunningVariance
+from polybn.spec import Affine, BatchNormResult, Moments, RunningVariance
 from polybn_cupy import launch, plan
-from polybn_cupy.layout import NO_ARRAY, NO_VECTOR, lay_out, pack_vector, vector_length
+from polybn_cupy.calls import Call, check_device, infer, is_array, pointers, train
+from polybn_cupy.derivatives import Pullback
+from polybn_cupy.layout import pack_vector
 
 Array = Any
-
-# The structs that forward.cu keeps in shared memory for each node and channel, and the words of a node.
-NODE_WORDS = 5
-FORWARD = plan.Pass(tiles=1, node_bytes=8 * NODE_WORDS, channel_bytes=64)
-SLOPE_BYTES = 32
-
-
-class Call(NamedTuple):
-    """One forward call: what it was given, and what it leaves for the pullback."""
-
-    x: Array
-    gamma: Array | None
-    beta: Array | None
-    where: Array | None
-    """Of the shape of x."""
-    normalizers: Array | None
-    """Of shape (4, C): m1, delta, r and exponent of S2, S3 and S10."""
-    counts: Array | None
-    """Values that took part, by channel; None where all did."""
-    problem: Problem
-    training: bool
 
 
 def batch_norm(
@@ -88,13 +67,11 @@ def batch_norm_vjp(
     axis: int = 1,
     running_variance: RunningVariance = "biased",
     where: Array | None = None,
-) -> tuple[BatchNormResult, Any]:
+) -> tuple[BatchNormResult, Pullback]:
     """Normalize and return the derivative, too; see :func:`polybn.batch_norm_vjp`.
 
     The pullback holds references to ``x``, ``gamma`` and ``where``, not copies: do not write to them before it ran.
     """
-    from polybn_cupy.derivatives import Pullback
-
     result, call = _forward(
         "batch_norm_vjp", x, gamma, beta, running_mean, running_var, training=training, momentum=momentum, eps=eps,
         axis=axis, running_variance=running_variance, where=where, differentiable=True,
@@ -147,24 +124,6 @@ def fold(
         return affine
 
 
-def is_array(value: object) -> bool:
-    """Tell an ndarray from the subclasses that change its meaning."""
-    return type(value) is cupy.ndarray
-
-
-def check_device(function: str, **arrays: Array | None) -> Any:
-    """Return the one device that all arrays are on."""
-    given = {name: array for name, array in arrays.items() if array is not None}
-    numbers = {name: array.device.id for name, array in given.items()}
-    if len(set(numbers.values())) > 1:
-        listed = ", ".join(f"{name}: device {number}" for name, number in numbers.items())
-        raise BackendError(
-            f"polybn.{function}: all arrays must be on one device; got {listed} "
-            "(nothing is moved between devices: do so before the call)"
-        )
-    return next(iter(given.values())).device
-
-
 def _forward(
     function: str,
     x: Array,
@@ -206,88 +165,6 @@ def _forward(
         else:
             infer(x, y, mask, problem, vectors=vectors, outputs=outputs, eps=float(eps))
         return BatchNormResult(y, new_mean, new_var), call
-
-
-Vectors = tuple[Array | None, Array | None, Array | None, Array | None]
-_NONE: Vectors = (None, None, None, None)
-
-
-def train(
-    x: Array,
-    y: Array | None,
-    mask: Array | None,
-    problem: Problem,
-    *,
-    vectors: Vectors = _NONE,
-    outputs: Mapping[str, Array | None],
-    eps: float = 0.0,
-    momentum: float = 0.0,
-    unbiased: bool = False,
-    sigmoid: bool = False,
-) -> None:
-    """Launch ``forward`` of forward.cu; ``y`` None measures only. The outputs are named as in its arguments."""
-    together = [array for array in (x, y, mask) if array is not None]
-    layout = lay_out(together, problem.axis)
-    length = vector_length(layout, [array for array in (x, y) if array is not None])
-    compiled = launch.kernel("forward.cu", f"forward<{launch.STORED[x.dtype.name]}, {length}>")
-    tiling = plan.divide(
-        layout, x.itemsize, FORWARD, launch.device(), compiled.resident, masked=mask is not None
-    )  # fmt: skip
-    mail, group = post(tiling, NODE_WORDS)
-    names = ("new_mean", "new_var", "normalizers", "count", "mean", "m2")
-    arguments = b"".join((
-        tiling.pack(layout), *pack_arrays(layout, (x, y, mask)), *map(pack_vector, vectors),
-        pointers(*(outputs.get(name) for name in names)),
-        struct.pack("<3d2q", eps, momentum, 1 - momentum, unbiased, sigmoid), group,
-    ))  # fmt: skip
-    launch.run(compiled, tiling, arguments)
-    del mail  # not earlier: what the launch uses belongs to this stream until here
-
-
-def infer(
-    x: Array,
-    y: Array,
-    mask: Array | None,
-    problem: Problem,
-    *,
-    vectors: Vectors,
-    outputs: Mapping[str, Array | None],
-    eps: float,
-    sigmoid: bool = False,
-) -> None:
-    """Launch ``inference`` of inference.cu."""
-    layout = lay_out([array for array in (x, y, mask) if array is not None], problem.axis)
-    length = vector_length(layout, (x, y))
-    compiled = launch.kernel("inference.cu", f"inference<{launch.STORED[x.dtype.name]}, {length}>")
-    tiling = plan.stretch(layout, x.itemsize, SLOPE_BYTES, launch.device())
-    arguments = b"".join((
-        tiling.pack(layout), *pack_arrays(layout, (x, y, mask)), *map(pack_vector, vectors),
-        pointers(*(outputs.get(name) for name in ("new_mean", "new_var", "normalizers"))),
-        struct.pack("<dq", eps, sigmoid),
-    ))  # fmt: skip
-    compiled(tiling.blocks, arguments, shared=tiling.shared_bytes)
-
-
-def post(tiling: plan.Tiling, words: int) -> tuple[Array | None, bytes]:
-    """Return memory for the mail of groups, and the struct ``Group``."""
-    if tiling.members == 1:
-        return None, pointers(None, None)
-    mail = cupy.empty((tiling.blocks, 2, tiling.channels, words), np.float64)
-    return mail, pointers(mail, launch.barriers())
-
-
-def pack_arrays(layout: Any, arrays: tuple[Array | None, ...]) -> list[bytes]:
-    """Return a struct ``Array`` for each; the layout describes those that are not None, in this order."""
-    packed, index = [], 0
-    for array in arrays:
-        packed.append(NO_ARRAY if array is None else layout.pack_array(index, array.data.ptr))
-        index += array is not None
-    return packed
-
-
-def pointers(*arrays: Array | None) -> bytes:
-    """Return the addresses of contiguous arrays, 0 for None."""
-    return struct.pack(f"<{len(arrays)}Q", *(0 if array is None else array.data.ptr for array in arrays))
 
 
 _COUNTS = {

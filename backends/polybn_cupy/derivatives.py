@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cupy
 
 from polybn.arguments import check_arrays, check_cotangents, check_dy, check_record
 from polybn.spec import Gradients, SecondGradients
-from polybn_cupy import launch, plan
-from polybn_cupy.layout import lay_out, pack_vector, vector_length
-
-if TYPE_CHECKING:
-    from polybn_cupy.batch_norm import Call
+from polybn_cupy.calls import Call, check_device, is_array, pointers, sweep
+from polybn_cupy.layout import pack_vector
 
 Array = Any
 
@@ -51,7 +48,7 @@ class Pullback:
             vectors = [_vector(call, want) for want in wanted]
             if call.x.size:
                 tail = pointers(*vectors) + struct.pack("<q", call.training)
-                _sweep(call, "backward", (call.x, dy), (dx,), tail)
+                sweep(call, "backward", (call.x, dy), (dx,), tail)
             return Gradients(dx, *vectors)
 
     def vjp(self, dy: Array, /) -> tuple[Gradients, SecondPullback]:
@@ -74,7 +71,7 @@ class SecondPullback:
         check_record("batch_norm_vjp", "cotangents", cotangents, Gradients)
         given = cotangents._asdict()
         check_arrays("batch_norm_vjp", "CuPy", is_array, **{f"the cotangent of {k}": v for k, v in given.items()})
-        statistics = None if call.training else call.normalizers[0]
+        statistics = None if call.training or call.normalizers is None else call.normalizers[0]
         expected = {"x": call.x, "gamma": call.gamma, "beta": call.beta}
         check_cotangents(expected | {"running_mean": statistics, "running_var": statistics}, given)
         with check_device("batch_norm_vjp", x_of_the_call=call.x, **given):
@@ -83,37 +80,11 @@ class SecondPullback:
             vectors = [_vector(call, want) for want in (call.gamma is not None, not call.training, not call.training)]
             if call.x.size:
                 tail = b"".join(map(pack_vector, cotangents[1:])) + pointers(*vectors)
-                _sweep(call, "second", (call.x, dy, a), (of_dy, of_x), tail + struct.pack("<q", call.training))
+                sweep(call, "second", (call.x, dy, a), (of_dy, of_x), tail + struct.pack("<q", call.training))
             return SecondGradients(of_dy, of_x, *vectors)
-
-
-def _sweep(call: Call, name: str, inputs: tuple[Array, ...], outputs: tuple[Array, ...], tail: bytes) -> None:
-    """Launch a kernel of ``kernels/sums.cuh``; the tail is what its struct holds after the arrays."""
-    x, mask = call.x, () if call.where is None else (call.where,)
-    layout = lay_out((*inputs, *outputs, *mask), call.problem.axis)
-    length = vector_length(layout, (*inputs, *outputs))
-    compiled = launch.kernel(f"{name}.cu", f"{name}<{launch.STORED[x.dtype.name]}, {length}>")
-    kept = PASSES[name]
-    tiling = plan.divide(layout, x.itemsize, kept, launch.device(), compiled.resident, masked=bool(mask))
-    mail, group = post(tiling, kept.node_bytes // 8)
-    packed = pack_arrays(layout, (*inputs, *outputs, call.where))
-    arguments = b"".join((
-        tiling.pack(layout), *packed[: len(inputs)], packed[-1], pack_vector(call.gamma), pointers(call.normalizers),
-        pack_vector(call.counts), group, *packed[len(inputs) : -1], tail,
-    ))  # fmt: skip
-    launch.run(compiled, tiling, arguments)
-    del mail
 
 
 def _vector(call: Call, wanted: bool) -> Array | None:
     """Allocate a per-channel result, which the kernel writes; zeros where there is nothing to launch it for."""
     make = cupy.empty if call.x.size else cupy.zeros
     return make(call.problem.channels, call.problem.dtype) if wanted else None
-
-
-from polybn_cupy.batch_norm import check_device, is_array, pack_arrays, pointers, post  # noqa: E402
-
-PASSES = {
-    "backward": plan.Pass(tiles=2, node_bytes=16, channel_bytes=80),
-    "second": plan.Pass(tiles=3, node_bytes=40, channel_bytes=144),
-}

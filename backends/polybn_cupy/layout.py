@@ -1,4 +1,4 @@
-"""How arrays lie in memory, in the terms of ``kernels/tile.cuh``: a channel axis, and positions along the other axes."""
+"""How arrays lie in memory, in the terms of ``kernels/tile.cuh``: a channel axis, and positions along the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Layout(NamedTuple):
     """Arrays of one shape, cut into axes alike: neighbouring axes are joined where that is possible in all of them."""
 
     channels: int
-    count: int
+    count: int  # type: ignore[assignment]  # it hides tuple.count, which nobody asks of a layout
     sizes: tuple[int, ...]
     """Of the axes of positions, slowest first."""
     channel_strides: tuple[int, ...]
@@ -74,7 +74,7 @@ def lay_out(arrays: Sequence[Any], axis: int) -> Layout:
 
 def vector_length(layout: Layout, arrays: Sequence[Any]) -> int:
     """Return how many values may be moved at once: 1, or as many as 16 bytes hold if no such group straddles a row."""
-    length = VECTOR_BYTES // arrays[0].itemsize
+    length: int = VECTOR_BYTES // arrays[0].itemsize
     inner = layout.channels_inner
     if (layout.channels if inner else layout.sizes[-1]) % length:
         return 1
@@ -95,7 +95,7 @@ def pack_vector(array: Any | None) -> bytes:
 def _steps(array: Any) -> tuple[int, ...]:
     if array.data.ptr % array.itemsize or any(step % array.itemsize for step in array.strides):
         raise BackendError(
-            f"polybn: a CuPy array must be aligned to its values; got strides {array.strides} at {array.data.ptr:#x} for "
-            f"{array.itemsize} bytes a value (a GPU cannot read across: copy it)"
+            f"polybn: a CuPy array must be aligned to its values; got strides {array.strides} at {array.data.ptr:#x} "
+            f"for {array.itemsize} bytes a value (a GPU cannot read across: copy it)"
         )
     return tuple(step // array.itemsize for step in array.strides)

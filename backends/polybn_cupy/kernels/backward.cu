@@ -18,9 +18,9 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) backward(const __grid_constan
     using Real = RealOf<Stored>;
     using Means = BackwardMeans<Real>;
     extern __shared__ uint4 memory[];
-    const auto terms = [](const Saved<Real>& saved, const Real(&value)[2], Real(&sums)[2]) {
+    const auto terms = [](const Saved<Real>& saved, const Real(&value)[2], double(&sums)[2]) {
         sums[0] += value[1];
-        sums[1] += value[1] * saved.xhat(value[0]);
+        sums[1] += double(value[1]) * saved.xhat(value[0]);
     };
     const auto conclude = [&](Index c, const Saved<Real>& saved, const Sums<2>& sums, double count, bool first) -> Means {
         const double g = sums.word[0], gx = sums.word[1], scale = double(saved.gamma) * saved.slope;

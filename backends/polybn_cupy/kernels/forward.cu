@@ -12,7 +12,8 @@ struct ForwardArguments {
     Vector gamma, beta, running_mean, running_var;
     void *new_mean, *new_var;  // may be null
     void* normalizers;         // (4, C): m1, delta, r and exponent, for the pullback; may be null
-    void *count, *mean, *m2;   // (C,): the moments; may be null
+    void* count;               // (C,); may be null
+    void *mean, *m2;           // (C,): the moments; may be null
     double eps, momentum, share;  // share = 1 - momentum
     Index unbiased, sigmoid;
     Group group;
@@ -100,8 +101,8 @@ __device__ void report(const ForwardArguments& a, Index c, const Normalizer<Real
         const Real values[] = {n.m1, n.delta, n.r, Real(n.exponent)};
         for (int i = 0; i < 4; ++i) saved[i * a.g.channels] = values[i];
     }
-    if (a.count) {
-        static_cast<Index*>(a.count)[c] = Index(n.count);
+    if (a.count) static_cast<Index*>(a.count)[c] = Index(n.count);
+    if (a.mean) {
         static_cast<Real*>(a.mean)[c] = mean;
         static_cast<Real*>(a.m2)[c] = scaled(Real(n.v * n.count), 2 * n.exponent);
     }

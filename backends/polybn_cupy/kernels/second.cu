@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) second(const __grid_constant_
     using Real = RealOf<Stored>;
     using Means = SecondMeans<Real>;
     extern __shared__ uint4 memory[];
-    const auto terms = [](const Saved<Real>& saved, const Real(&value)[3], Real(&sums)[5]) {
-        const Real xhat = saved.xhat(value[0]), g = value[1], a = value[2];
+    const auto terms = [](const Saved<Real>& saved, const Real(&value)[3], double(&sums)[5]) {
+        const double xhat = saved.xhat(value[0]), g = value[1], a = value[2];
         sums[0] += g;
         sums[1] += a;
         sums[2] += g * xhat;

@@ -125,10 +125,11 @@ __device__ DeviationsOf<Real> measure(int first, TakesPart takes_part, Value val
     }
     const int count = warp_sum(__popc(taken));
     const Real pivot = count ? warp_sum(total) / Real(count) : Real(0);
-    Real sum = 0, squares = 0;
+    double sum = 0, squares = 0;
 #pragma unroll
     for (int k = 0; k < EACH; ++k) {
-        const Real d = taken >> k & 1 ? x[k] - pivot : Real(0);
+        const Real rounded = taken >> k & 1 ? x[k] - pivot : Real(0);
+        const double d = rounded;
         sum += d;
         squares += d * d;
     }

@@ -20,9 +20,9 @@ __device__ Sums<N> join(Sums<N> left, const Sums<N>& right) {
 
 // The chunk of a channel that lies in a tile, added up by a warp. `takes_part(position)` says which positions count, and
 // `add(position, sums)` adds the terms of one.
-template <class Real, int N, class TakesPart, class Add>
+template <int N, class TakesPart, class Add>
 __device__ Sums<N> add_up(int first, TakesPart takes_part, Add add) {
-    Real sums[N] = {};
+    double sums[N] = {};
     for (int k = 0; k < CHUNK / WARP; ++k) {
         const int position = first + lane() + k * WARP;
         if (takes_part(position)) add(position, sums);
@@ -107,12 +107,12 @@ __device__ void add_up_round(
     const int channels = int(o.g.tile_channels), chunks = int(o.g.chunks);
     for (int unit = warp(); unit < channels * chunks; unit += WARPS) {
         const int channel = unit / chunks;
-        const Sums<N> node = add_up<Real, N>(
+        const Sums<N> node = add_up<N>(
             unit % chunks * CHUNK,
             [&](int i) {
                 return inside(o.g, *s.at, channel, i) && (!o.where.data || s.where[slot(o.g, channel, i)]);
             },
-            [&](int i, Real(&sums)[N]) {
+            [&](int i, double(&sums)[N]) {
                 Real value[INPUTS];
                 s.values(slot(o.g, channel, i), value);
                 terms(s.saved[channel], value, sums);
