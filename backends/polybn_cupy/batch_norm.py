@@ -24,6 +24,7 @@ from polybn_cupy import launch, plan
 from polybn_cupy.calls import Call, check_device, infer, is_array, pointers, train
 from polybn_cupy.derivatives import Pullback
 from polybn_cupy.layout import pack_vector
+from polybn_cupy.sources import COUNTS, STORED
 
 Array = Any
 
@@ -100,9 +101,8 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     with check_device("merge_moments", **fields):
         whole = Moments(*(cupy.empty(part.shape, part.dtype) for part in a))
         arguments = struct.pack("<q", a.count.size) + b"".join(map(pack_vector, (*a, *b))) + pointers(*whole)
-        # By width and sign: the platform's names for one width differ.
-        count = _COUNTS[a.count.dtype.kind, a.count.itemsize]
-        _each("vectors.cu", f"merge<{count}, {launch.STORED[a.mean.dtype.name]}>", a.count.size, arguments)
+        count = COUNTS[a.count.dtype.kind, a.count.itemsize]
+        _each("vectors.cu", f"merge<{count}, {STORED[a.mean.dtype.name]}>", a.count.size, arguments)
         return whole
 
 
@@ -120,7 +120,7 @@ def fold(
         affine = Affine(*(cupy.empty(running_mean.shape, running_mean.dtype) for _ in range(2)))
         arguments = struct.pack("<q", running_mean.size) + b"".join(map(pack_vector, arrays.values()))
         arguments += pointers(*affine) + struct.pack("<d", float(eps))
-        _each("vectors.cu", f"fold<{launch.STORED[running_mean.dtype.name]}>", running_mean.size, arguments)
+        _each("vectors.cu", f"fold<{STORED[running_mean.dtype.name]}>", running_mean.size, arguments)
         return affine
 
 
@@ -165,12 +165,6 @@ def _forward(
         else:
             infer(x, y, mask, problem, vectors=vectors, outputs=outputs, eps=float(eps))
         return BatchNormResult(y, new_mean, new_var), call
-
-
-_COUNTS = {
-    ("i", 1): "signed char", ("i", 2): "short", ("i", 4): "int", ("i", 8): "long long",
-    ("u", 1): "unsigned char", ("u", 2): "unsigned short", ("u", 4): "unsigned", ("u", 8): "unsigned long long",
-}  # fmt: skip
 
 
 def _each(file: str, expression: str, size: int, arguments: bytes) -> None:

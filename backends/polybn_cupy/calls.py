@@ -13,6 +13,7 @@ from polybn.arguments import Problem
 from polybn.spec import BackendError
 from polybn_cupy import launch, plan
 from polybn_cupy.layout import NO_ARRAY, Layout, lay_out, pack_vector, vector_length
+from polybn_cupy.sources import STORED
 
 Array = Any
 
@@ -81,7 +82,7 @@ def train(
     together = [array for array in (x, y, mask) if array is not None]
     layout = lay_out(together, problem.axis)
     length = vector_length(layout, [array for array in (x, y) if array is not None])
-    compiled = launch.kernel("forward.cu", f"forward<{launch.STORED[x.dtype.name]}, {length}>")
+    compiled = launch.kernel("forward.cu", f"forward<{STORED[x.dtype.name]}, {length}>")
     tiling = plan.divide(
         layout, x.itemsize, PASSES["forward"], launch.device(), compiled.resident, masked=mask is not None
     )  # fmt: skip
@@ -110,7 +111,7 @@ def infer(
     """Launch ``inference`` of inference.cu."""
     layout = lay_out([array for array in (x, y, mask) if array is not None], problem.axis)
     length = vector_length(layout, (x, y))
-    compiled = launch.kernel("inference.cu", f"inference<{launch.STORED[x.dtype.name]}, {length}>")
+    compiled = launch.kernel("inference.cu", f"inference<{STORED[x.dtype.name]}, {length}>")
     tiling = plan.stretch(layout, x.itemsize, SLOPE_BYTES, launch.device())
     arguments = b"".join((
         tiling.pack(layout), *pack_arrays(layout, (x, y, mask)), *map(pack_vector, vectors),
@@ -147,7 +148,7 @@ def sweep(call: Call, name: str, inputs: tuple[Array, ...], outputs: tuple[Array
     x, mask = call.x, () if call.where is None else (call.where,)
     layout = lay_out((*inputs, *outputs, *mask), call.problem.axis)
     length = vector_length(layout, (*inputs, *outputs))
-    compiled = launch.kernel(f"{name}.cu", f"{name}<{launch.STORED[x.dtype.name]}, {length}>")
+    compiled = launch.kernel(f"{name}.cu", f"{name}<{STORED[x.dtype.name]}, {length}>")
     kept = PASSES[name]
     tiling = plan.divide(layout, x.itemsize, kept, launch.device(), compiled.resident, masked=bool(mask))
     mail, group = post(tiling, kept)

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import functools
-import re
 import threading
-from importlib import resources
 from typing import Any, NamedTuple
 
 import cupy
 import numpy as np
 
 from polybn_cupy.plan import THREADS, Device, Tiling
+from polybn_cupy.sources import OPTIONS, source
 
-# Products are not fused with sums: then a GPU gives, bit for bit, what the emulation in the tests gives.
-OPTIONS = ("--std=c++17", "--fmad=false", "--device-as-default-execution-space")
-STORED = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float", "float64": "double"}
 PER_THREAD_STREAM = 2  # cudaStreamPerThread: one handle, another stream in each thread
-_INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 
 
 class Kernel(NamedTuple):
@@ -34,24 +29,6 @@ class Kernel(NamedTuple):
     def resident(self, shared: int) -> int:
         """Return how many blocks a multiprocessor holds at once."""
         return _resident(self.function.ptr, shared)
-
-
-@functools.cache
-def source(name: str) -> str:
-    """Read a kernel file with its own headers written out.
-
-    CuPy keys its cache of binaries by the text that it is given: a header on disk could change unseen.
-    """
-    seen = set[str]()
-
-    def read(file: str) -> str:
-        if file in seen:
-            return ""
-        seen.add(file)
-        text = resources.files("polybn_cupy").joinpath("kernels", file).read_text(encoding="utf-8")
-        return _INCLUDE.sub(lambda match: read(match[1]), text.replace("#pragma once\n", ""))
-
-    return read(name)
 
 
 def kernel(file: str, expression: str) -> Kernel:

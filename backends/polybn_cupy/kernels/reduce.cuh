@@ -43,7 +43,7 @@ __device__ Node shuffled(const Node& node, int step) {
 // Join leaf(0) to leaf(width - 1), each of them read once; width is a power of two. All lanes of a warp take part, and
 // lane 0 holds the result.
 template <class Node, class Leaf>
-__device__ Node tree(int width, Leaf leaf) {
+__device__ __noinline__ Node tree(int width, Leaf leaf) {
     constexpr int LEVELS = 16;
     const int each = width > WARP ? width / WARP : 1, lanes = width < WARP ? width : WARP;
     Node waiting[LEVELS], node = Node::empty();

@@ -21,7 +21,7 @@ struct Deviations {
 // Joined with a pivot of the arithmetic's type, so that the equal values of a constant channel stay whole multiples of
 // their last place, and cancel exactly (S8).
 template <class Real>
-__device__ Deviations joined(Deviations left, Deviations right) {
+__device__ __noinline__ Deviations joined(Deviations left, Deviations right) {
     if (right.count() == 0) return left;
     if (left.count() == 0) return right;
     const double n = left.count() + right.count(), apart = right.pivot() - left.pivot();

@@ -26,6 +26,7 @@
 #define __shared__
 #define __forceinline__ inline
 #define __grid_constant__
+#define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 
 struct alignas(16) uint4 {

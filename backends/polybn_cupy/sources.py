@@ -1,0 +1,53 @@
+"""The text of the kernels, and which of them the backend asks for. It needs no CuPy, so a test can compile them all."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+# Products are not fused with sums: then a GPU gives, bit for bit, what the emulation in the tests gives. Lambdas of
+# kernels are device code.
+OPTIONS = ("--std=c++17", "--fmad=false", "--device-as-default-execution-space")
+STORED = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float", "float64": "double"}
+VECTORS = {"float16": 8, "bfloat16": 8, "float32": 4, "float64": 2}
+"""Values in 16 bytes."""
+COUNTS = {
+    ("i", 1): "signed char", ("i", 2): "short", ("i", 4): "int", ("i", 8): "long long",
+    ("u", 1): "unsigned char", ("u", 2): "unsigned short", ("u", 4): "unsigned", ("u", 8): "unsigned long long",
+}  # fmt: skip
+"""Integers by kind and width: the platform's names for one width differ."""
+
+_FOLDER = Path(__file__).parent / "kernels"
+_INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
+
+
+@functools.cache
+def source(name: str) -> str:
+    """Read a kernel file with its own headers written out.
+
+    CuPy keys its cache of binaries by the text that it is given: a header on disk could change unseen.
+    """
+    seen = set[str]()
+
+    def read(file: str) -> str:
+        if file in seen:
+            return ""
+        seen.add(file)
+        text = (_FOLDER / file).read_text(encoding="utf-8")
+        return _INCLUDE.sub(lambda match: read(match[1]), text.replace("#pragma once\n", ""))
+
+    return read(name)
+
+
+def instances() -> Iterator[tuple[str, str]]:
+    """Yield file and C++ name of every kernel that the backend may ask for."""
+    for kernel in ("forward", "backward", "second", "inference"):
+        for dtype, stored in STORED.items():
+            for length in (1, VECTORS[dtype]):
+                yield f"{kernel}.cu", f"{kernel}<{stored}, {length}>"
+    for real in ("float", "double"):
+        yield "vectors.cu", f"fold<{real}>"
+        for count in COUNTS.values():
+            yield "vectors.cu", f"merge<{count}, {real}>"

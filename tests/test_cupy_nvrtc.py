@@ -1,0 +1,75 @@
+"""Every CUDA kernel compiles for every architecture, with NVRTC, which needs no GPU.
+
+It is skipped where NVRTC is not installed, unless POLYBN_REQUIRE_TOOLS names ``nvrtc``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests import nvrtc
+
+ROOT = Path(__file__).parents[1] / "backends" / "polybn_cupy"
+ARCHITECTURES = (80, 90, 100)
+MULTIPROCESSOR_REGISTERS = 65536
+REASON = nvrtc.why_not()
+REQUIRED = "nvrtc" in os.environ.get("POLYBN_REQUIRE_TOOLS", "").split(",")
+THOROUGH = os.environ.get("POLYBN_PROFILE", "ci" if os.environ.get("CI") else "dev") != "dev"
+needs_nvrtc = pytest.mark.skipif(REASON is not None and not REQUIRED, reason=str(REASON))
+
+
+def load() -> ModuleType:
+    """Import sources.py by its path: the package itself imports CuPy."""
+    spec = importlib.util.spec_from_file_location("polybn_cupy_sources", ROOT / "sources.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SOURCES = load()
+FILES = sorted({file for file, _ in SOURCES.instances()})
+
+
+def expressions(file: str) -> list[str]:
+    return [name for of, name in SOURCES.instances() if of == file]
+
+
+def test_each_file_has_kernels_and_each_kernel_a_file() -> None:
+    assert FILES == sorted(path.name for path in (ROOT / "kernels").glob("*.cu"))
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("file", FILES)
+def test_all_instances_compile_without_a_word(file: str, architecture: int) -> None:
+    log = nvrtc.compile(SOURCES.source(file), file, expressions(file), f"compute_{architecture}", SOURCES.OPTIONS)
+    assert "error" not in log
+    assert "warning" not in log, log
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("architecture", ARCHITECTURES if THOROUGH else ARCHITECTURES[1:2])
+@pytest.mark.parametrize("file", FILES)
+def test_registers_leave_room_for_three_blocks(file: str, architecture: int) -> None:
+    """The plan counts on three blocks of a multiprocessor: see BLOCKS in types.cuh."""
+    names = expressions(file) if THOROUGH else expressions(file)[5:6] or expressions(file)[:1]
+    log = nvrtc.compile(SOURCES.source(file), file, names, f"sm_{architecture}", SOURCES.OPTIONS)
+    registers = [int(used) for used in re.findall(r"Used (\d+) registers", log)]
+    assert len(registers) == len(names)
+    assert max(registers) * 256 * 3 <= MULTIPROCESSOR_REGISTERS, registers
+
+
+@needs_nvrtc
+def test_a_broken_kernel_is_refused() -> None:
+    file = "vectors.cu"
+    broken = SOURCES.source(file).replace("struct FoldArguments {", "struct FoldArgument {")
+    with pytest.raises(RuntimeError, match="FoldArguments"):
+        nvrtc.compile(broken, file, ["fold<float>"], "compute_90", SOURCES.OPTIONS)
