@@ -1,0 +1,41 @@
+"""Run things on the emulated GPU: in a process of its own, in which ``import cupy`` finds the stand-in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+STAND_IN = ROOT / "tests" / "cuda_emulator"
+
+UNSEEN_VALUES = ("F13 where", "F19 running_var", "test_channels_with_one_value_left")
+"""Tests of errors that depend on values: on a GPU they are NaN instead, see test_cupy_values.py."""
+
+
+@cache
+def why_not() -> str | None:
+    """Return None if kernels can be emulated here, else the reason."""
+    if os.uname().machine != "x86_64":
+        return f"the emulation switches fibers in x86-64 assembly; this is {os.uname().machine}"
+    return None if shutil.which("g++") else "the emulation compiles kernels with g++, which is not installed"
+
+
+def run(*command: str, limit: int = 900) -> subprocess.CompletedProcess[str]:
+    """Run Python with the stand-in for CuPy; the output comes back as text."""
+    paths = [str(STAND_IN), str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "POLYBN_REQUIRE": "cupy"}
+    return subprocess.run(
+        [sys.executable, *command],
+        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=limit, check=False,
+    )  # fmt: skip
+
+
+def run_pytest(*arguments: str) -> str:
+    """Run pytest with the stand-in; return the last line it printed, and fail with all of it if it failed."""
+    finished = run("-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments)
+    assert finished.returncode == 0, finished.stdout[-6000:] + finished.stderr[-2000:]
+    return finished.stdout.strip().splitlines()[-1]

@@ -1,0 +1,61 @@
+"""The CUDA kernels, emulated: the tests of the contract and the conformance kit, on the same sources that a GPU runs.
+
+g++ compiles the kernels with tests/cuda_emulator, and a stand-in for CuPy's few names drives the whole Python side. It
+is arithmetic, control flow, indices and barriers that are tested; not the compiler, memory model and speed of a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests import emulation
+
+REASON = emulation.why_not()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+
+CONTRACT = (
+    "accuracy", "degenerate", "dispatch", "faults", "gradients", "lattice", "layer", "moments", "nan", "oracle",
+    "protocol", "purity", "range", "running_statistics", "second_order", "symmetries", "unusual", "where",
+)  # fmt: skip
+
+KIT = """
+import json
+from polybn import conformance
+report = conformance.check(conformance.resolve("polybn-cupy"), profile="dev", seed=1)
+print(json.dumps({
+    "name": report.info.version,
+    "failures": [f"{r.id}: {r.words}" for r in report.failures],
+    "grades": {g.dtype: g.letter for g in report.grades},
+    "passed": sum(r.status == "pass" for r in report.results),
+}))
+"""
+
+
+@pytest.mark.parametrize("module", CONTRACT)
+def test_the_contract_holds_emulated(module: str) -> None:
+    """What every backend is asked, but for 70,000 channels, of which the kit makes sure."""
+    line = emulation.run_pytest(f"tests/test_{module}.py", "-k", "cupy and not 70000")
+    passed = re.search(r"(\d+) passed", line)
+    assert passed, line
+    assert int(passed[1]) > 0
+
+
+@pytest.mark.parametrize("module", ["layouts", "values", "launches", "index"])
+def test_what_is_cupy_s_own_holds_emulated(module: str) -> None:
+    line = emulation.run_pytest(f"tests/test_cupy_{module}.py")
+    assert re.match(r"\d+ passed", line), line  # and none skipped
+
+
+def test_the_kit_passes_emulated() -> None:
+    """Class K or better in every dtype."""
+    finished = emulation.run("-c", KIT)
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    found = json.loads(finished.stdout.splitlines()[-1])
+    assert "emulated" in found["name"]
+    assert found["failures"] == []
+    assert set(found["grades"]) == {"float16", "bfloat16", "float32", "float64"}
+    assert set(found["grades"].values()) <= {"K", "S"}
+    assert found["passed"] > 50

@@ -1,0 +1,116 @@
+"""How the CuPy backend launches: one kernel a call, in the shapes planned, on the stream and device of its arrays.
+
+Emulated only: it reads what the stand-in for CuPy recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polybn
+from polybn.spec import BackendError
+from tests.cases import equal
+from tests.strategies import sample
+
+cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
+if "emulated" not in cupy.__version__:
+    pytest.skip("it reads what the emulation recorded", allow_module_level=True)
+
+
+@pytest.fixture
+def launches() -> Iterator[list[Any]]:
+    cupy.cuda.LAUNCHES.clear()
+    return cupy.cuda.LAUNCHES
+
+
+SHAPES = ((256, 6, 24, 24), (256, 120), (7, 3, 5), (2, 70, 3), (5, 3, 60_000))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("training", [True, False])
+def test_each_call_is_one_launch(launches: list[Any], shape: tuple[int, ...], training: bool) -> None:
+    case = sample(1, "float32", shape, training=training)
+    arrays = [cupy.array(a) for a in case.arrays().values()]
+    _, pullback = polybn.batch_norm_vjp(*arrays, training=training)
+    pullback(cupy.array(case.dy))
+    assert [name.partition("<")[0] for name, *_ in launches] == ["forward" if training else "inference", "backward"]
+
+
+def test_a_channel_too_large_for_one_block_is_shared_by_a_group(launches: list[Any]) -> None:
+    x = cupy.array(np.ones((1, 1, 50_000), np.float32))
+    polybn.batch_norm(x, training=True)
+    (_, blocks, together) = launches[0]
+    assert blocks > 1
+    assert together
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 2, 7])
+@pytest.mark.parametrize("shared", [40 << 10, 99 << 10])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_device_changes_a_bit(
+    monkeypatch: pytest.MonkeyPatch, multiprocessors: int, shared: int, dtype: str
+) -> None:
+    """Sums are cut along one tree, whatever the number of blocks and rounds that a device asks for."""
+    from polybn_cupy import launch
+
+    case = sample(4, dtype, (9, 3, 12_007), kappa=5.0)
+
+    def outcome() -> list[Any]:
+        launch._device.cache_clear()
+        launch._resident.cache_clear()
+        arrays = [cupy.array(a) for a in case.arrays().values()]
+        result, pullback = polybn.batch_norm_vjp(*arrays, training=True)
+        gradients = pullback(cupy.array(case.dy))
+        return [a.get() for a in (*result, *gradients[:3])]
+
+    base = outcome()
+    with monkeypatch.context() as patch:
+        patch.setitem(cupy.cuda.ATTRIBUTES, "MultiProcessorCount", multiprocessors)
+        patch.setitem(cupy.cuda.ATTRIBUTES, "MaxSharedMemoryPerBlockOptin", shared)
+        other = outcome()
+    launch._device.cache_clear()
+    launch._resident.cache_clear()
+    assert all(map(equal, base, other))
+
+
+def test_arrays_on_two_devices_are_refused() -> None:
+    x = cupy.array(np.ones((4, 3), np.float32))
+    with cupy.cuda.Device(1):
+        gamma = cupy.array(np.ones(3, np.float32))
+    words = r"polybn.batch_norm: all arrays must be on one device; got x: device 0, gamma: device 1 \(nothing is moved"
+    with pytest.raises(BackendError, match=words):
+        polybn.batch_norm(x, gamma, training=True)
+
+
+def test_host_arrays_are_refused() -> None:
+    x = cupy.array(np.ones((4, 3), np.float32))
+    with pytest.raises(BackendError, match="gamma: numpy"):
+        polybn.batch_norm(x, np.ones(3, np.float32), training=True)
+    with pytest.raises(BackendError, match=r"plain CuPy array; got numpy.ndarray .*gamma: numpy.ndarray"):
+        polybn.backend("cupy").batch_norm(x, np.ones(3, np.float32), training=True)
+
+
+def test_results_are_where_their_arguments_are() -> None:
+    with cupy.cuda.Device(1):
+        x = cupy.array(np.ones((4, 3), np.float32))
+    result, pullback = polybn.batch_norm_vjp(x, training=True)
+    assert result.y.device.id == 1
+    assert pullback(x).x.device.id == 1
+    assert cupy.cuda.runtime.getDevice() == 0
+
+
+def test_work_goes_to_the_current_stream(launches: list[Any]) -> None:
+    """A captured stream remembers the launches, and does them again."""
+    x = cupy.array(np.array([[1.0], [3.0]], np.float32))
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        y = polybn.batch_norm(x, training=True, eps=0).y
+        graph = stream.end_capture()
+    assert launches == []
+    graph.launch(stream)
+    assert y.get().tolist() == [[-1.0], [1.0]]
