@@ -1,4 +1,4 @@
-"""NVRTC through ctypes: compile a CUDA kernel for an architecture, on any machine. From the packages ``nvidia-cuda-*``."""
+"""NVRTC through ctypes, from the packages ``nvidia-cuda-*``: compile a CUDA kernel for an architecture, anywhere."""
 
 from __future__ import annotations
 

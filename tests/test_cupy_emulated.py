@@ -18,7 +18,8 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 CONTRACT = (
     "accuracy", "degenerate", "dispatch", "faults", "gradients", "lattice", "layer", "moments", "nan", "oracle",
-    "protocol", "purity", "range", "running_statistics", "second_order", "symmetries", "unusual", "where",
+    "program", "protocol", "purity", "range", "running_statistics", "second_order", "symmetries",
+    "unusual", "where",
 )  # fmt: skip
 
 KIT = """
@@ -43,7 +44,7 @@ def test_the_contract_holds_emulated(module: str) -> None:
     assert int(passed[1]) > 0
 
 
-@pytest.mark.parametrize("module", ["layouts", "values", "launches", "index"])
+@pytest.mark.parametrize("module", ["layouts", "values", "launches", "index", "program"])
 def test_what_is_cupy_s_own_holds_emulated(module: str) -> None:
     line = emulation.run_pytest(f"tests/test_cupy_{module}.py")
     assert re.match(r"\d+ passed", line), line  # and none skipped

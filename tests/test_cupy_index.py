@@ -79,5 +79,6 @@ def test_values_far_apart(training: bool) -> None:
     results = []
     for x in (near, far):
         result, pullback = polybn.batch_norm_vjp(x, *vectors, training=training)
-        results.append([a.get() for a in (*result, *pullback(cupy.array(case.dy))[:3])])
+        outputs: list[Any] = [*result, *pullback(cupy.array(case.dy))[:3]]
+        results.append([a.get() for a in outputs])
     assert all(map(equal, *results))

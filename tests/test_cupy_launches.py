@@ -5,7 +5,6 @@ Emulated only: it reads what the stand-in for CuPy recorded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,10 @@ if "emulated" not in cupy.__version__:
 
 
 @pytest.fixture
-def launches() -> Iterator[list[Any]]:
-    cupy.cuda.LAUNCHES.clear()
-    return cupy.cuda.LAUNCHES
+def launches() -> list[Any]:
+    recorded: list[Any] = cupy.cuda.LAUNCHES
+    recorded.clear()
+    return recorded
 
 
 SHAPES = ((256, 6, 24, 24), (256, 120), (7, 3, 5), (2, 70, 3), (5, 3, 60_000))
@@ -65,7 +65,8 @@ def test_no_device_changes_a_bit(
         arrays = [cupy.array(a) for a in case.arrays().values()]
         result, pullback = polybn.batch_norm_vjp(*arrays, training=True)
         gradients = pullback(cupy.array(case.dy))
-        return [a.get() for a in (*result, *gradients[:3])]
+        outputs: list[Any] = [*result, *gradients[:3]]
+        return [a.get() for a in outputs]
 
     base = outcome()
     with monkeypatch.context() as patch:

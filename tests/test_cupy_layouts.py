@@ -1,4 +1,4 @@
-"""Clause S1 for CuPy: neither memory layout nor the way a problem is shared out changes a bit. Emulated, or on a GPU."""
+"""Clause S1 for CuPy: neither memory layout nor how a problem is shared out changes a bit. Emulated, or on a GPU."""
 
 from __future__ import annotations
 

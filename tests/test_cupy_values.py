@@ -30,7 +30,7 @@ def test_an_impossible_variance_spoils_its_channel(dtype: str, value: float) -> 
         array, other = getattr(got, name), getattr(base, name)
         assert np.isnan(array[:, 2]).all(), name
         assert np.array_equal(np.delete(array, 2, 1), np.delete(other, 2, 1)), name
-    vectors = [b.asarray(v) for v in (case.gamma, case.beta, case.running_mean, spoiled)]
+    vectors = [b.asarray(v) for v in (case.gamma, case.beta, case.running_mean, spoiled) if v is not None]
     for part in polybn.fold(*vectors):
         assert np.flatnonzero(np.isnan(b.to_numpy(part))).tolist() == [2]
 
@@ -62,7 +62,7 @@ def test_no_values_come_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training, inference and derivatives copy nothing back and wait for nothing."""
     case = sample(1, "float32", (7, 3, 5))
     b = polybn.backend("cupy")
-    arrays = [b.asarray(a) for a in case.arrays().values()]
+    arrays = [b.asarray(a) for a in case.arrays().values() if a is not None]
     dy, mask = b.asarray(case.dy), b.asarray(case.x > 0)
 
     def refuse(*_: object, **__: object) -> None:

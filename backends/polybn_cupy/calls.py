@@ -1,4 +1,4 @@
-"""One call, from arrays to a launch: what ``forward.cu``, ``backward.cu``, ``second.cu`` and ``inference.cu`` are given."""
+"""One call, from arrays to a launch of ``forward.cu``, ``backward.cu``, ``second.cu`` or ``inference.cu``."""
 
 from __future__ import annotations
 
@@ -77,8 +77,11 @@ def train(
     momentum: float = 0.0,
     unbiased: bool = False,
     sigmoid: bool = False,
-) -> None:
-    """Launch ``forward`` of forward.cu; ``y`` None measures only. The outputs are named as in its arguments."""
+) -> Array | None:
+    """Launch ``forward`` of forward.cu; ``y`` None measures only. The outputs are named as in its arguments.
+
+    The result is memory that the launch uses: it goes back to this stream's pool, unless a graph is to launch again.
+    """
     together = [array for array in (x, y, mask) if array is not None]
     layout = lay_out(together, problem.axis)
     length = vector_length(layout, [array for array in (x, y) if array is not None])
@@ -94,7 +97,7 @@ def train(
         struct.pack("<3d2q", eps, momentum, 1 - momentum, unbiased, sigmoid), group,
     ))  # fmt: skip
     launch.run(compiled, tiling, arguments)
-    del mail  # not earlier: what the launch uses belongs to this stream until here
+    return mail
 
 
 def infer(
@@ -143,8 +146,11 @@ def pointers(*arrays: Array | None) -> bytes:
     return struct.pack(f"<{len(arrays)}Q", *(0 if array is None else array.data.ptr for array in arrays))
 
 
-def sweep(call: Call, name: str, inputs: tuple[Array, ...], outputs: tuple[Array, ...], tail: bytes) -> None:
-    """Launch a kernel of ``kernels/sums.cuh``; the tail is what its struct holds after the arrays."""
+def sweep(call: Call, name: str, inputs: tuple[Array, ...], outputs: tuple[Array, ...], tail: bytes) -> Array | None:
+    """Launch a kernel of ``kernels/sums.cuh``; the tail is what its struct holds after the arrays.
+
+    The result is as that of :func:`train`.
+    """
     x, mask = call.x, () if call.where is None else (call.where,)
     layout = lay_out((*inputs, *outputs, *mask), call.problem.axis)
     length = vector_length(layout, (*inputs, *outputs))
@@ -158,4 +164,4 @@ def sweep(call: Call, name: str, inputs: tuple[Array, ...], outputs: tuple[Array
         pack_vector(call.counts), group, *packed[len(inputs) : -1], tail,
     ))  # fmt: skip
     launch.run(compiled, tiling, arguments)
-    del mail
+    return mail

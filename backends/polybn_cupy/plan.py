@@ -41,8 +41,8 @@ class Tiling(NamedTuple):
         sizes = layout.sizes
         return struct.pack(
             f"<{3 + MOST_AXES + 9}q", layout.channels, layout.count, len(sizes), *sizes,
-            *[0] * (MOST_AXES - len(sizes)), layout.wide, self.channels, self.chunks, self.rounds, self.members, layout.channels_inner,
-            self.channel_pitch, self.position_pitch, self.tile_bytes,
+            *[0] * (MOST_AXES - len(sizes)), layout.wide, self.channels, self.chunks, self.rounds, self.members,
+            layout.channels_inner, self.channel_pitch, self.position_pitch, self.tile_bytes,
         )  # fmt: skip
 
 

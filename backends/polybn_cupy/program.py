@@ -1,13 +1,241 @@
-"""A network description as a CuPy program."""
+"""A network description as a CuPy program: one training step is a CUDA graph, replayed for every batch of an epoch."""
 
 from __future__ import annotations
 
-from typing import NoReturn
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
+import cupy
+import numpy as np
+from numpy.typing import NDArray
+
+from polybn import networks
 from polybn.networks import Network
-from polybn.spec import BackendError, State
+from polybn.spec import BackendError, DomainError, ShapeError, State, Steps
+from polybn_cupy import calls, launch, layers
+from polybn_cupy.layers import Layer, Variables
+from polybn_cupy.plan import THREADS
+
+Array = Any
+
+REPORT = 64
+"""Steps between two reports: each waits for the device once."""
 
 
-def compile(network: Network, state: State, *, batch_size: int) -> NoReturn:
-    """Refuse: networks do not train on this backend yet."""
-    raise BackendError("polybn.train: backend must be one that trains networks; got 'cupy' (it has batch norm alone)")
+class Data(NamedTuple):
+    """Images and labels on the device, and what a program keeps with them; addresses never change."""
+
+    images: Array
+    labels: Array
+    order: Array
+    trained: Array
+    """Images and steps that are done, in this epoch."""
+    scored: Array
+    """The same of a pass in inference, which may come between two steps."""
+    losses: Array
+    """Of shape (steps, 2): mean loss, and how many labels were right."""
+    scores: Array
+    graphs: dict[tuple[int, bool], Any]
+    """By batch size, and whether in training."""
+
+
+def compile(network: Network, state: State, *, batch_size: int) -> CupyProgram:
+    """Turn a network and its state, which is copied to the device, into a program; see :class:`polybn.spec.Program`.
+
+    Parameters
+    ----------
+    network : Network
+    state : dict of str to ndarray
+        float32, by the names that :func:`polybn.networks.initial_state` gives.
+    batch_size : int
+        Images in a training step.
+
+    Raises
+    ------
+    BackendError
+        For ``norm="native"``: CuPy has no batch norm of its own.
+    DomainError
+        If the batch size is not positive, or a pool is larger than 15 x 15.
+    ShapeError
+        If the layers do not fit each other, or the last one does not give a score for each class.
+    """
+    if any(isinstance(layer, networks.BatchNorm) and layer.implementation == "native" for layer in network.layers):
+        raise BackendError(
+            "polybn.train: norm must be 'spec' or None on the cupy backend; got 'native' "
+            "(CuPy has no batch norm of its own; jax and mxnet have one)"
+        )
+    *_, last = networks.rows(network)
+    if len(last.output_shape) != 1:
+        raise ShapeError(
+            f"polybn.train: the last layer must give one score for each class, (classes,); got {last.output_shape} "
+            f"from {last.name} (end the network with a Dense layer)"
+        )
+    if batch_size < 1:
+        raise DomainError(f"polybn.train: batch_size must be 1 or more; got {batch_size} (images in a training step)")
+    return CupyProgram(network, state, batch_size)
+
+
+class CupyProgram:
+    """A compiled network; fits :class:`polybn.spec.Program`. It lives on the device that was current at first."""
+
+    def __init__(self, network: Network, state: State, batch_size: int) -> None:
+        self._network, self._batch_size = network, batch_size
+        self._device = cupy.cuda.Device()
+        self._stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
+        with self._stream:
+            self._state = {name: cupy.array(np.asarray(value, np.float32)) for name, value in state.items()}
+            self._rate = cupy.zeros(1, np.float32)
+        self._classes = networks.rows(network)[-1].output_shape[0]
+        self._chains: dict[int, Chain] = {}
+
+    def place(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Data:
+        """Copy images ``(N, C, H, W)`` and labels ``(N,)`` to the device, as bytes."""
+        count = len(labels)
+        with self._device, self._stream:
+            return Data(
+                cupy.array(np.ascontiguousarray(images)), cupy.array(np.ascontiguousarray(labels)),
+                cupy.zeros(count, np.int64), cupy.zeros(2, np.int64), cupy.zeros(2, np.int64),
+                cupy.zeros((count, 2), np.float64), cupy.zeros((count, self._classes), np.float32), {},
+            )  # fmt: skip
+
+    def train_epoch(self, data: Data, order: NDArray[np.int64], *, learning_rate: float) -> Iterator[Steps]:
+        """Run SGD in the given order; the host waits for every 64th step, to report."""
+        sizes = self._sizes(len(order))
+        with self._device, self._stream:
+            data.order[: len(order)].set(np.ascontiguousarray(order, np.int64))
+            self._rate.fill(np.float32(learning_rate))
+            data.trained.fill(0)
+        for first in range(0, len(sizes), REPORT):
+            part = sizes[first : first + REPORT]
+            with self._device, self._stream:
+                for n in part:
+                    self._graph(data, n, training=True).launch(self._stream)
+                found = data.losses[first : first + len(part)].get()
+            yield Steps(found[:, 0].copy(), found[:, 1].astype(np.int64), np.array(part, np.int64))
+
+    def logits(self, data: Data) -> NDArray[np.float32]:
+        """Return class scores ``(N, classes)`` in inference mode."""
+        with self._device, self._stream:
+            data.scored.fill(0)
+            for n in self._sizes(data.labels.size):
+                self._graph(data, n, training=False).launch(self._stream)
+            return np.asarray(data.scores.get())
+
+    def state(self) -> State:
+        """Copy every parameter and running statistic to the host."""
+        with self._device, self._stream:
+            return {name: np.asarray(value.get()) for name, value in self._state.items()}
+
+    def _sizes(self, count: int) -> list[int]:
+        return [min(self._batch_size, count - start) for start in range(0, count, self._batch_size)]
+
+    def _graph(self, data: Data, n: int, *, training: bool) -> Any:
+        """Return the graph of one step on ``n`` images, captured when it is first asked for."""
+        key = (n, training)
+        if key not in data.graphs:
+            if n not in self._chains:
+                self._chains[n] = Chain(self._network, self._state, self._rate, n)
+            chain = self._chains[n]
+            # Kernels are compiled by a run that does nothing but launch: on copies of the state it changes.
+            self._rehearse(chain, data, training=training)
+            self._stream.begin_capture()
+            chain.step(data, training=training)
+            data.graphs[key] = self._stream.end_capture()
+        return data.graphs[key]
+
+    def _rehearse(self, chain: Chain, data: Data, *, training: bool) -> None:
+        """Run a step, so that every kernel is loaded before a capture, and put everything back."""
+        touched = [*self._state.values(), data.trained, data.scored, data.losses, data.scores]
+        before = [array.copy() for array in touched]
+        chain.step(data, training=training)
+        for array, old in zip(touched, before, strict=True):
+            cupy.copyto(array, old)
+
+
+class Chain:
+    """The layers of a network with buffers for batches of ``n`` images."""
+
+    def __init__(self, network: Network, state: dict[str, Array], rate: Array, n: int) -> None:
+        self._n = n
+        self._x = cupy.empty((n, *network.input_shape), np.float32)
+        rows = networks.rows(network)
+        self._classes = rows[-1].output_shape[0]
+        self._gradient = cupy.empty((n, self._classes), np.float32)
+        plan = list(_plan(rows))
+        trained = [has_parameters for _, has_parameters in plan]
+        self._first = trained.index(True) if any(trained) else len(plan)
+        self._layers = [build(state, rate, n, place == self._first) for place, (build, _) in enumerate(plan)]
+
+    def step(self, data: Data, *, training: bool) -> None:
+        """Launch all kernels of one step: forward, loss and descent in training, else forward and delivery."""
+        self._batch("gather", data, None, blocks=-(-self._x.size // THREADS), ordered=training)
+        x = self._x
+        for layer in self._layers:
+            x = layer.forward(x, training=training)
+        if not training:
+            self._batch("deliver", data, x, blocks=1, ordered=False)
+            return
+        self._batch("judge", data, x, blocks=1, ordered=True)
+        dy = self._gradient
+        for layer in reversed(self._layers[self._first :]):
+            dy = layer.backward(dy)
+
+    def _batch(self, name: str, data: Data, logits: Array | None, *, blocks: int, ordered: bool) -> None:
+        pixels = self._x.size // self._n
+        arguments = struct.pack("<3q", self._n, pixels, self._classes) + calls.pointers(
+            data.images, data.labels, data.order if ordered else None,
+            data.trained if ordered else data.scored, self._x, logits, self._gradient,
+            data.scores, data.losses,
+        )  # fmt: skip
+        launch.kernel("network.cu", name)(blocks, arguments, shared=16 * THREADS)
+
+
+Build = Callable[[dict[str, Array], Array, int, bool], Layer]
+
+
+def _plan(rows: list[networks.Row]) -> Iterator[tuple[Build, bool]]:
+    """Yield how to build each layer, and whether it has parameters; a sigmoid and the pool after it become one."""
+    i = 0
+    while i < len(rows):
+        row = rows[i]
+        following = rows[i + 1].layer if i + 1 < len(rows) else None
+        if isinstance(row.layer, networks.Sigmoid) and isinstance(following, networks.MaxPool):
+            yield _pool(row, following.size, sigmoid=True), False
+            i += 2
+            continue
+        match row.layer:
+            case networks.Sigmoid():
+                yield _pool(row, 1, sigmoid=True), False
+            case networks.MaxPool(size):
+                yield _pool(row, size, sigmoid=False), False
+            case _:
+                yield _parametrized(row), True
+        i += 1
+
+
+def _pool(row: networks.Row, size: int, *, sigmoid: bool) -> Build:
+    if size > 15:
+        raise DomainError(f"polybn.train: a MaxPool must have a size of 15 at most on the cupy backend; got {size}")
+    return lambda _state, _rate, n, _first: layers.Pool(_cube(row.input_shape), n, size=size, sigmoid=sigmoid)
+
+
+def _parametrized(row: networks.Row) -> Build:
+    def build(state: dict[str, Array], rate: Array, n: int, first: bool) -> Layer:
+        own = {name.partition(".")[2]: array for name, array in state.items() if name.startswith(row.name + ".")}
+        variables, shape = Variables(own, rate), _cube(row.input_shape)
+        match row.layer:
+            case networks.Convolution(_, kernel):
+                return layers.Convolution(variables, shape, (kernel, kernel), n, first=first)
+            case networks.BatchNorm(_, momentum, eps):
+                return layers.BatchNorm(variables, shape, n, momentum=momentum, eps=eps)
+            case _:
+                return layers.Convolution(variables, shape, (shape[1], shape[2]), n, first=first)
+
+    return build
+
+
+def _cube(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return channels, height and width; features are channels of one pixel."""
+    channels, height, width = (*shape, 1, 1)[:3]
+    return channels, height, width

@@ -19,6 +19,8 @@ COUNTS = {
 }  # fmt: skip
 """Integers by kind and width: the platform's names for one width differ."""
 
+NETWORK = ("convolve", "weigh", "spread", "pool", "unpool", "gather", "judge", "deliver", "descend")
+
 _FOLDER = Path(__file__).parent / "kernels"
 _INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 
@@ -51,3 +53,5 @@ def instances() -> Iterator[tuple[str, str]]:
         yield "vectors.cu", f"fold<{real}>"
         for count in COUNTS.values():
             yield "vectors.cu", f"merge<{count}, {real}>"
+    for kernel in NETWORK:
+        yield "network.cu", kernel

@@ -41,7 +41,7 @@ __device__ Node shuffled(const Node& node, int step) {
 }
 
 // Join leaf(0) to leaf(width - 1), each of them read once; width is a power of two. All lanes of a warp take part, and
-// lane 0 holds the result.
+// lane 0, left of all others, holds the result.
 template <class Node, class Leaf>
 __device__ __noinline__ Node tree(int width, Leaf leaf) {
     constexpr int LEVELS = 16;
@@ -53,10 +53,7 @@ __device__ __noinline__ Node tree(int width, Leaf leaf) {
         for (int rest = k; rest & 1; rest >>= 1) node = join(waiting[level++], node);
         waiting[level] = node;
     }
-    for (int step = 1; step < lanes; step *= 2) {
-        const Node other = shuffled(node, step);
-        node = lane() & step ? join(other, node) : join(node, other);
-    }
+    for (int step = 1; step < lanes; step *= 2) node = join(node, shuffled(node, step));
     return node;
 }
 

@@ -59,11 +59,21 @@ def broadcast_to(a: ndarray, shape: tuple[int, ...]) -> ndarray:
     return a.view_of(np.broadcast_to(a.host, shape))
 
 
+def copyto(target: ndarray, source: ndarray) -> None:
+    """Copy on the device."""
+
+    def go() -> None:
+        target.host[...] = source.host
+
+    cuda.get_current_stream().do(go)
+
+
 __all__ = [
     "RawModule",
     "array",
     "asarray",
     "broadcast_to",
+    "copyto",
     "cuda",
     "empty",
     "empty_like",

@@ -1,0 +1,159 @@
+"""The layers of a network on the device, forward and backward, each in buffers of its own that last.
+
+A layer's ``forward`` and ``backward`` launch kernels and nothing else, on addresses that never change: so a CUDA graph
+can do it all again. Activations have shape ``(n, channels, height, width)``, those of dense layers 1 x 1.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any, NamedTuple, TypeAlias
+
+import cupy
+import numpy as np
+
+from polybn.arguments import Problem
+from polybn_cupy import calls, launch
+from polybn_cupy.plan import THREADS
+
+Array: TypeAlias = Any
+Shape: TypeAlias = tuple[int, ...]
+
+ROWS, COLUMNS, DEPTH = 16, 64, 16  # of network.cu
+SLICES = 64
+"""Of a batch's outputs, for the gradients of weights: enough blocks for a large device."""
+
+
+class Variables(NamedTuple):
+    """One layer's arrays by short name: ``weight``, ``bias``, ``gamma``, ``running_mean`` ..."""
+
+    values: dict[str, Array]
+    rate: Array
+    """The learning rate, on the device."""
+
+
+def each(name: str, size: int, arguments: bytes) -> None:
+    """Launch a kernel of network.cu with a thread for each element."""
+    launch.kernel("network.cu", name)(-(-size // THREADS), arguments)
+
+
+def descend(rate: Array, weight: Array, bias: Array | None, gradient: Array, slices: int) -> None:
+    """Take a step down the gradient, which is the sum of its slices."""
+    rows, columns = weight.shape[0], math.prod(weight.shape[1:])
+    arguments = struct.pack("<3q", rows, columns, slices) + calls.pointers(weight, bias, gradient, rate)
+    each("descend", rows * (columns + (bias is not None)), arguments)
+
+
+class Convolution:
+    """A convolution, or a dense layer, whose kernel is as large as its input."""
+
+    def __init__(self, variables: Variables, shape: Shape, kernel: tuple[int, int], n: int, *, first: bool) -> None:
+        self._variables = variables
+        channels, height, width = shape
+        weight = variables.values["weight"]
+        features, taps = weight.shape[0], math.prod(weight.shape[1:])
+        out = (height - kernel[0] + 1, width - kernel[1] + 1)
+        outputs = n * out[0] * out[1]
+        self._slices = min(SLICES, -(-outputs // DEPTH))
+        self.y = cupy.empty((n, features, *out), np.float32)
+        self._dx = None if first else cupy.empty((n, *shape), np.float32)
+        self._partials = cupy.empty((self._slices, features, taps + 1), np.float32)
+        self._shape = struct.pack("<8q", n, channels, height, width, features, *kernel, self._slices)
+        self._tiles = {
+            "convolve": _tiles(features, outputs),
+            "weigh": _tiles(features, taps + 1) * self._slices,
+            "spread": _tiles(channels, n * height * width),
+        }
+
+    def forward(self, x: Array, *, training: bool) -> Array:
+        """Return the layer's output."""
+        del training
+        self._x = x
+        self._launch("convolve", None)
+        return self.y
+
+    def backward(self, dy: Array) -> Array | None:
+        """Return the gradient of the input, and step down that of weights and bias."""
+        self._launch("weigh", dy)
+        if self._dx is not None:
+            self._launch("spread", dy)
+        values = self._variables.values
+        descend(self._variables.rate, values["weight"], values["bias"], self._partials, self._slices)
+        return self._dx
+
+    def _launch(self, name: str, dy: Array | None) -> None:
+        values = self._variables.values
+        arrays = (self._x, values["weight"], values["bias"], dy, self.y, self._dx, self._partials)
+        shared = 4 * (ROWS * (DEPTH + 1) + DEPTH * COLUMNS)
+        launch.kernel("network.cu", name)(self._tiles[name], self._shape + calls.pointers(*arrays), shared=shared)
+
+
+class BatchNorm:
+    """The specification's batch norm, by the kernels of :func:`polybn_cupy.batch_norm`, with its state in place."""
+
+    def __init__(self, variables: Variables, shape: Shape, n: int, *, momentum: float, eps: float) -> None:
+        self._values, self._rate = variables
+        self._momentum, self._eps = float(momentum), float(eps)
+        self._problem = Problem(1, shape[0], n * math.prod(shape[1:]), "float32")
+        self._y, self._dx = (cupy.empty((n, *shape), np.float32) for _ in range(2))
+        self._normalizers = cupy.empty((4, shape[0]), np.float32)
+        self._dgamma, self._dbeta = (cupy.empty(shape[0], np.float32) for _ in range(2))
+        self._mail: list[Array] = []
+
+    def forward(self, x: Array, *, training: bool) -> Array:
+        """Normalize; in training by the batch's statistics, which the running ones take in."""
+        gamma, beta, mean, var = (self._values[name] for name in ("gamma", "beta", "running_mean", "running_var"))
+        vectors = (gamma, beta, mean, var)
+        if not training:
+            calls.infer(x, self._y, None, self._problem, vectors=vectors, outputs={}, eps=self._eps)
+            return self._y
+        self._x = x
+        outputs = {"new_mean": mean, "new_var": var, "normalizers": self._normalizers}
+        self._keep(calls.train(
+            x, self._y, None, self._problem, vectors=vectors, outputs=outputs, eps=self._eps, momentum=self._momentum,
+        ))  # fmt: skip
+        return self._y
+
+    def backward(self, dy: Array) -> Array:
+        """Return the gradient of the input, and step down those of gamma and beta."""
+        gamma, beta = self._values["gamma"], self._values["beta"]
+        call = calls.Call(self._x, gamma, beta, None, self._normalizers, None, self._problem, training=True)
+        tail = calls.pointers(self._dgamma, self._dbeta, None, None) + struct.pack("<q", 1)
+        self._keep(calls.sweep(call, "backward", (self._x, dy), (self._dx,), tail))
+        for vector, gradient in ((gamma, self._dgamma), (beta, self._dbeta)):
+            descend(self._rate, vector, None, gradient, 1)
+        return self._dx
+
+    def _keep(self, mail: Array | None) -> None:
+        """Keep what a captured launch uses; a layer is run once to load its kernels, and captured once or twice."""
+        self._mail.append(mail)
+
+
+class Pool:
+    """Maximum over squares, a sigmoid, or the one after the other."""
+
+    def __init__(self, shape: Shape, n: int, *, size: int, sigmoid: bool) -> None:
+        channels, height, width = shape
+        self._y = cupy.empty((n, channels, height // size, width // size), np.float32)
+        self._dx = cupy.empty((n, *shape), np.float32)
+        self._winner = cupy.empty(self._y.shape, np.uint8)
+        self._shape = struct.pack("<5q", n * channels, height, width, size, sigmoid)
+
+    def forward(self, x: Array, *, training: bool) -> Array:
+        """Return the layer's output."""
+        del training
+        each("pool", self._y.size, self._shape + calls.pointers(x, None, self._y, None, self._winner))
+        return self._y
+
+    def backward(self, dy: Array) -> Array:
+        """Return the gradient of the input."""
+        each("unpool", self._dx.size, self._shape + calls.pointers(None, dy, self._y, self._dx, self._winner))
+        return self._dx
+
+
+Layer: TypeAlias = Convolution | BatchNorm | Pool
+
+
+def _tiles(rows: int, columns: int) -> int:
+    return -(-rows // ROWS) * -(-columns // COLUMNS)

@@ -1,0 +1,62 @@
+"""The CuPy program: one graph a step, and the losses of NumPy's program. Emulated, or on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polybn
+from polybn import fashion_mnist, networks
+from polybn.spec import BackendError
+
+cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
+EMULATED = "emulated" in cupy.__version__
+STEPS, BATCH = 50, 16
+
+
+def losses(backend: str, norm: networks.Norm) -> np.ndarray:
+    data, network = fashion_mnist.load("sample"), networks.lenet(norm)
+    module = polybn.backend(backend)
+    program = module.compile(network, networks.initial_state(network, 3), batch_size=BATCH)
+    placed = program.place(data.train_images, data.train_labels)
+    order = networks.epoch_order(3, 1, len(data.train_labels))[: STEPS * BATCH]
+    reports = list(program.train_epoch(placed, order, learning_rate=0.5))
+    assert sum(len(report.losses) for report in reports) == STEPS
+    return np.concatenate([report.losses for report in reports])
+
+
+@pytest.mark.parametrize("norm", ["spec", None])
+def test_fifty_steps_on_real_images_are_those_of_numpy(norm: networks.Norm) -> None:
+    """Each loss within 1e-3: rounding differs, and training multiplies the difference step by step."""
+    ours, reference = losses("cupy", norm), losses("numpy", norm)
+    assert np.abs(ours - reference).max() <= 1e-3
+    assert reference[-5:].mean() < reference[:5].mean() + (0.5 if norm is None else 0)
+
+
+def test_cupy_has_no_batch_norm_of_its_own() -> None:
+    network = networks.lenet("native")
+    with pytest.raises(
+        BackendError, match=r"^polybn\.train: norm must be 'spec' or None on the cupy backend; got 'nat"
+    ):
+        polybn.backend("cupy").compile(network, networks.initial_state(network, 0), batch_size=4)
+
+
+@pytest.mark.skipif(not EMULATED, reason="it reads what the emulation recorded")
+def test_a_step_is_one_graph() -> None:
+    """Two sizes of batch are captured once each; an epoch replays them, and its batch norms are one launch each way."""
+    rng, network = np.random.default_rng(0), networks.lenet()
+    images, labels = rng.integers(0, 256, (10, 1, 28, 28), np.uint8), rng.integers(0, 10, 10, np.uint8)
+    program: Any = polybn.backend("cupy").compile(network, networks.initial_state(network, 0), batch_size=4)
+    data = program.place(images, labels)
+    list(program.train_epoch(data, np.arange(10), learning_rate=0.1))
+    assert set(data.graphs) == {(4, True), (2, True)}
+    cupy.cuda.LAUNCHES.clear()
+    graphs = dict(data.graphs)
+    list(program.train_epoch(data, np.arange(10), learning_rate=0.1))
+    assert data.graphs == graphs
+    names = [name.partition("<")[0] for name, *_ in cupy.cuda.LAUNCHES]
+    assert names.count("gather") == names.count("judge") == 3
+    assert names.count("forward") == names.count("backward") == 3 * 4
+    assert len(names) == 3 * 39
