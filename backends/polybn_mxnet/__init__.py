@@ -1,0 +1,56 @@
+"""The MXNet backend: the specification on NDArrays of either kind, on a current Python."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polybn_mxnet import memory
+from polybn_mxnet.batch_norm import batch_norm, batch_norm_vjp, fold, merge_moments, moments
+from polybn_mxnet.compat import mxnet as mx
+from polybn_mxnet.program import compile
+
+name = "mxnet"
+
+
+def why_not() -> str | None:
+    """Return None if MXNet computed a batch norm here, in its current context, else what came out."""
+    y = batch_norm(asarray(np.array([[1.0], [3.0]])), training=True, eps=0).y.asnumpy()
+    return None if y.tolist() == [[-1.0], [1.0]] else f"batch_norm of [1, 3] gave {y.tolist()}"
+
+
+def describe() -> dict[str, str]:
+    """Return the versions and the context that results depend on."""
+    return {"mxnet": mx.__version__, "numpy": np.__version__, "device": str(mx.context.current_context())}
+
+
+def asarray(host: NDArray[Any], /) -> Any:
+    """Copy a NumPy array to an ``mxnet.nd.NDArray`` in the current context."""
+    with memory.zero_sizes():
+        new = mx.nd.empty(host.shape, dtype=host.dtype)
+        if host.size:
+            new[:] = mx.nd.array(host, dtype=host.dtype)
+    return new
+
+
+def to_numpy(array: Any, /) -> NDArray[Any]:
+    """Copy an array to the host."""
+    host: NDArray[Any] = array.asnumpy()
+    return host
+
+
+__all__ = [
+    "asarray",
+    "batch_norm",
+    "batch_norm_vjp",
+    "compile",
+    "describe",
+    "fold",
+    "merge_moments",
+    "moments",
+    "name",
+    "to_numpy",
+    "why_not",
+]

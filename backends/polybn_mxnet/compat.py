@@ -1,0 +1,218 @@
+"""MXNet 1.9.1 as it was released, imported by today's Python and beside today's NumPy.
+
+MXNet's last release asks NumPy for names that NumPy has removed since, some while it is imported and some
+when a function is called. Its modules are therefore given a view of NumPy of their own: all of NumPy, and the
+lost names. NumPy itself and the files of MXNet are left as they are, and an MXNet that was imported before
+is, too.
+"""
+
+from __future__ import annotations
+
+import builtins
+import ctypes
+import importlib
+import sys
+import warnings
+from importlib import metadata
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+CUDA_BUILD = "mxnet-cu112"
+CUDA_LIBRARIES = {
+    "cuda_runtime": "libcudart.so.11.0",
+    "cuda_nvrtc": "libnvrtc.so.11.2",
+    "cublas": "libcublas.so.11",
+    "curand": "libcurand.so.10",
+    "cufft": "libcufft.so.10",
+    "cusolver": "libcusolver.so.11",
+    "cudnn": "libcudnn.so.8",
+    "nccl": "libnccl.so.2",
+}
+"""What MXNet's CUDA build is linked to: folders of the package ``nvidia`` and names of libraries, in the order
+in which they need each other."""
+
+
+def _gone(*_: object, **__: object) -> None:
+    raise NotImplementedError("NumPy has removed this function")
+
+
+_CORE = SimpleNamespace(numeric=SimpleNamespace())
+if hasattr(numpy.lib, "array_utils"):  # NumPy 2, where numpy.core still answers, with a warning
+    _CORE.numeric.normalize_axis_tuple = numpy.lib.array_utils.normalize_axis_tuple
+
+LOST: dict[str, Any] = {
+    **{"bool": numpy.bool_, "int": int, "float_": numpy.float64, "PZERO": 0.0, "NZERO": -0.0, "NINF": -numpy.inf},
+    **dict.fromkeys(("PINF", "Inf", "Infinity", "infty"), numpy.inf),
+    **dict.fromkeys(("NaN", "NAN"), numpy.nan),
+    **{"product": numpy.prod, "cumproduct": numpy.cumprod, "alltrue": numpy.all, "sometrue": numpy.any},
+    **{"in1d": numpy.isin, "row_stack": numpy.vstack, "round_": numpy.round},
+    **{"trapz": getattr(numpy, "trapezoid", _gone), "msort": lambda a: numpy.sort(a, axis=0)},
+    **dict.fromkeys(("mirr", "npv", "pmt", "ppmt", "pv", "rate"), _gone),
+    "compat": SimpleNamespace(basestring=str),
+}
+"""Names that MXNet asks NumPy for and that some NumPy no longer has, with what they meant."""
+
+
+def numpy_as_it_was() -> ModuleType:
+    """Return a module that has everything that NumPy has, and the names that it has lost."""
+    lost = {name: value for name, value in LOST.items() if name not in vars(numpy)}
+    if hasattr(numpy.lib, "array_utils"):
+        lost["core"] = _CORE
+    return _view(numpy, lost)
+
+
+def scipy_as_it_was(scipy: ModuleType) -> ModuleType:
+    """Return a module like ``scipy`` whose ``sparse.csr`` does not warn."""
+    matrices = SimpleNamespace(csr_matrix=scipy.sparse.csr_matrix)
+    return _view(scipy, {"sparse": _view(scipy.sparse, {"csr": matrices})})
+
+
+def _view(module: ModuleType, changes: dict[str, Any]) -> ModuleType:
+    view = ModuleType(module.__name__, module.__doc__)
+    vars(view).update({**vars(module), **changes})
+    vars(view)["__getattr__"] = lambda name: getattr(module, name)  # submodules that are imported later
+    return view
+
+
+class OldImports:
+    """A finder for MXNet's modules, those that are imported later among them, that shows them NumPy and SciPy as they were."""
+
+    def __init__(self) -> None:
+        old_numpy = numpy_as_it_was()
+
+        def import_(name: str, *arguments: Any, **options: Any) -> ModuleType:
+            module = builtins.__import__(name, *arguments, **options)
+            if module is numpy:
+                return old_numpy
+            return scipy_as_it_was(module) if name == "scipy.sparse" and module.__name__ == "scipy" else module
+
+        self._builtins = {**vars(builtins), "__import__": import_}
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Find a module of MXNet as Python does, and exchange the loader."""
+        if name.partition(".")[0] != "mxnet":
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and type(spec.loader) is SourceFileLoader:
+            spec.loader = _Loader(name, spec.loader.path, self._builtins)
+        return spec
+
+
+class _Loader(SourceFileLoader):
+    def __init__(self, name: str, path: str, old_builtins: dict[str, Any]) -> None:
+        super().__init__(name, path)
+        self._builtins = old_builtins
+
+    def exec_module(self, module: ModuleType) -> None:
+        # An import statement looks up __import__ in the __builtins__ of its module:
+        # https://docs.python.org/3/reference/executionmodel.html#builtins-and-restricted-execution
+        vars(module)["__builtins__"] = self._builtins
+        super().exec_module(module)
+
+
+def import_mxnet() -> ModuleType:
+    """Import MXNet, or say what is missing.
+
+    Returns
+    -------
+    module
+        ``mxnet``; the one that is there already, if there is one.
+
+    Raises
+    ------
+    ImportError
+        If MXNet, distutils or a CUDA library of MXNet's CUDA build is not installed; the message says what to install.
+
+    Examples
+    --------
+    >>> from polybn_mxnet.compat import import_mxnet
+    >>> import_mxnet().nd.ones(2).asnumpy().tolist()
+    [1.0, 1.0]
+    """
+    if "mxnet" in sys.modules:
+        return sys.modules["mxnet"]
+    _require_distutils()
+    cuda = _has_cuda_build()
+    missing = list(load_cuda_libraries(_nvidia_folders())) if cuda else []
+    finder = OldImports()
+    sys.meta_path.insert(0, finder)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # escapes in strings, identity with literals: none concerns the user
+            return importlib.import_module("mxnet")
+    except ModuleNotFoundError as error:
+        sys.meta_path.remove(finder)
+        if error.name != "mxnet":
+            raise
+        raise ImportError(
+            "polybn_mxnet: mxnet 1.9.1 must be installed (`pip install 'polybn[mxnet]'` with NumPy 1.26; beside NumPy 2 "
+            "`pip install --no-deps mxnet==1.9.1` and `pip install requests graphviz`)",
+            name="mxnet",
+        ) from error
+    except OSError as error:
+        sys.meta_path.remove(finder)
+        if not missing:
+            raise
+        raise ImportError(
+            f"polybn_mxnet: {CUDA_BUILD} must find the libraries of CUDA 11; missing are {', '.join(missing)} ({error})",
+            name="mxnet",
+        ) from error
+    except BaseException:
+        sys.meta_path.remove(finder)
+        raise
+
+
+def load_cuda_libraries(folders: Sequence[Path]) -> Iterator[str]:
+    """Load the CUDA 11 libraries that pip installed into the process, where MXNet's own search will find them.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        Where the package ``nvidia`` lies.
+
+    Yields
+    ------
+    str
+        For each library that is neither there nor on the system: its name, and the package that brings it.
+    """
+    for folder, library in CUDA_LIBRARIES.items():
+        paths = [path for root in folders if (path := root / folder / "lib" / library).exists()]
+        try:
+            ctypes.CDLL(str(paths[0]) if paths else library, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            yield f"{library} (`pip install nvidia-{folder.replace('_', '-')}-cu11`)"
+
+
+def _nvidia_folders() -> list[Path]:
+    spec = find_spec("nvidia")
+    return [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
+
+
+def _has_cuda_build() -> bool:
+    try:
+        metadata.distribution(CUDA_BUILD)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _require_distutils() -> None:
+    if find_spec("distutils") is None:
+        raise ImportError(
+            f"polybn_mxnet: setuptools must be installed (`pip install setuptools`): MXNet needs distutils, which "
+            f"Python {sys.version_info.major}.{sys.version_info.minor} no longer has",
+            name="distutils",
+        )
+
+
+mxnet = import_mxnet()

@@ -1,0 +1,96 @@
+"""MXNet's arrays as memory: what is one, how to look at its values from the host, how to make a new one.
+
+MXNet computes in the background. Whoever looks at memory must wait for what is still to be written into it; an
+array made here has nothing to wait for until it is given away.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from polybn.spec import Array, BackendError
+from polybn_mxnet.compat import mxnet as mx
+
+Host: TypeAlias = "NDArray[Any]"
+
+
+def is_array(value: object) -> bool:
+    """Tell a dense array, of either of MXNet's two kinds, from sparse ones and others' subclasses."""
+    return type(value) in (mx.nd.NDArray, mx.np.ndarray)
+
+
+def check_contexts(function: str, **arrays: Array | None) -> None:
+    """Raise BackendError unless all arrays are in one context."""
+    contexts = {name: str(array.ctx) for name, array in arrays.items() if array is not None}
+    if len(set(contexts.values())) > 1:
+        owners = ", ".join(f"{name}: {context}" for name, context in contexts.items())
+        raise BackendError(
+            f"polybn.{function}: all arrays must be in one MXNet context; got {owners} (polybn moves nothing "
+            "between devices: see as_in_context)"
+        )
+
+
+def on_host(array: Array) -> bool:
+    """Tell whether the values lie in memory that the host can read."""
+    return bool(array.ctx.device_type.startswith("cpu"))
+
+
+def view(array: Array) -> Host:
+    """Look at the memory of an array in a CPU context, once it has been written.
+
+    The view does not keep the memory alive: it is for as long as somebody holds the array.
+    """
+    array.wait_to_read()
+    return view_settled(array)
+
+
+def view_settled(array: Array) -> Host:
+    """Look at the memory of an array that nothing is going to write."""
+    shape, dtype = array.shape, np.dtype(array.dtype)
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    pointer = ctypes.c_void_p()
+    # This asks for MXNet's standard layout, too, where oneDNN left another one behind.
+    mx.base.check_call(mx.base._LIB.MXNDArrayGetData(array.handle, ctypes.byref(pointer)))
+    address = pointer.value
+    assert address is not None
+    size = dtype.itemsize * array.size
+    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+
+
+def vector(array: Array | None) -> Host | None:
+    """Copy a small array to the host."""
+    return None if array is None else view(array).copy() if on_host(array) else array.asnumpy()
+
+
+def empty(like: Array, dtype: DTypeLike | None = None) -> Array:
+    """Allocate an array of the same shape, kind and context."""
+    new = mx.nd.empty(like.shape, like.ctx, like.dtype if dtype is None else dtype)
+    return as_kind(new, like)
+
+
+def send(host: Host, like: Array) -> Array:
+    """Copy host values to the kind and context of another array."""
+    with zero_sizes():
+        new = mx.nd.empty(host.shape, like.ctx, host.dtype)
+    if host.size and on_host(new):
+        view_settled(new)[...] = host
+    elif host.size:
+        new[:] = host
+    return as_kind(new, like)
+
+
+def as_kind(array: Array, like: Array) -> Array:
+    """Hand over the same memory as the kind of array that another one is."""
+    return array.as_np_ndarray() if type(like) is mx.np.ndarray else array.as_nd_ndarray()
+
+
+def zero_sizes() -> AbstractContextManager[Any]:
+    """Let 0 in a shape mean nothing, rather than something unknown, for this thread and this block."""
+    scope: AbstractContextManager[Any] = mx.util.np_shape(True)
+    return scope

@@ -1,0 +1,88 @@
+"""MXNet's tape: how a call is recorded so that ``backward`` runs clause S13.
+
+``mxnet.autograd.Function`` is not used: its backward returns at the first argument whose ``grad_req`` is null
+and leaves the gradients after it unwritten, and it ignores ``grad_req="add"`` (mxnet/autograd.py, 1.9.1).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from polybn_mxnet import memory
+from polybn_mxnet.compat import mxnet as mx
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from polybn.spec import Array
+    from polybn_mxnet.derivatives import Call
+
+_NULL, _ADD = 0, 3  # OpReqType of MXNet
+_recorded: dict[int, tuple[Call, list[str], Any]] = {}
+_keys = itertools.count(1)
+
+
+def paused() -> AbstractContextManager[Any]:
+    """Keep what a call does out of the user's record."""
+    scope: AbstractContextManager[Any] = mx.autograd.pause(train_mode=mx.autograd.is_training())
+    return scope
+
+
+def record(call: Call, y: Array) -> None:
+    """Put a call on the tape, where one is running."""
+    if not mx.autograd.is_recording():
+        return
+    inputs = {
+        name: array
+        for name, array in call.arrays.items()
+        if array is not None and not (call.training and name.startswith("running"))
+    }
+    key = next(_keys)
+    functions = (ctypes.CFUNCTYPE(ctypes.c_int) * 2)(*_CALLBACKS)
+    states = (ctypes.c_void_p * 2)(key, key)
+    entry = mx.base.MXCallbackList(2, functions, states)
+    _recorded[key] = call, list(inputs), (functions, states, entry)
+    handles = [array.handle for array in inputs.values()]
+    mx.base.check_call(
+        mx.base._LIB.MXCustomFunctionRecord(
+            len(handles),
+            mx.base.c_handle_array(list(inputs.values())),
+            1,
+            mx.base.c_handle_array([y]),
+            ctypes.byref(entry),
+        )
+    )
+
+
+def _backward(outputs: int, inputs: int, pointers: Any, requests: Any, is_train: int, key: int) -> bool:
+    """Fill in the gradients of one call; MXNet calls this from a thread of its own when dy is there."""
+    try:
+        call, names, _ = _recorded[key]
+        dy, *gradients = (
+            mx.nd.NDArray(ctypes.cast(pointers[i], mx.base.NDArrayHandle), writable=i > 0) for i in range(1 + inputs)
+        )
+        dx, rest = call.differentiate(dy)
+        for name, gradient, request in zip(names, gradients, requests[:inputs], strict=True):
+            if request == _NULL:
+                continue
+            value = dx if name == "x" else memory.send(rest[name], gradient)
+            if request == _ADD:
+                value = value + gradient
+            gradient[:] = value
+    except Exception:
+        traceback.print_exc()
+        return False
+    return True
+
+
+def _forget(key: int) -> bool:
+    _recorded.pop(key, None)
+    return True
+
+
+_BACKWARD = mx.autograd.Function._bwd_functype(_backward)
+_FORGET = mx.autograd.Function._del_functype(_forget)
+_CALLBACKS = [ctypes.cast(f, ctypes.CFUNCTYPE(ctypes.c_int)) for f in (_BACKWARD, _FORGET)]
