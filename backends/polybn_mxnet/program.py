@@ -1,13 +1,112 @@
-"""A network description as an MXNet program."""
+"""A network description as an MXNet program: one hybridized Gluon block, differentiated under ``autograd.record``."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polybn import networks
 from polybn.networks import Network
-from polybn.spec import BackendError, Program, State
+from polybn.spec import Array, DomainError, ShapeError, State, Steps
+from polybn_mxnet.compat import mxnet as mx
+from polybn_mxnet.layers import Classifier, Objective, descend
+
+CHUNK = 8
+"""Training steps between two looks at their results: MXNet computes in the background, and a look waits."""
 
 
-def compile(network: Network, state: State, *, batch_size: int) -> Program:
-    """Refuse: see :class:`polybn.spec.Program`."""
-    raise BackendError(
-        f"polybn.train: backend must be one that compiles networks; got 'mxnet' ({len(network.layers)} layers)"
-    )
+class Data(NamedTuple):
+    """Images ``(N, C, H, W)`` and labels ``(N,)``, as bytes in a context of MXNet."""
+
+    images: Array
+    labels: Array
+
+
+def compile(network: Network, state: State, *, batch_size: int) -> MXNetProgram:
+    """Turn a network and its state, which is copied, into a program; see :class:`polybn.spec.Program`.
+
+    It runs in MXNet's current context.
+
+    Parameters
+    ----------
+    network : Network
+        With ``norm="native"`` it takes ``gluon.nn.BatchNorm``, with ``"spec"`` :class:`polybn_mxnet.gluon.BatchNorm`.
+    state : dict of str to ndarray
+        float32, by the names that :func:`polybn.networks.initial_state` gives.
+    batch_size : int
+        Images in a training step.
+
+    Raises
+    ------
+    DomainError
+        If the batch size is not positive.
+    ShapeError
+        If the layers do not fit each other, or the last one does not give a score for each class.
+    """
+    *_, last = networks.rows(network)
+    if len(last.output_shape) != 1:
+        raise ShapeError(
+            f"polybn.train: the last layer must give one score for each class, (classes,); got {last.output_shape} "
+            f"from {last.name} (end the network with a Dense layer)"
+        )
+    if batch_size < 1:
+        raise DomainError(f"polybn.train: batch_size must be 1 or more; got {batch_size} (images in a training step)")
+    return MXNetProgram(network, state, batch_size)
+
+
+class MXNetProgram:
+    """A compiled network; fits :class:`polybn.spec.Program`."""
+
+    def __init__(self, network: Network, state: State, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._context = mx.context.current_context()
+        self._classifier = Classifier(network, self._context)
+        self._classifier.load(state)
+        self._objective = Objective(self._classifier)
+        self._objective.hybridize(static_alloc=True, static_shape=True)
+        trained = [self._classifier.arrays[name] for row in networks.rows(network) for name in row.parameters]
+        self._parameters = [parameter.data() for parameter in trained]
+        self._gradients = [parameter.grad() for parameter in trained]
+
+    def place(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Data:
+        """Copy images ``(N, C, H, W)`` and labels ``(N,)`` to the context."""
+        return Data(*(mx.nd.array(host, self._context, dtype=np.uint8) for host in (images, labels)))
+
+    def train_epoch(self, data: Data, order: NDArray[np.int64], *, learning_rate: float) -> Iterator[Steps]:
+        """Run SGD in the given order and report after every few steps."""
+        places = mx.nd.array(order, self._context, dtype=np.int32)
+        starts = range(0, len(order), self._batch_size)
+        for first in range(0, len(starts), CHUNK):
+            running = [
+                self._step(data, places[start : start + self._batch_size], learning_rate)
+                for start in starts[first : first + CHUNK]
+            ]
+            losses, right = ([array.asnumpy() for array in arrays] for arrays in zip(*running, strict=True))
+            yield Steps(
+                np.array([values.mean(dtype=np.float64) for values in losses]),
+                np.array([np.count_nonzero(values) for values in right]),
+                np.array([len(values) for values in losses]),
+            )
+
+    def logits(self, data: Data) -> NDArray[np.float32]:
+        """Return class scores ``(N, classes)`` in inference mode."""
+        starts = range(0, len(data.images), self._batch_size)
+        with mx.autograd.pause():
+            scores = [self._classifier(data.images[start : start + self._batch_size]) for start in starts]
+        return np.concatenate([array.asnumpy() for array in scores])
+
+    def state(self) -> State:
+        """Copy every parameter and running statistic to the host."""
+        return self._classifier.state()
+
+    def _step(self, data: Data, batch: Array, learning_rate: float) -> tuple[Array, Array]:
+        """Ask for one step; MXNet takes it while the next one is asked for."""
+        images, labels = (mx.nd.take(array, batch) for array in data)
+        with mx.autograd.record():
+            losses, right = self._objective(images, labels)
+        losses.backward()
+        descend(self._parameters, self._gradients, rate=learning_rate, images=len(batch))
+        return losses, right

@@ -1,0 +1,98 @@
+"""Layer descriptions as Gluon blocks, and what a training step computes as one hybridized block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from polybn import networks
+from polybn.networks import Network
+from polybn.spec import Array, State
+from polybn_mxnet.compat import mxnet as mx
+from polybn_mxnet.gluon import BatchNorm
+
+nn = mx.gluon.nn
+
+
+class Classifier(mx.gluon.HybridBlock):  # type: ignore[misc]
+    """A network: from bytes ``(n, C, H, W)`` to scores ``(n, classes)``."""
+
+    def __init__(self, network: Network, context: Any) -> None:
+        super().__init__()
+        rows = networks.rows(network)
+        blocks = {row.name: _block(row) for row in rows}
+        self.chain = nn.HybridSequential()
+        self.chain.add(*(blocks[row.name] for row in _pool_early(rows)))
+        self.initialize(mx.init.Zero(), ctx=context)
+        self.arrays = {
+            name: getattr(blocks[row.name], name.partition(".")[2]) for row in rows for name in row.parameters | row.statistics
+        }
+        """Gluon parameters by full name, ``conv1.weight``."""
+
+    def hybrid_forward(self, F: Any, images: Any) -> Any:
+        """Scale to [0, 1], and go along the chain."""
+        return self.chain(F.cast(images, "float32") / 255)
+
+    def load(self, state: State) -> None:
+        """Copy every array from the host."""
+        for name, parameter in self.arrays.items():
+            parameter.set_data(mx.nd.array(state[name], dtype=np.float32))
+
+    def state(self) -> State:
+        """Copy every array to the host."""
+        return {name: parameter.data().asnumpy() for name, parameter in self.arrays.items()}
+
+
+class Objective(mx.gluon.HybridBlock):  # type: ignore[misc]
+    """Cross-entropy in nats of each image of a batch, and whether its label is the likeliest."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def hybrid_forward(self, F: Any, images: Any, labels: Any) -> tuple[Any, Any]:
+        """Map bytes ``(n, C, H, W)`` and labels ``(n,)`` to two vectors ``(n,)``."""
+        scores = self.classifier(images)
+        labels = F.cast(labels, "float32")
+        return -F.pick(F.log_softmax(scores), labels), F.broadcast_equal(F.argmax(scores, axis=1), labels)
+
+
+def descend(parameters: list[Array], gradients: list[Array], *, rate: float, images: int) -> None:
+    """Move parameters against the sum of ``images`` gradients, in few calls."""
+    for start in range(0, len(parameters), _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        pairs = list(zip(parameters[some], gradients[some], strict=True))
+        mx.nd.multi_sgd_update(
+            *(array for pair in pairs for array in pair), out=parameters[some], num_weights=len(pairs),
+            lrs=[rate] * len(pairs), wds=[0.0] * len(pairs), rescale_grad=1 / images,
+        )  # fmt: skip
+
+
+_AT_ONCE = 45  # arrays that MXNet's operator takes: https://mxnet.apache.org/versions/1.9.1/api/python/docs/api/ndarray
+
+
+def _pool_early(rows: list[networks.Row]) -> list[networks.Row]:
+    """Move each max-pool before the sigmoid that it follows: sigmoids rise, so the result is the same for less work."""
+    result: list[networks.Row] = []
+    for row in rows:
+        early = isinstance(row.layer, networks.MaxPool) and result and isinstance(result[-1].layer, networks.Sigmoid)
+        result.insert(len(result) - 1 if early else len(result), row)
+    return result
+
+
+def _block(row: networks.Row) -> Any:
+    inputs = row.input_shape[0]
+    match row.layer:
+        case networks.Convolution(channels, kernel):
+            return nn.Conv2D(channels, kernel, in_channels=inputs)
+        case networks.Dense(features):
+            return nn.Dense(features, in_units=int(np.prod(row.input_shape)))
+        case networks.BatchNorm("native", momentum, eps):
+            return nn.BatchNorm(momentum=momentum, epsilon=eps, in_channels=inputs)
+        case networks.BatchNorm(_, momentum, eps):
+            return BatchNorm(momentum=momentum, epsilon=eps, in_channels=inputs)
+        case networks.Sigmoid():
+            return nn.Activation("sigmoid")
+        case networks.MaxPool(size):
+            return nn.MaxPool2D(size)
