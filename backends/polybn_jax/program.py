@@ -1,16 +1,182 @@
-"""LeNet on JAX."""
+"""A network description as a JAX program: stretches of SGD as one jitted scan over the batches."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from functools import partial
+from importlib.util import find_spec
+from typing import NamedTuple
 
-from polybn.spec import BackendError
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from polybn.networks import Network
-    from polybn.spec import Program, State
+from polybn import networks
+from polybn.networks import Network
+from polybn.spec import BackendError, DomainError, ShapeError, State, Steps
+from polybn_jax import parallel
+from polybn_jax.chain import Values, forward
+
+# A stretch reports when it is done, and each length is compiled once: at most this many steps, a divisor of the epoch.
+LONGEST = 20
 
 
-def compile(network: Network, state: State, *, batch_size: int) -> Program:  # noqa: ARG001
-    """Turn a network description and its initial state into a program."""
-    raise BackendError("polybn.train: backend must have a training program; got 'jax' (it is being written)")
+class Data(NamedTuple):
+    """Images ``(N, H * W * C)`` and labels ``(N,)``, as bytes on the device, or on each of them."""
+
+    images: jax.Array
+    labels: jax.Array
+
+
+class Report(NamedTuple):
+    """Per step: the mean cross-entropy, and how many labels are right."""
+
+    loss: jax.Array
+    correct: jax.Array
+
+
+def compile(network: Network, state: State, *, batch_size: int, devices: int = 1) -> JaxProgram:
+    """Turn a network and its state, which is copied, into a program; see :class:`polybn.spec.Program`.
+
+    Parameters
+    ----------
+    network : Network
+    state : dict of str to ndarray
+        float32, by the names that :func:`polybn.networks.initial_state` gives.
+    batch_size : int
+        Images in a training step.
+    devices : int, default 1
+        How many devices share each step, ``batch_size / devices`` images each: the first ones of ``jax.devices()``.
+        After ``jax.distributed.initialize`` these are the devices of all processes, each of which makes the same
+        calls with the same arguments.
+
+    Raises
+    ------
+    BackendError
+        For ``norm="native"`` without Flax, or if there are fewer devices.
+    DomainError
+        If the batch size or the number of devices is not positive, or one does not divide the other.
+    ShapeError
+        If the layers do not fit each other, or the last one does not give a score for each class.
+    """
+    native = any(isinstance(layer, networks.BatchNorm) and layer.implementation == "native" for layer in network.layers)
+    if native and find_spec("flax") is None:
+        raise BackendError(
+            "polybn.train: norm must be 'spec' or None where Flax is not installed; got 'native' "
+            "(JAX has no batch norm of its own, and Flax's stands in for it: pip install flax)"
+        )
+    *_, last = networks.rows(network)
+    if len(last.output_shape) != 1:
+        raise ShapeError(
+            f"polybn.train: the last layer must give one score for each class, (classes,); got {last.output_shape} "
+            f"from {last.name} (end the network with a Dense layer)"
+        )
+    if batch_size < 1:
+        raise DomainError(f"polybn.train: batch_size must be 1 or more; got {batch_size} (images in a training step)")
+    return JaxProgram(network, state, batch_size, parallel.choose(devices, batch_size))
+
+
+class JaxProgram:
+    """A compiled network; fits :class:`polybn.spec.Program`."""
+
+    def __init__(self, network: Network, state: State, batch_size: int, mesh: Mesh | None) -> None:
+        self._network, self._batch_size, self._mesh = network, batch_size, mesh
+        self._state = {name: parallel.put(np.asarray(value, np.float32), mesh) for name, value in state.items()}
+
+    def place(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Data:
+        """Bring images ``(N, C, H, W)`` and labels ``(N,)`` to the device, or to each of them."""
+        rows = images.transpose(0, 2, 3, 1).reshape(len(images), -1)
+        return Data(parallel.put(rows, self._mesh), parallel.put(labels, self._mesh))
+
+    def train_epoch(self, data: Data, order: NDArray[np.int64], *, learning_rate: float) -> Iterator[Steps]:
+        """Run SGD in the given order, stretch by stretch."""
+        rate = np.float32(learning_rate)
+        for batches in _stretches(order.astype(np.int32), self._batch_size):
+            steps, n = batches.shape
+            split = self._mesh is not None and n % self._mesh.size == 0
+            placed = parallel.put(batches, self._mesh, parallel.BY_IMAGE if split else parallel.EVERYWHERE)
+            self._state, report = _train(
+                self._state, data, placed, rate, network=self._network, mesh=self._mesh, split=split
+            )
+            loss, correct = (np.asarray(parallel.here(values)) for values in report)
+            yield Steps(loss.astype(np.float64), correct.astype(np.int64), np.full(steps, n))
+
+    def logits(self, data: Data) -> NDArray[np.float32]:
+        """Return class scores ``(N, classes)`` in inference mode, from one device."""
+        state = {name: parallel.here(value) for name, value in self._state.items()}
+        images = parallel.here(data.images)
+        starts = range(0, len(images), self._batch_size)
+        batches = (np.arange(start, min(start + self._batch_size, len(images)), dtype=np.int32) for start in starts)
+        return np.concatenate([_infer(state, images, batch, network=self._network) for batch in batches])
+
+    def state(self) -> State:
+        """Copy every parameter and running statistic."""
+        return {name: np.array(parallel.here(value)) for name, value in self._state.items()}
+
+
+def _stretches(order: NDArray[np.int32], batch_size: int) -> Iterator[NDArray[np.int32]]:
+    """Cut an epoch into ``(steps, batch_size)``, all alike, and the rest."""
+    full = len(order) // batch_size
+    if full:
+        steps = max(k for k in range(1, LONGEST + 1) if full % k == 0)
+        yield from order[: full * batch_size].reshape(-1, steps, batch_size)
+    if len(order) % batch_size:
+        yield order[None, full * batch_size :]
+
+
+@partial(jax.jit, static_argnames=("network", "mesh", "split"), donate_argnames=("state",))
+def _train(
+    state: Values, data: Data, batches: jax.Array, rate: jax.Array, *, network: Network, mesh: Mesh | None, split: bool
+) -> tuple[Values, Report]:
+    """Take a step for each batch; with ``split``, each device works on its part of it, else all on the whole."""
+    shards = 1 if mesh is None else mesh.size
+
+    def run(state: Values, data: Data, batches: jax.Array, rate: jax.Array) -> tuple[Values, Report]:
+        return lax.scan(lambda state, batch: _step(network, state, data, batch, rate, shards, split), state, batches)
+
+    if mesh is None:
+        return run(state, data, batches, rate)
+    everywhere = parallel.EVERYWHERE
+    specs = (everywhere, everywhere, parallel.BY_IMAGE if split else everywhere, everywhere)
+    # Unchecked, values stay what they are on each device: gradients are then its own until they are added up.
+    return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=everywhere, check_vma=False)(
+        state, data, batches, rate
+    )
+
+
+def _step(
+    network: Network, state: Values, data: Data, batch: jax.Array, rate: jax.Array, shards: int, split: bool
+) -> tuple[Values, Report]:
+    images, labels = (values.at[batch].get(mode="clip") for values in data)
+    trained = {name: state[name] for row in networks.rows(network) for name in row.parameters}
+
+    def loss_of(trained: Values) -> tuple[jax.Array, tuple[jax.Array, Values]]:
+        axis = parallel.AXIS if split else None
+        logits, statistics = forward(network, state | trained, images, training=True, axis=axis)
+        correct = jnp.count_nonzero(jnp.argmax(logits, axis=1) == labels).astype(jnp.float32)
+        return _cross_entropy(logits, labels), (correct, statistics)
+
+    (loss, (correct, statistics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
+    if shards > 1:
+        # One message. The mean also keeps the replicas equal, to the bit, where each device saw the whole batch.
+        flat, shaped = ravel_pytree((loss, correct, statistics, gradients))
+        loss, correct, statistics, gradients = shaped(lax.psum(flat, parallel.AXIS) / shards)
+        correct = jnp.round(correct * shards) if split else correct
+    moved = {name: value - rate * gradients[name] for name, value in trained.items()}
+    return state | statistics | moved, Report(loss, correct)
+
+
+@partial(jax.jit, static_argnames=("network",))
+def _infer(state: Values, images: jax.Array, batch: jax.Array, *, network: Network) -> jax.Array:
+    return forward(network, state, images.at[batch].get(mode="clip"), training=False)[0]
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return the mean loss in nats."""
+    logits = logits - lax.stop_gradient(logits.max(axis=1, keepdims=True))
+    chosen = jnp.where(labels[:, None] == np.arange(logits.shape[1]), logits, 0).sum(axis=1)
+    return jnp.mean(jnp.log(jnp.exp(logits).sum(axis=1)) - chosen)
