@@ -87,6 +87,7 @@ def train(
         typer.Option(help="Batch norm: spec is PolyBN's, native is the library's own, none leaves it out."),
     ] = "spec",
     seed: Annotated[int, typer.Option(help="Draws the weights and the order of the images.")] = 0,
+    devices: Annotated[int, typer.Option(help="Devices that share each step (jax); they divide the batch size.")] = 1,
     data: DataOption = None,
     out_dir: Annotated[
         Path | None,
@@ -117,7 +118,7 @@ def train(
         with shown:
             training.train(
                 network, backend, data=dataset, epochs=epochs, batch_size=batch_size, learning_rate=lr, seed=seed,
-                out=directory, resume=resume, on_steps=shown.on_steps, on_epoch=shown.on_epoch,
+                devices=devices, out=directory, resume=resume, on_steps=shown.on_steps, on_epoch=shown.on_epoch,
             )  # fmt: skip
     except KeyboardInterrupt:
         err.print(f"Stopped; finished epochs are saved. Go on with --resume --out {directory}", highlight=False)

@@ -14,6 +14,7 @@ goes on to the same bits.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import platform
 import time
@@ -28,6 +29,7 @@ from polybn import checkpoints, fashion_mnist, networks
 from polybn.atomic import write_atomic
 from polybn.dispatch import backend as find_backend
 from polybn.spec import (
+    BackendError,
     CheckpointError,
     DivergenceError,
     DomainError,
@@ -82,6 +84,7 @@ def train(
     batch_size: int = 256,
     learning_rate: float = 1.0,
     seed: int = 0,
+    devices: int = 1,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     on_steps: Callable[[int, Steps], None] = lambda *_: None,
@@ -102,6 +105,9 @@ def train(
         The last batch of an epoch is what is left over.
     learning_rate : float, default 1.0
     seed : int, default 0
+    devices : int, default 1
+        How many devices share each step, where the backend can (jax). Sums are then taken in another order, so losses
+        agree to rounding, which training amplifies; a run resumes on the number that it began with.
     out : path, optional
         Directory for the run; without it nothing is written.
     resume : bool, default False
@@ -118,7 +124,7 @@ def train(
     Raises
     ------
     DTypeError
-        If ``epochs``, ``batch_size`` or ``seed`` is no integer.
+        If ``epochs``, ``batch_size``, ``seed`` or ``devices`` is no integer.
     DomainError
         If a number is out of range, a label names no class of the network, ``out`` holds files and ``resume`` was
         not asked for, or there is no ``out`` to resume.
@@ -129,7 +135,7 @@ def train(
     DivergenceError
         If a loss or a weight stops being finite. The checkpoints of finished epochs stay as they are.
     BackendError
-        If the backend cannot run, or has no such batch norm.
+        If the backend cannot run, has no such batch norm, or not so many devices.
 
     Examples
     --------
@@ -139,11 +145,16 @@ def train(
     >>> 0.4 < run.epochs[0].train_accuracy < 1
     True
     """
-    _check_numbers(epochs, batch_size, learning_rate, seed)
+    _check_numbers(epochs, batch_size, learning_rate, seed, devices)
     epochs, batch_size, learning_rate, seed = int(epochs), int(batch_size), float(learning_rate), int(seed)
+    spread = {} if devices == 1 else {"devices": int(devices)}
     if resume and out is None:
         raise DomainError("polybn.train: out must name the run to resume; got None (nothing was written without it)")
     module = find_backend(backend)
+    if spread and "devices" not in inspect.signature(module.compile).parameters:
+        raise BackendError(
+            f"polybn.train: devices must be 1 on the {backend} backend; got {devices} (jax trains on several)"
+        )
     dataset = fashion_mnist.load() if data is None else data
     _check_data(network, dataset)
     config = {
@@ -153,12 +164,13 @@ def train(
         "learning_rate": learning_rate,
         "seed": seed,
         "data_sha256": _fingerprint(dataset),
+        **spread,
     }
     run = Run(config, [], [], networks.initial_state(network, seed))
     directory = None if out is None else Path(out)
     if directory is not None and resume:
         run = _resume(directory, run)
-    program = module.compile(network, run.state, batch_size=batch_size)
+    program = module.compile(network, run.state, batch_size=batch_size, **spread)
     if directory is not None:
         notes = {"epochs": epochs, "data": dataset.source, "versions": dict(module.describe()) | _versions()}
         _prepare(directory, run, notes, resume=resume)
@@ -284,11 +296,12 @@ def _resume(directory: Path, run: Run) -> Run:
         return run
     path, checkpoint = found
     saved = _from_checkpoint(checkpoint)
-    for key, wanted in run.config.items():
-        if saved.config.get(key) != wanted:
+    before = {"devices": 1} | saved.config
+    for key, wanted in ({"devices": 1} | run.config).items():
+        if before.get(key) != wanted:
             raise CheckpointError(
                 f"polybn.train: {key} must be that of the run in {directory} to resume it; got {wanted!r:.200}, "
-                f"expected {saved.config.get(key)!r:.200} ({path.name} was written with it; choose another --out)"
+                f"expected {before.get(key)!r:.200} ({path.name} was written with it; choose another --out)"
             )
     checkpoints.require(checkpoint, expected=run.state, path=path)
     return saved
@@ -338,8 +351,8 @@ def _versions() -> dict[str, str]:
     return {"polybn": __version__, "python": platform.python_version()}
 
 
-def _check_numbers(epochs: int, batch_size: int, learning_rate: float, seed: int) -> None:
-    for name, number in {"epochs": epochs, "batch_size": batch_size, "seed": seed}.items():
+def _check_numbers(epochs: int, batch_size: int, learning_rate: float, seed: int, devices: int) -> None:
+    for name, number in {"epochs": epochs, "batch_size": batch_size, "seed": seed, "devices": devices}.items():
         if not isinstance(number, Integral):
             raise DTypeError(f"polybn.train: {name} must be an integer; got {number!r} ({type(number).__name__})")
     rules = {
@@ -350,6 +363,7 @@ def _check_numbers(epochs: int, batch_size: int, learning_rate: float, seed: int
             "the step along the gradient of the mean loss, in float32",
         ),
         "seed": (seed >= 0, seed, "be 0 or more", "it draws the weights and the order of the images"),
+        "devices": (devices >= 1, devices, "be 1 or more", "they share each training step"),
     }  # fmt: skip
     for name, (holds, value, rule, reason) in rules.items():
         if not holds:

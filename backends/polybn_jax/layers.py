@@ -9,6 +9,8 @@ Why these forms: see ``docs/jax-lenet.md``, where the others are timed.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +62,7 @@ def to_squares(x: jax.Array, size: int, channels: int) -> jax.Array:
     return split.transpose(0, 1, 2, 4, 3, 5).reshape(n, rows // size, size * size, -1)
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=())
 def max_pool(squares: jax.Array, sign: jax.Array) -> jax.Array:
     """Take the value of each square whose product with its channel's sign is largest; of equals, the first."""
     return _max_pool_forward(squares, sign)[0]

@@ -136,20 +136,21 @@ def _train(
     shards = 1 if mesh is None else mesh.size
 
     def run(state: Values, data: Data, batches: jax.Array, rate: jax.Array) -> tuple[Values, Report]:
-        return lax.scan(lambda state, batch: _step(network, state, data, batch, rate, shards, split), state, batches)
+        take = partial(_step, network, data, rate, shards, split)
+        result: tuple[Values, Report] = lax.scan(take, state, batches)
+        return result
 
     if mesh is None:
         return run(state, data, batches, rate)
     everywhere = parallel.EVERYWHERE
     specs = (everywhere, everywhere, parallel.BY_IMAGE if split else everywhere, everywhere)
     # Unchecked, values stay what they are on each device: gradients are then its own until they are added up.
-    return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=everywhere, check_vma=False)(
-        state, data, batches, rate
-    )
+    run = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=everywhere, check_vma=False)
+    return run(state, data, batches, rate)
 
 
 def _step(
-    network: Network, state: Values, data: Data, batch: jax.Array, rate: jax.Array, shards: int, split: bool
+    network: Network, data: Data, rate: jax.Array, shards: int, split: bool, state: Values, batch: jax.Array
 ) -> tuple[Values, Report]:
     images, labels = (values.at[batch].get(mode="clip") for values in data)
     trained = {name: state[name] for row in networks.rows(network) for name in row.parameters}
