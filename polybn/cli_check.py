@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -91,6 +92,8 @@ def check(
     if html_out is not None:
         _require_matplotlib()  # before the checks, not after them
     source = f"polybn-{backend}" if backend is not None else str(adapter)
+    if adapter is not None:  # a command that was installed does not look where it is run, and there the adapter lies
+        sys.path.insert(0, str(Path.cwd()))
     subject = conformance.resolve(source)
     with _bar() as bar:
         task = bar.add_task("")

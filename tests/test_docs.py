@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import polybn
 from docs._ext import clauses, commands, links, members, pictures, sources, support
 from polybn import dispatch, spec
+from polybn.cli import app
 from polybn.conformance.adapters import ADAPTERS, resolve
 from tests.test_clauses import CLAUSES, TESTS, marked_in
 from tests.test_docstrings import PUBLIC
@@ -229,3 +231,12 @@ def test_a_backend_of_a_third_party_is_checked_by_its_name(monkeypatch: pytest.M
     with pytest.raises(ImportError, match="backend 'nosuch' must run here; got no nosuch here"):
         resolve("polybn-nosuch")
     assert "nosuch" not in sys.modules
+
+
+def test_an_adapter_in_the_working_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from polybn import conformance\n\n\ndef mine():\n    return conformance.resolve('polybn-numpy')\n"
+    (tmp_path / "mine_in_this_directory.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    result = CliRunner().invoke(app, ["check", "--adapter", "mine_in_this_directory:mine", "--only", "P1"])
+    assert result.exit_code == 0, result.output
