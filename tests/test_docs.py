@@ -169,7 +169,7 @@ def test_the_pictures_are_drawn_for_light_and_dark_pages(tmp_path: Path) -> None
     record = json.loads((ROOT / "docs" / "results" / "peers.json").read_text(encoding="utf-8"))
     drawn = [line.get_ydata() for line in panel.lines][-1]
     errors = record["peers"][0]["errors"]["(N, C, H, W)"].values()
-    assert list(drawn) == [max(error, 1e-8) for error in errors]
+    assert np.asarray(drawn).tolist() == [max(error, 1e-8) for error in errors]
 
 
 def disagreement() -> ModuleType:
