@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -27,17 +28,18 @@ def describe() -> dict[str, str]:
 
 
 def asarray(host: NDArray[Any], /) -> Any:
-    """Copy a NumPy array to an ``mxnet.nd.NDArray`` in the current context."""
-    with memory.zero_sizes():
-        new = mx.nd.empty(host.shape, dtype=host.dtype)
-        if host.size:
-            new[:] = mx.nd.array(host, dtype=host.dtype)
-    return new
+    """Copy a NumPy array, of bfloat16, too, to an ``mxnet.nd.NDArray`` in the current context."""
+    if host.dtype.name == "bfloat16":
+        host = np.ascontiguousarray(host).view(np.uint16).view(memory.BFLOAT16)
+    return memory.send(host, mx.nd.empty(1))
 
 
 def to_numpy(array: Any, /) -> NDArray[Any]:
-    """Copy an array to the host."""
+    """Copy an array to the host; bfloat16 as that of ``ml_dtypes`` where this is imported."""
     host: NDArray[Any] = array.asnumpy()
+    if host.dtype == memory.BFLOAT16:
+        with contextlib.suppress(TypeError):
+            return host.view(np.uint16).view(np.dtype("bfloat16"))
     return host
 
 

@@ -78,7 +78,7 @@ def batch_norm_vjp(
 def moments(x: Array, *, axis: int = 1, where: Array | None = None) -> Moments:
     """Return the mergeable statistics of an MXNet array; see :func:`polybn.moments`."""
     check_arrays("moments", "MXNet", memory.is_array, x=x, where=where)
-    problem = check_moments("moments", x, axis=axis, where=where)
+    problem = check_moments("moments", memory.described(x), axis=axis, where=where)
     memory.check_contexts("moments", x=x, where=where)
     passes = choose(x, where)
     with np.errstate(all="ignore"):
@@ -148,7 +148,7 @@ def _forward(
     arrays = {"x": x, "gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
     check_arrays(function, "MXNet", memory.is_array, **arrays, where=where)
     problem = check_batch_norm(
-        function, *arrays.values(), training=training, momentum=momentum, eps=eps, axis=axis,
+        function, memory.described(x), gamma, beta, running_mean, running_var, training=training, momentum=momentum, eps=eps, axis=axis,
         running_variance=running_variance, where=where,
     )  # fmt: skip
     memory.check_contexts(function, **arrays, where=where)

@@ -71,7 +71,7 @@ class Pullback:
         """Map a cotangent of ``y`` to cotangents of the arguments."""
         call = self._call
         check_arrays("batch_norm_vjp", "MXNet", memory.is_array, dy=dy)
-        check_dy(dy, call.arrays["x"])
+        check_dy(memory.described(dy), memory.described(call.arrays["x"]))
         memory.check_contexts("batch_norm_vjp", x=call.arrays["x"], dy=dy)
         dx, rest = call.differentiate(dy)
         vectors = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from contextlib import AbstractContextManager
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,6 +18,9 @@ from polybn.spec import Array, BackendError
 from polybn_mxnet.compat import mxnet as mx
 
 Host: TypeAlias = "NDArray[Any]"
+
+BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
+"""How MXNet describes it to NumPy."""
 
 
 def is_array(value: object) -> bool:
@@ -61,6 +65,40 @@ def view_settled(array: Array) -> Host:
     assert address is not None
     size = dtype.itemsize * array.size
     return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+
+
+def values(array: Array) -> Host:
+    """Look at the values of an array in a CPU context; bfloat16, which NumPy lacks, is copied to float32."""
+    host = view(array)
+    if host.dtype == BFLOAT16:
+        return (host.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return host
+
+
+def store(host: Host, array: Array) -> None:
+    """Write host values into an array that nothing else writes, rounding to its dtype."""
+    target = view_settled(array)
+    if target.dtype == BFLOAT16:
+        bits = host.astype(np.float32).view(np.uint32)
+        rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # to the nearest, ties to even
+        target.view(np.uint16)[...] = np.where(np.isnan(host), 0x7FC0, rounded)
+    else:
+        np.copyto(target, host, casting="same_kind")
+
+
+def described(array: Array) -> Any:
+    """Return what the argument checks look at: bfloat16 is a record to NumPy, and has no name."""
+    if not is_array(array) or array.dtype != BFLOAT16:
+        return array
+    return SimpleNamespace(shape=array.shape, dtype=SimpleNamespace(name="bfloat16"))
+
+
+class Owned:
+    """Memory from MXNet's pool that nobody else sees, so that there is nothing to wait for, ever."""
+
+    def __init__(self, like: Array, dtype: DTypeLike) -> None:
+        self._array = mx.nd.empty(like.shape, like.ctx, dtype)
+        self.view = view_settled(self._array)
 
 
 def vector(array: Array | None) -> Host | None:

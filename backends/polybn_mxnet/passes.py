@@ -8,6 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from polybn_mxnet import memory, rows
 
+try:
+    from polybn_mxnet import fused
+except ImportError:  # Numba is not installed
+    fused = None  # type: ignore[assignment]
+
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -48,7 +54,9 @@ def choose(x: Array, where: Array | None) -> Passes:
     forced = _forced.get()
     if forced is not None:
         return forced
-    return rows.HOST if memory.on_host(x) else rows.DEVICE
+    if not memory.on_host(x):
+        return rows.DEVICE
+    return rows.HOST if fused is None or where is not None else fused
 
 
 @contextlib.contextmanager

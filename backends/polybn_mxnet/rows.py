@@ -23,7 +23,7 @@ Mask: TypeAlias = Any
 
 # BLAS adds up CHUNK values in several lanes, float64 adds up the chunks: a sum over any m errs by less than 40 u,
 # and the equal residues of a constant channel add up exactly (S8). MXNet's own sums add up one value after another.
-CHUNK = 512
+CHUNK = 64
 
 
 class Rows:
@@ -96,8 +96,14 @@ class Rows:
 
     def _scatter(self, rows: Values, like: Array, problem: Problem) -> Array:
         shape = like.shape
-        values = self._np.moveaxis(rows.reshape(_first(shape, problem.axis)), 0, problem.axis).astype(like.dtype)
-        return memory.send(values, like) if self._on_host else memory.as_kind(values, like)
+        values = self._np.moveaxis(rows.reshape(_first(shape, problem.axis)), 0, problem.axis)
+        if self._on_host:
+            new = memory.empty(like)
+            memory.store(values, new)
+            return new
+        if like.dtype == memory.BFLOAT16:
+            return memory.as_kind(mx.nd.amp_cast(values.as_nd_ndarray(), dtype="bfloat16"), like)
+        return memory.as_kind(values.astype(like.dtype), like)
 
     def _rows(self, values: Values, problem: Problem) -> Values:
         return self._np.moveaxis(values, problem.axis, 0).reshape((problem.channels, problem.count))
@@ -127,7 +133,7 @@ class Rows:
         return self._send(per_channel[:, None], like)
 
     def _load(self, array: Array) -> Values:
-        return memory.view(array) if self._on_host else array.as_np_ndarray()
+        return memory.values(array) if self._on_host else array.as_np_ndarray()
 
     def _send(self, host: Host, like: Values) -> Values:
         return host if self._on_host else memory.send(host, like)
