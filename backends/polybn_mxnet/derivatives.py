@@ -14,12 +14,7 @@ from polybn_mxnet.passes import Passes
 from polybn_mxnet.statistics import Statistics
 
 
-class Kind(NamedTuple):
-    """What there is to know of an argument once its values are no longer needed."""
-
-    shape: tuple[int, ...]
-    dtype: Any
-    like: Array
+PARAMETERS = ("gamma", "beta", "running_mean", "running_var")
 
 
 class Call(NamedTuple):
@@ -35,30 +30,27 @@ class Call(NamedTuple):
     gamma: Host | None
     xhat: Any
 
-    def differentiate(self, dy: Array) -> tuple[Array, dict[str, Host]]:
-        """Return dx, and the gradients of what there is one of per channel (S13)."""
+    def differentiate(self, dy: Array, dx: Array | None) -> dict[str, Host]:
+        """Write dx, where it is wanted, and return the gradients of what there is one of per channel (S13)."""
         problem, passes, kept = self.problem, self.passes, self.kept
-        if self.xhat is None:
-            zero = np.zeros(problem.channels, problem.dtype)
-            return memory.send(np.zeros(dy.shape, dy.dtype), dy), dict.fromkeys(
-                ("gamma", "beta", "running_mean", "running_var"), zero
-            )
+        if self.xhat is None:  # there are no values
+            return dict.fromkeys(PARAMETERS, np.zeros(problem.channels, problem.dtype))
         with np.errstate(all="ignore"):
-            sum_g, sum_gx = (z.astype(problem.dtype) for z in (passes.sums(dy, self.xhat, problem, kept)))
+            wide = passes.sums(dy, self.xhat, problem, kept)
+            sum_g, sum_gx = (z.astype(problem.dtype) for z in wide)
             r = self.statistics.inverse_root()
-            slopes = (r,) if self.gamma is None else (r, self.gamma)
-            means = None
-            if self.training:
+            gamma = np.ones_like(r) if self.gamma is None else self.gamma
+            if dx is not None:
                 m = np.maximum(self.counts, 1)
-                means = ((sum_g / m).astype(problem.dtype), (sum_gx / m).astype(problem.dtype))
-            dx = passes.project(dy, self.xhat, problem, means, slopes, kept)
-            slope = r if self.gamma is None else self.gamma * r
-            return dx, {
-                "gamma": sum_gx,
-                "beta": sum_g,
-                "running_mean": -slope * sum_g,
-                "running_var": -slope * r * sum_gx / 2,
-            }
+                mean_g, mean_gx = ((z / m).astype(problem.dtype) for z in wide)
+                means = (mean_g, mean_gx) if self.training else None
+                passes.project(dy, self.xhat, problem, means, (r, gamma), kept, dx)
+            slope = gamma * r
+            return dict(zip(PARAMETERS, (sum_gx, sum_g, -slope * sum_g, -slope * r * sum_gx / 2), strict=True))
+
+    def carries_gradient(self, name: str) -> bool:
+        """Tell whether an argument was given and the output depends on it (S13)."""
+        return self.arrays[name] is not None and not (self.training and name.startswith("running"))
 
 
 class Pullback:
@@ -73,10 +65,9 @@ class Pullback:
         check_arrays("batch_norm_vjp", "MXNet", memory.is_array, dy=dy)
         check_dy(memory.described(dy), memory.described(call.arrays["x"]))
         memory.check_contexts("batch_norm_vjp", x=call.arrays["x"], dy=dy)
-        dx, rest = call.differentiate(dy)
-        vectors = {}
-        for name, value in rest.items():
-            like = call.arrays[name]
-            wanted = like is not None and not (call.training and name.startswith("running"))
-            vectors[name] = memory.send(value, like) if wanted else None
-        return Gradients(memory.as_kind(dx, call.arrays["x"]), **vectors)
+        x = call.arrays["x"]
+        dx = memory.empty(x) if x.size else memory.send(np.empty(x.shape, x.dtype), x)
+        vectors = call.differentiate(dy, dx)
+        return Gradients(
+            dx, *(memory.send(vectors[k], call.arrays[k]) if call.carries_gradient(k) else None for k in PARAMETERS)
+        )

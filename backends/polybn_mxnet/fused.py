@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,11 +29,11 @@ def mask(where: Array | None, shape: tuple[int, ...], problem: Problem) -> tuple
 
 def measure(x: Array, problem: Problem, exponent: Host, kept: None, counts: Host) -> tuple[Host, Host, Host]:
     """Return ``m1``, ``delta`` and ``v`` (S2) of the values times ``2^-exponent``."""
-    values, factors = _load(x, problem), _factors(exponent, problem)
+    values = _load(x, problem, exponent)
     total, rest, squares = np.empty((3, problem.channels))
-    _spread(problem, kernels.sums, values, *factors, out=(total,))
+    _spread(problem, kernels.sums, values, out=(total,))
     m1 = (total / counts).astype(problem.dtype)
-    _spread(problem, kernels.sums_about, values, *factors, m1, out=(rest, squares))
+    _spread(problem, kernels.sums_about, values, m1, out=(rest, squares))
     delta, square = ((z / counts).astype(problem.dtype) for z in (rest, squares))
     return m1, delta, np.maximum(square - delta * delta, 0)
 
@@ -47,10 +48,10 @@ def normalize(
 ) -> tuple[Array, Host]:
     """Return ``y`` and ``xhat`` (S3); what is added for no beta is -0, which changes nothing."""
     y, xhat = memory.empty(x), memory.Owned(x, problem.dtype)
-    values, target = _load(x, problem), _target(y, problem)
+    values, target = _load(x, problem, s.exponent), _target(y, problem)
     scale = np.ones_like(s.r) if gamma is None else gamma
     shift = np.full_like(s.r, -0.0) if beta is None else beta
-    columns = (*_factors(s.exponent, problem), s.m1, s.delta, s.r, scale, shift)
+    columns = s.m1, s.delta, s.r, scale, shift
     _spread(problem, kernels.normalize, values, *columns, out=(_split(xhat.view, problem), target))
     _store(target, y)
     return y, xhat
@@ -64,18 +65,16 @@ def sums(dy: Array, xhat: memory.Owned, problem: Problem, kept: None) -> tuple[H
 
 
 def project(
-    dy: Array, xhat: memory.Owned, problem: Problem, means: tuple[Host, Host] | None, slopes: tuple[Host, ...],
-    kept: None,
-) -> Array:  # fmt: skip
-    """Return ``(g - mean_g - xhat * mean_gx) * r * gamma``, or ``g * r * gamma`` without means (S13)."""
-    dx = memory.empty(dy)
-    target = _target(dx, problem)
-    zero, one = np.zeros(problem.channels, problem.dtype), np.ones(problem.channels, problem.dtype)
-    r, gamma = slopes if len(slopes) == 2 else (*slopes, one)
-    columns = (*(means or (zero, zero)), r, gamma, means is not None)
-    _spread(problem, kernels.project, _load(dy, problem), _split(xhat.view, problem), *columns, out=(target,))
-    _store(target, dx)
-    return dx
+    dy: Array, xhat: memory.Owned, problem: Problem, means: tuple[Host, Host] | None, slopes: tuple[Host, Host],
+    kept: None, out: Array,
+) -> None:  # fmt: skip
+    """Write ``(g - mean_g - xhat * mean_gx) * r * gamma``, or ``g * r * gamma`` without means (S13)."""
+    g, target = _load(dy, problem), _target(out, problem)
+    if means is None:
+        _spread(problem, kernels.scale, g, *slopes, out=(target,))
+    else:
+        _spread(problem, kernels.project, g, _split(xhat.view, problem), *means, *slopes, out=(target,))
+    _store(target, out)
 
 
 def _spread(problem: Problem, kernel: Callable[..., None], *arguments: Any, out: tuple[Any, ...]) -> None:
@@ -105,9 +104,10 @@ def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads(), thread_name_prefix="polybn-mxnet")
 
 
-def _load(array: Array, problem: Problem) -> Host:
-    """Look at the values, or at wider copies of halves, as ``(A, C, B)``."""
-    return _split(memory.values(array).astype(problem.dtype, copy=False), problem)
+def _load(array: Array, problem: Problem, exponent: Host | None = None) -> Host:
+    """Look at the values, or at wider copies of halves, as ``(A, C, B)``; copy them to scale them (S10)."""
+    values = _split(memory.values(array).astype(problem.dtype, copy=False), problem)
+    return values if exponent is None or not exponent.any() else np.ldexp(values, -exponent[:, None])
 
 
 def _target(array: Array, problem: Problem) -> Host:
@@ -121,10 +121,6 @@ def _store(target: Host, array: Array) -> None:
 
 
 def _split(values: Host, problem: Problem) -> Host:
-    before = int(np.prod(values.shape[: problem.axis]))
+    before = math.prod(values.shape[: problem.axis])
     return values.reshape((before, problem.channels, problem.count // before))
 
-
-def _factors(exponent: Host, problem: Problem) -> tuple[Host, Host]:
-    one, half = np.ones(1, problem.dtype), exponent // 2
-    return np.ldexp(one, -half), np.ldexp(one, half - exponent)

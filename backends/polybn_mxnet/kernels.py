@@ -1,8 +1,8 @@
 """Loops over the values of contiguous arrays ``(A, C, B)``, compiled by Numba; the channel is the middle axis.
 
 Every kernel serves channels ``low`` to ``high`` and touches no other, so that any number of threads gives the same
-bits. Sums are float64: over CHUNK values as the processor likes it, the chunks one after another with their
-rounding errors (TwoSum), so that a float64 sum, too, errs by less than CHUNK u. Only what runs under REORDER may be
+bits. Sums are float64: over a chunk of values as the processor likes it, the chunks one after another with their
+rounding errors (TwoSum), so that a float64 sum, too, errs by less than 64 u. Only what runs under REORDER may be
 reordered: ``(x - m1) - delta`` may not.
 """
 
@@ -16,7 +16,6 @@ import numpy as np
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-CHUNK = 64
 NARROW = 16
 """Rows shorter than this are not worth a loop of their own: channels are then summed side by side."""
 REORDER = {"reassoc"}
@@ -41,23 +40,23 @@ def _minus(a: Any, b: Any) -> Any:
 
 
 @compiled()
-def _scaled(x: Any, f1: Any, f2: Any) -> Any:
-    return x * f1 * f2
+def _chunk(x: Any) -> Any:
+    return 4096 // (x.itemsize * x.itemsize)  # 256 float32, whose sum in float64 is as good as exact; 64 float64
 
 
 @compiled(reorder=True)
-def _sum_of(row: Any, f1: Any, f2: Any) -> Any:
+def _sum(row: Any) -> Any:
     total = 0.0
     for i in range(row.size):
-        total += np.float64(_scaled(row[i], f1, f2))
+        total += np.float64(row[i])
     return total
 
 
 @compiled(reorder=True)
-def _sums_about(row: Any, f1: Any, f2: Any, m1: Any) -> Any:
+def _sums_about(row: Any, m1: Any) -> Any:
     total, squares = 0.0, 0.0
     for i in range(row.size):
-        d = np.float64(_minus(_scaled(row[i], f1, f2), m1))
+        d = np.float64(_minus(row[i], m1))
         total += d
         squares += d * d
     return total, squares
@@ -83,52 +82,6 @@ def _add(total: Any, error: Any, value: Any) -> Any:
 
 
 @compiled()
-def sums(x: Any, f1: Any, f2: Any, low: int, high: int, out: Any) -> None:
-    """Fill in ``sum(x * f1 * f2)``."""
-    if x.shape[2] < NARROW:
-        _narrow_sums(x, f1, f2, low, high, out)
-        return
-    for c in range(low, high):
-        total, error = 0.0, 0.0
-        for a in range(x.shape[0]):
-            for b in range(0, x.shape[2], CHUNK):
-                total, error = _add(total, error, _sum_of(x[a, c, b : b + CHUNK], f1[c], f2[c]))
-        out[c] = total + error
-
-
-@compiled()
-def sums_about(x: Any, f1: Any, f2: Any, m1: Any, low: int, high: int, out: Any, squares: Any) -> None:
-    """Fill in ``sum(d)`` and ``sum(d * d)`` with ``d = x * f1 * f2 - m1``."""
-    if x.shape[2] < NARROW:
-        _narrow_sums_about(x, f1, f2, m1, low, high, out, squares)
-        return
-    for c in range(low, high):
-        total, error, total2, error2 = 0.0, 0.0, 0.0, 0.0
-        for a in range(x.shape[0]):
-            for b in range(0, x.shape[2], CHUNK):
-                one, two = _sums_about(x[a, c, b : b + CHUNK], f1[c], f2[c], m1[c])
-                total, error = _add(total, error, one)
-                total2, error2 = _add(total2, error2, two)
-        out[c], squares[c] = total + error, total2 + error2
-
-
-@compiled()
-def sums_with(g: Any, xhat: Any, low: int, high: int, out: Any, products: Any) -> None:
-    """Fill in ``sum(g)`` and ``sum(g * xhat)``."""
-    if g.shape[2] < NARROW:
-        _narrow_sums_with(g, xhat, low, high, out, products)
-        return
-    for c in range(low, high):
-        total, error, total2, error2 = 0.0, 0.0, 0.0, 0.0
-        for a in range(g.shape[0]):
-            for b in range(0, g.shape[2], CHUNK):
-                one, two = _sums_with(g[a, c, b : b + CHUNK], xhat[a, c, b : b + CHUNK])
-                total, error = _add(total, error, one)
-                total2, error2 = _add(total2, error2, two)
-        out[c], products[c] = total + error, total2 + error2
-
-
-@compiled()
 def _flush(part: Any, total: Any, error: Any) -> None:
     for c in range(part.size):
         total[c], error[c] = _add(total[c], error[c], part[c])
@@ -136,80 +89,133 @@ def _flush(part: Any, total: Any, error: Any) -> None:
 
 
 @compiled()
-def _narrow_sums(x: Any, f1: Any, f2: Any, low: int, high: int, out: Any) -> None:
-    part, total, error = np.zeros((3, high - low))
-    for start in range(0, x.shape[0], CHUNK):
-        for a in range(start, min(start + CHUNK, x.shape[0])):
+def sums(x: Any, low: int, high: int, out: Any) -> None:
+    """Fill in ``sum(x)``."""
+    chunk = _chunk(x)
+    if x.shape[2] < NARROW:
+        part, total, error = np.zeros((3, high - low))
+        for a in range(x.shape[0]):
             for b in range(x.shape[2]):
                 for c in range(low, high):
-                    part[c - low] += np.float64(_scaled(x[a, c, b], f1[c], f2[c]))
+                    part[c - low] += np.float64(x[a, c, b])
+            if a % 4 == 3:
+                _flush(part, total, error)
         _flush(part, total, error)
-    out[low:high] = total + error
+        out[low:high] = total + error
+        return
+    for c in range(low, high):
+        total1, error1 = 0.0, 0.0
+        for a in range(x.shape[0]):
+            for b in range(0, x.shape[2], chunk):
+                total1, error1 = _add(total1, error1, _sum(x[a, c, b : b + chunk]))
+        out[c] = total1 + error1
 
 
 @compiled()
-def _narrow_sums_about(x: Any, f1: Any, f2: Any, m1: Any, low: int, high: int, out: Any, squares: Any) -> None:
-    part, total, error = np.zeros((3, high - low))
-    part2, total2, error2 = np.zeros((3, high - low))
-    for start in range(0, x.shape[0], CHUNK):
-        for a in range(start, min(start + CHUNK, x.shape[0])):
+def sums_about(x: Any, m1: Any, low: int, high: int, out: Any, squares: Any) -> None:
+    """Fill in ``sum(d)`` and ``sum(d * d)`` with ``d = x - m1``."""
+    chunk = _chunk(x)
+    if x.shape[2] < NARROW:
+        part, total, error = np.zeros((3, high - low))
+        part2, total2, error2 = np.zeros((3, high - low))
+        for a in range(x.shape[0]):
             for b in range(x.shape[2]):
                 for c in range(low, high):
-                    d = np.float64(_minus(_scaled(x[a, c, b], f1[c], f2[c]), m1[c]))
+                    d = np.float64(_minus(x[a, c, b], m1[c]))
                     part[c - low] += d
                     part2[c - low] += d * d
+            if a % 4 == 3:
+                _flush(part, total, error)
+                _flush(part2, total2, error2)
         _flush(part, total, error)
         _flush(part2, total2, error2)
-    out[low:high], squares[low:high] = total + error, total2 + error2
+        out[low:high], squares[low:high] = total + error, total2 + error2
+        return
+    for c in range(low, high):
+        total1, error1, total3, error3 = 0.0, 0.0, 0.0, 0.0
+        for a in range(x.shape[0]):
+            for b in range(0, x.shape[2], chunk):
+                one, two = _sums_about(x[a, c, b : b + chunk], m1[c])
+                total1, error1 = _add(total1, error1, one)
+                total3, error3 = _add(total3, error3, two)
+        out[c], squares[c] = total1 + error1, total3 + error3
 
 
 @compiled()
-def _narrow_sums_with(g: Any, xhat: Any, low: int, high: int, out: Any, products: Any) -> None:
-    part, total, error = np.zeros((3, high - low))
-    part2, total2, error2 = np.zeros((3, high - low))
-    for start in range(0, g.shape[0], CHUNK):
-        for a in range(start, min(start + CHUNK, g.shape[0])):
+def sums_with(g: Any, xhat: Any, low: int, high: int, out: Any, products: Any) -> None:
+    """Fill in ``sum(g)`` and ``sum(g * xhat)``."""
+    chunk = _chunk(g)
+    if g.shape[2] < NARROW:
+        part, total, error = np.zeros((3, high - low))
+        part2, total2, error2 = np.zeros((3, high - low))
+        for a in range(g.shape[0]):
             for b in range(g.shape[2]):
                 for c in range(low, high):
                     value = np.float64(g[a, c, b])
                     part[c - low] += value
                     part2[c - low] += value * np.float64(xhat[a, c, b])
+            if a % 4 == 3:
+                _flush(part, total, error)
+                _flush(part2, total2, error2)
         _flush(part, total, error)
         _flush(part2, total2, error2)
-    out[low:high], products[low:high] = total + error, total2 + error2
+        out[low:high], products[low:high] = total + error, total2 + error2
+        return
+    for c in range(low, high):
+        total1, error1, total3, error3 = 0.0, 0.0, 0.0, 0.0
+        for a in range(g.shape[0]):
+            for b in range(0, g.shape[2], chunk):
+                one, two = _sums_with(g[a, c, b : b + chunk], xhat[a, c, b : b + chunk])
+                total1, error1 = _add(total1, error1, one)
+                total3, error3 = _add(total3, error3, two)
+        out[c], products[c] = total1 + error1, total3 + error3
 
 
 @compiled()
 def normalize(
-    x: Any, f1: Any, f2: Any, m1: Any, delta: Any, r: Any, gamma: Any, beta: Any, low: int, high: int, xhat: Any, y: Any
+    x: Any, m1: Any, delta: Any, r: Any, gamma: Any, beta: Any, low: int, high: int, xhat: Any, y: Any
 ) -> None:
     """Fill in ``xhat`` and ``y`` (S3)."""
     for a in range(x.shape[0]):
-        if x.shape[2] == 1:
-            for c in range(low, high):
-                z = (x[a, c, 0] * f1[c] * f2[c] - m1[c] - delta[c]) * r[c]
-                xhat[a, c, 0] = z
-                y[a, c, 0] = z * gamma[c] + beta[c]
+        if x.shape[2] < NARROW:
+            # Two loops: LLVM compares the addresses of few arrays only before it gives up on vectors.
+            for b in range(x.shape[2]):
+                for c in range(low, high):
+                    xhat[a, c, b] = (x[a, c, b] - m1[c] - delta[c]) * r[c]
+                for c in range(low, high):
+                    y[a, c, b] = xhat[a, c, b] * gamma[c] + beta[c]
             continue
         for c in range(low, high):
-            p, q, mean, rest, root, scale, shift = f1[c], f2[c], m1[c], delta[c], r[c], gamma[c], beta[c]
+            mean, rest, root, scale, shift = m1[c], delta[c], r[c], gamma[c], beta[c]
             for b in range(x.shape[2]):
-                z = (x[a, c, b] * p * q - mean - rest) * root
+                z = (x[a, c, b] - mean - rest) * root
                 xhat[a, c, b] = z
                 y[a, c, b] = z * scale + shift
 
 
 @compiled()
 def project(
-    g: Any, xhat: Any, mean_g: Any, mean_gx: Any, r: Any, gamma: Any, centred: bool, low: int, high: int, dx: Any
+    g: Any, xhat: Any, mean_g: Any, mean_gx: Any, r: Any, gamma: Any, low: int, high: int, dx: Any
 ) -> None:
-    """Fill in ``(g - mean_g - xhat * mean_gx) * r * gamma``, or ``g * r * gamma`` (S13)."""
+    """Fill in ``(g - mean_g - xhat * mean_gx) * r * gamma`` (S13)."""
     for a in range(g.shape[0]):
+        if g.shape[2] < NARROW:
+            for b in range(g.shape[2]):
+                for c in range(low, high):
+                    dx[a, c, b] = g[a, c, b] - mean_g[c] - xhat[a, c, b] * mean_gx[c]
+                for c in range(low, high):
+                    dx[a, c, b] = dx[a, c, b] * r[c] * gamma[c]
+            continue
         for c in range(low, high):
             mean, slope, root, scale = mean_g[c], mean_gx[c], r[c], gamma[c]
-            if centred:
-                for b in range(g.shape[2]):
-                    dx[a, c, b] = (g[a, c, b] - mean - xhat[a, c, b] * slope) * root * scale
-            else:
-                for b in range(g.shape[2]):
-                    dx[a, c, b] = g[a, c, b] * root * scale
+            for b in range(g.shape[2]):
+                dx[a, c, b] = (g[a, c, b] - mean - xhat[a, c, b] * slope) * root * scale
+
+
+@compiled()
+def scale(g: Any, r: Any, gamma: Any, low: int, high: int, dx: Any) -> None:
+    """Fill in ``g * r * gamma``: what S13 leaves of it in inference."""
+    for a in range(g.shape[0]):
+        for c in range(low, high):
+            for b in range(g.shape[2]):
+                dx[a, c, b] = g[a, c, b] * r[c] * gamma[c]

@@ -7,6 +7,7 @@ array made here has nothing to wait for until it is given away.
 from __future__ import annotations
 
 import ctypes
+import math
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any, TypeAlias
@@ -30,9 +31,10 @@ def is_array(value: object) -> bool:
 
 def check_contexts(function: str, **arrays: Array | None) -> None:
     """Raise BackendError unless all arrays are in one context."""
-    contexts = {name: str(array.ctx) for name, array in arrays.items() if array is not None}
-    if len(set(contexts.values())) > 1:
-        owners = ", ".join(f"{name}: {context}" for name, context in contexts.items())
+    given = {name: array.ctx for name, array in arrays.items() if array is not None}
+    first = next(iter(given.values()))
+    if any(context != first for context in given.values()):
+        owners = ", ".join(f"{name}: {context}" for name, context in given.items())
         raise BackendError(
             f"polybn.{function}: all arrays must be in one MXNet context; got {owners} (polybn moves nothing "
             "between devices: see as_in_context)"
@@ -63,7 +65,7 @@ def view_settled(array: Array) -> Host:
     mx.base.check_call(mx.base._LIB.MXNDArrayGetData(array.handle, ctypes.byref(pointer)))
     address = pointer.value
     assert address is not None
-    size = dtype.itemsize * array.size
+    size = dtype.itemsize * math.prod(shape)
     return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
 
 
@@ -84,6 +86,22 @@ def store(host: Host, array: Array) -> None:
         target.view(np.uint16)[...] = np.where(np.isnan(host), 0x7FC0, rounded)
     else:
         np.copyto(target, host, casting="same_kind")
+
+
+def assign(values: Array, array: Array) -> None:
+    """Write MXNet's own values into an array by its operators, rounding to its dtype."""
+    values = values.as_nd_ndarray()
+    cast = mx.nd.amp_cast(values, dtype="bfloat16") if array.dtype == BFLOAT16 else values.astype(array.dtype, copy=False)
+    cast.copyto(array.as_nd_ndarray())
+
+
+def add(values: Array, array: Array) -> None:
+    """Add to an array, in place; both settled where the host sees them."""
+    if on_host(array) and array.dtype != BFLOAT16:
+        target = view_settled(array)
+        target += view_settled(values)
+    else:
+        assign(array.as_nd_ndarray() + values.as_nd_ndarray(), array)
 
 
 def described(array: Array) -> Any:
@@ -114,11 +132,16 @@ def empty(like: Array, dtype: DTypeLike | None = None) -> Array:
 
 def send(host: Host, like: Array) -> Array:
     """Copy host values to the kind and context of another array."""
-    with zero_sizes():
-        new = mx.nd.empty(host.shape, like.ctx, host.dtype)
-    if host.size and on_host(new):
+    if not (host.size and host.shape):
+        with zero_sizes():
+            new = mx.nd.empty(host.shape, like.ctx, host.dtype)
+            if host.size:
+                new[()] = host.item()
+        return as_kind(new, like)
+    new = mx.nd.empty(host.shape, like.ctx, host.dtype)
+    if on_host(new):
         view_settled(new)[...] = host
-    elif host.size:
+    else:
         new[:] = host
     return as_kind(new, like)
 

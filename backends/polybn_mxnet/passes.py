@@ -36,14 +36,9 @@ class Passes(Protocol):
     ) -> tuple[Array, Any]: ...
     def sums(self, dy: Array, xhat: Any, problem: Problem, kept: Any) -> tuple[Host, Host]: ...
     def project(
-        self,
-        dy: Array,
-        xhat: Any,
-        problem: Problem,
-        means: tuple[Host, Host] | None,
-        slopes: tuple[Host, ...],
-        kept: Any,
-    ) -> Array: ...
+        self, dy: Array, xhat: Any, problem: Problem, means: tuple[Host, Host] | None, slopes: tuple[Host, Host],
+        kept: Any, out: Array,
+    ) -> None: ...  # fmt: skip
 
 
 _forced: ContextVar[Passes | None] = ContextVar("polybn_mxnet_passes", default=None)

@@ -35,11 +35,7 @@ def record(call: Call, y: Array) -> None:
     """Put a call on the tape, where one is running."""
     if not mx.autograd.is_recording():
         return
-    inputs = {
-        name: array
-        for name, array in call.arrays.items()
-        if array is not None and not (call.training and name.startswith("running"))
-    }
+    inputs = {name: array for name, array in call.arrays.items() if call.carries_gradient(name)}
     key = next(_keys)
     functions = (ctypes.CFUNCTYPE(ctypes.c_int) * 2)(*_CALLBACKS)
     states = (ctypes.c_void_p * 2)(key, key)
@@ -64,18 +60,26 @@ def _backward(outputs: int, inputs: int, pointers: Any, requests: Any, is_train:
         dy, *gradients = (
             mx.nd.NDArray(ctypes.cast(pointers[i], mx.base.NDArrayHandle), writable=i > 0) for i in range(1 + inputs)
         )
-        dx, rest = call.differentiate(dy)
-        for name, gradient, request in zip(names, gradients, requests[:inputs], strict=True):
-            if request == _NULL:
-                continue
-            value = dx if name == "x" else memory.send(rest[name], gradient)
-            if request == _ADD:
-                value = value + gradient
-            gradient[:] = value
+        wanted = dict(zip(names, zip(gradients, requests[:inputs], strict=True), strict=True))
+        _differentiate(call, dy, {name: target for name, target in wanted.items() if target[1] != _NULL})
     except Exception:
         traceback.print_exc()
         return False
     return True
+
+
+def _differentiate(call: Call, dy: Array, wanted: dict[str, tuple[Array, int]]) -> None:
+    dx, request = wanted.pop("x", (None, _NULL))
+    into = memory.empty(dx) if dx is not None and request == _ADD else dx
+    vectors = call.differentiate(dy, into)
+    if into is not dx:
+        memory.add(into, dx)
+    for name, (gradient, request) in wanted.items():
+        value = memory.send(vectors[name], gradient)
+        if request == _ADD:
+            memory.add(value, gradient)
+        else:
+            memory.store(vectors[name], gradient) if memory.on_host(gradient) else memory.assign(value, gradient)
 
 
 def _forget(key: int) -> bool:
