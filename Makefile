@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test docs lanes lane-numpy1 lane-numpy2 lane-torch check bench clean
+.PHONY: train test docs lanes lane-numpy1 lane-numpy2 lane-torch check bench gpu-check clean
 .DELETE_ON_ERROR:
 
 train: .venv/train  ## train LeNet on Fashion-MNIST; ARGS="--norm none --epochs 5" passes options on
@@ -36,6 +36,9 @@ check: .venv/check  ## lint and types
 
 bench: .venv/train  ## time batch norm and training steps of each backend that runs here
 	$(BIN)/polybn bench $(ARGS)
+
+gpu-check:  ## on a machine with a GPU and its own CuPy: kit, tests, sanitizers, timings, docs/results/cupy-<device>.json
+	PYTHONPATH=.:backends $(PYTHON) -m tests.gpu_check $(ARGS)
 
 clean:  ## remove what the other targets made, runs excepted
 	rm -rf .venv .venv-numpy1 .venv-numpy2 .venv-torch build dist docs/_build *.egg-info
