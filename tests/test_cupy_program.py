@@ -14,6 +14,7 @@ from polybn.spec import BackendError
 cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
 EMULATED = "emulated" in cupy.__version__
 STEPS, BATCH = 50, 16
+RATE = 0.05  # at ten times that, batches of 16 multiply a difference of 1e-6 by 100 in 8 steps: measured, not an error
 
 
 def losses(backend: str, norm: networks.Norm) -> np.ndarray:
@@ -22,7 +23,7 @@ def losses(backend: str, norm: networks.Norm) -> np.ndarray:
     program = module.compile(network, networks.initial_state(network, 3), batch_size=BATCH)
     placed = program.place(data.train_images, data.train_labels)
     order = networks.epoch_order(3, 1, len(data.train_labels))[: STEPS * BATCH]
-    reports = list(program.train_epoch(placed, order, learning_rate=0.5))
+    reports = list(program.train_epoch(placed, order, learning_rate=RATE))
     assert sum(len(report.losses) for report in reports) == STEPS
     return np.concatenate([report.losses for report in reports])
 
@@ -59,4 +60,4 @@ def test_a_step_is_one_graph() -> None:
     names = [name.partition("<")[0] for name, *_ in cupy.cuda.LAUNCHES]
     assert names.count("gather") == names.count("judge") == 3
     assert names.count("forward") == names.count("backward") == 3 * 4
-    assert len(names) == 3 * 39
+    assert len(names) == 3 * 45
