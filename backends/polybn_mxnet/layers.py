@@ -39,6 +39,10 @@ class Classifier(mx.gluon.HybridBlock):  # type: ignore[misc]
         for name, parameter in self.arrays.items():
             parameter.set_data(mx.nd.array(state[name], dtype=np.float32))
 
+    def is_finite(self) -> bool:
+        """Tell whether every running statistic is a number."""
+        return all(np.isfinite(p.data().asnumpy()).all() for n, p in self.arrays.items() if ".running_" in n)
+
     def state(self) -> State:
         """Copy every array to the host."""
         return {name: parameter.data().asnumpy() for name, parameter in self.arrays.items()}

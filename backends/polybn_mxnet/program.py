@@ -61,7 +61,7 @@ class MXNetProgram:
     """A compiled network; fits :class:`polybn.spec.Program`."""
 
     def __init__(self, network: Network, state: State, batch_size: int) -> None:
-        self._batch_size = batch_size
+        self._batch_size, self._classes = batch_size, networks.rows(network)[-1].output_shape[0]
         self._context = mx.context.current_context()
         self._classifier = Classifier(network, self._context)
         self._classifier.load(state)
@@ -94,6 +94,8 @@ class MXNetProgram:
     def logits(self, data: Data) -> NDArray[np.float32]:
         """Return class scores ``(N, classes)`` in inference mode."""
         starts = range(0, len(data.images), self._batch_size)
+        if not self._classifier.is_finite():  # the block would refuse; a network that diverged has scores, too
+            return np.full((len(data.images), self._classes), np.nan, np.float32)
         with mx.autograd.pause():
             scores = [self._classifier(data.images[start : start + self._batch_size]) for start in starts]
         return np.concatenate([array.asnumpy() for array in scores])
