@@ -267,7 +267,7 @@ def test_numpy_arrays_are_not_converted() -> None:
     import polybn_jax
 
     for function in (polybn_jax.batch_norm, polybn_jax.moments):
-        options = {} if function is polybn_jax.moments else {"training": True}
+        options: dict[str, Any] = {} if function is polybn_jax.moments else {"training": True}
         with pytest.raises(polybn.BackendError, match=r"x must be a plain JAX array; got numpy\.ndarray"):
             function(np.ones(SHAPE, np.float32), **options)
 

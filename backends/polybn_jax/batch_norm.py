@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from numpy.typing import NDArray
 
 from polybn.arguments import (
     Problem,
@@ -26,7 +27,7 @@ from polybn_jax import kernels
 from polybn_jax.derivatives import Pullback, is_array, normalize
 from polybn_jax.kernels import AxisName, Statistics
 
-Array = jax.Array
+Array: TypeAlias = jax.Array
 
 
 def batch_norm(
@@ -224,7 +225,7 @@ def _number(value: Any, dtype: Any) -> Any:
 def _check_counts(function: str, where: Array, shape: tuple[int, ...], problem: Problem) -> None:
     if isinstance(where, jax.core.Tracer):
         return
-    kept = np.moveaxis(np.broadcast_to(np.asarray(where), shape), problem.axis, 0)
+    kept: NDArray[np.bool_] = np.moveaxis(np.broadcast_to(np.asarray(where), shape), problem.axis, 0)
     single = np.flatnonzero(np.count_nonzero(kept.reshape(problem.channels, problem.count), axis=1) == 1)
     if len(single):
         fail_single_value(function, f"where keeps one value in channel {single[0]}")
