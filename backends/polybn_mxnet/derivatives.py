@@ -11,6 +11,7 @@ from polybn.spec import Array, Gradients
 from polybn_mxnet import memory
 from polybn_mxnet.memory import Host
 from polybn_mxnet.passes import Passes
+from polybn_mxnet.second_order import SecondPullback
 from polybn_mxnet.statistics import Statistics
 
 
@@ -71,3 +72,7 @@ class Pullback:
         return Gradients(
             dx, *(memory.send(vectors[k], call.arrays[k]) if call.carries_gradient(k) else None for k in PARAMETERS)
         )
+
+    def vjp(self, dy: Array, /) -> tuple[Gradients, SecondPullback]:
+        """Return the gradients for ``dy``, and the pullback of the map from ``dy`` and the arguments to them."""
+        return self(dy), SecondPullback(self._call, dy)

@@ -111,6 +111,13 @@ def described(array: Array) -> Any:
     return SimpleNamespace(shape=array.shape, dtype=SimpleNamespace(name="bfloat16"))
 
 
+def widened(array: Array, dtype: str) -> Array:
+    """Copy to the type of the statistics, as the kind that broadcasts."""
+    array = array.as_nd_ndarray()
+    new = mx.nd.amp_cast(array, dtype=dtype) if array.dtype == BFLOAT16 else array.astype(dtype)
+    return new.as_np_ndarray()
+
+
 class Owned:
     """Memory from MXNet's pool that nobody else sees, so that there is nothing to wait for, ever."""
 
