@@ -41,7 +41,7 @@ NO_STATISTICS = ("jax-standardize",)
 def why_not(name: str) -> str | None:
     """Say why an adapter is skipped here: its library is not installed, or Keras runs on its other backend."""
     if name.startswith("polybn-"):
-        return dispatch.why_not(name.removeprefix("polybn-"))
+        return dispatch.why_not(name.split("-")[1])
     keras = os.environ.get("KERAS_BACKEND", "numpy")
     if name.startswith("keras-") and name != f"keras-{keras}":
         return f"Keras has one backend a process, here {keras}: KERAS_BACKEND={name.removeprefix('keras-')} runs this"

@@ -17,8 +17,6 @@ passes: Any = pytest.importorskip("polybn_mxnet.passes", reason="MXNet cannot be
 
 from polybn_mxnet.compat import mxnet as mx  # noqa: E402
 
-ARRAYS: Any = pytest.mark.parametrize("kind", ["nd", "np"])
-
 
 def array(host: Any, kind: str = "nd") -> Any:
     made = polybn.backend("mxnet").asarray(np.asarray(host))
@@ -51,7 +49,7 @@ def test_the_form_in_operators(training: bool, dtype: str, axis: int, masked: bo
         assert_second("mxnet", case, random_cotangents(case, 13))
 
 
-@ARRAYS
+@pytest.mark.parametrize("kind", ["nd", "np"])
 @pytest.mark.parametrize("training", [True, False])
 def test_results_are_of_the_kind_of_x(kind: str, training: bool) -> None:
     pullback, dy, cotangents = call(training, kind)
@@ -102,7 +100,7 @@ def test_empty(shape: tuple[int, ...], training: bool) -> None:
     """No values, no derivative: empty arrays and zeros."""
     x, vector = array(np.empty(shape, np.float32)), np.ones(shape[1], np.float32)
     arrays = [array(vector) for _ in range(4)]
-    _, pullback = polybn.batch_norm_vjp(x, *arrays, training=training)
+    pullback: Any = polybn.batch_norm_vjp(x, *arrays, training=training)[1]
     first, second = pullback.vjp(x)
     found = second(Gradients(*(None if a is None else a for a in first)))
     assert found.dy.shape == found.x.shape == shape

@@ -83,7 +83,7 @@ def _view(module: ModuleType, changes: dict[str, Any]) -> ModuleType:
 
 
 class OldImports:
-    """A finder for MXNet's modules, those that are imported later among them, that shows them NumPy and SciPy as they were."""
+    """A finder for MXNet's modules, now and later, that shows them NumPy and SciPy as they were."""
 
     def __init__(self) -> None:
         old_numpy = numpy_as_it_was()
@@ -139,8 +139,9 @@ def import_mxnet() -> ModuleType:
     >>> import_mxnet().nd.ones(2).asnumpy().tolist()
     [1.0, 1.0]
     """
-    if "mxnet" in sys.modules:
-        return sys.modules["mxnet"]
+    there = sys.modules.get("mxnet")
+    if there is not None:
+        return there
     _require_distutils()
     cuda = _has_cuda_build()
     missing = list(load_cuda_libraries(_nvidia_folders())) if cuda else []
@@ -155,8 +156,8 @@ def import_mxnet() -> ModuleType:
         if error.name != "mxnet":
             raise
         raise ImportError(
-            "polybn_mxnet: mxnet 1.9.1 must be installed (`pip install 'polybn[mxnet]'` with NumPy 1.26; beside NumPy 2 "
-            "`pip install --no-deps mxnet==1.9.1` and `pip install requests graphviz`)",
+            "polybn_mxnet: mxnet 1.9.1 must be installed (`pip install 'polybn[mxnet]'` with NumPy 1.26; "
+            "beside NumPy 2 `pip install --no-deps mxnet==1.9.1` and `pip install requests graphviz`)",
             name="mxnet",
         ) from error
     except OSError as error:
@@ -164,7 +165,8 @@ def import_mxnet() -> ModuleType:
         if not missing:
             raise
         raise ImportError(
-            f"polybn_mxnet: {CUDA_BUILD} must find the libraries of CUDA 11; missing are {', '.join(missing)} ({error})",
+            f"polybn_mxnet: {CUDA_BUILD} must find the libraries of CUDA 11; missing are {', '.join(missing)} "
+            f"({error})",
             name="mxnet",
         ) from error
     except BaseException:

@@ -19,6 +19,7 @@ ADAPTERS = {
     "polybn-cupy": "polybn.conformance.adapters.backend:polybn_cupy",
     "polybn-jax": "polybn.conformance.adapters.backend:polybn_jax",
     "polybn-mxnet": "polybn.conformance.adapters.backend:polybn_mxnet",
+    "polybn-mxnet-operators": "polybn.conformance.adapters.backend:MXNetOperators",
     "pytorch": "polybn.conformance.adapters.pytorch:PyTorch",
     "pytorch-channels-last": "polybn.conformance.adapters.pytorch:channels_last",
     "flax-linen": "polybn.conformance.adapters.flax:Linen",

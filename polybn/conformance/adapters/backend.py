@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ import polybn
 from polybn.conformance.adapter import Info
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     from polybn.conformance.adapter import Array
     from polybn.spec import Backend
 
@@ -83,6 +86,35 @@ class BackendAdapter:
         back = pullback(self._backend.asarray(dy))
         dx, dgamma, dbeta = map(self._backend.to_numpy, (back.x, back.gamma, back.beta))
         return dx, dgamma, dbeta
+
+
+class MXNetOperators(BackendAdapter):
+    """The MXNet backend in MXNet's operators alone, as on a GPU, in whichever context this runs."""
+
+    def __init__(self) -> None:
+        super().__init__("mxnet")
+        module: Any = self._backend
+        self._scope: Callable[[], AbstractContextManager[None]] = module.passes.operators_only
+
+    def info(self) -> Info:
+        """Declare the same as the backend, under another name."""
+        info = super().info()
+        return info._replace(name=f"{info.name}, in its operators")
+
+    def train(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
+        """Call :func:`polybn.batch_norm` in training."""
+        with self._scope():
+            return super().train(*arrays, **options)
+
+    def infer(self, *arrays: Array, **options: Any) -> Array:
+        """Call :func:`polybn.batch_norm` in inference."""
+        with self._scope():
+            return super().infer(*arrays, **options)
+
+    def vjp(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
+        """Call :func:`polybn.batch_norm_vjp` in training."""
+        with self._scope():
+            return super().vjp(*arrays, **options)
 
 
 def _holds(backend: Backend, dtype: str) -> bool:
