@@ -106,7 +106,7 @@ def test_the_numbers_are_those_of_the_function() -> None:
     assert not constant.any()
 
 
-class Model(nnx.Module):  # type: ignore[misc]  # Flax is not installed where types are checked
+class Model(nnx.Module):
     """A batch norm between two linear maps."""
 
     def __init__(self, **options: Any) -> None:
