@@ -81,7 +81,7 @@ from polybn_mxnet.compat import mxnet as mx
 import mxnet.test_utils, mxnet.contrib.text, mxnet.gluon.contrib.nn, mxnet.onnx
 values = mx.np.array([1.0, 2.0])
 print((values > 1).dtype == numpy.bool_, mx.nd.array([1, 0], dtype=bool).asnumpy().tolist())
-print(mx.np.array([True, False]).asnumpy().tolist(), mx.nd.array(values.asnumpy() > 1).asnumpy().tolist())
+print(mx.np.array([True, False], dtype=bool).asnumpy().tolist(), mx.nd.array(values.asnumpy() > 1).asnumpy().tolist())
 print(mx.test_utils.rand_ndarray((2, 3)).shape, mx.np.all(values > 1), mx.test_utils.same(values, values))
 print(unchanged())
 """

@@ -80,7 +80,7 @@ def test_nothing_is_recorded() -> None:
         assert mx.autograd.is_recording()
     assert all(equal(a, b) for a, b in zip(hosts(results), outside, strict=True))
     for result in (results.dy, results.x):
-        with pytest.raises(mx.MXNetError, match="recorded"):
+        with pytest.raises(mx.MXNetError, match="Cannot differentiate node"):
             result.backward()
 
 
