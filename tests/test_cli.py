@@ -100,6 +100,7 @@ def test_every_option_of_train_is_explained_with_its_default(polybn_: Polybn) ->
     text = re.sub(r"[\s│]+", " ", polybn_("train", "--help").out)
     for option, default in {
         "--backend": "numpy", "--epochs": "10", "--batch-size": "256", "--lr": "1.0", "--norm": "spec", "--seed": "0",
+        "--devices": "1",
     }.items():  # fmt: skip
         assert re.search(rf"{option} .*?\[default: {re.escape(default)}\]", text), option
     assert all(option in text for option in ("--data", "--out", "--resume", "POLYBN_BACKEND", "spec|native|none"))

@@ -64,8 +64,9 @@ def _normalize(
     if not training:
         return norms.inference(values, own, layer.eps), {}
     y, mean, variance = norms.batch_norm(x, values, own["gamma"], own["beta"], layer.eps, axis)
-    rho, batch = np.float32(layer.momentum), {"running_mean": mean, "running_var": variance}
-    return y, {name: rho * own[name] + (1 - rho) * value for name, value in batch.items()}
+    one, rho = np.float32(1), np.float32(layer.momentum)
+    batch = {"running_mean": mean, "running_var": variance}
+    return y, {name: rho * own[name] + (one - rho) * value for name, value in batch.items()}
 
 
 def _stages(network: Network) -> list[Stage]:
