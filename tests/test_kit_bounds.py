@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import polybn
@@ -357,6 +357,31 @@ def channel(**changes: Any) -> Channel:
     case = sample(12, "float32", (31, 1), kappa=3.0)
     (one,) = measure(case, Outcome(case.x))
     return one.channel._replace(**changes)
+
+
+@pytest.mark.clause("S4")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@example(momentum=0.99999, old=1000.0, batch=-999.0)
+@example(momentum=1e-5, old=1000.0, batch=1e-3)
+@given(
+    momentum=st.floats(0, 1) | st.sampled_from((0.0, 0.1, 0.25, 0.9, 0.99, 1 / 3, 1.0)),
+    old=st.floats(-1e3, 1e3, width=32),
+    batch=st.floats(-1e3, 1e3, width=32),
+)
+def test_weights_are_rounded(dtype: str, momentum: float, old: float, batch: float) -> None:
+    """Whichever weight a library is given: the other one is as wrong as that, and rounded."""
+    f, scalar = FORMATS[dtype], np.dtype(dtype).type
+    alone = channel(old_mean=old, mean=batch, momentum=momentum)
+    bound = bounds.running(bounds.Errors(0.0, 0.0, 0.0, alone.c, alone.c, 1), alone, f)["running_mean"]
+    exact = Fraction(momentum) * Fraction(old) + (1 - Fraction(momentum)) * Fraction(batch)
+    kept, taken = scalar(momentum), scalar(1 - momentum)
+    for keep, take in ((kept, scalar(1) - kept), (scalar(1) - taken, taken), (kept, taken)):
+        got = keep * scalar(old) + take * scalar(batch)
+        assert abs(Fraction(float(got)) - exact) <= Fraction(bound)
+    size = abs(old) + abs(batch)
+    assert bound <= 3.01 * f.unit * size + 4 * f.tiny
+    if momentum in (0.0, 1.0):
+        assert bound <= 2.01 * f.unit * abs(batch if momentum == 0 else old) + 4 * f.tiny
 
 
 @pytest.mark.parametrize("m", [2, 31, 1024])

@@ -12,7 +12,11 @@ dgamma  ``sum(|dy| e_x) + g(h+3) sum(|dy| (|xhat| + e_x))``.
 dx      ``gamma r (dy - mean(dy) - xhat q)`` with ``q = dgamma / m``. Differentiating by machine makes the mean
         as the mean of the two other terms, ``mean(dy) + mean(xhat) q``: as many roundings, and the error of xhat
         once more on average.
-running ``rho * old + (1 - rho) * batch``: three roundings, and the share of the batch's error.
+running ``rho * old + (1 - rho) * batch``: two roundings, and the share of the batch's error. The weights: the one that
+        is handed over, rho or ``1 - rho``, a Python float, is rounded to the arithmetic; the other one is its
+        complement, which inherits that error in full, however small it is itself, and is rounded. As they add up
+        to 1, both err by ``u (1 + u) <= g(1)`` at most; by nothing where rho is a multiple of u, since then so is
+        ``1 - rho``, and both are floating-point numbers.
 
 Nothing of second order is dropped. Every product may underflow, so each step carries that, too. Bounds are
 evaluated in float64 from exact magnitudes and inflated by SAFETY for that evaluation. Overflow is not modelled: form K
@@ -139,9 +143,10 @@ def running(e: Errors, ch: Channel, f: Format) -> dict[str, float]:
 
 
 def _blended(old: float, batch: float, error: float, underflow: float, momentum: float, f: Format) -> float:
-    share = 1 - momentum
-    size = momentum * abs(old) + share * (abs(batch) + error)
-    return share * error + (roundings(3, f.unit) + 2 * f.kept) * size + 3 * underflow
+    share, reach = 1 - momentum, abs(batch) + error
+    weight = 0.0 if (momentum / f.unit).is_integer() else roundings(1, f.unit)
+    size = (momentum + weight) * abs(old) + (share + weight) * reach
+    return share * error + weight * (abs(old) + reach) + (roundings(2, f.unit) + 2 * f.kept) * size + 3 * underflow
 
 
 def gradients(e: Errors, ch: Channel, f: Format) -> dict[str, Floats | float]:
