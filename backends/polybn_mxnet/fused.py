@@ -17,7 +17,7 @@ from polybn_mxnet import kernels, memory, rows
 from polybn_mxnet.memory import Host
 from polybn_mxnet.statistics import Statistics
 
-SMALL = 1 << 16
+SMALL = 1 << 20
 """Below this many values a second thread costs more than it brings."""
 
 

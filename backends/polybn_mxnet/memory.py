@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -22,6 +23,9 @@ Host: TypeAlias = "NDArray[Any]"
 
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 """How MXNet describes it to NumPy."""
+
+
+_lock = threading.RLock()  # a collection of garbage may come back to it
 
 
 def is_array(value: object) -> bool:
@@ -77,6 +81,14 @@ def values(array: Array) -> Host:
     return host
 
 
+def fetch(array: Array) -> Host:
+    """Copy the values of an array in any context to the host, bfloat16 as float32."""
+    if on_host(array):
+        return values(array).copy()
+    wide = mx.nd.amp_cast(array.as_nd_ndarray(), dtype="float32") if array.dtype == BFLOAT16 else array
+    return cast("Host", wide.asnumpy())
+
+
 def store(host: Host, array: Array) -> None:
     """Write host values into an array that nothing else writes, rounding to its dtype."""
     target = view_settled(array)
@@ -88,10 +100,21 @@ def store(host: Host, array: Array) -> None:
         np.copyto(target, host, casting="same_kind")
 
 
+def rounded(host: Host, like: Array) -> Array:
+    """Send host values to the shape, dtype, kind and context of another array."""
+    if like.dtype != BFLOAT16:
+        return send(np.asarray(host).astype(like.dtype), like)
+    if not host.size:
+        return send(np.empty(host.shape, BFLOAT16), like)
+    new = mx.nd.empty(like.shape, mx.cpu(), BFLOAT16)
+    store(host, new)
+    return as_kind(new.as_in_context(like.ctx), like)
+
+
 def assign(values: Array, array: Array) -> None:
     """Write MXNet's own values into an array by its operators, rounding to its dtype."""
     values = values.as_nd_ndarray()
-    cast = mx.nd.amp_cast(values, dtype="bfloat16") if array.dtype == BFLOAT16 else values.astype(array.dtype, copy=False)
+    cast = mx.nd.amp_cast(values, dtype=BFLOAT16) if array.dtype == BFLOAT16 else values.astype(array.dtype, copy=False)
     cast.copyto(array.as_nd_ndarray())
 
 
@@ -119,11 +142,33 @@ def widened(array: Array, dtype: str) -> Array:
 
 
 class Owned:
-    """Memory from MXNet's pool that nobody else sees, so that there is nothing to wait for, ever."""
+    """Memory that nobody else sees, so that there is nothing to wait for, ever.
+
+    MXNet gives the memory of a CPU array back to the system, and a fresh page costs more than the arithmetic on it:
+    up to KEPT bytes stay for the next call.
+    """
+
+    KEPT = 1 << 26
+    _free: ClassVar[list[Any]] = []
 
     def __init__(self, like: Array, dtype: DTypeLike) -> None:
-        self._array = mx.nd.empty(like.shape, like.ctx, dtype)
-        self.view = view_settled(self._array)
+        size = math.prod(like.shape) * np.dtype(dtype).itemsize
+        self._bytes = self._take(size)
+        self.view = view_settled(self._bytes).view(dtype).reshape(like.shape)
+
+    @classmethod
+    def _take(cls, size: int) -> Any:
+        with _lock:
+            for place, candidate in enumerate(cls._free):
+                if candidate.shape[0] == size:
+                    return cls._free.pop(place)
+        return mx.nd.empty((size,), mx.cpu(), np.uint8)
+
+    def __del__(self) -> None:
+        with _lock:
+            self._free.append(self._bytes)
+            while sum(kept.shape[0] for kept in self._free) > self.KEPT:
+                self._free.pop(0)
 
 
 def vector(array: Array | None) -> Host | None:
@@ -143,7 +188,7 @@ def send(host: Host, like: Array) -> Array:
         with zero_sizes():
             new = mx.nd.empty(host.shape, like.ctx, host.dtype)
             if host.size:
-                new[()] = host.item()
+                new[()] = float(host)  # MXNet cannot spell a bool here
         return as_kind(new, like)
     new = mx.nd.empty(host.shape, like.ctx, host.dtype)
     if on_host(new):
