@@ -211,6 +211,6 @@ MERGE = [
         ("F5 a.mean", DTypeError, part(dtype="f2"), "a.mean must have one of the dtypes ...; got float16 (...)"),
         ("F5 a.count", DTypeError, part(count=randoms((3,))), "a.count must have an integer dtype; got float32 (...)"),
         ("F6 b.m2", DTypeError, part(m2=randoms((3,), "f2")), "b.m2 must have dtype float32; got float16 (a's dtype)"),
-        ("F6 b.count", DTypeError, part(count=np.ones(3, "i2")), "b.count must have dtype int...; got int16 (a's ...)"),
+        ("F6 b.count", DTypeError, part(count=np.ones(3, "i1")), "b.count must have dtype int...; got int8 (a's ...)"),
     )),
 ]  # fmt: skip
