@@ -80,6 +80,7 @@ def moments(x: Array, *, axis: int = 1, where: Array | None = None) -> Moments:
     check_arrays("moments", "MXNet", memory.is_array, x=x, where=where)
     problem = check_moments("moments", memory.described(x), axis=axis, where=where)
     memory.check_contexts("moments", x=x, where=where)
+    where = where if memory.deletes(where) else None  # a mask that deletes nothing gives the bits of none
     passes = choose(x, where)
     with np.errstate(all="ignore"):
         kept, counts = _mask(passes, where, x, problem)
@@ -153,6 +154,7 @@ def _forward(
     )  # fmt: skip
     memory.check_contexts(function, **arrays, where=where)
     momentum, eps = float(momentum), float(eps)
+    where = where if memory.deletes(where) else None  # a mask that deletes nothing gives the bits of none
     passes = choose(x, where)
     scale, shift, mean, variance = (memory.vector(a) for a in (gamma, beta, running_mean, running_var))
     with tape.paused(), np.errstate(all="ignore"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
+import weakref
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any, ClassVar, TypeAlias, cast
@@ -43,6 +44,11 @@ def check_contexts(function: str, **arrays: Array | None) -> None:
             f"polybn.{function}: all arrays must be in one MXNet context; got {owners} (polybn moves nothing "
             "between devices: see as_in_context)"
         )
+
+
+def deletes(where: Array | None) -> bool:
+    """Tell whether a mask deletes anything, as far as that can be seen without waiting for a device."""
+    return where is not None and not (on_host(where) and bool(view(where).all()))
 
 
 def on_host(array: Array) -> bool:
@@ -144,31 +150,35 @@ def widened(array: Array, dtype: str) -> Array:
 class Owned:
     """Memory that nobody else sees, so that there is nothing to wait for, ever.
 
-    MXNet gives the memory of a CPU array back to the system, and a fresh page costs more than the arithmetic on it:
+    MXNet gives the memory of a CPU array back to the system, and fresh pages cost more than the arithmetic on them:
     up to KEPT bytes stay for the next call.
     """
 
     KEPT = 1 << 26
-    _free: ClassVar[list[Any]] = []
+    _free: ClassVar[list[tuple[int, Any]]] = []
 
     def __init__(self, like: Array, dtype: DTypeLike) -> None:
         size = math.prod(like.shape) * np.dtype(dtype).itemsize
-        self._bytes = self._take(size)
-        self.view = view_settled(self._bytes).view(dtype).reshape(like.shape)
+        array = self._take(size)
+        self.view = view_settled(array).view(dtype).reshape(like.shape)
+        # Not __del__: in a cycle, MXNet's array might be finalized first.
+        weakref.finalize(self, self._give, size, array).atexit = False
 
     @classmethod
     def _take(cls, size: int) -> Any:
         with _lock:
-            for place, candidate in enumerate(cls._free):
-                if candidate.shape[0] == size:
-                    return cls._free.pop(place)
+            for place, (candidate, array) in enumerate(cls._free):
+                if candidate == size:
+                    del cls._free[place]
+                    return array
         return mx.nd.empty((size,), mx.cpu(), np.uint8)
 
-    def __del__(self) -> None:
+    @classmethod
+    def _give(cls, size: int, array: Any) -> None:
         with _lock:
-            self._free.append(self._bytes)
-            while sum(kept.shape[0] for kept in self._free) > self.KEPT:
-                self._free.pop(0)
+            cls._free.append((size, array))
+            while sum(size for size, _ in cls._free) > cls.KEPT:
+                del cls._free[0]
 
 
 def vector(array: Array | None) -> Host | None:
