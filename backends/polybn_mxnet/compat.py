@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import builtins
 import ctypes
-import importlib
 import sys
 import warnings
 from importlib import metadata
@@ -86,10 +85,10 @@ class OldImports:
     """A finder for MXNet's modules, now and later, that shows them NumPy and SciPy as they were."""
 
     def __init__(self) -> None:
-        old_numpy = numpy_as_it_was()
+        old_numpy, import_new = numpy_as_it_was(), builtins.__import__
 
         def import_(name: str, *arguments: Any, **options: Any) -> ModuleType:
-            module = builtins.__import__(name, *arguments, **options)
+            module = import_new(name, *arguments, **options)
             if module is numpy:
                 return old_numpy
             return scipy_as_it_was(module) if name == "scipy.sparse" and module.__name__ == "scipy" else module
@@ -150,7 +149,8 @@ def import_mxnet() -> ModuleType:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # escapes in strings, identity with literals: none concerns the user
-            return importlib.import_module("mxnet")
+            import mxnet  # noqa: F401
+        return sys.modules["mxnet"]
     except ModuleNotFoundError as error:
         sys.meta_path.remove(finder)
         if error.name != "mxnet":
