@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polybn import dispatch, fashion_mnist, networks
+from polybn import dispatch, networks
 from polybn.networks import BatchNorm, Convolution, Dense, MaxPool, Network, Sigmoid
 from polybn.spec import Program, State
 from tests import reference_lenet as reference
 from tests.conftest import REASONS
 from tests.test_program import Sample, bits, check, compiled, exact_step, program_step, sample
+from tests.training_worker import slice_of_sample
 
 if REASONS["mxnet"] is not None:
     pytest.skip(f"mxnet: {REASONS['mxnet']}", allow_module_level=True)
@@ -28,19 +29,19 @@ def losses_of(program: Program, data: Any, order: Any, learning_rate: float = 0.
     return [loss for steps in program.train_epoch(data, order, learning_rate=learning_rate) for loss in steps.losses]
 
 
-def test_fifty_steps_stay_beside_those_of_numpy() -> None:
-    """Losses of the default recipe, same weights and same order of images: within 1e-3, step by step."""
-    data, losses = fashion_mnist.load("sample"), {}
-    size = len(data.train_labels)
+@pytest.mark.parametrize("norm", ["spec", None])
+def test_fifty_steps_stay_beside_those_of_numpy(norm: Any) -> None:
+    """Same weights and order; at a rate of 0.02, for at 1 NumPy, too, leaves itself by 0.03 if weights change by 2^-22."""
+    network, data, losses = networks.lenet(norm), slice_of_sample(50 * 32, 1), []
+    order = networks.epoch_order(0, 1, len(data.train_labels))
     for name in ("numpy", "mxnet"):
-        program = dispatch.backend(name).compile(SPEC, networks.initial_state(SPEC, 0), batch_size=256)
-        placed, taken, epoch = program.place(data.train_images, data.train_labels), list[float](), 0
-        while len(taken) < 50:
-            epoch += 1
-            taken += losses_of(program, placed, networks.epoch_order(0, epoch, size), 1.0)
-        losses[name] = np.array(taken[:50])
-    assert losses["numpy"][-1] < losses["numpy"][0] / 2
-    assert abs(losses["mxnet"] - losses["numpy"]).max() < 1e-3
+        program = dispatch.backend(name).compile(network, networks.initial_state(network, 0), batch_size=32)
+        placed = program.place(data.train_images, data.train_labels)
+        losses.append(np.array(losses_of(program, placed, order, 0.02)))
+    difference = abs(losses[0] - losses[1])
+    assert len(difference) == 50
+    assert difference.max() < 1e-3
+    assert difference[0] < 1e-6
 
 
 def test_reports_come_every_few_steps_and_are_those_of_single_steps() -> None:

@@ -153,10 +153,34 @@ def _forward(
         running_variance=running_variance, where=where,
     )  # fmt: skip
     memory.check_contexts(function, **arrays, where=where)
-    momentum, eps = float(momentum), float(eps)
+    y = memory.empty(x) if x.size else memory.send(np.empty(x.shape, x.dtype), x)
+    call, *running = compute(
+        function, arrays, problem, y, training=training, momentum=float(momentum), eps=float(eps),
+        running_variance=running_variance, where=where,
+    )  # fmt: skip
+    pairs = zip(running, (running_mean, running_var), strict=True)
+    result = BatchNormResult(y, *(None if new is None else memory.send(new, old) for new, old in pairs))
+    tape.record(call, result.y)
+    return result, call
+
+
+def compute(
+    function: str,
+    arrays: dict[str, Array | None],
+    problem: Problem,
+    y: Array,
+    *,
+    training: bool,
+    momentum: float,
+    eps: float,
+    running_variance: str,
+    where: Array | None = None,
+) -> tuple[Call, Host | None, Host | None]:
+    """Write ``y``; return what its derivative needs, and the running statistics. Values alone are still to be checked."""
+    x, *vectors = arrays.values()
     where = where if memory.deletes(where) else None  # a mask that deletes nothing gives the bits of none
     passes = choose(x, where)
-    scale, shift, mean, variance = (memory.vector(a) for a in (gamma, beta, running_mean, running_var))
+    gamma, beta, mean, variance = (memory.vector(a) for a in vectors)
     with tape.paused(), np.errstate(all="ignore"):
         kept, counts = _mask(passes, where, x, problem)
         if training and running_variance == "unbiased" and np.any(counts == 1):
@@ -170,21 +194,8 @@ def _forward(
                 mean, variance = _update(mean, variance, s, momentum, counts, running_variance)
         else:
             s = _nothing(problem)
-        y, xhat = (
-            passes.normalize(x, problem, s, scale, shift, kept)
-            if x.size
-            else (memory.send(np.empty(x.shape, x.dtype), x), None)
-        )
-        result = BatchNormResult(
-            y,
-            *(
-                None if new is None else memory.send(new, old)
-                for new, old in ((mean, running_mean), (variance, running_var))
-            ),
-        )
-    call = Call(arrays, passes, problem, training, kept, counts, s, scale, xhat)
-    tape.record(call, result.y)
-    return result, call
+        xhat = passes.normalize(x, problem, s, gamma, beta, kept, y) if x.size else None
+    return Call(arrays, passes, problem, training, kept, counts, s, gamma, xhat), mean, variance
 
 
 def _mask(passes: Passes, where: Array | None, x: Array, problem: Problem) -> tuple[Any, Host]:

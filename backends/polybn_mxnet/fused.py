@@ -44,17 +44,17 @@ def largest(x: Array, problem: Problem, kept: None) -> Host:
 
 
 def normalize(
-    x: Array, problem: Problem, s: Statistics, gamma: Host | None, beta: Host | None, kept: None
-) -> tuple[Array, Host]:
-    """Return ``y`` and ``xhat`` (S3); what is added for no beta is -0, which changes nothing."""
-    y, xhat = memory.empty(x), memory.Owned(x, problem.dtype)
-    values, target = _load(x, problem, s.exponent), _target(y, problem)
+    x: Array, problem: Problem, s: Statistics, gamma: Host | None, beta: Host | None, kept: None, out: Array
+) -> memory.Owned:
+    """Write ``y`` and return ``xhat`` (S3); what is added for no beta is -0, which changes nothing."""
+    xhat = memory.Owned(x, problem.dtype)
+    values, target = _load(x, problem, s.exponent), _target(out, problem)
     scale = np.ones_like(s.r) if gamma is None else gamma
     shift = np.full_like(s.r, -0.0) if beta is None else beta
     columns = s.m1, s.delta, s.r, scale, shift
     _spread(problem, kernels.normalize, values, *columns, out=(_split(xhat.view, problem), target))
-    _store(target, y)
-    return y, xhat
+    _store(target, out)
+    return xhat
 
 
 def sums(dy: Array, xhat: memory.Owned, problem: Problem, kept: None) -> tuple[Host, Host]:

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from polybn.arguments import STATISTICS_DTYPE, check_batch_norm, check_moments, dtype_name
+from polybn.arguments import check_batch_norm, check_moments, dtype_name
 from polybn.spec import Array, RunningVariance
 from polybn_mxnet import memory
-from polybn_mxnet.batch_norm import batch_norm, batch_norm_vjp
+from polybn_mxnet.batch_norm import batch_norm
 from polybn_mxnet.compat import mxnet as mx
-
-OPERATOR = "polybn_batch_norm"
+from polybn_mxnet.operator import OPERATOR
 
 
 class BatchNorm(mx.gluon.HybridBlock):  # type: ignore[misc]
@@ -108,12 +107,12 @@ class BatchNorm(mx.gluon.HybridBlock):  # type: ignore[misc]
 
     def cast(self, dtype: Any) -> None:
         """Cast parameters and statistics; below float32 they stay float32 (clause S6)."""
-        super().cast(STATISTICS_DTYPE.get(dtype_name(np.dtype(dtype)), dtype))
+        super().cast("float64" if dtype_name(dtype) in ("float64", "double", "float") else "float32")
 
     def forward(self, x: Array) -> Array:
         """Normalize ``x``, shape ``(N, C, ...)``; within ``autograd.record()`` by its own statistics."""
         if memory.is_array(x):  # before Gluon asks a symbol for the number of channels, whose errors say less
-            check_moments("gluon.BatchNorm", x, axis=self._axis, where=None)
+            check_moments("gluon.BatchNorm", memory.described(x), axis=self._axis, where=None)
         return super().forward(x)
 
     def hybrid_forward(
@@ -143,72 +142,3 @@ class BatchNorm(mx.gluon.HybridBlock):  # type: ignore[misc]
         options = {"scale": self._scale, "center": self._center, "use_global_stats": self._frozen, **self._options}
         words = ", ".join(f"{name}={value!r}" for name, value in options.items())
         return f"BatchNorm({words}, in_channels={self.gamma.shape[0] or None})"
-
-
-class Operator(mx.operator.CustomOp):  # type: ignore[misc]
-    """One place in a running graph. MXNet makes a new one where a forward pass starts before the last one's backward."""
-
-    def __init__(self, scale: bool, center: bool, frozen: bool, options: dict[str, Any]) -> None:
-        super().__init__()
-        self._scale, self._center, self._frozen, self._options = scale, center, frozen, options
-
-    def forward(
-        self, is_train: bool, req: list[str], in_data: list[Array], out_data: list[Array], aux: list[Array]
-    ) -> None:
-        """Write ``y``, and in training the running statistics."""
-        x, gamma, beta = in_data
-        training = bool(is_train) and not self._frozen
-        result, self._pullback = batch_norm_vjp(
-            x, gamma if self._scale else None, beta if self._center else None, *aux, training=training, **self._options
-        )
-        self.assign(out_data[0], req[0], result.y)
-        if training:
-            for old, new in zip(aux, result[1:], strict=True):
-                self.assign(old, "write", new)
-
-    def backward(
-        self, req: list[str], out_grad: list[Array], in_data: list[Array], out_data: list[Array],
-        in_grad: list[Array], aux: list[Array],
-    ) -> None:  # fmt: skip
-        """Write the gradients (S13); what is not used has gradient 0."""
-        gradients = self._pullback(out_grad[0])
-        for place, request, value in zip(in_grad, req, gradients[:3], strict=True):
-            self.assign(place, request, mx.nd.zeros_like(place) if value is None else value)
-
-
-class Properties(mx.operator.CustomOpProp):  # type: ignore[misc]
-    """What MXNet must know of the operator before it runs. Options arrive as strings, those of a loaded symbol, too."""
-
-    def __init__(
-        self, scale: str, center: str, frozen: str, axis: str, momentum: str, eps: str, running_variance: str
-    ) -> None:
-        super().__init__(need_top_grad=True)
-        self._flags = [flag == "True" for flag in (scale, center, frozen)]
-        self._options = {
-            "axis": int(axis), "momentum": float(momentum), "eps": float(eps), "running_variance": running_variance,
-        }  # fmt: skip
-
-    def list_arguments(self) -> list[str]:
-        """Name the inputs."""
-        return ["data", "gamma", "beta"]
-
-    def list_auxiliary_states(self) -> list[str]:
-        """Name what a forward pass changes."""
-        return ["running_mean", "running_var"]
-
-    def infer_shape(self, in_shape: list[list[int]]) -> tuple[list[list[int]], ...]:
-        """Give every vector the length of the channel axis."""
-        channels = [in_shape[0][self._options["axis"]]]
-        return [in_shape[0], channels, channels], [in_shape[0]], [channels, channels]
-
-    def infer_type(self, in_type: list[Any]) -> tuple[list[Any], ...]:
-        """Give ``y`` the type of ``x``, and the vectors that of the statistics (S6)."""
-        vector = np.dtype(STATISTICS_DTYPE[dtype_name(in_type[0])]).type
-        return [in_type[0], vector, vector], [in_type[0]], [vector, vector]
-
-    def create_operator(self, ctx: Any, in_shapes: Any, in_dtypes: Any) -> Operator:
-        """Make the operator."""
-        return Operator(*self._flags, self._options)
-
-
-mx.operator.register(OPERATOR)(Properties)

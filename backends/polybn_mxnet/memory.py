@@ -124,6 +124,11 @@ def assign(values: Array, array: Array) -> None:
     cast.copyto(array.as_nd_ndarray())
 
 
+def put(host: Host, array: Array) -> None:
+    """Write host values into an array of any context that nothing else writes."""
+    store(host, array) if on_host(array) else assign(send(host, array), array)
+
+
 def add(values: Array, array: Array) -> None:
     """Add to an array, in place; both settled where the host sees them."""
     if on_host(array) and array.dtype != BFLOAT16:

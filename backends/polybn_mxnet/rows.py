@@ -58,9 +58,10 @@ class Rows:
         return self._fetch(self._np.max(self._np.abs(rows), axis=1))
 
     def normalize(
-        self, x: Array, problem: Problem, s: Statistics, gamma: Host | None, beta: Host | None, kept: Mask
-    ) -> tuple[Array, Values]:
-        """Return ``y`` and ``xhat`` (S3)."""
+        self, x: Array, problem: Problem, s: Statistics, gamma: Host | None, beta: Host | None, kept: Mask,
+        out: Array,
+    ) -> Values:  # fmt: skip
+        """Write ``y`` and return ``xhat`` (S3)."""
         rows = self._gather(x, problem, kept, s.exponent)
         rows = rows - self._column(s.m1, rows)
         if s.delta.any():
@@ -68,9 +69,8 @@ class Rows:
         xhat = self._keep(rows * self._column(s.r, rows), kept)
         y = xhat if gamma is None else xhat * self._column(gamma, xhat)
         y = y if beta is None else y + self._column(beta, xhat)
-        out = memory.empty(x)
         self._scatter(self._keep(y, kept), out, problem)
-        return out, xhat
+        return xhat
 
     def sums(self, dy: Array, xhat: Values, problem: Problem, kept: Mask) -> tuple[Host, Host]:
         """Return ``sum(g)`` and ``sum(g * xhat)`` of each channel (S13)."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from polybn.spec import Array
     from polybn_mxnet.derivatives import Call
 
-_NULL, _ADD = 0, 3  # OpReqType of MXNet
+NULL, WRITE, ADD = 0, 1, 3  # OpReqType of MXNet
 _recorded: dict[int, tuple[Call, list[str], Any]] = {}
 _keys = itertools.count(1)
 
@@ -61,25 +61,25 @@ def _backward(outputs: int, inputs: int, pointers: Any, requests: Any, is_train:
             mx.nd.NDArray(ctypes.cast(pointers[i], mx.base.NDArrayHandle), writable=i > 0) for i in range(1 + inputs)
         )
         wanted = dict(zip(names, zip(gradients, requests[:inputs], strict=True), strict=True))
-        _differentiate(call, dy, {name: target for name, target in wanted.items() if target[1] != _NULL})
+        differentiate(call, dy, {name: target for name, target in wanted.items() if target[1] != NULL})
     except Exception:
         traceback.print_exc()
         return False
     return True
 
 
-def _differentiate(call: Call, dy: Array, wanted: dict[str, tuple[Array, int]]) -> None:
-    dx, request = wanted.pop("x", (None, _NULL))
-    into = memory.empty(dx) if dx is not None and request == _ADD else dx
+def differentiate(call: Call, dy: Array, wanted: dict[str, tuple[Array, int]]) -> None:
+    """Write or add the gradients, by name, as MXNet requests."""
+    dx, request = wanted.pop("x", (None, NULL))
+    into = memory.empty(dx) if dx is not None and request == ADD else dx
     vectors = call.differentiate(dy, into)
     if into is not dx:
         memory.add(into, dx)
     for name, (gradient, request) in wanted.items():
-        value = memory.send(vectors[name], gradient)
-        if request == _ADD:
-            memory.add(value, gradient)
+        if request == ADD:
+            memory.add(memory.send(vectors[name], gradient), gradient)
         else:
-            memory.store(vectors[name], gradient) if memory.on_host(gradient) else memory.assign(value, gradient)
+            memory.put(vectors[name], gradient)
 
 
 def _forget(key: int) -> bool:
