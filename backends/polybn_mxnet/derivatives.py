@@ -14,7 +14,6 @@ from polybn_mxnet.passes import Passes
 from polybn_mxnet.second_order import SecondPullback
 from polybn_mxnet.statistics import Statistics
 
-
 PARAMETERS = ("gamma", "beta", "running_mean", "running_var")
 
 

@@ -12,7 +12,7 @@ import threading
 import weakref
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
