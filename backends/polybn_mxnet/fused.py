@@ -123,4 +123,3 @@ def _store(target: Host, array: Array) -> None:
 def _split(values: Host, problem: Problem) -> Host:
     before = math.prod(values.shape[: problem.axis])
     return values.reshape((before, problem.channels, problem.count // before))
-

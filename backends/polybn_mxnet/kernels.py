@@ -194,9 +194,7 @@ def normalize(
 
 
 @compiled()
-def project(
-    g: Any, xhat: Any, mean_g: Any, mean_gx: Any, r: Any, gamma: Any, low: int, high: int, dx: Any
-) -> None:
+def project(g: Any, xhat: Any, mean_g: Any, mean_gx: Any, r: Any, gamma: Any, low: int, high: int, dx: Any) -> None:
     """Fill in ``(g - mean_g - xhat * mean_gx) * r * gamma`` (S13)."""
     for a in range(g.shape[0]):
         if g.shape[2] < NARROW:

@@ -107,7 +107,8 @@ class Rows:
             memory.assign(values, out)
 
     def _rows(self, values: Values, problem: Problem) -> Values:
-        return self._np.moveaxis(values, problem.axis, 0).reshape((problem.channels, problem.count))
+        rows = self._np.moveaxis(values, problem.axis, 0).reshape((problem.channels, problem.count))
+        return np.ascontiguousarray(rows) if self._on_host else rows  # BLAS adds up in an order that suits the strides
 
     def _keep(self, rows: Values, kept: Mask) -> Values:
         return rows if kept is None else self._np.where(kept, rows, self._np.zeros_like(rows))
@@ -145,4 +146,3 @@ class Rows:
 
 
 HOST, DEVICE = Rows(np), Rows(mx.np)
-
