@@ -54,6 +54,10 @@ def check(
     only: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Check this only, such as P7; may be given several times.")
     ] = None,
+    at_least: Annotated[
+        Literal["S", "K", "T", "N", "F", "O"] | None,
+        typer.Option(help="Also fail if the grade of a dtype is worse than this; S is the best.", show_default=False),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Draw the cases of an earlier report again.")] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write everything as JSON.")
@@ -71,12 +75,17 @@ def check(
 ) -> None:
     """Check a batch norm against the specification, property by property, and grade its accuracy.
 
-    The exit code is 1 if something failed that was not expected to.
+    The exit code is 1 if something failed that was not expected to, or if a grade is worse than --at-least.
+
+    Grades say which algorithm could have made errors as large as these: S, within 4 units in the last place at any
+    mean; K, free of kappa, so the mean does not matter; T, two passes, sums in a tree; N, two passes, sums in any
+    order; F, Welford's or Chan's first-order recurrence; O, one pass.
 
     [dim]polybn check --backend numpy
     polybn check --adapter my_package.batch_norm:MyAdapter --html report.html
     polybn check --adapter pytorch --dtype float32 --xfail known.txt
     polybn check --backend numpy --only P7 --only P22
+    polybn check --backend numpy --at-least K
     polybn check --peers --json peers.json[/dim]
     """
     if peers:
@@ -106,8 +115,24 @@ def check(
         if path is not None:
             write_atomic(path, text().encode())
             out.print(f"Written to {path}")
-    if not report.ok:
+    worse = [] if at_least is None else _worse(report, at_least)
+    for line in worse:
+        out.print(line)
+    if worse or not report.ok:
         raise typer.Exit(1)
+
+
+def _worse(report: Report, letter: str) -> list[str]:
+    from polybn.conformance.text import CLASSES
+
+    classes = list(CLASSES)
+    if not report.grades:
+        return [f"No dtype was graded, so none is of class {letter} or better."]
+    return [
+        f"{grade.dtype} must be of class {letter}, {CLASSES[letter]}, or better; got {grade.letter} (see --at-least)."
+        for grade in report.grades
+        if classes.index(grade.letter) > classes.index(letter)
+    ]
 
 
 def _compare_peers(json_out: Path | None, into: list[Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,10 @@ from typer.testing import CliRunner
 from polybn import cli_check, conformance
 from polybn.conformance import conventions, expected
 from polybn.conformance.report import Report
+from polybn.conformance.text import CLASSES
 from polybn.spec import DomainError
 from tests import kit_adapters as kit
+from tests.kit_variants import VARIANTS, Plain
 
 QUICK = {"P6", "P6b"}
 """What takes seconds; one test runs them."""
@@ -268,6 +271,33 @@ def test_command_fails_where_the_check_does(tmp_path: Path) -> None:
     xfail = tmp_path / "xfail"
     xfail.write_text("P18  # known, https://example.org")
     assert invoke("--adapter", path, "--only", "P18", "--xfail", str(xfail)).exit_code == 0
+
+
+def of_class_n() -> Plain:
+    return VARIANTS["in order"]
+
+
+@pytest.mark.parametrize(
+    ("letter", "code"), [("S", 1), ("K", 1), ("T", 1), ("N", 0), ("F", 0), ("O", 0)], ids=lambda value: str(value)
+)
+def test_command_demands_a_grade(letter: str, code: int) -> None:
+    """Of one that is of class N; the other checks pass, so the grade alone decides."""
+    result = invoke("--adapter", f"{__name__}:of_class_n", "--only", "grade-float32", "--at-least", letter)
+    assert result.exit_code == code, result.output
+    said = re.findall(r"float32 must be of class (.), .*, or better; got (.) ", result.output)
+    assert said == [(letter, "N")] * code
+
+
+def test_command_demands_a_grade_that_is_there() -> None:
+    result = invoke("--backend", "numpy", "--only", "P15", "--at-least", "O")
+    assert result.exit_code == 1
+    assert "No dtype was graded" in result.output
+
+
+def test_command_explains_the_letters() -> None:
+    said = " ".join(invoke("--help").output.replace("│", " ").split())
+    assert [letter for letter in CLASSES if letter != "-" and f" {letter}, " not in said] == []
+    assert "--at-least" in said
 
 
 def test_command_asks_for_one_subject() -> None:
