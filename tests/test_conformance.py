@@ -1,0 +1,57 @@
+"""Every backend is held to the conformance kit, and its grades are K or better: accuracy that no mean can spoil."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+from hypothesis import settings
+
+from polybn import conformance
+from polybn.conformance.check import GRADES, Subject, find, prepare
+from polybn.conformance.grades import CLASSES
+from polybn.conformance.report import Result
+
+CHECKS = [name for name in conformance.IDS if not name.startswith("grade-")]
+KAPPA_FREE = CLASSES[: CLASSES.index("K") + 1]
+SEED = 20
+SHARES = {"jax": 4}
+"""Where a case compiles up to four programs, so many times fewer are drawn than by the other tests."""
+
+
+@functools.cache
+def subject(backend: str) -> Subject:
+    return prepare(conformance.resolve(f"polybn-{backend}"), seed=SEED)
+
+
+def found(backend: str, name: str) -> Result:
+    """Check one thing, on as many cases as the profile of the other tests draws, or a share of them."""
+    whole = subject(backend)
+    examples = max(1, settings().max_examples // SHARES.get(backend, 1))
+    profile = whole.profile._replace(examples=examples, runs=max(1, examples // 5), slow=True)
+    return find(whole._replace(profile=profile), name).result
+
+
+@pytest.mark.clause("S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10", "S11", "S13")
+@pytest.mark.parametrize("name", CHECKS)
+def test_each_backend_keeps_to_the_specification(backend: str, name: str) -> None:
+    result = found(backend, name)
+    assert result.status == "pass", f"{result.title}\n{result.status}: {result.words}\n{result.reproducer}"
+
+
+@pytest.mark.clause("S2", "S3", "S6", "S8", "S10")
+@pytest.mark.parametrize("dtype", GRADES)
+def test_each_backend_is_graded_k_or_better(backend: str, dtype: str) -> None:
+    whole = subject(backend)
+    if dtype not in whole.info.dtypes:
+        pytest.skip(f"{whole.info.name} has no {dtype}")
+    grade = find(whole, f"grade-{dtype}").grade
+    assert grade is not None
+    assert grade.letter in KAPPA_FREE
+
+
+def test_no_declaration_excuses_a_backend(backend: str) -> None:
+    """Each has the conventions, axes and ranks of the specification; libraries differ in dtypes and in flushing."""
+    info = subject(backend).info
+    assert info == conformance.Info(info.name, info.version, dtypes=info.dtypes, flushes=info.flushes)
+    assert {"float16", "float32"} <= {*info.dtypes}
