@@ -24,10 +24,16 @@ def why_not() -> str | None:
     return None if shutil.which("g++") else "the emulation compiles kernels with g++, which is not installed"
 
 
+def required() -> bool:
+    """Tell whether POLYBN_REQUIRE_TOOLS names ``g++``: then tests that need it fail where they cannot run."""
+    return "g++" in os.environ.get("POLYBN_REQUIRE_TOOLS", "").split(",")
+
+
 def run(*command: str, limit: int = 900) -> subprocess.CompletedProcess[str]:
     """Run Python with the stand-in for CuPy; the output comes back as text."""
     paths = [str(STAND_IN), str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "POLYBN_REQUIRE": "cupy"}
+    environment["POLYBN_PROFILE"] = "dev"  # the ci profile's six times as many cases are for backends at full speed
     return subprocess.run(
         [sys.executable, *command],
         capture_output=True, text=True, cwd=ROOT, env=environment, timeout=limit, check=False,

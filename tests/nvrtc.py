@@ -1,14 +1,15 @@
-"""NVRTC through ctypes, from the packages ``nvidia-cuda-*``: compile a CUDA kernel for an architecture, anywhere."""
+"""NVRTC through ctypes, from the package ``nvidia-cuda-nvrtc-cu12``: compile a CUDA kernel for an architecture, anywhere."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-PACKAGES = "nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12 nvidia-cuda-cccl-cu12"
+PACKAGE = "nvidia-cuda-nvrtc-cu12"
 
 
 @cache
@@ -25,18 +26,9 @@ def library() -> ctypes.CDLL | None:
     return ctypes.CDLL(str(paths[-1])) if paths else None
 
 
-@cache
-def includes() -> list[Path]:
-    """Return the folders with the headers of CUDA and of its C++ library."""
-    headers = ("cuda_fp16.h", "nv/target")
-    return sorted({p.parents[h.count("/")] for root in roots() for h in headers for p in root.rglob(f"include/**/{h}")})
-
-
 def why_not() -> str | None:
     """Return None if kernels can be compiled here, else the reason."""
-    if library() is None:
-        return f"NVRTC is not installed: pip install {PACKAGES}"
-    return None if len(includes()) > 0 else f"CUDA's headers are not installed: pip install {PACKAGES}"
+    return f"NVRTC is not installed: pip install {PACKAGE}" if library() is None else None
 
 
 def compile(source: str, name: str, expressions: Sequence[str], target: str, options: Sequence[str] = ()) -> str:
@@ -47,10 +39,28 @@ def compile(source: str, name: str, expressions: Sequence[str], target: str, opt
     RuntimeError
         If it refused; the message is its own.
     """
+    with _compiled(source, name, expressions, target, options) as (lib, program):
+        return _log(lib, program)
+
+
+def to_ptx(source: str, name: str, expressions: Sequence[str], target: str, options: Sequence[str] = ()) -> str:
+    """Compile kernels as :func:`compile` does; return the assembly text."""
+    with _compiled(source, name, expressions, target, options) as (lib, program):
+        size = ctypes.c_size_t()
+        _check(lib, lib.nvrtcGetPTXSize(program, ctypes.byref(size)), name)
+        text = ctypes.create_string_buffer(size.value)
+        _check(lib, lib.nvrtcGetPTX(program, text), name)
+        return text.value.decode()
+
+
+@contextmanager
+def _compiled(
+    source: str, name: str, expressions: Sequence[str], target: str, options: Sequence[str]
+) -> Iterator[tuple[ctypes.CDLL, ctypes.c_void_p]]:
     lib = library()
     assert lib is not None
     program = ctypes.c_void_p()
-    flags = [*options, f"--gpu-architecture={target}", *(f"-I{path}" for path in includes())]
+    flags = [*options, f"--gpu-architecture={target}"]
     if target.startswith("sm_"):
         flags.append("--ptxas-options=-v")
     _check(lib, lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), name.encode(), 0, None, None), "")
@@ -59,12 +69,11 @@ def compile(source: str, name: str, expressions: Sequence[str], target: str, opt
             _check(lib, lib.nvrtcAddNameExpression(program, expression.encode()), expression)
         array = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
         status = lib.nvrtcCompileProgram(program, len(flags), array)
-        log = _log(lib, program)
-        _check(lib, status, log)
+        _check(lib, status, _log(lib, program) if status else "")
         for expression in expressions:
             lowered = ctypes.c_char_p()
             _check(lib, lib.nvrtcGetLoweredName(program, expression.encode(), ctypes.byref(lowered)), expression)
-        return log
+        yield lib, program
     finally:
         lib.nvrtcDestroyProgram(ctypes.byref(program))
 

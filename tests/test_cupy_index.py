@@ -44,9 +44,13 @@ def test_positions_are_found_in_memory(sizes: tuple[int, ...]) -> None:
     """Digits with carries: compared with Python's integers at the start, in the middle and at the end."""
     from polybn_cupy.layout import Layout
     from polybn_cupy.plan import Tiling
-    from polybn_cupy.sources import source
+    from polybn_cupy.sources import OPTIONS, source
 
-    kernel = cupy.RawModule(code=source("tile.cuh") + PROBE, name_expressions=("probe",)).get_function("probe").kernel
+    module = cupy.cuda.Module()
+    module.load(
+        cupy.cuda.compiler.compile_using_nvrtc(source("tile.cuh") + PROBE, OPTIONS, name_expressions=("probe",))[0]
+    )
+    kernel = module.get_function("probe")
     strides = tuple(int(s) for s in itertools.accumulate((3, *sizes[:0:-1]), lambda a, b: a * b))[::-1]
     strides = (-strides[0], *strides[1:])
     count = int(np.prod([1, *sizes], dtype=object))

@@ -47,24 +47,30 @@ def test_each_file_has_kernels_and_each_kernel_a_file() -> None:
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES if THOROUGH else ARCHITECTURES[1:2])
 @pytest.mark.parametrize("file", FILES)
 def test_all_instances_compile_without_a_word(file: str, architecture: int) -> None:
-    log = nvrtc.compile(SOURCES.source(file), file, expressions(file), f"compute_{architecture}", SOURCES.OPTIONS)
+    """To machine code. The plan counts on three blocks of a multiprocessor: see BLOCKS in types.cuh."""
+    options = (*SOURCES.OPTIONS, "--device-as-default-execution-space")  # CuPy appends it
+    log = nvrtc.compile(SOURCES.source(file), file, expressions(file), f"sm_{architecture}", options)
     assert "error" not in log
     assert "warning" not in log, log
+    registers = [int(used) for used in re.findall(r"Used (\d+) registers", log)]
+    assert len(registers) == len(expressions(file))
+    assert max(registers) * 256 * 3 <= MULTIPROCESSOR_REGISTERS, registers
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("architecture", ARCHITECTURES if THOROUGH else ARCHITECTURES[1:2])
-@pytest.mark.parametrize("file", FILES)
-def test_registers_leave_room_for_three_blocks(file: str, architecture: int) -> None:
-    """The plan counts on three blocks of a multiprocessor: see BLOCKS in types.cuh."""
-    names = expressions(file) if THOROUGH else expressions(file)[5:6] or expressions(file)[:1]
-    log = nvrtc.compile(SOURCES.source(file), file, names, f"sm_{architecture}", SOURCES.OPTIONS)
-    registers = [int(used) for used in re.findall(r"Used (\d+) registers", log)]
-    assert len(registers) == len(names)
-    assert max(registers) * 256 * 3 <= MULTIPROCESSOR_REGISTERS, registers
+def test_subnormal_numbers_are_numbers() -> None:
+    """The options keep them: ``.ftz`` in PTX would flush them to zero."""
+    file, name = "forward.cu", "forward<float, 4>"
+    kept, flushed = (
+        nvrtc.to_ptx(SOURCES.source(file), file, [name], "compute_90", (*SOURCES.OPTIONS, *more))
+        for more in ((), ("--ftz=true",))
+    )
+    assert "sub.f32" in kept
+    assert "sub.ftz.f32" not in kept
+    assert "sub.ftz.f32" in flushed
 
 
 @needs_nvrtc

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import cupy
-import numpy as np
 
 from polybn.arguments import Problem
 from polybn.spec import BackendError
@@ -77,11 +76,8 @@ def train(
     momentum: float = 0.0,
     unbiased: bool = False,
     sigmoid: bool = False,
-) -> Array | None:
-    """Launch ``forward`` of forward.cu; ``y`` None measures only. The outputs are named as in its arguments.
-
-    The result is memory that the launch uses: it goes back to this stream's pool, unless a graph is to launch again.
-    """
+) -> None:
+    """Launch ``forward`` of forward.cu; ``y`` None measures only. The outputs are named as in its arguments."""
     together = [array for array in (x, y, mask) if array is not None]
     layout = lay_out(together, problem.axis)
     length = vector_length(layout, [array for array in (x, y) if array is not None])
@@ -89,15 +85,13 @@ def train(
     tiling = plan.divide(
         layout, x.itemsize, PASSES["forward"], launch.device(), compiled.resident, masked=mask is not None
     )  # fmt: skip
-    mail, group = post(tiling, PASSES["forward"])
     names = ("new_mean", "new_var", "normalizers", "count", "mean", "m2")
     arguments = b"".join((
         tiling.pack(layout), *pack_arrays(layout, (x, y, mask)), *map(pack_vector, vectors),
         pointers(*(outputs.get(name) for name in names)),
-        struct.pack("<3d2q", eps, momentum, 1 - momentum, unbiased, sigmoid), group,
+        struct.pack("<3d2q", eps, momentum, 1 - momentum, unbiased, sigmoid), post(tiling, PASSES["forward"]),
     ))  # fmt: skip
     launch.run(compiled, tiling, arguments)
-    return mail
 
 
 def infer(
@@ -124,12 +118,11 @@ def infer(
     compiled(tiling.blocks, arguments, shared=tiling.shared_bytes)
 
 
-def post(tiling: plan.Tiling, kept: plan.Pass) -> tuple[Array | None, bytes]:
-    """Return memory for the mail of groups, and the struct ``Group``."""
+def post(tiling: plan.Tiling, kept: plan.Pass) -> bytes:
+    """Return the struct ``Group``."""
     if tiling.members == 1:
-        return None, pointers(None, None)
-    mail = cupy.empty((tiling.blocks, 2, tiling.channels, kept.node_bytes // 8), np.float64)
-    return mail, pointers(mail, launch.barriers())
+        return pointers(None, None)
+    return pointers(launch.mail(tiling.blocks * 2 * tiling.channels * kept.node_bytes // 8), launch.barriers())
 
 
 def pack_arrays(layout: Layout, arrays: tuple[Array | None, ...]) -> list[bytes]:
@@ -146,22 +139,17 @@ def pointers(*arrays: Array | None) -> bytes:
     return struct.pack(f"<{len(arrays)}Q", *(0 if array is None else array.data.ptr for array in arrays))
 
 
-def sweep(call: Call, name: str, inputs: tuple[Array, ...], outputs: tuple[Array, ...], tail: bytes) -> Array | None:
-    """Launch a kernel of ``kernels/sums.cuh``; the tail is what its struct holds after the arrays.
-
-    The result is as that of :func:`train`.
-    """
+def sweep(call: Call, name: str, inputs: tuple[Array, ...], outputs: tuple[Array, ...], tail: bytes) -> None:
+    """Launch a kernel of ``kernels/sums.cuh``; the tail is what its struct holds after the arrays."""
     x, mask = call.x, () if call.where is None else (call.where,)
     layout = lay_out((*inputs, *outputs, *mask), call.problem.axis)
     length = vector_length(layout, (*inputs, *outputs))
     compiled = launch.kernel(f"{name}.cu", f"{name}<{STORED[x.dtype.name]}, {length}>")
     kept = PASSES[name]
     tiling = plan.divide(layout, x.itemsize, kept, launch.device(), compiled.resident, masked=bool(mask))
-    mail, group = post(tiling, kept)
     packed = pack_arrays(layout, (*inputs, *outputs, call.where))
     arguments = b"".join((
         tiling.pack(layout), *packed[: len(inputs)], packed[-1], pack_vector(call.gamma), pointers(call.normalizers),
-        pack_vector(call.counts), group, *packed[len(inputs) : -1], tail,
+        pack_vector(call.counts), post(tiling, kept), *packed[len(inputs) : -1], tail,
     ))  # fmt: skip
     launch.run(compiled, tiling, arguments)
-    return mail

@@ -1,15 +1,15 @@
-"""From a kernel's name to a launch: sources, compilation, shared memory, and the barriers of groups."""
+"""From a kernel's name to a launch: compilation, shared memory, and the barriers and mail of groups."""
 
 from __future__ import annotations
 
 import functools
 import threading
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import cupy
 import numpy as np
 
-from polybn_cupy.plan import THREADS, Device, Tiling
+from polybn_cupy.plan import THREADS, Device, Tiling, power_of_two
 from polybn_cupy.sources import OPTIONS, source
 
 PER_THREAD_STREAM = 2  # cudaStreamPerThread: one handle, another stream in each thread
@@ -51,26 +51,59 @@ def barriers() -> Any:
 
     Launches on one stream follow each other, so there is one set for each stream.
     """
-    stream = cupy.cuda.get_current_stream().ptr
-    thread = threading.get_ident() if stream == PER_THREAD_STREAM else 0
-    key = (cupy.cuda.runtime.getDevice(), stream, thread)
+    key, stream = _queue()
     found = _barriers.get(key)
     if found is None:
         most = device().multiprocessors * (2048 // THREADS)
-        found = _barriers.setdefault(key, cupy.zeros((most, 2), np.uint32))
+        if stream.is_capturing():  # zeros that a graph writes are none yet for a call that comes before its replay
+            with cupy.cuda.Stream(non_blocking=True) as aside:
+                found = cupy.zeros((most, 2), np.uint32)
+                aside.synchronize()
+        else:
+            found = cupy.zeros((most, 2), np.uint32)
+        found = _barriers.setdefault(key, found)
     return found
 
 
-_barriers: dict[tuple[int, int, int], Any] = {}
+def mail(numbers: int) -> Any:
+    """Return the float64 memory through which groups on this stream tell each other their sums.
+
+    What was outgrown is kept: a captured graph may hold its address.
+    """
+    key, _ = _queue()
+    boxes = _mail.setdefault(key, [])
+    found = next((box for box in boxes if box.size >= numbers), None)
+    if found is None:
+        found = cupy.empty(power_of_two(numbers), np.float64)
+        boxes.append(found)
+    return found
+
+
+Queue: TypeAlias = tuple[int, int, int]
+_barriers: dict[Queue, Any] = {}
+_mail: dict[Queue, list[Any]] = {}
+
+
+def _queue() -> tuple[Queue, Any]:
+    """Return what tells the current stream from all others, and the stream."""
+    stream = cupy.cuda.get_current_stream()
+    thread = threading.get_ident() if stream.ptr == PER_THREAD_STREAM else 0
+    return (cupy.cuda.runtime.getDevice(), stream.ptr, thread), stream
 
 
 @functools.cache
 def _kernel(device: int, file: str, expression: str) -> Kernel:
-    module = cupy.RawModule(code=source(file), options=OPTIONS, name_expressions=(expression,))
-    raw = module.get_function(expression)
-    limit = _device(device).shared_bytes - raw.shared_size_bytes
-    raw.max_dynamic_shared_size_bytes = limit
-    return Kernel(raw.kernel, limit)
+    # Not by RawModule: it adds -ftz=true behind all options, and subnormal numbers would be read as zeros
+    # (https://github.com/cupy/cupy/issues/9576).
+    binary, names = cupy.cuda.compiler.compile_using_nvrtc(
+        source(file), OPTIONS, name_expressions=(expression,), cache_in_memory=True
+    )  # fmt: skip
+    module = cupy.cuda.Module()
+    module.load(binary)
+    function = module.get_function(names[expression])
+    driver, limit = cupy.cuda.driver, _device(device).shared_bytes
+    driver.funcSetAttribute(function.ptr, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, limit)
+    return Kernel(function, limit)
 
 
 @functools.cache

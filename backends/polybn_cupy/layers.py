@@ -99,7 +99,6 @@ class BatchNorm:
         self._y, self._dx = (cupy.empty((n, *shape), np.float32) for _ in range(2))
         self._normalizers = cupy.empty((4, shape[0]), np.float32)
         self._dgamma, self._dbeta = (cupy.empty(shape[0], np.float32) for _ in range(2))
-        self._mail: list[Array] = []
 
     def forward(self, x: Array, *, training: bool) -> Array:
         """Normalize; in training by the batch's statistics, which the running ones take in."""
@@ -110,9 +109,9 @@ class BatchNorm:
             return self._y
         self._x = x
         outputs = {"new_mean": mean, "new_var": var, "normalizers": self._normalizers}
-        self._keep(calls.train(
+        calls.train(
             x, self._y, None, self._problem, vectors=vectors, outputs=outputs, eps=self._eps, momentum=self._momentum,
-        ))  # fmt: skip
+        )  # fmt: skip
         return self._y
 
     def backward(self, dy: Array) -> Array:
@@ -120,14 +119,10 @@ class BatchNorm:
         gamma, beta = self._values["gamma"], self._values["beta"]
         call = calls.Call(self._x, gamma, beta, None, self._normalizers, None, self._problem, training=True)
         tail = calls.pointers(self._dgamma, self._dbeta, None, None) + struct.pack("<q", 1)
-        self._keep(calls.sweep(call, "backward", (self._x, dy), (self._dx,), tail))
+        calls.sweep(call, "backward", (self._x, dy), (self._dx,), tail)
         for vector, gradient in ((gamma, self._dgamma), (beta, self._dbeta)):
             descend(self._rate, vector, None, gradient, 1)
         return self._dx
-
-    def _keep(self, mail: Array | None) -> None:
-        """Keep what a captured launch uses; a layer is run once to load its kernels, and captured once or twice."""
-        self._mail.append(mail)
 
 
 class Pool:

@@ -36,8 +36,8 @@ class Data(NamedTuple):
     losses: Array
     """Of shape (steps, 2): mean loss, and how many labels were right."""
     scores: Array
-    graphs: dict[tuple[int, bool], Any]
-    """By batch size, and whether in training."""
+    graphs: dict[tuple[CupyProgram, int, bool], Any]
+    """By program, batch size, and whether in training."""
 
 
 def compile(network: Network, state: State, *, batch_size: int) -> CupyProgram:
@@ -132,7 +132,7 @@ class CupyProgram:
 
     def _graph(self, data: Data, n: int, *, training: bool) -> Any:
         """Return the graph of one step on ``n`` images, captured when it is first asked for."""
-        key = (n, training)
+        key = (self, n, training)
         if key not in data.graphs:
             if n not in self._chains:
                 self._chains[n] = Chain(self._network, self._state, self._rate, n)

@@ -1,8 +1,6 @@
 // How values are stored, and what they are computed in (S6): half types store, float and double compute.
+// They are bits here, so that the kernels need no header but their own.
 #pragma once
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 using Index = long long;  // positions in memory: a tensor may hold more than 2^31 values
 
@@ -22,13 +20,39 @@ struct Arithmetic<double> {
 template <class Stored>
 using RealOf = typename Arithmetic<Stored>::Real;
 
-__device__ inline float widen(__half value) { return __half2float(value); }
-__device__ inline float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
+struct Half {
+    unsigned short bits;
+};
+struct Bfloat {
+    unsigned short bits;
+};
+
+#ifdef __CUDACC_RTC__  // the emulation of the tests has functions of its own
+__device__ inline float half_to_float(unsigned short bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+__device__ inline unsigned short float_to_half(float value) {
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+#endif
+
+// The upper half of a float, rounded to nearest, ties to even.
+__device__ inline unsigned short float_to_bfloat(float value) {
+    const unsigned bits = __float_as_uint(value);
+    return value == value ? (unsigned short)((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : (unsigned short)0x7fff;
+}
+
+__device__ inline float widen(Half value) { return half_to_float(value.bits); }
+__device__ inline float widen(Bfloat value) { return __uint_as_float(unsigned(value.bits) << 16); }
 __device__ inline float widen(float value) { return value; }
 __device__ inline double widen(double value) { return value; }
 
-__device__ inline void narrow(float value, __half& stored) { stored = __float2half_rn(value); }
-__device__ inline void narrow(float value, __nv_bfloat16& stored) { stored = __float2bfloat16_rn(value); }
+__device__ inline void narrow(float value, Half& stored) { stored.bits = float_to_half(value); }
+__device__ inline void narrow(float value, Bfloat& stored) { stored.bits = float_to_bfloat(value); }
 __device__ inline void narrow(float value, float& stored) { stored = value; }
 __device__ inline void narrow(double value, double& stored) { stored = value; }
 

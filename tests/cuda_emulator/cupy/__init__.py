@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from . import _module as _module
 from . import cuda
 from ._array import ndarray
-from ._module import RawModule
 
 __version__ = "0 (emulated)"
 
@@ -69,7 +69,6 @@ def copyto(target: ndarray, source: ndarray) -> None:
 
 
 __all__ = [
-    "RawModule",
     "array",
     "asarray",
     "broadcast_to",

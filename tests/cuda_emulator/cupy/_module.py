@@ -8,6 +8,7 @@ import hashlib
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,48 +28,46 @@ extern "C" __attribute__((visibility("default"))) void emulated_launch(
 """
 
 
-class RawModule:
-    """CUDA source, and the kernels of it by name."""
-
-    def __init__(self, *, code: str, options: tuple[str, ...] = (), name_expressions: tuple[str, ...] = ()) -> None:
-        if "--use_fast_math" in options:
-            raise ValueError("fast math is not the arithmetic of the specification")
-        self._code, self._names = code, tuple(name_expressions)
-
-    def get_function(self, name: str) -> RawKernel:
-        """Compile a kernel."""
-        if name not in self._names:
-            raise KeyError(f"{name} is not among the name expressions")
-        return RawKernel(self._code, name)
+ARITHMETIC = {"--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true"}
 
 
-class RawKernel:
-    """A kernel, compiled."""
+def compile_using_nvrtc(
+    source: str,
+    options: tuple[str, ...] = (),
+    arch: None = None,
+    filename: str = "kern.cu",
+    name_expressions: tuple[str, ...] = (),
+    log_stream: None = None,
+    cache_in_memory: bool = False,
+) -> tuple[bytes, dict[str, str]]:
+    """Compile one kernel; the binary is the path of one, and names are not mangled."""
+    if not ARITHMETIC.issubset(options):
+        raise ValueError(f"{options} lack {ARITHMETIC.difference(options)}: that is not what g++ compiles")
+    (name,) = name_expressions
+    return str(compiled(source, name)).encode(), {name: name}
 
-    shared_size_bytes = 0
-    num_regs = 0
 
-    def __init__(self, code: str, name: str) -> None:
-        self.kernel = Function(compiled(code, name), name)
+class Module:
+    """A binary, loaded."""
 
-    @property
-    def max_dynamic_shared_size_bytes(self) -> int:
-        """Return what one block may ask for."""
-        return self.kernel.shared_limit
+    def load(self, cubin: bytes) -> None:
+        """Load what the compiler returned."""
+        self._path = Path(cubin.decode())
 
-    @max_dynamic_shared_size_bytes.setter
-    def max_dynamic_shared_size_bytes(self, size: int) -> None:
-        self.kernel.shared_limit = size
+    def get_function(self, name: str) -> Function:
+        """Return a kernel."""
+        return Function(self._path, name)
 
 
 class Function:
-    """What ``RawKernel.kernel`` is: the one that launches, cooperatively or not."""
+    """A kernel, which launches, cooperatively or not."""
 
     def __init__(self, path: Path, name: str) -> None:
         # PyDLL keeps the interpreter lock: an emulated device runs one kernel at a time.
         self._launch = ctypes.PyDLL(str(path)).emulated_launch
         self._launch.restype = None
-        self.name, self.ptr, self.shared_limit = name, id(self), 48 << 10
+        self.name, self.ptr = name, id(self)
+        cuda.SHARED_LIMITS[self.ptr] = 48 << 10
 
     def __call__(
         self,
@@ -80,8 +79,9 @@ class Function:
         enable_cooperative_groups: bool = False,
     ) -> None:
         """Launch on the current stream, or remember the launch if the stream is being captured."""
-        if shared_mem > self.shared_limit:
-            raise ValueError(f"{self.name}: {shared_mem} bytes of shared memory, the limit is {self.shared_limit}")
+        limit = cuda.SHARED_LIMITS[self.ptr]
+        if shared_mem > limit:
+            raise ValueError(f"{self.name}: {shared_mem} bytes of shared memory, the limit is {limit}")
         if enable_cooperative_groups:
             room = cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(self.ptr, block[0], shared_mem)
             if grid[0] > room * cuda.Device().attributes["MultiProcessorCount"]:
@@ -98,6 +98,10 @@ class Function:
             check_guards()
 
         (stream or cuda.get_current_stream()).do(go)
+
+
+cuda.compiler = SimpleNamespace(compile_using_nvrtc=compile_using_nvrtc)
+cuda.Module = Module
 
 
 def _by_value(argument: Any) -> Any:

@@ -15,6 +15,8 @@ ATTRIBUTES = {
 }
 """Of a small device, so that small tensors meet groups of blocks and several rounds."""
 DEVICES = 2
+SHARED_LIMITS: dict[int, int] = {}
+"""Bytes of dynamic shared memory that a block may ask for, by kernel."""
 LAUNCHES: list[tuple[str, int, bool]] = []
 """Kernel, blocks, and whether together, of every launch."""
 
@@ -114,6 +116,12 @@ def _occupancy(_: int, threads: int, shared: int) -> int:
     return min(fits, 2048 // threads)
 
 
+def _set_attribute(function: int, attribute: int, size: int) -> None:
+    if attribute != SHARED or size > ATTRIBUTES["MaxSharedMemoryPerBlockOptin"]:
+        raise ValueError(f"attribute {attribute} of a kernel cannot be {size}")
+    SHARED_LIMITS[function] = size
+
+
 runtime: Any = SimpleNamespace(
     getDevice=lambda: Device().id,
     getDeviceCount=lambda: DEVICES,
@@ -121,4 +129,11 @@ runtime: Any = SimpleNamespace(
     runtimeGetVersion=lambda: 0,
     driverGetVersion=lambda: 0,
 )
-driver: Any = SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=_occupancy)
+SHARED = 8
+driver: Any = SimpleNamespace(
+    occupancyMaxActiveBlocksPerMultiprocessor=_occupancy,
+    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=SHARED,
+    funcSetAttribute=_set_attribute,
+)
+compiler: Any
+Module: Any

@@ -299,8 +299,17 @@ inline unsigned atomicAdd(unsigned* address, unsigned value) {
 }
 inline double __ldcg(const double* address) { return *address; }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-inline double __longlong_as_double(long long bits) {
-    double value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
+template <class To, class From>
+To emulated_bits(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
 }
+inline double __longlong_as_double(long long bits) { return emulated_bits<double>(bits); }
+inline unsigned __float_as_uint(float value) { return emulated_bits<unsigned>(value); }
+inline float __uint_as_float(unsigned bits) { return emulated_bits<float>(bits); }
+
+// The compiler's own float16 rounds to nearest, as the device does.
+inline float half_to_float(unsigned short bits) { return emulated_bits<_Float16>(bits); }
+inline unsigned short float_to_half(float value) { return emulated_bits<unsigned short>(static_cast<_Float16>(value)); }
