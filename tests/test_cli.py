@@ -155,7 +155,7 @@ def test_defaults_are_those_of_the_function(polybn_: Polybn, tmp_path: Path, mon
     assert given.pop("arguments") == (networks.lenet(), "numpy")
     assert given.pop("out") == Path("runs/numpy-spec-0")
     assert given.pop("data") is DATA
-    names = {"epochs", "batch_size", "learning_rate", "seed", "resume"}
+    names = {"epochs", "batch_size", "learning_rate", "seed", "devices", "resume"}
     assert {name: given[name] for name in names} == {name: defaults[name] for name in names}
     assert names | {"on_steps", "on_epoch"} == given.keys()
 

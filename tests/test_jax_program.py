@@ -1,4 +1,4 @@
-"""What only the JAX program can get wrong: stretches of steps, pools inside of batch norm, its range, and Flax's own."""
+"""What only the JAX program can get wrong: stretches of steps, pools inside batch norm, its range, and Flax's own."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_native_is_the_batch_norm_of_flax() -> None:
     right = flax_step(s)
     gaps = {}
     for implementation in ("native", "spec"):
-        network = Network((2, 5, 3), (BatchNorm(implementation, momentum=0.75, eps=1e-3), Dense(3)))  # type: ignore[arg-type]
+        network = Network((2, 5, 3), (BatchNorm(implementation, momentum=0.75, eps=1e-3), Dense(3)))
         got = program_step(compiled("jax", s._replace(network=network)), s)
         gaps[implementation] = {name: float(np.max(abs(got[name] - value))) for name, value in right.items()}
     assert gaps["native"]["norm1.running_mean"] == gaps["native"]["norm1.running_var"] == 0
