@@ -65,7 +65,7 @@ class Pullback:
         check_arrays("batch_norm_vjp", "MXNet", memory.is_array, dy=dy)
         check_dy(memory.described(dy), memory.described(call.arrays["x"]))
         memory.check_contexts("batch_norm_vjp", x=call.arrays["x"], dy=dy)
-        x = call.arrays["x"]
+        x: Array = call.arrays["x"]
         dx = memory.empty(x) if x.size else memory.send(np.empty(x.shape, x.dtype), x)
         vectors = call.differentiate(dy, dx)
         return Gradients(
