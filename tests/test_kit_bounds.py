@@ -322,6 +322,21 @@ def test_wide_arithmetic_has_narrower_bounds() -> None:
         certify.certify(case, outcome_of("tree", case), form="T", arithmetic="float64")
 
 
+@pytest.mark.clause("S6")
+def test_flushing_spares_float16() -> None:
+    """Its subnormals are normal numbers of float32: to read or store them as 0 is outside every bound."""
+    gradual, flushing = FORMATS["float16"], format_of("float16", flushes=True)
+    assert flushing == gradual._replace(tiny=2.0**-126)
+    assert flushing.lost == 0 < format_of("bfloat16", flushes=True).lost
+    case = sample(13, "float16", (31, 3), scale=0.0)._replace(eps=1e-5, running_mean=None, running_var=None)
+    x = np.random.default_rng(0).integers(-100, 101, (31, 3)) * 2.0**-24
+    case = case._replace(x=x.astype(np.float16), beta=None)
+    exact = numpy_outcome(case)
+    certify.certify(case, exact, flushes=True)
+    with pytest.raises(AssertionError, match="y of channel"):
+        certify.certify(case, Outcome(np.zeros_like(exact.y)), flushes=True)
+
+
 def test_flushing_widens_bounds_by_the_smallest_normal_number() -> None:
     """Reading every subnormal as 0 is inside the bounds of a library that flushes, and outside the others'."""
     case = sample(11, "float32", (31, 3), scale=0.0)._replace(eps=1e-18, beta=None)

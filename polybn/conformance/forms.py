@@ -101,7 +101,8 @@ def format_of(dtype: str, *, arithmetic: str | None = None, flushes: bool = Fals
         float32 or float64; by default float64 for float64, else float32 (S6). Parameters and
         statistics are float64 with float64, else float32.
     flushes : bool, default False
-        Whether subnormal numbers are flushed to zero.
+        Whether subnormal numbers are flushed to zero. Those of float16 never are: they are normal numbers of the
+        arithmetic, and conversions keep them in every mode.
 
     Returns
     -------
@@ -118,12 +119,15 @@ def format_of(dtype: str, *, arithmetic: str | None = None, flushes: bool = Fals
     stored, smallest = _DTYPES[dtype]
     # Gradual underflow rounds to the nearest multiple of 2 u times the smallest normal number: half of that is lost.
     # In float64 that is below what float64 holds, so bounds there leave themselves some room.
-    tiny, grain = (normal, smallest) if flushes else (max(unit * normal, 2.0**-1070), stored * smallest)
+    tiny = normal if flushes else max(unit * normal, 2.0**-1070)
+    # x86's VCVTPH2PS and VCVTPS2PH ignore DAZ and FTZ, and Arm's FZ leaves conversions of float16 alone.
+    drops = flushes and dtype != "float16"
+    grain = smallest if drops else stored * smallest
     largest = float(np.finfo(computed).max)
     rounds = _DTYPES[vectors][0] if vectors != computed else 0.0
     return Format(
         unit, tiny, stored if dtype != computed else 0.0, grain if dtype != computed else 0.0, rounds,
-        smallest if flushes else 0.0, largest,
+        smallest if drops else 0.0, largest,
     )  # fmt: skip
 
 
