@@ -1,4 +1,4 @@
-"""NVRTC through ctypes, from the package ``nvidia-cuda-nvrtc-cu12``: compile a CUDA kernel for an architecture, anywhere."""
+"""NVRTC through ctypes, from the package ``nvidia-cuda-nvrtc-cu12``: compile a CUDA kernel for an architecture."""
 
 from __future__ import annotations
 

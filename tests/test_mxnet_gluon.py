@@ -95,9 +95,7 @@ def backward(block: Any, x: Any, dy: Any, **recording: bool) -> Any:
 @pytest.mark.parametrize(("shape", "axis"), SHAPES.items(), ids=str)
 @pytest.mark.parametrize("train_mode", [True, False])
 @pytest.mark.clause("S3", "S4", "S5", "S13")
-def test_the_bits_of_the_function(
-    mode: str, kind: str, shape: tuple[int, ...], axis: int, train_mode: bool
-) -> None:
+def test_the_bits_of_the_function(mode: str, kind: str, shape: tuple[int, ...], axis: int, train_mode: bool) -> None:
     """Output, gradients and running statistics, in either mode of ``record``, twice in a row."""
     state = state_of(shape[axis])
     with arrays_of(kind):
@@ -333,9 +331,7 @@ def test_an_exported_network_runs_where_the_module_is_imported(tmp_path: Path) -
 
 @each_kind
 @pytest.mark.parametrize("ours_first", [True, False], ids=["from ours", "to ours"])
-def test_parameters_travel_between_this_block_and_that_of_gluon(
-    kind: str, ours_first: bool, tmp_path: Path
-) -> None:
+def test_parameters_travel_between_this_block_and_that_of_gluon(kind: str, ours_first: bool, tmp_path: Path) -> None:
     with arrays_of(kind):
         source, target = (
             network(norm, nn.HybridSequential) for norm in ((BatchNorm, nn.BatchNorm)[:: 1 if ours_first else -1])
@@ -364,7 +360,9 @@ def test_parameters_travel_between_this_block_and_that_of_gluon(
         ({"running_variance": "sample"}, DomainError, "running_variance must be 'biased' or 'unbiased'; got 'sample' "),
     ],
 )
-def test_options_are_checked_when_the_block_is_made(options: dict[str, Any], error: type[Exception], words: str) -> None:
+def test_options_are_checked_when_the_block_is_made(
+    options: dict[str, Any], error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=rf"^polybn\.gluon\.BatchNorm: {words}"):
         BatchNorm(**options)
 
@@ -373,7 +371,7 @@ def test_options_are_checked_when_the_block_is_made(options: dict[str, Any], err
 @pytest.mark.parametrize(
     ("x", "options", "error", "words"),
     [
-        (np.ones(3, np.float32), {}, ShapeError, r"x must have rank 2 or more, \(N, C, \.\.\.\); got rank 1, shape \(3,\) "),
+        (np.ones(3, np.float32), {}, ShapeError, r"x must have rank 2 or more, \(N, C, \.\.\.\); got rank 1, "),
         (np.ones((2, 3), np.int32), {}, DTypeError, "x must have one of the dtypes .*; got int32 "),
         (np.ones((2, 3), np.float32), {"axis": 2}, ShapeError, r"axis must lie in \[-2, 2\); got 2 "),
     ],
@@ -406,6 +404,8 @@ def test_a_hybridized_block_prints_the_words_of_an_error_that_only_values_show(
 
 
 def test_a_block_says_what_it_is() -> None:
-    text = "BatchNorm(scale=True, center=True, use_global_stats=False, axis=1, momentum=0.9, eps=1e-05, running_variance="
+    text = (
+        "BatchNorm(scale=True, center=True, use_global_stats=False, axis=1, momentum=0.9, eps=1e-05, running_variance="
+    )
     assert repr(BatchNorm()) == f"{text}'biased', in_channels=None)"
     assert repr(BatchNorm(in_channels=4)) == f"{text}'biased', in_channels=4)"

@@ -31,7 +31,7 @@ def losses_of(program: Program, data: Any, order: Any, learning_rate: float = 0.
 
 @pytest.mark.parametrize("norm", ["spec", None])
 def test_fifty_steps_stay_beside_those_of_numpy(norm: Any) -> None:
-    """Same weights and order; at a rate of 0.02, for at 1 NumPy, too, leaves itself by 0.03 if weights change by 2^-22."""
+    """Same weights and order; at rate 0.02, for at 1 NumPy, too, leaves itself by 0.03 if weights change by 2^-22."""
     network, data, losses = networks.lenet(norm), slice_of_sample(50 * 32, 1), []
     order = networks.epoch_order(0, 1, len(data.train_labels))
     for name in ("numpy", "mxnet"):

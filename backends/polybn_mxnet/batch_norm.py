@@ -149,8 +149,8 @@ def _forward(
     arrays = {"x": x, "gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
     check_arrays(function, "MXNet", memory.is_array, **arrays, where=where)
     problem = check_batch_norm(
-        function, memory.described(x), gamma, beta, running_mean, running_var, training=training, momentum=momentum, eps=eps, axis=axis,
-        running_variance=running_variance, where=where,
+        function, memory.described(x), gamma, beta, running_mean, running_var, training=training, momentum=momentum,
+        eps=eps, axis=axis, running_variance=running_variance, where=where,
     )  # fmt: skip
     memory.check_contexts(function, **arrays, where=where)
     y = memory.empty(x) if x.size else memory.send(np.empty(x.shape, x.dtype), x)
@@ -175,8 +175,9 @@ def compute(
     eps: float,
     running_variance: str,
     where: Array | None = None,
-) -> tuple[Call, Host | None, Host | None]:
-    """Write ``y``; return what its derivative needs, and the running statistics. Values alone are still to be checked."""
+) -> tuple[Call, Any, Any]:
+    """Write ``y``; return what its derivative needs, and the running statistics. Only values are yet to be checked."""
+    x: Array
     x, *vectors = arrays.values()
     where = where if memory.deletes(where) else None  # a mask that deletes nothing gives the bits of none
     passes = choose(x, where)

@@ -217,4 +217,4 @@ def _require_distutils() -> None:
         )
 
 
-mxnet = import_mxnet()
+mxnet: Any = import_mxnet()

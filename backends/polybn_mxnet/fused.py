@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable
@@ -84,7 +85,7 @@ def _spread(problem: Problem, kernel: Callable[..., None], *arguments: Any, out:
     if parts == 1:
         kernel(*arguments, 0, problem.channels, *out)
         return
-    pairs = zip(bounds[1:], bounds[2:], strict=False)
+    pairs = itertools.pairwise(bounds[1:])
     others = [_pool(os.getpid()).submit(kernel, *arguments, low, high, *out) for low, high in pairs]
     kernel(*arguments, 0, bounds[1], *out)
     for other in others:

@@ -19,7 +19,7 @@ from polybn_mxnet.compat import mxnet as mx
 from polybn_mxnet.operator import OPERATOR
 
 
-class BatchNorm(mx.gluon.HybridBlock):  # type: ignore[misc]
+class BatchNorm(mx.gluon.HybridBlock):
     """Batch normalization by :mod:`polybn.spec`, with the words and the parameter names of ``gluon.nn.BatchNorm``.
 
     Parameters saved by either block load into the other. What differs, besides the numbers: running statistics
@@ -115,9 +115,7 @@ class BatchNorm(mx.gluon.HybridBlock):  # type: ignore[misc]
             check_moments("gluon.BatchNorm", memory.described(x), axis=self._axis, where=None)
         return super().forward(x)
 
-    def hybrid_forward(
-        self, F: Any, x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any
-    ) -> Any:
+    def hybrid_forward(self, F: Any, x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any) -> Any:
         """Normalize an array, or a symbol."""
         if F is mx.sym:
             return self._symbol(x, gamma, beta, running_mean, running_var)

@@ -15,7 +15,7 @@ from polybn_mxnet.gluon import BatchNorm
 nn = mx.gluon.nn
 
 
-class Classifier(mx.gluon.HybridBlock):  # type: ignore[misc]
+class Classifier(mx.gluon.HybridBlock):
     """A network: from bytes ``(n, C, H, W)`` to scores ``(n, classes)``."""
 
     def __init__(self, network: Network, context: Any) -> None:
@@ -26,7 +26,9 @@ class Classifier(mx.gluon.HybridBlock):  # type: ignore[misc]
         self.chain.add(*(blocks[row.name] for row in _pool_early(rows)))
         self.initialize(mx.init.Zero(), ctx=context)
         self.arrays = {
-            name: getattr(blocks[row.name], name.partition(".")[2]) for row in rows for name in row.parameters | row.statistics
+            name: getattr(blocks[row.name], name.partition(".")[2])
+            for row in rows
+            for name in row.parameters | row.statistics
         }
         """Gluon parameters by full name, ``conv1.weight``."""
 
@@ -48,7 +50,7 @@ class Classifier(mx.gluon.HybridBlock):  # type: ignore[misc]
         return {name: parameter.data().asnumpy() for name, parameter in self.arrays.items()}
 
 
-class Objective(mx.gluon.HybridBlock):  # type: ignore[misc]
+class Objective(mx.gluon.HybridBlock):
     """Cross-entropy in nats of each image of a batch, and whether its label is the likeliest."""
 
     def __init__(self, classifier: Classifier) -> None:

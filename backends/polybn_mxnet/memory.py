@@ -12,7 +12,7 @@ import threading
 import weakref
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -186,8 +186,8 @@ class Owned:
                 del cls._free[0]
 
 
-def vector(array: Array | None) -> Host | None:
-    """Copy a small array to the host."""
+def vector(array: Array | None) -> Any:
+    """Copy a small array to the host; None stays None."""
     return None if array is None else view(array).copy() if on_host(array) else array.asnumpy()
 
 

@@ -1,7 +1,7 @@
 """The operator ``polybn_batch_norm``, which symbols may hold: what a hybridized block runs.
 
-A function that is recorded by ``autograd`` cannot be part of a symbol; an ``mxnet.operator.CustomOp`` can. MXNet calls it
-in a thread of its own when the inputs are there, and waits for nothing else meanwhile.
+A function that is recorded by ``autograd`` cannot be part of a symbol; an ``mxnet.operator.CustomOp`` can. MXNet calls
+it in a thread of its own when the inputs are there, and waits for nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OPERATOR = "polybn_batch_norm"
 _REQUESTS = {"null": tape.NULL, "write": tape.WRITE, "inplace": tape.WRITE, "add": tape.ADD}
 
 
-class Operator(mx.operator.CustomOp):  # type: ignore[misc]
+class Operator(mx.operator.CustomOp):
     """One place in a running graph. MXNet makes another where a forward pass starts before the last one's backward."""
 
     def __init__(self, scale: bool, center: bool, frozen: bool, axis: int, options: dict[str, Any]) -> None:
@@ -71,7 +71,7 @@ class Operator(mx.operator.CustomOp):  # type: ignore[misc]
         return self._problems[training]
 
 
-class Properties(mx.operator.CustomOpProp):  # type: ignore[misc]
+class Properties(mx.operator.CustomOpProp):
     """What MXNet must know of the operator before it runs. Options arrive as strings, those of a loaded symbol, too."""
 
     def __init__(
@@ -101,7 +101,8 @@ class Properties(mx.operator.CustomOpProp):  # type: ignore[misc]
 
     def create_operator(self, ctx: Any, in_shapes: Any, in_dtypes: Any) -> Operator:
         """Make the operator for inputs of these shapes and types."""
-        return Operator(*self._flags, self._axis, self._options)
+        scale, center, frozen = self._flags
+        return Operator(scale, center, frozen, self._axis, self._options)
 
 
 mx.operator.register(OPERATOR)(Properties)

@@ -116,7 +116,7 @@ class SecondPullback:
         dtype = self._call.problem.dtype
         a = memory.send(np.zeros(x.shape, dtype), g) if cotangents.x is None else memory.widened(cotangents.x, dtype)
         zero = np.zeros(self._call.problem.channels)
-        v = Vectors(*(zero if z is None else memory.vector(z).astype(np.float64) for z in cotangents[1:]))  # type: ignore[union-attr]
+        v = Vectors(*(zero if z is None else memory.vector(z).astype(np.float64) for z in cotangents[1:]))
         s = Sums(*self._sums(g), *self._sums(a), self._sums(g * a)[0])
         return (self._training if self._call.training else self._inference)(g, a, s, v)
 

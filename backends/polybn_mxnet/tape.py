@@ -35,7 +35,7 @@ def record(call: Call, y: Array) -> None:
     """Put a call on the tape, where one is running."""
     if not mx.autograd.is_recording():
         return
-    inputs = {name: array for name, array in call.arrays.items() if call.carries_gradient(name)}
+    inputs: dict[str, Any] = {name: array for name, array in call.arrays.items() if call.carries_gradient(name)}
     key = next(_keys)
     functions = (ctypes.CFUNCTYPE(ctypes.c_int) * 2)(*_CALLBACKS)
     states = (ctypes.c_void_p * 2)(key, key)
