@@ -5,19 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
 
 import numpy as np
 
 from polybn.arguments import Problem
 from polybn.spec import Array
-from polybn_mxnet import kernels, memory, rows
+from polybn_mxnet import columns, kernels, memory, rows
 from polybn_mxnet.memory import Host
 from polybn_mxnet.statistics import Statistics
 
+NARROW = 16
+"""Rows of fewer values are not worth a loop of their own."""
 SMALL = 1 << 20
 """Below this many values a second thread costs more than it brings."""
 
@@ -30,11 +31,10 @@ def mask(where: Array | None, shape: tuple[int, ...], problem: Problem) -> tuple
 
 def measure(x: Array, problem: Problem, exponent: Host, kept: None, counts: Host) -> tuple[Host, Host, Host]:
     """Return ``m1``, ``delta`` and ``v`` (S2) of the values times ``2^-exponent``."""
-    values = _load(x, problem, exponent)
-    total, rest, squares = np.empty((3, problem.channels))
-    _spread(problem, kernels.sums, values, out=(total,))
+    form, values = _Form(x, problem), _load(x, problem, exponent)
+    (total,) = form.sums("sums", 1, values)
     m1 = (total / counts).astype(problem.dtype)
-    _spread(problem, kernels.sums_about, values, m1, out=(rest, squares))
+    rest, squares = form.sums("sums_about", 2, values, m1)
     delta, square = ((z / counts).astype(problem.dtype) for z in (rest, squares))
     return m1, delta, np.maximum(square - delta * delta, 0)
 
@@ -48,20 +48,18 @@ def normalize(
     x: Array, problem: Problem, s: Statistics, gamma: Host | None, beta: Host | None, kept: None, out: Array
 ) -> memory.Owned:
     """Write ``y`` and return ``xhat`` (S3); what is added for no beta is -0, which changes nothing."""
-    xhat = memory.Owned(x, problem.dtype)
-    values, target = _load(x, problem, s.exponent), _target(out, problem)
+    xhat, target = memory.Owned(x, problem.dtype), _target(out, problem)
     scale = np.ones_like(s.r) if gamma is None else gamma
     shift = np.full_like(s.r, -0.0) if beta is None else beta
-    columns = s.m1, s.delta, s.r, scale, shift
-    _spread(problem, kernels.normalize, values, *columns, out=(_split(xhat.view, problem), target))
+    values = _load(x, problem, s.exponent), s.m1, s.delta, s.r, scale, shift
+    _Form(x, problem).run("normalize", *values, out=(xhat.view, target))
     _store(target, out)
     return xhat
 
 
 def sums(dy: Array, xhat: memory.Owned, problem: Problem, kept: None) -> tuple[Host, Host]:
     """Return ``sum(g)`` and ``sum(g * xhat)`` of each channel (S13)."""
-    total, products = np.empty((2, problem.channels))
-    _spread(problem, kernels.sums_with, _load(dy, problem), _split(xhat.view, problem), out=(total, products))
+    total, products = _Form(dy, problem).sums("sums_with", 2, _load(dy, problem), xhat.view)
     return total, products
 
 
@@ -70,26 +68,49 @@ def project(
     kept: None, out: Array,
 ) -> None:  # fmt: skip
     """Write ``(g - mean_g - xhat * mean_gx) * r * gamma``, or ``g * r * gamma`` without means (S13)."""
-    g, target = _load(dy, problem), _target(out, problem)
+    form, g, target = _Form(dy, problem), _load(dy, problem), _target(out, problem)
     if means is None:
-        _spread(problem, kernels.scale, g, *slopes, out=(target,))
+        form.run("multiply", g, *slopes, out=(target,))
     else:
-        _spread(problem, kernels.project, g, _split(xhat.view, problem), *means, *slopes, out=(target,))
+        form.run("project", g, xhat.view, *means, *slopes, out=(target,))
     _store(target, out)
 
 
-def _spread(problem: Problem, kernel: Callable[..., None], *arguments: Any, out: tuple[Any, ...]) -> None:
-    """Run a kernel on all channels, in as many parts as there are threads."""
-    parts = 1 if problem.channels * problem.count < SMALL else min(threads(), problem.channels)
-    bounds = [problem.channels * part // parts for part in range(parts + 1)]
-    if parts == 1:
-        kernel(*arguments, 0, problem.channels, *out)
-        return
-    pairs = itertools.pairwise(bounds[1:])
-    others = [_pool(os.getpid()).submit(kernel, *arguments, low, high, *out) for low, high in pairs]
-    kernel(*arguments, 0, bounds[1], *out)
-    for other in others:
-        other.result()
+class _Form:
+    """How the loops see the arrays of one call: along rows, or, where these are short, along columns."""
+
+    def __init__(self, like: Array, problem: Problem) -> None:
+        before = math.prod(like.shape[: problem.axis])
+        self._lanes = problem.count // before
+        self._channels, self._size = problem.channels, problem.channels * problem.count
+        self._narrow = self._lanes < NARROW
+        width = problem.channels * self._lanes
+        self._shape: tuple[int, ...] = (before, width) if self._narrow else (before, problem.channels, self._lanes)
+
+    def sums(self, kernel: str, count: int, *arguments: Host) -> list[Host]:
+        """Run a kernel that adds up; return ``count`` sums of each channel."""
+        totals = [np.empty(self._shape[1]) for _ in range(count)]
+        self.run(kernel, *arguments, out=totals)
+        lanes = self._lanes if self._narrow else 1
+        return totals if lanes == 1 else [z.reshape(self._channels, lanes).sum(axis=1) for z in totals]
+
+    def run(self, kernel: str, *arguments: Host, out: Sequence[Host]) -> None:
+        """Run a kernel on all channels, in as many parts as there are threads."""
+        work = getattr(columns if self._narrow else kernels, kernel)
+        given, results = map(self._seen, arguments), map(self._seen, out)
+        arguments, out = tuple(given), tuple(results)
+        parts = 1 if self._size < SMALL else min(threads(), self._channels)
+        bounds = [self._shape[1] * part // parts for part in range(parts + 1)]
+        pairs = itertools.pairwise(bounds[1:])
+        others = [_pool(os.getpid()).submit(work, *arguments, low, high, *out) for low, high in pairs]
+        work(*arguments, 0, bounds[1], *out)
+        for other in others:
+            other.result()
+
+    def _seen(self, array: Host) -> Host:
+        if array.ndim > 1:
+            return array.reshape(self._shape)
+        return array if array.size == self._shape[1] else np.repeat(array, self._lanes)
 
 
 @cache
@@ -106,21 +127,18 @@ def _pool(process: int) -> ThreadPoolExecutor:
 
 
 def _load(array: Array, problem: Problem, exponent: Host | None = None) -> Host:
-    """Look at the values, or at wider copies of halves, as ``(A, C, B)``; copy them to scale them (S10)."""
-    values = _split(memory.values(array).astype(problem.dtype, copy=False), problem)
-    return values if exponent is None or not exponent.any() else np.ldexp(values, -exponent[:, None])
+    """Look at the values, or at wider copies of halves; copy them to scale them (S10)."""
+    values = memory.values(array).astype(problem.dtype, copy=False)
+    if exponent is None or not exponent.any():
+        return values
+    return np.ldexp(values, -exponent.reshape(-1, *(1,) * (values.ndim - 1 - problem.axis)))
 
 
 def _target(array: Array, problem: Problem) -> Host:
     view = memory.view_settled(array)
-    return _split(view if view.dtype == problem.dtype else np.empty(view.shape, problem.dtype), problem)
+    return view if view.dtype == problem.dtype else np.empty(view.shape, problem.dtype)
 
 
 def _store(target: Host, array: Array) -> None:
     if target.dtype != np.dtype(array.dtype):
-        memory.store(target.reshape(array.shape), array)
-
-
-def _split(values: Host, problem: Problem) -> Host:
-    before = math.prod(values.shape[: problem.axis])
-    return values.reshape((before, problem.channels, problem.count // before))
+        memory.store(target, array)

@@ -1,4 +1,4 @@
-"""Loops over the values of contiguous arrays ``(A, C, B)``, compiled by Numba; the channel is the middle axis.
+"""Loops along the rows of contiguous arrays ``(A, C, B)``, compiled by Numba; the channel is the middle axis.
 
 Every kernel serves channels ``low`` to ``high`` and touches no other, so that any number of threads gives the same
 bits. Sums are float64: over a chunk of values as the processor likes it, the chunks one after another with their
@@ -16,8 +16,6 @@ import numpy as np
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-NARROW = 16
-"""Rows shorter than this are not worth a loop of their own: channels are then summed side by side."""
 REORDER = {"reassoc"}
 
 
@@ -82,93 +80,43 @@ def _add(total: Any, error: Any, value: Any) -> Any:
 
 
 @compiled()
-def _flush(part: Any, total: Any, error: Any) -> None:
-    for c in range(part.size):
-        total[c], error[c] = _add(total[c], error[c], part[c])
-        part[c] = 0.0
-
-
-@compiled()
 def sums(x: Any, low: int, high: int, out: Any) -> None:
     """Fill in ``sum(x)``."""
     chunk = _chunk(x)
-    if x.shape[2] < NARROW:
-        part, total, error = np.zeros((3, high - low))
-        for a in range(x.shape[0]):
-            for b in range(x.shape[2]):
-                for c in range(low, high):
-                    part[c - low] += np.float64(x[a, c, b])
-            if a % 4 == 3:
-                _flush(part, total, error)
-        _flush(part, total, error)
-        out[low:high] = total + error
-        return
     for c in range(low, high):
-        total1, error1 = 0.0, 0.0
+        total, error = 0.0, 0.0
         for a in range(x.shape[0]):
             for b in range(0, x.shape[2], chunk):
-                total1, error1 = _add(total1, error1, _sum(x[a, c, b : b + chunk]))
-        out[c] = total1 + error1
+                total, error = _add(total, error, _sum(x[a, c, b : b + chunk]))
+        out[c] = total + error
 
 
 @compiled()
 def sums_about(x: Any, m1: Any, low: int, high: int, out: Any, squares: Any) -> None:
     """Fill in ``sum(d)`` and ``sum(d * d)`` with ``d = x - m1``."""
     chunk = _chunk(x)
-    if x.shape[2] < NARROW:
-        part, total, error = np.zeros((3, high - low))
-        part2, total2, error2 = np.zeros((3, high - low))
-        for a in range(x.shape[0]):
-            for b in range(x.shape[2]):
-                for c in range(low, high):
-                    d = np.float64(_minus(x[a, c, b], m1[c]))
-                    part[c - low] += d
-                    part2[c - low] += d * d
-            if a % 4 == 3:
-                _flush(part, total, error)
-                _flush(part2, total2, error2)
-        _flush(part, total, error)
-        _flush(part2, total2, error2)
-        out[low:high], squares[low:high] = total + error, total2 + error2
-        return
     for c in range(low, high):
-        total1, error1, total3, error3 = 0.0, 0.0, 0.0, 0.0
+        total, error, total2, error2 = 0.0, 0.0, 0.0, 0.0
         for a in range(x.shape[0]):
             for b in range(0, x.shape[2], chunk):
                 one, two = _sums_about(x[a, c, b : b + chunk], m1[c])
-                total1, error1 = _add(total1, error1, one)
-                total3, error3 = _add(total3, error3, two)
-        out[c], squares[c] = total1 + error1, total3 + error3
+                total, error = _add(total, error, one)
+                total2, error2 = _add(total2, error2, two)
+        out[c], squares[c] = total + error, total2 + error2
 
 
 @compiled()
 def sums_with(g: Any, xhat: Any, low: int, high: int, out: Any, products: Any) -> None:
     """Fill in ``sum(g)`` and ``sum(g * xhat)``."""
     chunk = _chunk(g)
-    if g.shape[2] < NARROW:
-        part, total, error = np.zeros((3, high - low))
-        part2, total2, error2 = np.zeros((3, high - low))
-        for a in range(g.shape[0]):
-            for b in range(g.shape[2]):
-                for c in range(low, high):
-                    value = np.float64(g[a, c, b])
-                    part[c - low] += value
-                    part2[c - low] += value * np.float64(xhat[a, c, b])
-            if a % 4 == 3:
-                _flush(part, total, error)
-                _flush(part2, total2, error2)
-        _flush(part, total, error)
-        _flush(part2, total2, error2)
-        out[low:high], products[low:high] = total + error, total2 + error2
-        return
     for c in range(low, high):
-        total1, error1, total3, error3 = 0.0, 0.0, 0.0, 0.0
+        total, error, total2, error2 = 0.0, 0.0, 0.0, 0.0
         for a in range(g.shape[0]):
             for b in range(0, g.shape[2], chunk):
                 one, two = _sums_with(g[a, c, b : b + chunk], xhat[a, c, b : b + chunk])
-                total1, error1 = _add(total1, error1, one)
-                total3, error3 = _add(total3, error3, two)
-        out[c], products[c] = total1 + error1, total3 + error3
+                total, error = _add(total, error, one)
+                total2, error2 = _add(total2, error2, two)
+        out[c], products[c] = total + error, total2 + error2
 
 
 @compiled()
@@ -177,14 +125,6 @@ def normalize(
 ) -> None:
     """Fill in ``xhat`` and ``y`` (S3)."""
     for a in range(x.shape[0]):
-        if x.shape[2] < NARROW:
-            # Two loops: LLVM compares the addresses of few arrays only before it gives up on vectors.
-            for b in range(x.shape[2]):
-                for c in range(low, high):
-                    xhat[a, c, b] = (x[a, c, b] - m1[c] - delta[c]) * r[c]
-                for c in range(low, high):
-                    y[a, c, b] = xhat[a, c, b] * gamma[c] + beta[c]
-            continue
         for c in range(low, high):
             mean, rest, root, scale, shift = m1[c], delta[c], r[c], gamma[c], beta[c]
             for b in range(x.shape[2]):
@@ -197,13 +137,6 @@ def normalize(
 def project(g: Any, xhat: Any, mean_g: Any, mean_gx: Any, r: Any, gamma: Any, low: int, high: int, dx: Any) -> None:
     """Fill in ``(g - mean_g - xhat * mean_gx) * r * gamma`` (S13)."""
     for a in range(g.shape[0]):
-        if g.shape[2] < NARROW:
-            for b in range(g.shape[2]):
-                for c in range(low, high):
-                    dx[a, c, b] = g[a, c, b] - mean_g[c] - xhat[a, c, b] * mean_gx[c]
-                for c in range(low, high):
-                    dx[a, c, b] = dx[a, c, b] * r[c] * gamma[c]
-            continue
         for c in range(low, high):
             mean, slope, root, scale = mean_g[c], mean_gx[c], r[c], gamma[c]
             for b in range(g.shape[2]):
@@ -211,9 +144,10 @@ def project(g: Any, xhat: Any, mean_g: Any, mean_gx: Any, r: Any, gamma: Any, lo
 
 
 @compiled()
-def scale(g: Any, r: Any, gamma: Any, low: int, high: int, dx: Any) -> None:
+def multiply(g: Any, r: Any, gamma: Any, low: int, high: int, dx: Any) -> None:
     """Fill in ``g * r * gamma``: what S13 leaves of it in inference."""
     for a in range(g.shape[0]):
         for c in range(low, high):
+            root, scale = r[c], gamma[c]
             for b in range(g.shape[2]):
-                dx[a, c, b] = g[a, c, b] * r[c] * gamma[c]
+                dx[a, c, b] = g[a, c, b] * root * scale
