@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -96,14 +96,13 @@ class _Form:
 
     def run(self, kernel: str, *arguments: Host, out: Sequence[Host]) -> None:
         """Run a kernel on all channels, in as many parts as there are threads."""
-        work = getattr(columns if self._narrow else kernels, kernel)
-        given, results = map(self._seen, arguments), map(self._seen, out)
-        arguments, out = tuple(given), tuple(results)
+        work: Callable[..., None] = getattr(columns if self._narrow else kernels, kernel)
+        given, results = ([self._seen(array) for array in arrays] for arrays in (arguments, out))
         parts = 1 if self._size < SMALL else min(threads(), self._channels)
         bounds = [self._shape[1] * part // parts for part in range(parts + 1)]
         pairs = itertools.pairwise(bounds[1:])
-        others = [_pool(os.getpid()).submit(work, *arguments, low, high, *out) for low, high in pairs]
-        work(*arguments, 0, bounds[1], *out)
+        others = [_pool(os.getpid()).submit(work, *given, low, high, *results) for low, high in pairs]
+        work(*given, 0, bounds[1], *results)
         for other in others:
             other.result()
 

@@ -130,10 +130,10 @@ def put(host: Host, array: Array) -> None:
 
 
 def add(values: Array, array: Array) -> None:
-    """Add to an array, in place; both settled where the host sees them."""
+    """Add to an array that nothing else writes, in place."""
     if on_host(array) and array.dtype != BFLOAT16:
         target = view_settled(array)
-        target += view_settled(values)
+        target += view(values)  # which MXNet's operators may still be writing
     else:
         assign(array.as_nd_ndarray() + values.as_nd_ndarray(), array)
 
