@@ -1,4 +1,4 @@
-"""NVRTC through ctypes, from the package ``nvidia-cuda-nvrtc-cu12``: compile a CUDA kernel for an architecture."""
+"""NVRTC through ctypes, from the package ``nvidia-cuda-nvrtc-cu12``: compile CUDA kernels anywhere."""
 
 from __future__ import annotations
 

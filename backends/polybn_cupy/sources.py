@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-# Products are not fused with sums: then a GPU gives, bit for bit, what the emulation in the tests gives. Subnormals
-# are numbers. Lambdas of kernels are device code; CuPy says so once more, which NVRTC takes.
+# Products are not fused with sums: then a GPU gives, bit for bit, what the emulation in the tests gives. Subnormal
+# numbers are numbers. Lambdas of kernels are device code; CuPy says so once more, which NVRTC takes.
 OPTIONS = (
     "--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true",
     "--device-as-default-execution-space",

@@ -54,6 +54,11 @@ def asarray(values: Any, dtype: Any = None) -> ndarray:
     return values if isinstance(values, ndarray) else array(values, dtype)
 
 
+def ascontiguousarray(a: ndarray) -> ndarray:
+    """Copy to memory in C order."""
+    return array(np.ascontiguousarray(a.host))
+
+
 def broadcast_to(a: ndarray, shape: tuple[int, ...]) -> ndarray:
     """View an array with more axes or longer ones, of stride 0."""
     return a.view_of(np.broadcast_to(a.host, shape))
@@ -71,6 +76,7 @@ def copyto(target: ndarray, source: ndarray) -> None:
 __all__ = [
     "array",
     "asarray",
+    "ascontiguousarray",
     "broadcast_to",
     "copyto",
     "cuda",

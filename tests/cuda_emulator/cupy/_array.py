@@ -115,6 +115,9 @@ class ndarray:  # noqa: N801
             raise ValueError("reshape would copy")
         return self.view_of(host)
 
+    def __setitem__(self, index: Any, value: ndarray) -> None:
+        self.host[index] = value.host
+
     def __len__(self) -> int:
         return len(self.host)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -100,6 +101,19 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         _local.streams.pop()
+
+
+class Event:
+    """A moment, by the host's clock."""
+
+    def record(self, stream: Stream | None = None) -> None:
+        """Note the time."""
+        self.time = time.perf_counter()
+
+
+def get_elapsed_time(start: Event, stop: Event) -> float:
+    """Return milliseconds between two events."""
+    return 1e3 * (stop.time - start.time)
 
 
 _NULL = Stream(null=True)

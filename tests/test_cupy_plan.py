@@ -1,0 +1,50 @@
+"""What a plan promises a launch: memory that a block may have, blocks that are resident together, vectors that fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
+
+DEVICES = ((48, 20), (64, 40), (96, 80), (99, 128), (163, 108), (227, 132), (227, 148))
+"""Kilobytes of shared memory that a block may ask for, and multiprocessors: Pascal to Blackwell."""
+ITEMS = {2: 8, 4: 4, 8: 2}
+"""Bytes of a value, and how many are moved at once."""
+
+
+@given(
+    device=st.sampled_from(DEVICES), name=st.sampled_from(("forward", "backward", "second")),
+    itemsize=st.sampled_from(sorted(ITEMS)), channels=st.integers(1, 5000), count=st.integers(1, 1 << 36),
+    inner=st.booleans(), masked=st.booleans(),
+)  # fmt: skip
+def test_every_plan_can_be_launched(
+    device: tuple[int, int], name: str, itemsize: int, channels: int, count: int, inner: bool, masked: bool
+) -> None:
+    from polybn_cupy import plan
+    from polybn_cupy.calls import PASSES, SLOPE_BYTES
+    from polybn_cupy.layout import Layout
+
+    kilobytes, multiprocessors = device
+    limit = kilobytes << 10
+
+    def resident(shared: int) -> int:
+        return min(3, (limit + 1024) // (shared + 1024))
+
+    strides: Any = (1, channels) if inner else (count, 1)
+    layout = Layout(channels, count, (count,), (strides[0],), ((strides[1],),))
+    about = plan.Device(multiprocessors, limit)
+    tiling = plan.divide(layout, itemsize, PASSES[name], about, resident, masked=masked)
+    assert tiling.shared_bytes <= limit
+    assert tiling.members * tiling.rounds * tiling.chunks * plan.CHUNK >= count
+    assert tiling.blocks % tiling.members == 0
+    assert tiling.blocks >= tiling.members
+    if tiling.members > 1:
+        assert tiling.blocks <= resident(tiling.shared_bytes) * multiprocessors
+    for cut in (tiling, plan.stretch(layout, itemsize, SLOPE_BYTES, about)):
+        assert cut.shared_bytes <= limit
+        if layout.channels_inner and channels % ITEMS[itemsize] == 0:
+            assert cut.channels % ITEMS[itemsize] == 0, "a vector leaves the tile"

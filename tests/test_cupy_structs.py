@@ -1,0 +1,84 @@
+"""Structs passed by value: what Python packs is as long as what C++ reads, and fits a kernel's parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polybn
+from tests.strategies import sample
+
+cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
+if "emulated" not in cupy.__version__:
+    pytest.skip("it asks the emulation for sizes", allow_module_level=True)
+
+STRUCTS = {
+    "forward.cu": ("ForwardArguments",), "backward.cu": ("BackwardArguments",), "second.cu": ("SecondArguments",),
+    "inference.cu": ("InferenceArguments",), "vectors.cu": ("MergeArguments", "FoldArguments"),
+    "network.cu": ("Convolution", "Pool", "Batch", "Descent"),
+}  # fmt: skip
+KERNELS = {
+    "forward": "ForwardArguments", "backward": "BackwardArguments", "second": "SecondArguments",
+    "inference": "InferenceArguments", "merge": "MergeArguments", "fold": "FoldArguments",
+    "convolve": "Convolution", "weigh": "Convolution", "spread": "Convolution", "pool": "Pool", "unpool": "Pool",
+    "gather": "Batch", "judge": "Batch", "deliver": "Batch", "descend": "Descent",
+}  # fmt: skip
+MOST_PARAMETER_BYTES = 4096
+
+
+def sizes() -> dict[str, int]:
+    """Ask the compiler."""
+    from polybn_cupy.sources import OPTIONS, source
+
+    found = {}
+    for file, structs in STRUCTS.items():
+        text = "".join(f"    size[{i}] = sizeof({name});\n" for i, name in enumerate(structs))
+        code = source(file) + "\n__global__ void ask(Index* size) {\n" + text + "}\n"
+        module = cupy.cuda.Module()
+        module.load(cupy.cuda.compiler.compile_using_nvrtc(code, OPTIONS, name_expressions=("ask",))[0])
+        answer = cupy.zeros(len(structs), np.int64)
+        module.get_function("ask")((1,), (1,), (answer,))
+        found |= dict(zip(structs, answer.get().tolist(), strict=True))
+    return found
+
+
+def test_arguments_are_as_long_as_their_structs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from polybn import networks
+    from polybn_cupy import launch
+
+    packed: dict[str, set[int]] = {}
+    original = launch.kernel
+
+    def kernel(file: str, expression: str) -> Any:
+        compiled = original(file, expression)
+
+        class Spy:
+            resident = compiled.resident
+
+            def __call__(self, blocks: int, arguments: bytes, **options: Any) -> None:
+                packed.setdefault(expression.partition("<")[0], set()).add(len(arguments))
+                compiled(blocks, arguments, **options)
+
+        return Spy()
+
+    monkeypatch.setattr(launch, "kernel", kernel)
+    case, b = sample(1, "float32", (7, 3, 5)), polybn.backend("cupy")
+    arrays = [b.asarray(a) for a in case.arrays().values() if a is not None]
+    for training in (True, False):
+        _, pullback = polybn.batch_norm_vjp(*arrays, training=training)
+        gradients, second = pullback.vjp(b.asarray(case.dy))  # type: ignore[attr-defined]
+        second(gradients)
+    part = polybn.moments(arrays[0])
+    polybn.merge_moments(part, part)
+    polybn.fold(*arrays[1:])
+    network = networks.lenet()
+    program = b.compile(network, networks.initial_state(network, 0), batch_size=2)
+    rng = np.random.default_rng(0)
+    data = program.place(rng.integers(0, 256, (2, 1, 28, 28), np.uint8), rng.integers(0, 10, 2, np.uint8))
+    list(program.train_epoch(data, np.arange(2), learning_rate=0.1))
+    program.logits(data)
+    expected = sizes()
+    assert packed == {name: {expected[struct]} for name, struct in KERNELS.items()}
+    assert max(expected.values()) <= MOST_PARAMETER_BYTES
