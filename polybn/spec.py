@@ -87,7 +87,9 @@ the library's own differentiation where it has one, else through ``pullback.vjp`
 
 **S14 Errors.** A bad call raises before any work is done and changes nothing. The class and the
 words are the same on every backend: ``polybn.<function>: <argument> must <rule>; got <value> (<what
-fixes the rule>)``.
+fixes the rule>)``. One exception: where the host would have to wait for a device to see a bad *value*
+(never a shape or dtype), a backend may answer it with NaN in the results of its channel: CuPy does, and
+JAX under tracing skips the same checks.
 
 **S15 Moments.** ``moments`` returns ``(count, mean, m2)`` per channel, ``m2 = v * m``. ``merge_moments``
 combines two of them: counts add exactly, an empty part changes nothing, to the bit, and for parts a, b
