@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test docs lanes lane-numpy1 lane-numpy2 lane-torch check bench gpu-check clean
+.PHONY: train test docs lanes lane-numpy1 lane-numpy2 lane-torch lane-nvrtc check bench gpu-check clean
 .DELETE_ON_ERROR:
 
 train: .venv/train  ## train LeNet on Fashion-MNIST; ARGS="--norm none --epochs 5" passes options on
@@ -21,6 +21,9 @@ lane-numpy1: .venv-numpy1/test
 
 lane-numpy2: .venv-numpy2/test
 	$(call LANE,numpy2)
+
+lane-nvrtc: .venv/nvrtc  ## compile all CUDA kernels for three architectures, which needs no GPU
+	POLYBN_REQUIRE_TOOLS=nvrtc $(BIN)/python -m pytest tests/test_cupy_nvrtc.py $(ARGS)
 
 docs: .venv/docs  ## build the documentation into docs/_build/html; whatever does not resolve is an error
 	rm -rf docs/_build
@@ -55,6 +58,10 @@ clean:  ## remove what the other targets made, runs excepted
 .venv/test: pyproject.toml | .venv/pip
 	$(BIN)/python -m pip install --quiet --editable ".[plot]" --group test
 	touch $@ .venv/train
+
+.venv/nvrtc: pyproject.toml .venv/test
+	$(BIN)/python -m pip install --quiet --group nvrtc
+	touch $@
 
 .venv/check: pyproject.toml | .venv/pip
 	$(BIN)/python -m pip install --quiet --editable ".[plot]" --group check
