@@ -32,7 +32,7 @@ def sizes() -> dict[str, int]:
     """Ask the compiler."""
     from polybn_cupy.sources import OPTIONS, source
 
-    found = {}
+    found: dict[str, int] = {}
     for file, structs in STRUCTS.items():
         text = "".join(f"    size[{i}] = sizeof({name});\n" for i, name in enumerate(structs))
         code = source(file) + "\n__global__ void ask(Index* size) {\n" + text + "}\n"
