@@ -71,7 +71,7 @@ def test_all_instances_compile_without_a_word(file: str, architecture: int) -> N
 @needs_nvrtc
 def test_subnormal_numbers_are_numbers() -> None:
     """The options keep them: ``.ftz`` in PTX would flush them to zero."""
-    file, name = "forward.cu", "forward<float, 4>"
+    file, name = "vectors.cu", "fold<float>"
     kept, flushed = (
         nvrtc.to_ptx(SOURCES.source(file), file, [name], "compute_90", (*SOURCES.OPTIONS, *more))
         for more in ((), ("--ftz=true",))
