@@ -18,6 +18,7 @@ ADAPTERS = {
     "polybn-numpy": "polybn.conformance.adapters.backend:polybn_numpy",
     "polybn-cupy": "polybn.conformance.adapters.backend:polybn_cupy",
     "polybn-jax": "polybn.conformance.adapters.backend:polybn_jax",
+    "polybn-jax-jit": "polybn.conformance.adapters.backend:JaxCompiled",
     "polybn-mxnet": "polybn.conformance.adapters.backend:polybn_mxnet",
     "polybn-mxnet-operators": "polybn.conformance.adapters.backend:MXNetOperators",
     "pytorch": "polybn.conformance.adapters.pytorch:PyTorch",

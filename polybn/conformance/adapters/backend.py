@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 FLUSHING = ("jax",)
 """XLA flushes subnormal numbers on the CPU."""
+OPTIONS = ("momentum", "eps", "axis")
+"""What tells the programs of ``jax.jit`` apart: Python numbers."""
 
 
 class BackendAdapter:
@@ -115,6 +117,42 @@ class MXNetOperators(BackendAdapter):
         """Call :func:`polybn.batch_norm_vjp` in training."""
         with self._scope():
             return super().vjp(*arrays, **options)
+
+
+class JaxCompiled(BackendAdapter):
+    """The JAX backend inside the user's own ``jax.jit``, where all values are traced and XLA fuses across calls."""
+
+    def __init__(self) -> None:
+        super().__init__("jax")
+        import jax
+
+        self._train = jax.jit(functools.partial(polybn.batch_norm, training=True), static_argnames=OPTIONS)
+        self._infer = jax.jit(functools.partial(polybn.batch_norm, training=False), static_argnames=OPTIONS)
+        self._vjp = jax.jit(_gradients, static_argnames=OPTIONS[1:])
+
+    def info(self) -> Info:
+        """Declare the same as the backend, under another name."""
+        info = super().info()
+        return info._replace(name=f"{info.name}, in jax.jit")
+
+    def train(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
+        """Call :func:`polybn.batch_norm` in training."""
+        y, mean, var = map(self._backend.to_numpy, self._train(*map(self._backend.asarray, arrays), **options))
+        return y, mean, var
+
+    def infer(self, *arrays: Array, **options: Any) -> Array:
+        """Call :func:`polybn.batch_norm` in inference."""
+        return self._backend.to_numpy(self._infer(*map(self._backend.asarray, arrays), **options).y)
+
+    def vjp(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
+        """Call :func:`polybn.batch_norm_vjp` in training."""
+        dx, dgamma, dbeta = map(self._backend.to_numpy, self._vjp(*map(self._backend.asarray, arrays), **options))
+        return dx, dgamma, dbeta
+
+
+def _gradients(x: Any, gamma: Any, beta: Any, dy: Any, *, eps: float, axis: int) -> tuple[Any, Any, Any]:
+    back = polybn.batch_norm_vjp(x, gamma, beta, training=True, eps=eps, axis=axis)[1](dy)
+    return back.x, back.gamma, back.beta
 
 
 def _holds(backend: Backend, dtype: str) -> bool:
