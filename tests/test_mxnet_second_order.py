@@ -14,7 +14,7 @@ from tests.cases import equal
 from tests.strategies import sample
 from tests.test_second_order import assert_second, random_cotangents
 
-passes: Any = pytest.importorskip("polybn_mxnet.passes", reason="MXNet cannot be imported")
+passes: Any = pytest.importorskip("polybn_mxnet.passes", reason="MXNet cannot be imported", exc_type=ImportError)
 
 from polybn_mxnet.compat import mxnet as mx  # noqa: E402
 

@@ -50,7 +50,7 @@ def blocks_of(text: str) -> list[Block]:
 def examples_of(text: str) -> list[tuple[Block, str | None]]:
     """List the Python blocks of a page, each with the output that follows: a block without a language, or text."""
     blocks = blocks_of(text)
-    following = [*blocks[1:], Block("none", "", 0)]
+    following = [*blocks, Block("none", "", 0)][1:]
     between = text.splitlines()
     shown = []
     for block, after in zip(blocks, following, strict=True):
