@@ -21,7 +21,7 @@ from polybn_mxnet.statistics import Statistics
 Values: TypeAlias = Any  # numpy.ndarray or mxnet.numpy.ndarray
 Mask: TypeAlias = Any
 
-# Sums are float64. BLAS adds up CHUNK values in several lanes, and then the sums of the chunks likewise, so that
+# MXNet's sums are float64. BLAS adds up CHUNK values in several lanes, then the sums of the chunks likewise, so that
 # float64 values, too, err by less than 64 u, and the equal residues of a constant channel add up exactly (S8). MXNet's
 # own sums add up one value after another, and its float32 products with ones erred by 3 u at a mean of 1e4.
 CHUNK = 64
@@ -114,6 +114,8 @@ class Rows:
         return rows if kept is None else self._np.where(kept, rows, self._np.zeros_like(rows))
 
     def _sums(self, rows: Values) -> Host:
+        if self._on_host:
+            return np.asarray(np.sum(rows, axis=1, dtype=np.float64))  # pairwise, and no channel knows of another
         rows = rows.astype("float64")
         while rows.shape[1] > 1:
             rows = self._add_chunks(rows)
