@@ -113,6 +113,8 @@ def divide(
             plan = shape(channels, chunks, 1)
         else:
             plan = shape(channels, chunks, plan.rounds * 2)
+    while plan.shared_bytes > device.shared_bytes and plan.channels > 1:  # many rounds need many nodes
+        plan = shape(plan.channels // 2, plan.chunks, plan.rounds)
     while plan.rounds == 1 and plan.chunks > 1:
         tiles, finer = -(-layout.channels // plan.channels), shape(plan.channels, plan.chunks // 2, 1)
         alone = plan.channels * plan.chunks * CHUNK * value_bytes <= ALONE
