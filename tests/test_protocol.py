@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 import polybn
@@ -113,3 +114,18 @@ def test_a_departure_is_found(changes: dict[str, Any], where: str) -> None:
     assert differences(departing()) == []
     assert differences(departing(fold=extended)) == []
     assert [text[: len(where)] for text in differences(departing(**changes))] == [where]
+
+
+@pytest.mark.clause("S7")
+def test_copies_to_and_from_the_host_are_whole_when_the_call_returns(backend: str) -> None:
+    """Some libraries read host memory when they come to it: 64 MB take them long enough to be caught."""
+    module: Any = polybn.backend(backend)
+    host = np.full(2**24 + 3, 7.0, np.float32)
+    for _ in range(10):
+        array = module.asarray(host)
+        host.fill(np.nan)
+        back = module.to_numpy(array)
+        host.fill(7)
+        assert (back == 7).all()
+        back.fill(np.nan)
+        assert (module.to_numpy(array) == 7).all()

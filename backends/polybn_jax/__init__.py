@@ -40,7 +40,8 @@ def asarray(host: NDArray[Any], /) -> jax.Array:
             f"polybn.asarray: host must have a dtype that JAX holds as it is set; got {host.dtype.name} "
             "(64 bits need jax.config.update('jax_enable_x64', True))"
         )
-    return jnp.array(host, copy=True)
+    # Not jnp.array(host): it reads the host's memory when it comes to it, after the caller may have written there.
+    return jnp.asarray(host.copy())
 
 
 def to_numpy(array: jax.Array, /) -> NDArray[Any]:

@@ -53,9 +53,9 @@ def choose(devices: int, batch_size: int) -> Mesh | None:
 
 def put(host: NDArray[Any], mesh: Mesh | None, spec: PartitionSpec = EVERYWHERE) -> jax.Array:
     """Copy a host array, the same one in each process, to the device or devices."""
+    # JAX may take over the memory that it is given, and read it later: what it gets is nobody else's.
     if mesh is None:
-        return jnp.array(host)
-    # On a CPU, JAX may take over the memory that the callback returns, and donation would then write to it.
+        return jnp.asarray(host.copy())
     return jax.make_array_from_callback(host.shape, NamedSharding(mesh, spec), lambda part: np.array(host[part]))
 
 
