@@ -348,6 +348,12 @@ def test_parameters_travel_between_this_block_and_that_of_gluon(kind: str, ours_
         assert list(source._collect_params_with_prefix()) == list(target._collect_params_with_prefix())
 
 
+def test_parameters_have_the_full_names_that_gluon_gives() -> None:
+    """Exported files and optimizers know parameters by these."""
+    ours, own = (list(make(in_channels=2, prefix="norm_").collect_params()) for make in (BatchNorm, nn.BatchNorm))
+    assert ours == own == [f"norm_{name}" for name in NAMES]
+
+
 # Faults.
 
 
