@@ -43,8 +43,8 @@ class Operator(mx.operator.CustomOp):
         self._call, *running = compute(OPERATOR, arrays, problem, y, training=training, **self._options)
         if y is not out_data[0]:
             self.assign(out_data[0], req[0], y)
-        if training:
-            for host, array in zip(running, aux, strict=True):
+        for host, array in zip(running, aux, strict=True):
+            if training and host is not None:
                 memory.put(host, array)
 
     def backward(
