@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,28 @@ def test_every_property_was_shown_to_fail() -> None:
     """Hold the tests above to the list: what is not in it has a test of its own here or in test_kit_check.py."""
     here = Path(__file__).read_text() + (Path(__file__).parent / "test_kit_check.py").read_text()
     assert not [name for name in BY_ID if f'"{name}"' not in here]
+
+
+def test_where_shapes_are_compiled_few_are_drawn() -> None:
+    """All dtypes and all ranks are, and values, parameters and means as ever."""
+
+    class Spy(kit.Right):
+        def info(self) -> Info:
+            return Info("a", "1", dtypes=("float16", "float32"), ranks=(2, 3), compiles=True)
+
+        def train(self, x: Array, *args: Any, momentum: float, eps: float, axis: int) -> Any:
+            calls[(x.shape, axis, x.dtype.name)] += 1
+            options[(momentum, eps)] += 1
+            return super().train(x, *args, momentum=momentum, eps=eps, axis=axis)
+
+    for name in ("P1", "P22"):
+        calls, options = Counter[Any](), Counter[Any]()
+        spy = Spy()
+        attempt(BY_ID[name], spy, spy.info(), DEV._replace(examples=200), 0)
+        assert {dtype for *_, dtype in calls} == {"float16", "float32"}
+        assert {len(shape) for shape, *_ in calls} == {2, 3}
+        assert len(calls) == 2 * 2 * drawn.FEW
+        assert drawn.FEW <= len(options) <= 2 * drawn.FEW
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,8 @@ class Info(NamedTuple):
     """Whether ``vjp`` is there."""
     flushes: bool = False
     """Whether subnormal numbers are flushed to zero."""
+    compiles: bool = False
+    """Whether each new shape is compiled, which takes long: random calls then have one of a few shapes and options."""
     max_kappa: float | None = None
     """For one-pass algorithms: the largest ``sqrt(1 + mean^2 / variance)`` at which results are meant to be right."""
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 FLUSHING = ("jax",)
 """XLA flushes subnormal numbers on the CPU."""
+COMPILING = ("jax",)
 OPTIONS = ("momentum", "eps", "axis")
 """What tells the programs of ``jax.jit`` apart: Python numbers."""
 
@@ -53,6 +54,7 @@ class BackendAdapter:
             version=f"{polybn.__version__}, {about}",
             dtypes=tuple(dtype for dtype in DTYPES if _holds(self._backend, dtype)),
             flushes=self._backend.name in FLUSHING,
+            compiles=self._backend.name in COMPILING,
         )
 
     def train(

@@ -36,6 +36,7 @@ class Linen:
             empty="changed",
             dtypes=("float16", "bfloat16", "float32", "float64"),
             flushes=flushes(self._jax),
+            compiles=True,
         )
 
     def train(
@@ -108,6 +109,7 @@ class NNX:
             empty="changed",
             dtypes=("float16", "bfloat16", "float32"),
             flushes=flushes(self._jax),
+            compiles=True,
         )
 
     def train(

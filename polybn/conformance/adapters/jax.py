@@ -35,6 +35,7 @@ class Standardize:
             dtypes=("float16", "bfloat16", "float32", "float64"),
             tracks=False,
             flushes=flushes(self._jax),
+            compiles=True,
         )
 
     def train(

@@ -29,6 +29,8 @@ KAPPAS = {
 """At these, an honest algorithm of class F is still certified on a few hundred values."""
 SEEDS = st.integers(0, 2**32)
 MOMENTA = (0.9, 0.1, 0.75, 0.999, 1 / 3)
+FEW = 2
+"""Shapes of each rank where each is compiled."""
 
 
 def kappas(info: Info, dtype: str) -> tuple[float, ...]:
@@ -55,14 +57,33 @@ def all_rests(rank: int) -> tuple[tuple[int, ...], ...]:
     return tuple(sorted(found, key=lambda rest: (math.prod(rest), rest)))
 
 
+@functools.cache
+def all_lattice_shapes(
+    rank: int, only_second: bool, most_channels: int
+) -> tuple[tuple[tuple[int, ...], int, int], ...]:
+    """List shapes without the channel axis, that axis, and how many channels."""
+    axes = (1,) if only_second else range(-rank, rank)
+    return tuple(itertools.product(all_rests(rank), axes, range(1, most_channels + 1)))
+
+
+@functools.cache
+def all_powers(dtype: str, wide: bool) -> tuple[tuple[int, float], ...]:
+    """List powers of two for the scale, smallest first, and momenta."""
+    low, high = (WIDE if wide else POWERS)[dtype]
+    powers = (low, high) if wide else sorted(range(low, high + 1), key=abs)
+    return tuple(itertools.product(powers, (0.0, 0.25, 0.5, 0.75, 1.0)))
+
+
 def pick(draw: st.DrawFn, pool: Sequence[T]) -> T:
     """Draw from a long sequence; ``sampled_from`` would look at every element each time."""
     return pool[draw(st.integers(0, len(pool) - 1))]
 
 
-def axes(info: Info, rank: int) -> st.SearchStrategy[int]:
-    """Draw a channel axis."""
-    return st.just(1) if info.axes == "second" else st.integers(-rank, rank - 1)
+def few(info: Info, pool: Sequence[T]) -> Sequence[T]:
+    """Leave a few, from all over the sequence, where each is compiled."""
+    if not info.compiles or len(pool) <= FEW:
+        return pool
+    return [pool[(2 * k + 1) * len(pool) // (2 * FEW)] for k in range(FEW)]
 
 
 @st.composite
@@ -77,10 +98,12 @@ def cases(
 ) -> Case:
     """Draw a random call without constant channels."""
     dtype = draw(st.sampled_from([d for d in dtypes if d in info.dtypes]))
-    shape, axis = pick(draw, all_shapes(draw(st.sampled_from(info.ranks)), info.axes == "second"))
+    shape, axis = pick(draw, few(info, all_shapes(draw(st.sampled_from(info.ranks)), info.axes == "second")))
     # One choice where there could be four: drawing is what most of the time goes into.
-    options = itertools.product(kappas(info, dtype), SCALES[dtype], eps, momenta)
-    kappa, scale, epsilon, momentum = pick(draw, tuple(options))
+    constants = few(info, tuple(itertools.product(eps, momenta)))
+    kappa, scale, (epsilon, momentum) = pick(
+        draw, tuple(itertools.product(kappas(info, dtype), SCALES[dtype], constants))
+    )
     case = sample(
         draw(SEEDS), dtype, shape, axis, kappa=kappa, scale=scale, eps=epsilon, momentum=momentum,
         training=draw(st.booleans()) if training is None else training, running_variance=info.running_variance,
@@ -93,13 +116,11 @@ def cases(
 def lattices(draw: st.DrawFn, info: Info, *, far: bool = False, wide: bool = False, most_channels: int = 7) -> Lattice:
     """Draw a lattice call in training; ``far`` puts it as far from zero as the dtype holds it."""
     dtype = draw(st.sampled_from([d for d in (WIDE if wide else POWERS) if d in info.dtypes]))
-    low, high = (WIDE if wide else POWERS)[dtype]
     rank = draw(st.sampled_from(info.ranks))
-    rest, axis = pick(draw, all_rests(rank)), draw(axes(info, rank)) % rank
-    power = draw(st.sampled_from((low, high)) if wide else st.integers(low, high))
-    numbers = itertools.product((OFFSETS[dtype],) if far else offsets(info), (0.0, 0.25, 0.5, 0.75, 1.0))
-    offset, rho = pick(draw, tuple(numbers))
-    made = lattice(draw(SEEDS), dtype, draw(st.integers(1, most_channels)), rest, axis, power, offset, rho)
+    rest, axis, channels = pick(draw, few(info, all_lattice_shapes(rank, info.axes == "second", most_channels)))
+    power, rho = pick(draw, few(info, all_powers(dtype, wide)))
+    offset = draw(st.sampled_from((OFFSETS[dtype],) if far else offsets(info)))
+    made = lattice(draw(SEEDS), dtype, channels, rest, axis % rank, power, offset, rho)
     return expecting(info, made)
 
 

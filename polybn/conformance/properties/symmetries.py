@@ -122,13 +122,15 @@ def choices(draw: st.DrawFn, info: Info) -> Channels:
     """Draw channels of a lattice call, in any order."""
     dtype, channels, seed = (
         draw(st.sampled_from(info.dtypes)),
-        draw(st.sampled_from((2, 3, 7, 17, 65))),
+        draw(st.sampled_from(drawn.few(info, (2, 3, 7, 17, 65)))),
         draw(drawn.SEEDS),
     )
     shape = drawn.served(info, (4, channels, 4, 2))
     made = drawn.fixed_lattice(info, seed, dtype, channels, (shape[0], *shape[2:]), offset=drawn.offsets(info)[-1])
     training = True if not info.infers else draw(st.booleans())
-    index = np.random.default_rng(seed).permutation(channels)[: draw(st.integers(1, channels))]
+    index = np.random.default_rng(seed).permutation(channels)[
+        : draw(st.sampled_from(drawn.few(info, range(1, channels + 1))))
+    ]
     return Channels(made.case._replace(training=training), index)
 
 
