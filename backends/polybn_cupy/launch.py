@@ -1,4 +1,4 @@
-"""From a kernel's name to a launch: compilation, shared memory, and the barriers and mail of groups."""
+"""From a kernel's name to a launch: shared memory, and the barriers and mail of groups."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 import cupy
 import numpy as np
 
+from polybn_cupy.binaries import binary
 from polybn_cupy.plan import THREADS, Device, Tiling, power_of_two
-from polybn_cupy.sources import OPTIONS, source
 
 PER_THREAD_STREAM = 2  # cudaStreamPerThread: one handle, another stream in each thread
 
@@ -93,14 +93,10 @@ def _queue() -> tuple[Queue, Any]:
 
 @functools.cache
 def _kernel(device: int, file: str, expression: str) -> Kernel:
-    # Not by RawModule: it adds -ftz=true behind all options, and subnormal numbers would be read as zeros
-    # (https://github.com/cupy/cupy/issues/9576).
-    binary, names = cupy.cuda.compiler.compile_using_nvrtc(
-        source(file), OPTIONS, name_expressions=(expression,), cache_in_memory=True
-    )  # fmt: skip
+    code, name = binary(file, expression)
     module = cupy.cuda.Module()
-    module.load(binary)
-    function = module.get_function(names[expression])
+    module.load(code)
+    function = module.get_function(name)
     driver, limit = cupy.cuda.driver, _device(device).shared_bytes
     driver.funcSetAttribute(function.ptr, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, limit)
     return Kernel(function, limit)

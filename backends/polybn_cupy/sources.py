@@ -32,7 +32,7 @@ _INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 def source(name: str) -> str:
     """Read a kernel file with its own headers written out.
 
-    CuPy keys its cache of binaries by the text that it is given: a header on disk could change unseen.
+    Binaries are kept by this text (``binaries.py``): a header on disk could change unseen.
     """
     seen = set[str]()
 

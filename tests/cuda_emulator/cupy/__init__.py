@@ -6,6 +6,7 @@ stand-in is found as ``cupy`` only where this folder's parent is put on the path
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from . import cuda
 from ._array import ndarray
 
 __version__ = "0 (emulated)"
+
+os.environ.setdefault("CUPY_CACHE_IN_MEMORY", "1")  # _module.py keeps binaries, by the text of emulator.h, too
 
 
 def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:

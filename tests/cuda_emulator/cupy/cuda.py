@@ -30,6 +30,8 @@ class Device:
     def __init__(self, device: int | None = None) -> None:
         self.id = getattr(_local, "device", 0) if device is None else device
 
+    compute_capability = "0"
+
     @property
     def attributes(self) -> dict[str, int]:
         """Return the attributes that a plan asks for."""
@@ -149,5 +151,6 @@ driver: Any = SimpleNamespace(
     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=SHARED,
     funcSetAttribute=_set_attribute,
 )
+nvrtc: Any = SimpleNamespace(getVersion=lambda: (0, 0))
 compiler: Any
 Module: Any
