@@ -1,7 +1,8 @@
 """The table of support: what each backend was seen to do, by records of runs in docs/results.
 
 A record is what ``polybn check --backend NAME --json docs/results/check-NAME.json`` wrote; a second device adds a
-file, ``check-NAME-DEVICE.json``. What has no record was never run, and the table says so.
+file, ``check-NAME-DEVICE.json``. ``make gpu-check`` writes such a file and, beside it, ``NAME-DEVICE.json``: what else
+ran on the device, and whether it passed. What has no record was never run, and the table says so.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def read(path: Path) -> Record:
     data = json.loads(path.read_text(encoding="utf-8"))
     name = data["adapter"]["name"].removeprefix("PolyBN on ")
     facts, _, device = data["adapter"]["version"].partition(", device ")
+    beside = path.with_name(path.name.removeprefix("check-"))
     return Record(
         backend=name,
         kind="cpu" if "cpu" in device.lower() else "gpu",
@@ -43,7 +45,7 @@ def read(path: Path) -> Record:
         versions=f"PolyBN {facts}, Python {data['versions']['python']}",
         date=data["date"],
         profile=data["profile"],
-        verdict=_verdict(data["results"]),
+        verdict=_verdict(data["results"]) + (_others(beside, device) if beside != path and beside.exists() else ""),
         letters={grade["dtype"]: grade["letter"] for grade in data["grades"]},
     )
 
@@ -75,6 +77,18 @@ def table() -> str:
 def _verdict(results: list[dict[str, Any]]) -> str:
     counts = {status: sum(r["status"] == status for r in results) for status in ("pass", "fail", "not certified")}
     return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+
+
+def _others(path: Path, device: str) -> str:
+    """Say how the other parts of ``make gpu-check`` ended."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if data["device"] != device:
+        raise ValueError(f"{path} must be of the device of the kit's record, {device!r}; got {data['device']!r}")
+    states: dict[str, list[str]] = {}
+    for part, result in data["parts"].items():
+        state = "passed" if result["ok"] else "not run" if "absent" in result else "**failed**"
+        states.setdefault(state, []).append(part)
+    return "; gpu-check: " + "; ".join(f"{', '.join(parts)} {state}" for state, parts in states.items())
 
 
 def _line(cells: list[str]) -> str:

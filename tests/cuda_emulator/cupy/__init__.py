@@ -7,6 +7,7 @@ stand-in is found as ``cupy`` only where this folder's parent is put on the path
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,11 @@ def broadcast_to(a: ndarray, shape: tuple[int, ...]) -> ndarray:
     return a.view_of(np.broadcast_to(a.host, shape))
 
 
+def get_default_memory_pool() -> Any:
+    """Return the pool, of which there is nothing to free here."""
+    return SimpleNamespace(free_all_blocks=lambda: None)
+
+
 def copyto(target: ndarray, source: ndarray) -> None:
     """Copy on the device."""
 
@@ -85,6 +91,7 @@ __all__ = [
     "cuda",
     "empty",
     "empty_like",
+    "get_default_memory_pool",
     "ndarray",
     "zeros",
     "zeros_like",

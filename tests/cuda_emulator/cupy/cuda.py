@@ -150,6 +150,10 @@ driver: Any = SimpleNamespace(
     occupancyMaxActiveBlocksPerMultiprocessor=_occupancy,
     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=SHARED,
     funcSetAttribute=_set_attribute,
+    CU_FUNC_ATTRIBUTE_NUM_REGS=4,
+    CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES=3,
+    CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES=1,
+    funcGetAttribute=lambda attribute, function: 0,
 )
 nvrtc: Any = SimpleNamespace(getVersion=lambda: (0, 0))
 compiler: Any

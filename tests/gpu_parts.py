@@ -1,0 +1,180 @@
+"""The parts of ``tests.gpu_check`` that pass or fail. Each yields what it found so far, again and again."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+
+import polybn
+from polybn import bench, conformance, networks
+from tests.gpu_check import ROOT, Result, say
+from tests.gpu_speed import dtype_of
+from tests.test_cupy_emulated import CONTRACT
+
+OWN = ("cupy_binaries", "cupy_layouts", "cupy_values", "cupy_program", "program")
+AT_ONCE = min(4, os.cpu_count() or 1)
+MODULE_LIMIT, SANITIZER_LIMIT = 400, 190
+"""Seconds of one test module, and of one tool."""
+SANITIZERS = ("memcheck", "racecheck", "synccheck")
+SMALL = (((7, 3, 5), 1), ((16, 6, 6, 48), -1), ((3, 2, 5003), 1), ((4, 8, 1024), 1))
+LARGE = (((64, 20, 20, 48), -1), ((3, 2, 200_003), 1), ((1, 1, 8_000_000), 1))
+"""Shapes and channel axes. On a large device it takes the last one to meet rounds: one channel of more than 25 MB."""
+QUIET = {"POLYBN_REQUIRE": "cupy", "POLYBN_PROFILE": "dev", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+"""JAX, where it is installed, would take most of the GPU's memory when conftest.py asks whether it runs."""
+
+
+def emulated() -> bool:
+    """Tell whether times mean nothing, and large tensors take for ever."""
+    import cupy
+
+    return "emulated" in cupy.__version__
+
+
+def compile_all() -> Iterator[Result]:
+    """Compile every kernel that there is, and say what the driver knows of each; later parts find them on disk."""
+    import cupy
+
+    from polybn_cupy import binaries, launch, sources
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        waiting = {pool.submit(binaries.binary, *instance): instance for instance in sources.instances()}
+        for number, future in enumerate(as_completed(waiting), 1):
+            future.result()
+            say(f"compile {number}/{len(waiting)} {waiting[future][1]}")
+    found: Result = {"ok": True, "kernels": {}}
+    attributes = {"registers": "NUM_REGS", "spilled_bytes": "LOCAL_SIZE_BYTES", "static_shared": "SHARED_SIZE_BYTES"}
+    driver = cupy.cuda.driver
+    for file, expression in sources.instances():
+        loaded = launch.kernel(file, expression)
+        found["kernels"][expression] = {
+            name: driver.funcGetAttribute(getattr(driver, f"CU_FUNC_ATTRIBUTE_{key}"), loaded.function.ptr)
+            for name, key in attributes.items()
+        } | {"resident_at_70_kB": loaded.resident(70 << 10)}
+    found["device"] = launch.device()._asdict()
+    yield found
+
+
+def kit(profile: str, target: Path) -> Iterator[Result]:
+    """Hold the backend to the conformance kit, and write its report."""
+    started = time.monotonic()
+
+    def progress(what: str, done: int, total: int) -> None:
+        say(f"kit {done}/{total}, {time.monotonic() - started:.0f} s: {what}")
+
+    report = conformance.check(conformance.resolve("polybn-cupy"), profile=profile, seed=0, progress=progress)
+    target.write_text(report.to_json(), encoding="utf-8")
+    grades = {grade.dtype: grade.letter for grade in report.grades}
+    yield {
+        "ok": report.ok and set(grades.values()) <= {"K", "S"},
+        "profile": profile,
+        "grades": grades,
+        "passed": sum(result.status == "pass" for result in report.results),
+        "failures": [f"{result.id}: {result.words}" for result in report.failures],
+    }
+
+
+def tests() -> Iterator[Result]:
+    """Run the tests of the contract, of networks, and CuPy's own: some modules at a time, each in its own process."""
+    found: Result = {"ok": True, "modules": {}}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        waiting = {pool.submit(_module, name): name for name in (*OWN, *CONTRACT)}
+        for future in as_completed(waiting):
+            passed, lines = future.result()
+            found["modules"][waiting[future]] = lines
+            found["ok"] &= passed
+            say(f"tests {len(found['modules'])}/{len(waiting)} {waiting[future]}: {lines[-1]}")
+            yield found
+
+
+def _module(name: str) -> tuple[bool, list[str]]:
+    """Run one module; return whether it passed, and its last line with those of failures before it."""
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cupy", f"tests/test_{name}.py")
+    try:
+        run = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=os.environ | QUIET,
+            timeout=MODULE_LIMIT, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return False, [f"stopped after {MODULE_LIMIT} s"]
+    lines = run.stdout.strip().splitlines() or [run.stderr[-500:]]
+    failures = [line for line in lines[:-1] if line.startswith(("FAILED", "ERROR", "E  "))]
+    some = re.search(r"(\d+) passed", lines[-1]) is not None  # a module of which nothing ran has not passed
+    return run.returncode == 0 and some, [*failures[:40], lines[-1]]
+
+
+def sanitizers() -> Iterator[Result]:
+    """Call every kernel under compute-sanitizer's tools."""
+    tool = shutil.which("compute-sanitizer") or _found("/usr/local/cuda/bin/compute-sanitizer")
+    if tool is None:
+        yield {"ok": True, "absent": "compute-sanitizer is not installed"}
+        return
+    found: Result = {"ok": True}
+    for name in SANITIZERS:
+        say(f"sanitizers {name} (at most {SANITIZER_LIMIT} s)")
+        command = [tool, "--tool", name, "--error-exitcode", "9", sys.executable, "-m", "tests.gpu_parts"]
+        try:
+            run = subprocess.run(
+                command, capture_output=True, text=True, cwd=ROOT, env=os.environ | QUIET, timeout=SANITIZER_LIMIT,
+                check=False,
+            )  # fmt: skip
+            said = [line for line in run.stdout.splitlines() if line.startswith("=====")]
+            found[name] = {"ok": run.returncode == 0, "said": [*said[:30], *said[-1:], *run.stderr.splitlines()[-5:]]}
+        except subprocess.TimeoutExpired:
+            found[name] = {"ok": False, "said": [f"stopped after {SANITIZER_LIMIT} s"]}
+        say(f"sanitizers {name}: {found[name]['said'][-1:]}")
+        found["ok"] &= found[name]["ok"]
+        yield found
+
+
+def _found(path: str) -> str | None:
+    return path if Path(path).exists() else None
+
+
+def exercise() -> None:
+    """Call every kernel in every dtype: alone, in groups, in rounds, NCHW and NHWC, with and without where."""
+    module = polybn.backend("cupy")
+    random = np.random.default_rng(0)
+    for dtype in conformance.resolve("polybn-cupy").info().dtypes:
+        wide = "float64" if dtype == "float64" else "float32"
+        for shape, axis in SMALL if emulated() else (*SMALL, *LARGE):
+            x, dy = (module.asarray(random.normal(size=shape).astype(dtype_of(dtype))) for _ in range(2))
+            vectors = [module.asarray((random.random(shape[axis]) + 0.5).astype(wide)) for _ in range(4)]
+            for where in (None, random.random(shape) < 0.7):
+                mask = None if where is None else module.asarray(where)
+                for training in (True, False):
+                    _, pullback = module.batch_norm_vjp(x, *vectors, training=training, axis=axis, where=mask)
+                    gradients, second = pullback.vjp(dy)  # type: ignore[attr-defined]
+                    second(gradients)
+                part = module.moments(x, axis=axis, where=mask)
+                module.to_numpy(module.merge_moments(part, part).mean)
+            module.to_numpy(module.fold(*vectors).scale)
+    network = networks.lenet()
+    program = module.compile(network, networks.initial_state(network, 0), batch_size=32)
+    images, labels = random.integers(0, 256, (80, 1, 28, 28), np.uint8), random.integers(0, 10, 80, np.uint8)
+    data = program.place(images, labels)
+    list(program.train_epoch(data, np.arange(80), learning_rate=0.1))
+    program.logits(data)
+
+
+def against_others() -> Iterator[Result]:
+    """Run ``polybn bench``."""
+    found: Result = {"ok": True, "timings": []}
+    if emulated():
+        bench.SHAPES = ((7, 3),)  # type: ignore[assignment]
+    for timing in bench.run("cupy", rounds=5):
+        found["timings"].append(timing._asdict())
+        say(f"bench {timing.task}, {timing.contender}: {timing.milliseconds:.3f} ms")
+        yield found
+
+
+if __name__ == "__main__":
+    exercise()

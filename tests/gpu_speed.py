@@ -1,0 +1,245 @@
+"""Timings for ``tests.gpu_check``: replays of CUDA graphs, beside a device copy and PyTorch in the same run.
+
+A measurement is a dict: ``us``, the median of replays for one call; ``predicted`` and ``goal`` where there are any,
+``of_copy``, the bytes a time that a call must move at the least, as a share of what a copy of as many values moves.
+Predictions were written down before any run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import polybn
+from polybn import networks
+from tests.gpu_check import Result, say
+
+REPLAYS, WARM = 40, 5
+MOVED = {"copy": 2, "forward": 2, "backward": 3, "inference": 2}
+"""Times that a tensor's bytes must be moved at the least."""
+
+# Predictions, for an H200: a launch and what else a call waits for; device copies, measured elsewhere; and warp
+# instructions a value, counted in the sources, at two thirds of what 132 multiprocessors can issue.
+LATENCY = {"copy": 2.0, "forward": 4.0, "backward": 4.0, "inference": 2.5}  # us
+COPY_BYTES = 4.3e6  # a us
+INSTRUCTIONS = {"copy": 0, "forward": 78, "backward": 130, "inference": 33}
+ISSUED = 2 / 3 * 132 * 4 * 1750 * 32  # a us, by lane
+LENET = {"predicted": 54_000, "goal": 20_000}  # us an epoch: 235 steps of 45 kernels, one of which takes 70 us
+
+
+class Problem(NamedTuple):
+    """A tensor to normalize."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    layout: str
+
+    @property
+    def label(self) -> str:
+        """Say what it is, as a key."""
+        return f"{'x'.join(map(str, self.shape))} {self.dtype} {self.layout}"
+
+
+LARGE = (256, 64, 56, 56)
+LENET_SHAPES = ((256, 6, 24, 24), (256, 16, 8, 8), (256, 120))
+GOALS = {
+    ("forward", "float32"): 106.0, ("backward", "float32"): 160.0,
+    ("forward", "float16"): 54.0, ("backward", "float16"): 80.0,
+    ("forward", "bfloat16"): 54.0, ("backward", "bfloat16"): 80.0,
+}  # fmt: skip
+"""For the large shape, in us; inference is to reach 95 % of the copy, and a LeNet layer's forward 6 us."""
+INFERENCE_SHARE, SMALL_GOAL = 0.95, 6.0
+
+
+def problems(*, emulated: bool) -> Iterator[Problem]:
+    """List what is timed: in emulation, whose times mean nothing, something tiny."""
+    for shape in ((5, 3, 7, 2), (7, 3)) if emulated else (LARGE, *LENET_SHAPES):
+        for dtype in ("float32", "float16", "bfloat16") if shape == LARGE else ("float32", "float16"):
+            for layout in ("NCHW", "NHWC") if len(shape) == 4 else ("NC",):
+                yield Problem(shape, dtype, layout)
+
+
+def batch_norm() -> Iterator[Result]:
+    """Time batch norm, and PyTorch's after it."""
+    import cupy
+
+    emulated = "emulated" in cupy.__version__
+    found: Result = {"ok": True, "unit": "us: median of graph replays, per call"}
+    found["large copy, TB/s"] = round(_large_copy(cupy, 1 << 12 if emulated else 1 << 31), 3)
+    yield found
+    for problem in problems(emulated=emulated):
+        times = found[problem.label] = {}
+        for task, microseconds in _ours(cupy, problem):
+            times[task] = _judged(problem, task, microseconds, times, emulated=emulated)
+            yield found
+        for task, outcome in _torch(problem):
+            times[task] = outcome
+            yield found
+        cupy.get_default_memory_pool().free_all_blocks()
+        say(f"speed {problem.label}: { ({task: t.get('us', t) for task, t in times.items()}) }")
+
+
+def _judged(problem: Problem, task: str, microseconds: float, times: Result, *, emulated: bool) -> Result:
+    """Put a time beside what was predicted, what is wanted, and the copy."""
+    result: Result = {"us": round(microseconds, 2)}
+    if emulated:
+        return result
+    itemsize = 4 if problem.dtype == "float32" else 2
+    values = math.prod(problem.shape)
+    memory = MOVED[task] * values * itemsize / COPY_BYTES
+    result["predicted"] = round(LATENCY[task] + max(memory, INSTRUCTIONS[task] * values / ISSUED), 1)
+    if task == "copy":
+        return result
+    result["of_copy"] = round(times["copy"]["us"] * MOVED[task] / MOVED["copy"] / microseconds, 3)
+    if problem.shape != LARGE:
+        return result | ({"goal": SMALL_GOAL, "met": microseconds <= SMALL_GOAL} if task == "forward" else {})
+    if task == "inference":
+        return result | {"goal_of_copy": INFERENCE_SHARE, "met": result["of_copy"] >= INFERENCE_SHARE}
+    goal = GOALS[task, problem.dtype]
+    return result | {"goal": goal, "met": microseconds <= goal}
+
+
+def _ours(cupy: Any, problem: Problem) -> Iterator[tuple[str, float]]:
+    module, (shape, dtype, layout) = polybn.backend("cupy"), problem
+    random = np.random.default_rng(0)
+    named = dtype_of(dtype)
+    one = [random.normal(1, 1, shape[1:]).astype(named) for _ in range(2)]  # the same for every member of the batch
+    x, dy = (cupy.empty(shape, named) for _ in range(2))
+    if layout == "NHWC":
+        x, dy = (cupy.empty((shape[0], *shape[2:], shape[1]), named).transpose(0, 3, 1, 2) for _ in range(2))
+    for array, host in zip((x, dy), one, strict=True):
+        for start in range(0, shape[0], 32):
+            array[start : start + 32] = module.asarray(np.broadcast_to(host, array[start : start + 32].shape).copy())
+    source, target = (cupy.empty(x.size, named) for _ in range(2))
+    source[...] = cupy.asarray(np.resize(one[0], x.size))
+    repeats = 4 if x.nbytes > 1 << 24 else 20
+    yield "copy", replay(cupy, lambda: cupy.copyto(target, source), repeats)
+    vectors = [module.asarray(np.full(shape[1], value, np.float32)) for value in (1.5, 0.5, 0.25, 2.0)]
+    _, pullback = module.batch_norm_vjp(x, *vectors, training=True)
+    yield "forward", replay(cupy, lambda: module.batch_norm(x, *vectors, training=True), repeats)
+    yield "backward", replay(cupy, lambda: pullback(dy), repeats)
+    yield "inference", replay(cupy, lambda: module.batch_norm(x, *vectors, training=False), repeats)
+
+
+def _large_copy(cupy: Any, size: int) -> float:
+    """Return the bytes that a copy of a tensor far beyond any cache reads and writes, in TB/s."""
+    source, target = (cupy.zeros(size, np.uint8) for _ in range(2))
+    microseconds = replay(cupy, lambda: cupy.copyto(target, source), 1)
+    return 2 * size / microseconds / 1e6
+
+
+def replay(cupy: Any, call: Callable[[], object], repeats: int) -> float:
+    """Return the median time of one of several calls in a graph that is replayed, in microseconds."""
+    cupy.cuda.Device().synchronize()  # the new stream does not wait for the default one
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        call()  # makes what the stream keeps
+        stream.synchronize()
+        stream.begin_capture()
+        try:
+            kept = [call() for _ in range(repeats)]
+        finally:
+            graph = stream.end_capture()
+        events = [[cupy.cuda.Event() for _ in range(2)] for _ in range(WARM + REPLAYS)]
+        for start, stop in events:
+            start.record(stream)
+            graph.launch(stream)
+            stop.record(stream)
+        stream.synchronize()
+        del kept
+    milliseconds = [cupy.cuda.get_elapsed_time(*pair) for pair in events[WARM:]]
+    return float(np.median(milliseconds)) * 1e3 / repeats
+
+
+def _torch(problem: Problem) -> Iterator[tuple[str, Result]]:
+    """Time ``torch.nn.functional.batch_norm``, as its users call it; what fails is written down."""
+    try:
+        import torch
+    except ImportError:
+        yield "PyTorch", {"absent": "not installed"}
+        return
+    if not torch.cuda.is_available():
+        yield "PyTorch", {"absent": "it sees no GPU"}
+        return
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(
+        stream
+    ):  # derivatives run on the stream of their forward pass, which must be the captured one
+        x, dy = (torch.randn(problem.shape, device="cuda").to(getattr(torch, problem.dtype)) for _ in range(2))
+        if problem.layout == "NHWC":
+            x, dy = (a.contiguous(memory_format=torch.channels_last) for a in (x, dy))
+        mean, var, gamma, beta = (torch.full((problem.shape[1],), v, device="cuda") for v in (0.25, 2.0, 1.5, 0.5))
+        leaves = [a.detach().clone().requires_grad_() for a in (x, gamma, beta)]
+
+        def forward(training: bool, x: Any, gamma: Any, beta: Any) -> Any:
+            return torch.nn.functional.batch_norm(x, mean, var, gamma, beta, training, 0.1, 1e-5)
+
+        y = forward(True, *leaves)
+        calls: dict[str, Callable[[], object]] = {
+            "PyTorch forward": lambda: forward(True, x, gamma, beta),
+            "PyTorch backward": lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True),
+            "PyTorch inference": lambda: forward(False, x, gamma, beta),
+        }
+        for task, call in calls.items():
+            try:
+                yield task, {"us": round(_torch_replay(torch, stream, call, 4 if x.numel() > 1 << 22 else 20), 2)}
+            except RuntimeError as error:
+                yield task, {"error": str(error)[:300]}
+    torch.cuda.synchronize()
+
+
+def _torch_replay(torch: Any, stream: Any, call: Callable[[], object], repeats: int) -> float:
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        kept = [call() for _ in range(repeats)]
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(WARM + REPLAYS)]
+    for start, stop in events:
+        start.record(stream)
+        graph.replay()
+        stop.record(stream)
+    torch.cuda.synchronize()
+    del kept
+    return float(np.median([start.elapsed_time(stop) for start, stop in events[WARM:]])) * 1e3 / repeats
+
+
+def lenet() -> Iterator[Result]:
+    """Time epochs of LeNet on as many images as Fashion-MNIST has, made up."""
+    import cupy
+
+    emulated = "emulated" in cupy.__version__
+    count, batch = (24, 8) if emulated else (60_000, 256)
+    module, random, network = polybn.backend("cupy"), np.random.default_rng(0), networks.lenet()
+    program = module.compile(network, networks.initial_state(network, 0), batch_size=batch)
+    images, labels = random.integers(0, 256, (count, 1, 28, 28), np.uint8), random.integers(0, 10, count, np.uint8)
+    data = program.place(images, labels)
+    seconds = []
+    for epoch in range(6):  # the first compiles and captures
+        order = random.permutation(count)
+        start = time.perf_counter()
+        steps = list(program.train_epoch(data, order, learning_rate=0.1))
+        seconds.append(time.perf_counter() - start)
+        say(f"lenet epoch {epoch}: {seconds[-1] * 1e3:.1f} ms, loss {steps[-1].losses[-1]:.3f}")
+    start = time.perf_counter()
+    program.logits(data)
+    microseconds = float(np.median(seconds[1:])) * 1e6
+    times: Result = {"us": round(microseconds), "first_us": round(seconds[0] * 1e6), "images": count, "batch": batch}
+    if not emulated:
+        times |= LENET | {"met": microseconds <= LENET["goal"]}
+    times["logits_us, captured in it"] = round((time.perf_counter() - start) * 1e6)
+    yield {"ok": all(np.isfinite(step.losses).all() for step in steps), "epoch": times}
+
+
+def dtype_of(name: str) -> Any:
+    """Return a NumPy dtype; bfloat16 is one of ml_dtypes."""
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16)
