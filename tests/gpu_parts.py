@@ -20,7 +20,15 @@ from tests.gpu_check import ROOT, Result, say
 from tests.gpu_speed import dtype_of
 from tests.test_cupy_emulated import CONTRACT
 
-OWN = ("cupy_binaries", "cupy_layouts", "cupy_values", "cupy_program", "program")
+OWN = (
+    "cupy_large",
+    "cupy_program",
+    "program",
+    "cupy_layouts",
+    "cupy_values",
+    "cupy_plan",
+    "cupy_binaries",
+)
 AT_ONCE = min(4, os.cpu_count() or 1)
 MODULE_LIMIT, SANITIZER_LIMIT = 400, 190
 """Seconds of one test module, and of one tool."""

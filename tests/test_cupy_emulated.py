@@ -44,7 +44,9 @@ def test_the_contract_holds_emulated(module: str) -> None:
     assert int(passed[1]) > 0
 
 
-@pytest.mark.parametrize("module", ["binaries", "layouts", "values", "launches", "index", "plan", "structs", "program"])
+@pytest.mark.parametrize(
+    "module", ["binaries", "large", "layouts", "values", "launches", "index", "plan", "structs", "program"]
+)
 def test_what_is_cupy_s_own_holds_emulated(module: str) -> None:
     line = emulation.run_pytest(f"tests/test_cupy_{module}.py")
     assert re.match(r"\d+ passed", line), line  # and none skipped
