@@ -45,7 +45,7 @@ def test_the_contract_holds_emulated(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["binaries", "large", "layouts", "values", "launches", "index", "plan", "structs", "program"]
+    "module", ["binaries", "fields", "index", "large", "launches", "layouts", "plan", "program", "structs", "values"]
 )
 def test_what_is_cupy_s_own_holds_emulated(module: str) -> None:
     line = emulation.run_pytest(f"tests/test_cupy_{module}.py")

@@ -115,3 +115,56 @@ def test_work_goes_to_the_current_stream(launches: list[Any]) -> None:
     assert launches == []
     graph.launch(stream)
     assert y.get().tolist() == [[-1.0], [1.0]]
+
+
+def test_streams_and_devices_have_barriers_and_mail_of_their_own() -> None:
+    """Two streams run at once: groups of the one must not meet those of the other."""
+    from polybn_cupy import launch
+
+    streams, found = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)], []
+    for device in (0, 1):
+        for stream in streams:
+            with cupy.cuda.Device(device), stream:
+                found += [launch.barriers(), launch.mail(10)]
+    assert len({array.data.ptr for array in found}) == len(found) == 8
+    assert [array.device.id for array in found] == [0] * 4 + [1] * 4
+
+
+def test_mail_that_a_graph_may_know_is_kept() -> None:
+    from polybn_cupy import launch
+
+    with cupy.cuda.Stream(non_blocking=True):
+        small, large = launch.mail(8).data.ptr, launch.mail(5000).data.ptr
+        assert small != large
+        assert (launch.mail(8).data.ptr, launch.mail(4000).data.ptr) == (small, large)
+
+
+def test_barriers_that_a_capture_makes_are_zero_before_its_replay() -> None:
+    from polybn_cupy import launch
+
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        made = launch.barriers()
+        stream.end_capture()
+        assert not made.get().any()
+
+
+def test_each_device_loads_its_own_kernels() -> None:
+    from polybn_cupy import launch
+
+    loaded = []
+    for device in (0, 1):
+        with cupy.cuda.Device(device):
+            loaded.append(launch.kernel("vectors.cu", "fold<float>").function.ptr)
+    assert len(set(loaded)) == 2
+
+
+def test_the_emulation_refuses_to_wait_in_a_capture() -> None:
+    """So that a copy to the host, hidden in a captured call, is found without a GPU."""
+    x = cupy.array(np.ones((4, 3), np.float32))
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        for wait in (x.get, stream.synchronize, lambda: cupy.array(np.ones(3))):
+            with pytest.raises(RuntimeError, match="on a stream that is being captured"):
+                wait()
+        stream.end_capture()

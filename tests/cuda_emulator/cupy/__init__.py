@@ -34,19 +34,20 @@ def empty_like(a: ndarray) -> ndarray:
 def zeros(shape: Any, dtype: Any = float) -> ndarray:
     """Allocate zeros."""
     made = ndarray.allocate(shape, dtype)
-    made.host[...] = 0
+    made.fill(0)
     return made
 
 
 def zeros_like(a: ndarray) -> ndarray:
     """Allocate zeros with the order of axes in memory of another array."""
     made = empty_like(a)
-    made.host[...] = 0
+    made.fill(0)
     return made
 
 
 def array(values: Any, dtype: Any = None) -> ndarray:
     """Copy host values, or an array, to the current device."""
+    cuda.get_current_stream().refuse_capture("array")
     host = values.host if isinstance(values, ndarray) else np.asarray(values, dtype)
     made = ndarray.allocate(host.shape, host.dtype, like=host.strides)
     made.host[...] = host

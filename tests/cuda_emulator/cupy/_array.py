@@ -82,10 +82,12 @@ class ndarray:  # noqa: N801
 
     def get(self) -> NDArray[Any]:
         """Copy to the host."""
+        cuda.get_current_stream().refuse_capture("get")
         return np.array(self.host, order="C")
 
     def set(self, host: NDArray[Any]) -> None:
         """Copy from the host."""
+        cuda.get_current_stream().refuse_capture("set")
         if host.shape != self.shape or host.dtype != self.dtype:
             raise ValueError(f"set: {host.shape} {host.dtype} into {self.shape} {self.dtype}")
         self.host[...] = host
@@ -93,12 +95,16 @@ class ndarray:  # noqa: N801
     def copy(self) -> ndarray:
         """Copy on the device."""
         made = type(self).allocate(self.shape, self.dtype)
-        made.host[...] = self.host
+
+        def go() -> None:
+            made.host[...] = self.host
+
+        cuda.get_current_stream().do(go)
         return made
 
     def fill(self, value: Any) -> None:
         """Set all values."""
-        self.host.fill(value)
+        cuda.get_current_stream().do(lambda: self.host.fill(value))
 
     def __getitem__(self, index: Any) -> ndarray:
         host = self.host[index]

@@ -78,6 +78,11 @@ class Stream:
         else:
             self._captured.append(go)
 
+    def refuse_capture(self, what: str) -> None:
+        """Fail where a GPU would: the host cannot wait for a stream that only remembers."""
+        if self.is_capturing():
+            raise RuntimeError(f"emulated: {what} on a stream that is being captured")
+
     def begin_capture(self) -> None:
         """Remember work from now on."""
         if self.ptr == 0:
@@ -96,6 +101,7 @@ class Stream:
 
     def synchronize(self) -> None:
         """Everything has been done."""
+        self.refuse_capture("synchronize")
 
     def __enter__(self) -> Stream:
         _local.__dict__.setdefault("streams", []).append(self)

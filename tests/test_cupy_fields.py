@@ -1,0 +1,293 @@
+"""Structs passed by value, field by field: where C++ puts a field, Python wrote the value that belongs there.
+
+Emulated only. Each field is 8 bytes, or some such; together they are the whole struct.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polybn
+from tests.strategies import sample
+
+cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
+if "emulated" not in cupy.__version__:
+    pytest.skip("it asks the emulation for offsets", allow_module_level=True)
+
+Value = int | float | tuple[int, ...]
+Fields = dict[str, Value]
+Captured = dict[str, bytes]
+SHAPE = (7, 3, 4000, 2)
+AXES = 31
+PLAN = {"tile_channels": "channels", "chunks": "chunks", "rounds": "rounds", "members": "members"}
+PITCHES = ("channel_pitch", "position_pitch", "tile_bytes")
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Keep the arguments of each kernel's last launch, by its name, and under "tiling" how its problem was cut."""
+    from polybn_cupy import launch, plan
+
+    seen: Any = {}
+    original = launch.kernel
+
+    def kernel(file: str, expression: str) -> Any:
+        compiled, name = original(file, expression), expression.partition("<")[0]
+
+        class Spy:
+            resident = compiled.resident
+
+            def __call__(self, blocks: int, arguments: bytes, **options: Any) -> None:
+                nonlocal seen
+                seen[name] = arguments
+                seen |= {f"{what} of {name}": seen.get(what) for what in ("tiling", "mail")}
+                compiled(blocks, arguments, **options)
+
+        return Spy()
+
+    def keep(what: str, make: Callable[..., Any]) -> Callable[..., Any]:
+        def make_and_keep(*args: Any, **options: Any) -> Any:
+            seen[what] = make(*args, **options)
+            return seen[what]
+
+        return make_and_keep
+
+    monkeypatch.setattr(launch, "kernel", kernel)
+    monkeypatch.setattr(launch, "mail", keep("mail", launch.mail))
+    monkeypatch.setattr(plan, "divide", keep("tiling", plan.divide))
+    monkeypatch.setattr(plan, "stretch", keep("tiling", plan.stretch))
+    return seen
+
+
+def offsets(file: str, name: str, paths: list[str]) -> list[int]:
+    """Ask the compiler where fields are, and last, how long the struct is."""
+    from polybn_cupy.sources import OPTIONS, source
+
+    lines = [f"    at[{i}] = __builtin_offsetof({name}, {path});\n" for i, path in enumerate(paths)]
+    body = "".join(lines) + f"    at[{len(paths)}] = sizeof({name});\n"
+    code = source(file) + "\n__global__ void ask(long long* at) {\n" + body + "}\n"
+    module = cupy.cuda.Module()
+    module.load(cupy.cuda.compiler.compile_using_nvrtc(code, OPTIONS, name_expressions=("ask",))[0])
+    answer = cupy.zeros(len(paths) + 1, np.int64)
+    module.get_function("ask")((1,), (1,), (answer,))
+    found: list[int] = answer.get().tolist()
+    return found
+
+
+def check(file: str, name: str, arguments: bytes, fields: Fields) -> None:
+    """Compare each field, and that nothing is left between them or behind them."""
+    at = offsets(file, name, list(fields))
+    end = 0
+    for (path, value), offset in zip(fields.items(), at, strict=False):
+        assert offset == end, f"{path} begins at byte {offset}, and what is before it ends at {end}"
+        values = value if isinstance(value, tuple) else (value,)
+        end += 8 * len(values)
+        read = struct.unpack_from(f"<{len(values)}{'d' if isinstance(value, float) else 'q'}", arguments, offset)
+        assert read == values, path
+    assert at[-1] == end == len(arguments)
+
+
+def padded(values: tuple[int, ...]) -> tuple[int, ...]:
+    return values + (0,) * (AXES - len(values))
+
+
+def geometry(captured: Captured, kernel: str, prefix: str, sizes: tuple[int, ...], *, inner: bool) -> Fields:
+    tiling: Any = captured[f"tiling of {kernel}"]
+    fields: Fields = {"channels": 3, "count": 7 * 8000, "axes": len(sizes), "size": padded(sizes), "wide": 0}
+    fields |= {name: getattr(tiling, field) for name, field in PLAN.items()}
+    fields |= {"channels_inner": int(inner)} | {name: getattr(tiling, name) for name in PITCHES}
+    return {f"{prefix}g.{name}": value for name, value in fields.items()}
+
+
+def array(name: str, a: Any, strides: tuple[int, ...], channel: int) -> Fields:
+    pointer = 0 if a is None else a.data.ptr
+    return {f"{name}.data": pointer, f"{name}.channel_stride": channel, f"{name}.stride": padded(strides)}
+
+
+def vector(name: str, a: Any, stride: int = 1) -> Fields:
+    return {f"{name}.data": 0 if a is None else a.data.ptr, f"{name}.stride": 0 if a is None else stride}
+
+
+def pointers(**arrays: Any) -> Fields:
+    return {name: 0 if a is None else a.data.ptr for name, a in arrays.items()}
+
+
+def group(captured: Any, kernel: str, prefix: str) -> Fields:
+    from polybn_cupy import launch
+
+    return {
+        f"{prefix}group.mail": captured[f"mail of {kernel}"].data.ptr,
+        f"{prefix}group.barriers": launch.barriers().data.ptr,
+    }
+
+
+def call(*, training: bool) -> tuple[Any, ...]:
+    """Arrays of which no two fields could be confused: gamma of stride 2, dy of NHWC, a mask of stride 0."""
+    case = sample(1, "float32", SHAPE, training=training)
+    arrays = [cupy.array(a) for a in case.arrays().values() if a is not None]
+    arrays[1] = cupy.array(np.repeat(arrays[1].get(), 2))[::2]
+    dy = cupy.array(np.ascontiguousarray(case.dy.transpose(0, 2, 3, 1))).transpose(0, 3, 1, 2)
+    where = cupy.array(np.arange(7 * 3 * 4000).reshape(7, 3, 4000, 1) % 5 > 0)
+    result, pullback = polybn.batch_norm_vjp(
+        *arrays, training=training, momentum=0.75, eps=0.125, where=where, running_variance="unbiased"
+    )
+    return arrays, where, dy, result, pullback
+
+
+JOINED, APART = (24000, 2, 1), 8000
+MASKED = (12000, 1, 0), 4000
+
+
+def test_forward(captured: Captured) -> None:
+    (x, gamma, beta, mean, var), where, _, result, pullback = call(training=True)
+    sizes = (7, 4000, 2)
+    fields = geometry(captured, "forward", "", sizes, inner=False)
+    fields |= array("x", x, JOINED, APART) | array("y", result.y, JOINED, APART)
+    assert where.strides == (12000, 4000, 1, 1)
+    fields |= array("where", where, *MASKED)
+    fields |= (
+        vector("gamma", gamma, 2) | vector("beta", beta) | vector("running_mean", mean) | vector("running_var", var)
+    )
+    kept = pullback._call
+    fields |= pointers(
+        new_mean=result.running_mean, new_var=result.running_var, normalizers=kept.normalizers, count=kept.counts,
+        mean=None, m2=None,
+    )  # fmt: skip
+    fields |= {"eps": 0.125, "momentum": 0.75, "share": 0.25, "unbiased": 1, "sigmoid": 0} | group(
+        captured, "forward", ""
+    )
+    check("forward.cu", "ForwardArguments", captured["forward"], fields)
+    moments = polybn.moments(x)
+    empty: Fields = {"where.data": 0, "where.channel_stride": 0, "where.stride": padded(())} | array("y", None, (), 0)
+    empty |= {
+        f"{name}.{part}": 0 for name in ("gamma", "beta", "running_mean", "running_var") for part in ("data", "stride")
+    }
+    last = geometry(captured, "forward", "", (7, 8000), inner=False) | array("x", x, (24000, 1), 8000)
+    changed: Fields = {name: empty.get(name, value) for name, value in (fields | last).items()}
+    changed |= pointers(
+        new_mean=None, new_var=None, normalizers=None, count=moments.count, mean=moments.mean, m2=moments.m2
+    )
+    changed |= {"eps": 0.0, "momentum": 0.0, "share": 1.0, "unbiased": 0}
+    check("forward.cu", "ForwardArguments", captured["forward"], changed)
+
+
+def test_inference(captured: Captured) -> None:
+    (x, gamma, beta, mean, var), where, _, result, pullback = call(training=False)
+    fields = geometry(captured, "inference", "", (7, 4000, 2), inner=False)
+    fields |= array("x", x, JOINED, APART) | array("y", result.y, JOINED, APART) | array("where", where, *MASKED)
+    fields |= (
+        vector("gamma", gamma, 2) | vector("beta", beta) | vector("running_mean", mean) | vector("running_var", var)
+    )
+    kept = pullback._call.normalizers
+    fields |= pointers(new_mean=result.running_mean, new_var=result.running_var, normalizers=kept)
+    check("inference.cu", "InferenceArguments", captured["inference"], fields | {"eps": 0.125, "sigmoid": 0})
+
+
+def operands(captured: Captured, kernel: str, inputs: list[Any], where: Any, gamma: Any, pullback: Any) -> Fields:
+    dy_strides = (24000, 6, 3), 1
+    fields = geometry(captured, kernel, "in.", (7, 4000, 2), inner=False)
+    strides = [(JOINED, APART), dy_strides, (JOINED, APART)]
+    for i, (a, (along, channel)) in enumerate(zip(inputs, strides, strict=False)):
+        fields |= array(f"in.input[{i}]", a, along, channel)
+    fields |= array("in.where", where, *MASKED) | vector("in.gamma", gamma, 2)
+    kept = pullback._call
+    return (
+        fields
+        | {"in.normalizers": kept.normalizers.data.ptr}
+        | vector("in.counts", kept.counts)
+        | group(captured, kernel, "in.")
+    )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_backward_and_second(captured: Captured, training: bool) -> None:
+    (x, gamma, *_), where, dy, _, pullback = call(training=training)
+    gradients, second = pullback.vjp(dy)
+    fields = operands(captured, "backward", [x, dy], where, gamma, pullback)
+    fields |= array("dx", gradients.x, JOINED, APART)
+    fields |= pointers(
+        dgamma=gradients.gamma, dbeta=gradients.beta, dmean=gradients.running_mean, dvar=gradients.running_var
+    )
+    check("backward.cu", "BackwardArguments", captured["backward"], fields | {"training": int(training)})
+    cotangents = gradients._replace(gamma=cupy.array(np.ones(6, np.float32))[::2])
+    found = second(cotangents)
+    fields = operands(captured, "second", [x, dy, gradients.x], where, gamma, pullback)
+    fields |= array("of_dy", found.dy, (24000, 6, 3), 1) | array("of_x", found.x, JOINED, APART)
+    for name, a, stride in zip("bcef", cotangents[1:], (2, 1, 1, 1), strict=True):
+        fields |= vector(name, a, stride)
+    fields |= pointers(of_gamma=found.gamma, of_mean=found.running_mean, of_var=found.running_var)
+    check("second.cu", "SecondArguments", captured["second"], fields | {"training": int(training)})
+
+
+def test_merge_and_fold(captured: Captured) -> None:
+    case = sample(2, "float32", (5, 3, 4), training=False)
+    x, *vectors = (cupy.array(a) for a in case.arrays().values() if a is not None)
+    a, b = polybn.moments(x), polybn.moments(x)
+    merged = polybn.merge_moments(a, b)
+    fields: Fields = {"channels": 3}
+    for letter, part in (("a", a), ("b", b)):
+        for name, value in part._asdict().items():
+            fields |= vector(f"{name}_{letter}", value)
+    check("vectors.cu", "MergeArguments", captured["merge"], fields | pointers(**merged._asdict()))
+    affine = polybn.fold(*vectors, eps=0.125)
+    fields = {"channels": 3}
+    for name, value in zip(("gamma", "beta", "running_mean", "running_var"), vectors, strict=True):
+        fields |= vector(name, value)
+    check("vectors.cu", "FoldArguments", captured["fold"], fields | pointers(**affine._asdict()) | {"eps": 0.125})
+
+
+def test_layers(captured: Captured) -> None:
+    from polybn_cupy import layers
+
+    def made(*shape: int) -> Any:
+        return cupy.zeros(shape, np.float32)
+
+    values, rate = {"weight": made(5, 2, 3, 4), "bias": made(5)}, made(1)
+    layer: Any = layers.Convolution(layers.Variables(values, rate), (2, 7, 8), (3, 4), 6, first=False)
+    x, dy = made(6, 2, 7, 8), made(6, 5, 5, 5)
+    layer.forward(x, training=True)
+    fields: Fields = dict(zip(("n", "channels", "height", "width", "features"), (6, 2, 7, 8, 5), strict=True))
+    fields |= {"kernel_height": 3, "kernel_width": 4, "slices": layer._slices}
+    fields |= pointers(x=x, **values, dy=None, y=layer.y, dx=layer._dx, partials=layer._partials)
+    check("network.cu", "Convolution", captured["convolve"], fields)
+    layer.backward(dy)
+    for kernel in ("weigh", "spread"):
+        check("network.cu", "Convolution", captured[kernel], fields | {"dy": dy.data.ptr})
+    descent = pointers(**values, gradient=layer._partials, rate=rate)
+    check("network.cu", "Descent", captured["descend"], {"rows": 5, "columns": 24, "slices": layer._slices} | descent)
+    pool: Any = layers.Pool((2, 7, 8), 6, size=2, sigmoid=True)
+    pool.forward(x, training=True)
+    fields = {"planes": 12, "height": 7, "width": 8, "size": 2, "sigmoid": 1}
+    after = pointers(y=pool._y, dx=None, winner=pool._winner)
+    check("network.cu", "Pool", captured["pool"], fields | pointers(x=x, dy=None) | after)
+    small = made(6, 2, 3, 4)
+    pool.backward(small)
+    check(
+        "network.cu", "Pool", captured["unpool"],
+        fields | pointers(x=None, dy=small) | after | pointers(dx=pool._dx),
+    )  # fmt: skip
+
+
+def test_batches(captured: Captured) -> None:
+    from polybn import networks
+
+    network = networks.lenet()
+    program: Any = polybn.backend("cupy").compile(network, networks.initial_state(network, 0), batch_size=2)
+    random = np.random.default_rng(0)
+    data = program.place(random.integers(0, 256, (2, 1, 28, 28), np.uint8), random.integers(0, 10, 2, np.uint8))
+    list(program.train_epoch(data, np.arange(2), learning_rate=0.1))
+    chain = program._chains[2]
+    sizes: Fields = {"n": 2, "pixels": 784, "classes": 10}
+    common: Any = {"images": data.images, "labels": data.labels, "order": data.order, "progress": data.trained}
+    rest: Any = {"gradient": chain._gradient, "scores": data.scores, "losses": data.losses}
+    first = pointers(**common, x=chain._x)
+    check("network.cu", "Batch", captured["gather"], sizes | first | pointers(logits=None, **rest))
+    check("network.cu", "Batch", captured["judge"], sizes | first | pointers(logits=chain._layers[-1].y, **rest))
+    program.logits(data)
+    first |= pointers(order=None, progress=data.scored)
+    check("network.cu", "Batch", captured["deliver"], sizes | first | pointers(logits=chain._layers[-1].y, **rest))
