@@ -83,6 +83,21 @@ def test_autograd_agrees_with_the_pullback_and_goes_to_the_second_order() -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert torch.autograd.gradgradcheck(lambda x, g: polybn.batch_norm(x, g, training=True).y, (x, gamma))
+        assert torch.autograd.gradcheck(
+            lambda x, g, dy: polybn.batch_norm_vjp(x, g, training=True)[1](dy)[:2], (x, gamma, dy.requires_grad_())
+        )
+
+
+def test_the_pullback_of_inference_reaches_the_running_statistics() -> None:
+    rng = np.random.default_rng(6)
+    x, dy = (rng.normal(1, 2, (6, 3)) for _ in range(2))
+    vectors = [rng.uniform(0.5, 2, 3) for _ in range(4)]
+    expected = polybn.batch_norm_vjp(x, *vectors, training=False)[1](dy)
+    _, pullback = polybn.batch_norm_vjp(torch.from_numpy(x), *map(torch.from_numpy, vectors), training=False)
+    for got, right in zip(pullback(torch.from_numpy(dy)), expected, strict=True):
+        assert np.abs(got.numpy() - right).max() < 1e-12
+    _, pullback = polybn.batch_norm_vjp(torch.from_numpy(x), *map(torch.from_numpy, vectors), training=True)
+    assert pullback(torch.from_numpy(dy))[3:] == (None, None)
 
 
 def test_errors_are_those_of_every_backend() -> None:
