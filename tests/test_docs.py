@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 import polybn
-from docs._ext import clauses, commands, links, members, pictures, sources, support
-from polybn import dispatch, spec
+from docs._ext import clauses, commands, links, members, pictures, records, sources, support
+from polybn import conformance, dispatch, spec
 from polybn.cli import app
 from polybn.conformance.adapters import ADAPTERS, resolve
 from tests.test_clauses import CLAUSES, TESTS, marked_in
@@ -99,6 +99,23 @@ def test_a_record_without_a_date_is_refused(tmp_path: Path) -> None:
     del data["date"]
     with pytest.raises(KeyError, match="date"):
         rows_of(tmp_path, data)
+
+
+def test_a_record_is_kept_of_a_report_and_is_a_row_like_it(tmp_path: Path) -> None:
+    report = json.loads(conformance.check(resolve("polybn-numpy"), only=["P1", "grade-float32"]).to_json())
+    kept = records.trim(report)
+    assert records.trim(kept) == kept
+    assert 3 * len(json.dumps(kept)) < len(json.dumps(report))
+    assert rows_of(tmp_path, kept) == rows_of(tmp_path, report)
+    assert {"date", "versions", "profile", "seed"} < kept.keys()
+    assert [result["id"] for result in kept["results"]] == [result["id"] for result in report["results"]]
+
+
+@pytest.mark.parametrize("path", sorted(support.RESULTS.glob("check-*.json")), ids=lambda path: path.name)
+def test_a_record_holds_no_more_than_is_shown(path: Path) -> None:
+    """To make it so: python -m docs._ext.records PATH."""
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    assert records.trim(kept) == kept
 
 
 def test_the_records_are_readable_and_numpy_reaches_class_k() -> None:

@@ -1,7 +1,7 @@
 """The table of support: what each backend was seen to do, by records of runs in docs/results.
 
-A record is what ``polybn check --backend NAME --json docs/results/check-NAME.json`` wrote; a second device adds a
-file, ``check-NAME-DEVICE.json``. ``make gpu-check`` writes such a file and, beside it, ``NAME-DEVICE.json``: what else
+A record is ``docs/results/check-NAME.json``, made as :mod:`docs._ext.records` says; a second device adds a file,
+``check-NAME-DEVICE.json``. ``make gpu-check`` writes such a file and, beside it, ``NAME-DEVICE.json``: what else
 ran on the device, and whether it passed. What has no record was never run, and the table says so.
 """
 
