@@ -36,9 +36,21 @@ class Problem(NamedTuple):
 def dtype_name(dtype: Any) -> str:
     """Name a dtype in the same words for every library: ``float32``, never ``<class 'numpy.float32'>``.
 
+    Parameters
+    ----------
+    dtype : Any
+        What an array of the library calls its dtype.
+
     Returns
     -------
     str
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polybn import arguments
+    >>> arguments.dtype_name(np.dtype(np.float32)), arguments.dtype_name(np.float16)
+    ('float32', 'float16')
     """
     name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
     return str(name).rpartition(".")[2]
@@ -47,16 +59,44 @@ def dtype_name(dtype: Any) -> str:
 def type_name(value: object) -> str:
     """Return the full name of a value's type, without ``builtins``.
 
+    Parameters
+    ----------
+    value : object
+
     Returns
     -------
     str
+
+    Examples
+    --------
+    >>> from fractions import Fraction
+    >>> from polybn import arguments
+    >>> arguments.type_name([]), arguments.type_name(Fraction(1))
+    ('list', 'fractions.Fraction')
     """
     cls = type(value)
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def check_arrays(function: str, library: str, accepts: Callable[[Any], bool], **arrays: Any) -> None:
-    """Raise BackendError unless each argument that is not None is an array of the library."""
+    """Check that each argument that is not None is an array of the backend's own library.
+
+    Parameters
+    ----------
+    function : str
+        The public function on whose behalf an error speaks.
+    library : str
+        Its name, for the message.
+    accepts : callable
+        Tells whether a value is a plain array of the library.
+    **arrays : array, any shape, optional
+        The arguments by name.
+
+    Raises
+    ------
+    BackendError
+        If one is anything else.
+    """
     for name, value in arrays.items():
         if value is None or accepts(value):
             continue
@@ -68,7 +108,24 @@ def check_arrays(function: str, library: str, accepts: Callable[[Any], bool], **
 
 
 def check_record(function: str, name: str, value: object, record: type[Moments] | type[Gradients]) -> None:
-    """Check that a result of PolyBN comes back in the named tuple that it left in."""
+    """Check that a result of PolyBN comes back in the named tuple that it left in.
+
+    Parameters
+    ----------
+    function : str
+        The public function on whose behalf an error speaks.
+    name : str
+        Of the argument.
+    value : object
+        The argument.
+    record : type
+        :class:`polybn.Moments` or :class:`polybn.Gradients`.
+
+    Raises
+    ------
+    DTypeError
+        If it is anything else.
+    """
     if not isinstance(value, record):
         raise DTypeError(
             f"polybn.{function}: {name} must be a polybn.{record.__name__}; got {type_name(value)} "
@@ -92,6 +149,13 @@ def check_batch_norm(
     where: Array | None,
 ) -> Problem:
     """Check the arguments of ``batch_norm`` and ``batch_norm_vjp``.
+
+    Parameters
+    ----------
+    function : str
+        The public function on whose behalf an error speaks.
+    x, gamma, beta, running_mean, running_var, training, momentum, eps, axis, running_variance, where
+        As in :func:`polybn.batch_norm`, shapes included; none is left out.
 
     Returns
     -------
@@ -124,9 +188,21 @@ def check_batch_norm(
 def check_moments(function: str, x: Array, *, axis: Any, where: Array | None) -> Problem:
     """Check ``x``, its channel axis and ``where``.
 
+    Parameters
+    ----------
+    function : str
+        The public function on whose behalf an error speaks.
+    x, axis, where
+        As in :func:`polybn.batch_norm`.
+
     Returns
     -------
     Problem
+
+    Raises
+    ------
+    BackendError, ShapeError, DTypeError
+        As clause S14 says.
     """
     _check_given(function, x=x)
     name, shape = dtype_name(x.dtype), tuple(x.shape)
@@ -153,7 +229,24 @@ def check_moments(function: str, x: Array, *, axis: Any, where: Array | None) ->
 
 
 def check_eps(function: str, eps: Any, dtype: str) -> None:
-    """Check that ``eps`` is a number that the arithmetic can hold."""
+    """Check that ``eps`` is a number that the arithmetic can hold.
+
+    Parameters
+    ----------
+    function : str
+        The public function on whose behalf an error speaks.
+    eps : Any
+        The argument.
+    dtype : str
+        Of the statistics: float32 or float64.
+
+    Raises
+    ------
+    DTypeError
+        If it is no Python number.
+    DomainError
+        If it is negative, subnormal, not finite or too large.
+    """
     if isinstance(eps, bool) or not _is_number(eps):
         raise DTypeError(
             f"polybn.{function}: eps must be a Python number; got {eps!r} of type {type_name(eps)} "
@@ -170,7 +263,18 @@ def check_eps(function: str, eps: Any, dtype: str) -> None:
 def check_fold(
     gamma: Array | None, beta: Array | None, running_mean: Array | None, running_var: Array | None, *, eps: Any
 ) -> None:
-    """Check the arguments of ``fold``; ``running_mean`` fixes shape and dtype of the others."""
+    """Check the arguments of ``fold``; ``running_mean`` fixes shape and dtype of the others.
+
+    Parameters
+    ----------
+    gamma, beta, running_mean, running_var, eps
+        As in :func:`polybn.fold`.
+
+    Raises
+    ------
+    BackendError, ShapeError, DTypeError, DomainError
+        As clause S14 says.
+    """
     _check_given("fold", running_mean=running_mean, running_var=running_var)
     shape, dtype = _check_vector("fold", "running_mean", running_mean)
     for name, value in {"gamma": gamma, "beta": beta, "running_var": running_var}.items():
@@ -180,7 +284,22 @@ def check_fold(
 
 
 def check_merge_moments(library: str, accepts: Callable[[Any], bool], a: Any, b: Any) -> None:
-    """Check the arguments of ``merge_moments``; ``a.mean`` fixes the number of channels and the dtype."""
+    """Check the arguments of ``merge_moments``; ``a.mean`` fixes the number of channels and the dtype.
+
+    Parameters
+    ----------
+    library : str
+        As in :func:`check_arrays`.
+    accepts : callable
+        As in :func:`check_arrays`.
+    a, b : Any
+        The arguments.
+
+    Raises
+    ------
+    BackendError, ShapeError, DTypeError
+        As clause S14 says.
+    """
     for name, part in (("a", a), ("b", b)):
         check_record("merge_moments", name, part, Moments)
     fields = {f"a.{name}": value for name, value in a._asdict().items()}
@@ -197,13 +316,40 @@ def check_merge_moments(library: str, accepts: Callable[[Any], bool], a: Any, b:
 
 
 def check_dy(dy: Array, x: Array) -> None:
-    """Check a pullback's cotangent against the output that it belongs to."""
+    """Check a pullback's cotangent against the output that it belongs to.
+
+    Parameters
+    ----------
+    dy : array, shape of x
+    x : array, shape (N, C, ...)
+        What the forward call was given.
+
+    Raises
+    ------
+    BackendError, ShapeError, DTypeError
+        As clause S14 says.
+    """
     _check_given("batch_norm_vjp", dy=dy)
     _check_match("batch_norm_vjp", "dy", dy, tuple(x.shape), dtype_name(x.dtype), "the output's")
 
 
 def check_cotangents(expected: dict[str, Array | None], given: dict[str, Array | None]) -> None:
-    """Check second-order cotangents: None, or shape and dtype of the gradient that each belongs to."""
+    """Check second-order cotangents: None, or shape and dtype of the gradient that each belongs to.
+
+    Parameters
+    ----------
+    expected : dict of str to array or None
+        The gradients by name, each of the shape that it has.
+    given : dict of str to array or None
+        Their cotangents, each of the same shape.
+
+    Raises
+    ------
+    DomainError
+        If there is a cotangent of a gradient that there is not.
+    ShapeError, DTypeError
+        If one does not match.
+    """
     for name, value in given.items():
         of = expected[name]
         if value is None:
@@ -218,7 +364,7 @@ def check_cotangents(expected: dict[str, Array | None], given: dict[str, Array |
 
 
 def check_negative_variance(function: str, bad: int, first: int, value: float) -> None:
-    """Raise DomainError if inference was given running variances that are negative, NaN or infinite.
+    """Check that inference was given running variances that are finite and not negative.
 
     Parameters
     ----------
@@ -229,6 +375,11 @@ def check_negative_variance(function: str, bad: int, first: int, value: float) -
         The first bad channel.
     value : float
         Its running variance.
+
+    Raises
+    ------
+    DomainError
+        If there is a bad channel.
     """
     if bad:
         channels = "1 bad channel" if bad == 1 else f"{bad} bad channels"
@@ -239,7 +390,20 @@ def check_negative_variance(function: str, bad: int, first: int, value: float) -
 
 
 def fail_single_value(function: str, because: str) -> NoReturn:
-    """Refuse an unbiased variance of one value (S11)."""
+    """Refuse an unbiased variance of one value (S11).
+
+    Parameters
+    ----------
+    function : str
+        The public function on whose behalf an error speaks.
+    because : str
+        Where there is one value; it goes into the message.
+
+    Raises
+    ------
+    DomainError
+        Always.
+    """
     raise DomainError(
         f"polybn.{function}: running_variance must be 'biased' where there is one value per channel; got 'unbiased' "
         f"({because}; m / (m - 1) has no value at m = 1)"

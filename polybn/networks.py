@@ -146,6 +146,13 @@ def rows(network: Network) -> list[Row]:
         If a layer does not fit the output of the one before it, or has a size below 1.
     DTypeError
         If a layer is not one of the descriptions of this module.
+
+    Examples
+    --------
+    >>> from polybn import networks
+    >>> first = networks.rows(networks.lenet())[0]
+    >>> first.name, first.output_shape, first.parameters["conv1.weight"]
+    ('conv1', (6, 24, 24), (6, 1, 5, 5))
     """
     result, shape, counts = [], tuple(network.input_shape), dict[str, int]()
     for place, layer in enumerate(network.layers, 1):
@@ -176,6 +183,12 @@ def count_parameters(network: Network) -> int:
     Returns
     -------
     int
+
+    Examples
+    --------
+    >>> from polybn import networks
+    >>> networks.count_parameters(networks.lenet(None))
+    44426
     """
     return sum(math.prod(shape) for row in rows(network) for shape in row.parameters.values())
 
@@ -230,6 +243,13 @@ def initial_state(network: Network, seed: int) -> State:
     ----------
     Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010:
     uniform in ``+-sqrt(6 / (fan_in + fan_out))``, where a fan counts the kernel's area, too.
+
+    Examples
+    --------
+    >>> from polybn import networks
+    >>> state = networks.initial_state(networks.lenet(), 0)
+    >>> state["conv1.weight"].shape, state["norm1.running_var"].tolist()
+    ((6, 1, 5, 5), [1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     """
     _check_int("initial_state", "seed", seed, 0, "it selects the weights")
     bits, state = _bits(seed, 0), dict[str, NDArray[np.float32]]()
@@ -264,6 +284,12 @@ def epoch_order(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
     ------
     DomainError
         If an argument is negative or not an int.
+
+    Examples
+    --------
+    >>> from polybn import networks
+    >>> networks.epoch_order(0, 1, 5).tolist()
+    [4, 1, 2, 0, 3]
     """
     for name, value in {"seed": seed, "epoch": epoch, "size": size}.items():
         _check_int("epoch_order", name, value, 0, "seed and epoch select the order of size images")
@@ -280,6 +306,12 @@ def to_plain(network: Network) -> dict[str, Any]:
     Returns
     -------
     dict
+
+    Examples
+    --------
+    >>> from polybn import networks
+    >>> networks.to_plain(networks.lenet(None))["layers"][1]
+    {'layer': 'Sigmoid'}
     """
     layers = [{"layer": type(layer).__name__, **asdict(layer)} for layer in network.layers]
     return {"input_shape": list(network.input_shape), "layers": layers}
@@ -300,6 +332,12 @@ def from_plain(plain: dict[str, Any]) -> Network:
     ------
     DomainError
         If it names a layer or a field that this version does not have.
+
+    Examples
+    --------
+    >>> from polybn import networks
+    >>> networks.from_plain(networks.to_plain(networks.lenet())) == networks.lenet()
+    True
     """
     classes = {cls.__name__: cls for cls in _KINDS}
     try:

@@ -219,16 +219,56 @@ class Program(Protocol):
     """A network compiled by a backend, with its state on the backend's device."""
 
     def place(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Any:
-        """Bring images ``(N, 1, 28, 28)`` and labels ``(N,)`` to the device, once; the result is opaque."""
+        """Bring images and labels to the device, once.
+
+        Parameters
+        ----------
+        images : ndarray of uint8, shape (N, C, H, W)
+        labels : ndarray of uint8, shape (N,)
+
+        Returns
+        -------
+        object
+            What :meth:`train_epoch` and :meth:`logits` take.
+        """
 
     def train_epoch(self, data: Any, order: NDArray[np.int64], *, learning_rate: float) -> Iterator[Steps]:
-        """Run SGD over ``data`` in the given order, batch by batch, the last one smaller; report as it goes."""
+        """Run SGD over the images in the given order, batch by batch, the last one smaller.
+
+        Parameters
+        ----------
+        data : object
+            From :meth:`place`.
+        order : ndarray of int64, shape (N,)
+            Places of images.
+        learning_rate : float
+
+        Yields
+        ------
+        Steps
+            As it goes, for one or more steps.
+        """
 
     def logits(self, data: Any) -> NDArray[np.float32]:
-        """Return class scores ``(N, classes)`` in inference mode; nothing changes."""
+        """Score images in inference mode; nothing changes.
+
+        Parameters
+        ----------
+        data : object
+            From :meth:`place`.
+
+        Returns
+        -------
+        ndarray of float32, shape (N, classes)
+        """
 
     def state(self) -> State:
-        """Copy every parameter and running statistic to the host."""
+        """Copy every parameter and running statistic to the host.
+
+        Returns
+        -------
+        dict of str to ndarray
+        """
 
 
 class Backend(Protocol):
@@ -239,16 +279,46 @@ class Backend(Protocol):
         """The name of its entry point: the root module of the arrays that it serves."""
 
     def why_not(self) -> str | None:
-        """Return None if a computation ran here and its result came back, else the reason why not."""
+        """Return None if a computation ran here and its result came back, else the reason why not.
+
+        Returns
+        -------
+        str or None
+        """
 
     def describe(self) -> Mapping[str, str]:
-        """Return what a bug report needs: versions of the library, and the device."""
+        """Say what a bug report needs: versions of the library, and the device.
+
+        Returns
+        -------
+        dict of str to str
+            ``"device"`` is among the keys.
+        """
 
     def asarray(self, host: NDArray[Any], /) -> Array:
-        """Copy a NumPy array to the default device."""
+        """Copy a NumPy array to the default device.
+
+        Parameters
+        ----------
+        host : ndarray, any shape
+            Of a dtype that clause S6 names, or of integers or bool.
+
+        Returns
+        -------
+        array
+        """
 
     def to_numpy(self, array: Array, /) -> NDArray[Any]:
-        """Copy an array of this backend to the host."""
+        """Copy an array of this backend to the host.
+
+        Parameters
+        ----------
+        array : array, any shape
+
+        Returns
+        -------
+        ndarray
+        """
 
     def batch_norm(
         self,
@@ -302,4 +372,22 @@ class Backend(Protocol):
         """See :func:`polybn.fold`."""
 
     def compile(self, network: Network, state: State, *, batch_size: int) -> Program:
-        """Turn a network description and its initial state into a program."""
+        """Turn a network description and its initial state into a program.
+
+        Parameters
+        ----------
+        network : Network
+        state : dict of str to ndarray
+            As :func:`polybn.networks.initial_state` names its arrays.
+        batch_size : int
+            Of training.
+
+        Returns
+        -------
+        Program
+
+        Raises
+        ------
+        BackendError
+            If this backend does not train networks, or lacks a layer of this one.
+        """

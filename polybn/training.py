@@ -212,6 +212,16 @@ def read_metrics(directory: str | os.PathLike[str]) -> list[Epoch]:
     ------
     CheckpointError
         If the directory holds no ``metrics.jsonl`` or not one that PolyBN wrote.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import polybn
+    >>> data = polybn.fashion_mnist.load("sample")
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     run = polybn.train(polybn.networks.lenet(), data=data, epochs=1, out=out)
+    ...     polybn.training.read_metrics(out) == run.epochs
+    True
     """
     path = Path(directory) / "metrics.jsonl"
     try:
@@ -238,6 +248,16 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
     ------
     CheckpointError
         If there is none.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import polybn
+    >>> data = polybn.fashion_mnist.load("sample")
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     run = polybn.train(polybn.networks.lenet(), data=data, epochs=1, out=out)
+    ...     polybn.training.load_run(out).losses == run.losses
+    True
     """
     found = checkpoints.latest(Path(directory) / "checkpoints")
     if found is None:

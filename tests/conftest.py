@@ -77,3 +77,17 @@ def _parameter(name: str) -> object:
     reason = REASONS[name]
     marks = () if reason is None else pytest.mark.skip(reason=f"{name}: {reason}")
     return pytest.param(name, marks=marks)
+
+
+@pytest.fixture
+def as_readers_have_it(monkeypatch: pytest.MonkeyPatch) -> Generator[None, None, None]:
+    """For examples of pages and docstrings: JAX's own default, which is no float64; Keras on NumPy, as pages say."""
+    monkeypatch.setenv("KERAS_BACKEND", "numpy")
+    if REASONS["jax"] is not None:
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", True)

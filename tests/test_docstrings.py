@@ -9,6 +9,7 @@ import importlib
 import inspect
 import io
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,9 +19,16 @@ from typing import Any
 import pytest
 
 import polybn
+from polybn.conformance import oracle, stateful, strategies
+from tests.conftest import REASONS
 
 ROOT = Path(__file__).parents[1]
 MODULES = [polybn, *(value for name in polybn.__all__ if isinstance(value := getattr(polybn, name), ModuleType))]
+MODULES += [polybn.arguments, oracle, stateful, strategies]
+INNER = ("polybn.arguments.", "polybn.conformance.oracle.", "polybn.conformance.stateful.")
+"""Modules for authors of backends and of tests; their pages show what calls them."""
+IDIOMS = {"jax": "polybn_jax.nnx", "mxnet": "polybn_mxnet.gluon"}
+"""What a backend offers to its library's own people, beside the protocol."""
 REFERENCE = re.compile(r"\b(see|as|to) :(func|meth):`", re.IGNORECASE)
 """A function may point to the one that explains its arguments."""
 
@@ -55,8 +63,13 @@ def entries_of(section: str) -> dict[str, str]:
 
 
 def raises_itself(function: Callable[..., Any]) -> bool:
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    return any(isinstance(node, ast.Raise) for node in ast.walk(tree))
+    try:
+        source = textwrap.dedent(inspect.getsource(function))
+    except OSError:  # Hypothesis makes the function of a composite strategy; the one that it was made of is in its file
+        file = Path(str(sys.modules[function.__module__].__file__)).read_text(encoding="utf-8")
+        (definition,) = (n for n in ast.parse(file).body if getattr(n, "name", "") == function.__name__)
+        source = ast.unparse(definition)
+    return any(isinstance(node, ast.Raise) for node in ast.walk(ast.parse(source)))
 
 
 def flaws(function: Callable[..., Any]) -> list[str]:
@@ -86,10 +99,15 @@ def test_a_public_function_explains_its_arguments(name: str) -> None:
     assert flaws(FUNCTIONS[name]) == []
 
 
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.startswith(INNER)])
+def test_a_function_for_everybody_shows_an_example(name: str) -> None:
+    assert "Examples" in sections_of(inspect.getdoc(FUNCTIONS[name]) or "")
+
+
 @pytest.mark.parametrize(
     "name", ["batch_norm", "batch_norm_vjp", "moments", "merge_moments", "fold", "backend", "train"]
 )
-def test_the_functions_that_people_call_first_say_what_can_go_wrong_and_show_an_example(name: str) -> None:
+def test_the_functions_that_people_call_first_say_what_can_go_wrong(name: str) -> None:
     sections = sections_of(inspect.getdoc(getattr(polybn, name)) or "")
     assert {"Parameters", "Returns", "Raises", "Examples"} <= sections.keys()
 
@@ -99,6 +117,7 @@ def test_a_public_class_and_its_methods_have_docstrings(name: str) -> None:
     cls = CLASSES[name]
     own = {key: value for key, value in vars(cls).items() if inspect.isfunction(value) and not key.startswith("_")}
     assert [key for key, value in {name: cls, **own}.items() if not inspect.cleandoc(value.__doc__ or "")] == []
+    assert {key: found for key, value in own.items() if (found := flaws(value))} == {}
     assert not (cls.__doc__ or "").startswith(f"{cls.__name__}(")  # what dataclass and NamedTuple make up
     if "__init__" in vars(cls) and not hasattr(cls, "__dataclass_fields__") and not getattr(cls, "_is_protocol", False):
         entries = entries_of(sections_of(inspect.getdoc(cls) or "").get("Parameters", ""))
@@ -146,10 +165,25 @@ def test_the_examples_of_polybn_run(name: str, tmp_path: Path, monkeypatch: pyte
     run_examples(name)
 
 
+@pytest.mark.usefixtures("as_readers_have_it")
 def test_the_examples_of_a_backend_run(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in module_names("backends", f"polybn_{backend}"):
         run_examples(name)
+
+
+@pytest.mark.parametrize("library", IDIOMS)
+def test_what_a_backend_offers_to_its_own_people_is_explained(library: str) -> None:
+    if REASONS[library] is not None:
+        pytest.skip(f"{library}: {REASONS[library]}")
+    pytest.importorskip(IDIOMS[library], reason="the backend runs without the library of its layers")
+    names = dict(public(importlib.import_module(IDIOMS[library])))
+    assert names
+    for name, value in names.items():
+        assert not inspect.isfunction(value) or flaws(value) == []
+        sections = sections_of(inspect.getdoc(value) or "")
+        assert {"Parameters", "Examples"} <= sections.keys(), name
+        assert "Raises" in sections or not raises_itself(value), name
 
 
 def test_there_are_examples() -> None:

@@ -27,7 +27,8 @@ from polybn.conformance.lattice import (
     many_values,
     more_than_float32_counts,
 )
-from polybn.conformance.strategies import LAYOUTS, lattices, layouts, repeated
+from polybn.conformance.layouts import LAYOUTS
+from polybn.conformance.strategies import lattices, layouts, repeated
 
 FOLDER = Path(golden.__file__).parent / "golden"
 GOLDEN = golden.load()

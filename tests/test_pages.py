@@ -47,6 +47,11 @@ def blocks_of(text: str) -> list[Block]:
     return [Block(m[2], m[3], text.count("\n", 0, m.start()) + 2) for m in fences]
 
 
+def prose_of(text: str) -> str:
+    """Leave the fenced blocks out."""
+    return re.sub(r"^(`{3,}).*?^\1$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
 def examples_of(text: str) -> list[tuple[Block, str | None]]:
     """List the Python blocks of a page, each with the output that follows: a block without a language, or text."""
     blocks = blocks_of(text)
@@ -97,6 +102,7 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@pytest.mark.usefixtures("as_readers_have_it")
 @pytest.mark.parametrize("path", WITH_PYTHON, ids=name_of)
 def test_the_examples_of_a_page_run_and_print_what_is_shown(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -141,8 +147,8 @@ def commands_of(text: str) -> Iterator[str]:
     for block in blocks_of(text):
         if block.language in ("bash", "sh", "console"):
             yield from (line.strip().removeprefix("$ ") for line in block.body.replace("\\\n", " ").splitlines())
-    prose = re.sub(r"^(`{3,}).*?^\1$", "", text, flags=re.MULTILINE | re.DOTALL)
-    yield from (re.sub(r"\s+", " ", span) for span in re.findall(r"`(polybn [^`]+|make [^`]+)`", prose))
+    spans = re.findall(r"`(polybn [^`]+|make [^`]+)`", prose_of(text))
+    yield from (re.sub(r"\s+", " ", span) for span in spans)
 
 
 def flaw_of(command: str) -> str | None:
@@ -242,7 +248,7 @@ def test_the_learning_curves_are_the_recorded_ones() -> None:
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_linked_files_exist(path: Path) -> None:
     """Relative links lead somewhere, in the repository and not only in the built pages."""
-    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
+    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", prose_of(path.read_text(encoding="utf-8")))
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 

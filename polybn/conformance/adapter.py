@@ -55,7 +55,12 @@ class Adapter(Protocol):
     """One implementation of batch norm, as the kit sees it. ``momentum`` means what :class:`Info` declares."""
 
     def info(self) -> Info:
-        """Declare name, version and conventions."""
+        """Declare name, version and conventions.
+
+        Returns
+        -------
+        Info
+        """
 
     def train(
         self,
@@ -69,14 +74,53 @@ class Adapter(Protocol):
         eps: float,
         axis: int,
     ) -> tuple[Array, Array, Array]:
-        """Normalize by batch statistics; return y and the updated running mean and variance, inputs unchanged."""
+        """Normalize by batch statistics; inputs stay unchanged.
+
+        Parameters
+        ----------
+        x : ndarray, shape (N, C, ...)
+            Of one of the dtypes and ranks that :meth:`info` declares.
+        gamma, beta, running_mean, running_var : ndarray, shape (C,)
+            float32, or float64 with float64 ``x``.
+        momentum : float
+            As the library means it.
+        eps : float
+            Added to the variance.
+        axis : int
+            The channel axis; always 1 where :meth:`info` declares ``axes="second"``.
+
+        Returns
+        -------
+        y : ndarray, shape and dtype of x
+        running_mean, running_var : ndarray, shape (C,)
+            Updated.
+        """
 
     def infer(
         self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, *, eps: float, axis: int
     ) -> Array:
-        """Normalize by running statistics; return y."""
+        """Normalize by running statistics; arguments are as :meth:`train` has them.
+
+        Returns
+        -------
+        ndarray, shape and dtype of x
+        """
 
     def vjp(
         self, x: Array, gamma: Array, beta: Array, dy: Array, *, eps: float, axis: int
     ) -> tuple[Array, Array, Array]:
-        """Return the gradients of ``sum(y * dy)`` in training mode: of x, gamma and beta."""
+        """Differentiate ``sum(y * dy)`` in training mode; arguments are as :meth:`train` has them.
+
+        Parameters
+        ----------
+        dy : ndarray, shape and dtype of x
+
+        Returns
+        -------
+        ndarray, shape and dtype of x
+            The gradient of ``x``.
+        ndarray, shape (C,)
+            That of ``gamma``.
+        ndarray, shape (C,)
+            That of ``beta``.
+        """

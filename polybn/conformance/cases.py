@@ -41,17 +41,37 @@ class Case(NamedTuple):
     running_variance: RunningVariance = "biased"
 
     def arrays(self) -> dict[str, Array | None]:
-        """Return the arguments that may be given by position."""
+        """Return the arguments that may be given by position.
+
+        Returns
+        -------
+        dict of str to ndarray or None
+        """
         names = ("x", "gamma", "beta", "running_mean", "running_var")
         return {name: getattr(self, name) for name in names}
 
     def options(self) -> dict[str, Any]:
-        """Return the keyword arguments, but for ``where``."""
+        """Return the keyword arguments, but for ``where``.
+
+        Returns
+        -------
+        dict of str to Any
+        """
         names = ("training", "momentum", "eps", "axis", "running_variance")
         return {name: getattr(self, name) for name in names}
 
     def moved(self, axis: int) -> Case:
-        """Return the same problem with the channel axis elsewhere."""
+        """Return the same problem with the channel axis elsewhere.
+
+        Parameters
+        ----------
+        axis : int
+            The new place.
+
+        Returns
+        -------
+        Case
+        """
         x, dy = (np.ascontiguousarray(np.moveaxis(a, self.axis, axis)) for a in (self.x, self.dy))
         where = None if self.where is None else np.moveaxis(np.broadcast_to(self.where, self.x.shape), self.axis, axis)
         return self._replace(x=x, dy=dy, where=where, axis=axis)

@@ -37,6 +37,7 @@ LAYOUTS: dict[str, Callable[[Array], Array]] = {
     "offset": _offset,
     "transposed": lambda a: a.swapaxes(0, -1).copy().swapaxes(0, -1),
 }
+"""Ways to lay the same array out in memory, by name."""
 """By name: functions from an array to one with the same values, laid out differently in fresh memory."""
 
 

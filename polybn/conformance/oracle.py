@@ -23,11 +23,26 @@ class Row(NamedTuple):
     denominator: int
 
     def floats(self) -> list[float]:
-        """Round each number to float64, correctly."""
+        """Round each number to float64, correctly.
+
+        Returns
+        -------
+        list of float
+        """
         return [n / self.denominator for n in self.numerators]
 
     def distances(self, got: Iterable[float]) -> list[float]:
-        """Return the exact distance of each given number from each of these, rounded at the end."""
+        """Return the exact distance of each given number from each of these, rounded at the end.
+
+        Parameters
+        ----------
+        got : iterable of float
+            Finite, and as many.
+
+        Returns
+        -------
+        list of float
+        """
         pairs = (g.as_integer_ratio() for g in got)
         d = self.denominator
         return [abs(p * d - n * q) / (q * d) for n, (p, q) in zip(self.numerators, pairs, strict=True)]
@@ -66,14 +81,40 @@ class Parts(NamedTuple):
 
 
 def row(values: Iterable[float]) -> Row:
-    """Take finite floating-point numbers as they are."""
+    """Take finite floating-point numbers as they are.
+
+    Parameters
+    ----------
+    values : iterable of float
+
+    Returns
+    -------
+    Row
+
+    Examples
+    --------
+    >>> from polybn.conformance import oracle
+    >>> oracle.row([0.5, 3.0])
+    Row(numerators=[1, 6], denominator=2)
+    """
     ratios = [value.as_integer_ratio() for value in values]
     denominator = max((d for _, d in ratios), default=1)  # powers of two: the largest serves them all
     return Row([n * (denominator // d) for n, d in ratios], denominator)
 
 
 def combine(constant: Fraction, *terms: tuple[Fraction, Row]) -> Row:
-    """Return ``constant + sum(factor * row)``, value by value."""
+    """Return ``constant + sum(factor * row)``, value by value.
+
+    Parameters
+    ----------
+    constant : Fraction
+    *terms : tuple of Fraction and Row
+        Factors and rows of equal length.
+
+    Returns
+    -------
+    Row
+    """
     factors = [factor / row.denominator for factor, row in terms]
     denominator = math.lcm(constant.denominator, *(f.denominator for f in factors))
     start = int(constant * denominator)
@@ -85,18 +126,54 @@ def combine(constant: Fraction, *terms: tuple[Fraction, Row]) -> Row:
 
 
 def total(values: Row) -> Fraction:
-    """Add up a row."""
+    """Add up a row.
+
+    Parameters
+    ----------
+    values : Row
+
+    Returns
+    -------
+    Fraction
+    """
     return Fraction(sum(values.numerators), values.denominator)
 
 
 def dot(a: Row, b: Row) -> Fraction:
-    """Return the inner product of two rows."""
+    """Return the inner product of two rows.
+
+    Parameters
+    ----------
+    a, b : Row
+        Of equal length.
+
+    Returns
+    -------
+    Fraction
+    """
     products = (p * q for p, q in zip(a.numerators, b.numerators, strict=True))
     return Fraction(sum(products), a.denominator * b.denominator)
 
 
 def inverse_root(square: Fraction) -> Fraction:
-    """Return ``1 / sqrt(square)`` rounded down to BITS correct bits, and 0 for 0."""
+    """Return ``1 / sqrt(square)`` rounded down to BITS correct bits, and 0 for 0.
+
+    Parameters
+    ----------
+    square : Fraction
+        Not negative.
+
+    Returns
+    -------
+    Fraction
+
+    Examples
+    --------
+    >>> from fractions import Fraction
+    >>> from polybn.conformance import oracle
+    >>> float(oracle.inverse_root(Fraction(4)))
+    0.5
+    """
     if square == 0:
         return Fraction(0)
     up, down = square.denominator, square.numerator
@@ -105,35 +182,120 @@ def inverse_root(square: Fraction) -> Fraction:
 
 
 def batch_statistics(x: Row, eps: Fraction) -> Statistics:
-    """Measure a channel (S2)."""
+    """Measure a channel (S2).
+
+    Parameters
+    ----------
+    x : Row
+        The channel's values.
+    eps : Fraction
+
+    Returns
+    -------
+    Statistics
+
+    Examples
+    --------
+    >>> from fractions import Fraction
+    >>> from polybn.conformance import oracle
+    >>> s = oracle.batch_statistics(oracle.row([1.0, 2.0, 3.0, 6.0]), Fraction(0))
+    >>> s.mean, s.variance
+    (Fraction(3, 1), Fraction(7, 2))
+    """
     m, first, second = len(x.numerators), sum(x.numerators), sum(n * n for n in x.numerators)
     variance = Fraction(m * second - first * first, (m * x.denominator) ** 2)
     return given_statistics(m, Fraction(first, m * x.denominator), variance, eps)
 
 
 def given_statistics(m: int, mean: Fraction, variance: Fraction, eps: Fraction) -> Statistics:
-    """Take running statistics as they are (S5)."""
+    """Take running statistics as they are (S5).
+
+    Parameters
+    ----------
+    m : int
+        How many values the channel has.
+    mean, variance, eps : Fraction
+
+    Returns
+    -------
+    Statistics
+    """
     square = variance + eps
     return Statistics(m, mean, variance, square, inverse_root(square))
 
 
 def unbiased(s: Statistics) -> Fraction:
-    """Apply Bessel's correction."""
+    """Apply Bessel's correction to the variance.
+
+    Parameters
+    ----------
+    s : Statistics
+        Of two values or more.
+
+    Returns
+    -------
+    Fraction
+    """
     return s.variance * s.m / (s.m - 1)
 
 
 def blend(old: Fraction, batch: Fraction, momentum: Fraction) -> Fraction:
-    """Update a running statistic (S4)."""
+    """Update a running statistic (S4).
+
+    Parameters
+    ----------
+    old, batch : Fraction
+        The running value, and the batch's.
+    momentum : Fraction
+        Weight of the old value.
+
+    Returns
+    -------
+    Fraction
+    """
     return momentum * old + (1 - momentum) * batch
 
 
 def centered(x: Row, s: Statistics) -> Row:
-    """Subtract the mean."""
+    """Subtract the mean.
+
+    Parameters
+    ----------
+    x : Row
+        The channel's values.
+    s : Statistics
+        What it is normalized with.
+
+    Returns
+    -------
+    Row
+    """
     return combine(-s.mean, (Fraction(1), x))
 
 
 def output(x: Row, s: Statistics, gamma: Fraction, beta: Fraction) -> Row:
-    """Normalize, scale and shift (S3, S5)."""
+    """Normalize, scale and shift (S3, S5).
+
+    Parameters
+    ----------
+    x : Row
+        The channel's values.
+    s : Statistics
+        What it is normalized with.
+    gamma, beta : Fraction
+
+    Returns
+    -------
+    Row
+
+    Examples
+    --------
+    >>> from fractions import Fraction
+    >>> from polybn.conformance import oracle
+    >>> x = oracle.row([1.0, 3.0])
+    >>> oracle.output(x, oracle.batch_statistics(x, Fraction(0)), Fraction(2), Fraction(1)).floats()
+    [-1.0, 3.0]
+    """
     slope = gamma * s.root
     return combine(beta - slope * s.mean, (slope, x))
 
@@ -142,6 +304,22 @@ def derivatives(x: Row, dy: Row, s: Statistics, gamma: Fraction, *, training: bo
     """Map a cotangent of the output to cotangents of the arguments (S13).
 
     ``xhat = c * r``, so ``xhat * mean(g * xhat) = c * mean(g * c) / (v + eps)`` is rational.
+
+    Parameters
+    ----------
+    x : Row
+        The channel's values.
+    dy : Row
+        The cotangent.
+    s : Statistics
+        What it is normalized with.
+    gamma : Fraction
+    training : bool
+        Whether the statistics are the batch's own.
+
+    Returns
+    -------
+    Derivatives
     """
     c, slope, sum_g = centered(x, s), gamma * s.root, total(dy)
     along = dot(dy, c)
@@ -157,6 +335,22 @@ def tangent(x: Row, s: Statistics, gamma: Fraction, dx: Row, dgamma: Fraction, d
     """Map tangents of x, gamma and beta to the tangent of the output, in training.
 
     The mean moves by ``mean(dx)`` and ``v`` by ``2 mean(c dx)``, hence ``r`` by ``-r mean(c dx) / (v + eps)``.
+
+    Parameters
+    ----------
+    x : Row
+        The channel's values.
+    s : Statistics
+        What it is normalized with.
+    gamma : Fraction
+    dx : Row
+        The tangent of x.
+    dgamma, dbeta : Fraction
+        Those of gamma and beta.
+
+    Returns
+    -------
+    Row
     """
     c, slope = centered(x, s), gamma * s.root
     drift = dot(c, dx) / s.m / s.square
@@ -165,7 +359,17 @@ def tangent(x: Row, s: Statistics, gamma: Fraction, dx: Row, dgamma: Fraction, d
 
 
 def parts(x: Row) -> Parts:
-    """Measure a channel in mergeable form; an empty one has mean 0."""
+    """Measure a channel in mergeable form; an empty one has mean 0.
+
+    Parameters
+    ----------
+    x : Row
+        Its values; there may be none.
+
+    Returns
+    -------
+    Parts
+    """
     if not x.numerators:
         return Parts(0, Fraction(0), Fraction(0))
     s = batch_statistics(x, Fraction(0))
@@ -173,7 +377,16 @@ def parts(x: Row) -> Parts:
 
 
 def merge(a: Parts, b: Parts) -> Parts:
-    """Return the moments of two parts together, by way of the raw sums (not the formula of S15)."""
+    """Return the moments of two parts together, by way of the raw sums (not the formula of S15).
+
+    Parameters
+    ----------
+    a, b : Parts
+
+    Returns
+    -------
+    Parts
+    """
     m = a.m + b.m
     if m == 0:
         return a

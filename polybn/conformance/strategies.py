@@ -74,7 +74,7 @@ def sample(
     scale : float, default 1.7
         Each channel's standard deviation is about this.
     **options
-        Further fields of :class:`~polybn.conformance.cases.Case`.
+        Further fields of :class:`Case`.
 
     Returns
     -------
@@ -109,8 +109,6 @@ def shapes(
 
     Parameters
     ----------
-    draw : callable
-        Supplied by Hypothesis.
     ranks : tuple of int, default (2, 3, 4, 5)
         How many axes there may be.
     second : bool, default False
@@ -141,12 +139,10 @@ def cases(
     second: bool = False,
     largest_kappa: float = math.inf,
 ) -> Case:
-    """Draw a random call without constant channels; hold its outcome to :func:`polybn.conformance.certify.certify`.
+    """Draw a random call without constant channels; the outcome of a good batch norm is within bounds.
 
     Parameters
     ----------
-    draw : callable
-        Supplied by Hypothesis.
     dtypes : tuple of str
         Of x; all four by default.
     training : bool, optional
@@ -206,8 +202,6 @@ def lattices(
 
     Parameters
     ----------
-    draw : callable
-        Supplied by Hypothesis.
     dtypes : tuple of str
         Of x; all four by default.
     wide : bool, default False
@@ -278,4 +272,4 @@ def layouts(array: Array) -> st.SearchStrategy[Array]:
     return laid if zero is None else st.one_of(laid, st.just(zero))
 
 
-__all__ = ["LAYOUTS", "Lattice", "cases", "lattice", "lattices", "layouts", "repeated", "sample", "shapes"]
+__all__ = ["Case", "Lattice", "cases", "lattice", "lattices", "layouts", "repeated", "sample", "shapes"]
