@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from polybn_mxnet import memory
 from polybn_mxnet.batch_norm import batch_norm, batch_norm_vjp, fold, merge_moments, moments
 from polybn_mxnet.compat import mxnet as mx
+from polybn_mxnet.handles import BFLOAT16
 from polybn_mxnet.program import compile
 
 name = "mxnet"
@@ -30,14 +31,14 @@ def describe() -> dict[str, str]:
 def asarray(host: NDArray[Any], /) -> Any:
     """Copy a NumPy array, of bfloat16, too, to an ``mxnet.nd.NDArray`` in the current context."""
     if host.dtype.name == "bfloat16":
-        host = np.ascontiguousarray(host).view(np.uint16).view(memory.BFLOAT16)
+        host = np.ascontiguousarray(host).view(np.uint16).view(BFLOAT16)
     return memory.send(host, mx.nd.empty(1))
 
 
 def to_numpy(array: Any, /) -> NDArray[Any]:
     """Copy an array to the host; bfloat16 as that of ``ml_dtypes`` where this is imported."""
     host: NDArray[Any] = array.asnumpy()
-    if host.dtype == memory.BFLOAT16:
+    if host.dtype == BFLOAT16:
         with contextlib.suppress(TypeError):
             return host.view(np.uint16).view(np.dtype("bfloat16"))
     return host

@@ -7,21 +7,19 @@ from typing import Any
 import numpy as np
 
 from polybn.arguments import (
-    Problem,
     check_arrays,
-    check_batch_norm,
     check_fold,
     check_merge_moments,
-    check_moments,
     check_negative_variance,
     fail_single_value,
 )
 from polybn.spec import Affine, Array, BatchNormResult, Moments, RunningVariance
 from polybn_mxnet import memory, statistics, tape
+from polybn_mxnet.case import Case, of_batch_norm, of_moments
 from polybn_mxnet.derivatives import Call, Pullback
 from polybn_mxnet.memory import Host
 from polybn_mxnet.passes import Passes, choose
-from polybn_mxnet.statistics import Statistics
+from polybn_mxnet.statistics import Settings, Statistics
 
 
 def batch_norm(
@@ -78,16 +76,15 @@ def batch_norm_vjp(
 def moments(x: Array, *, axis: int = 1, where: Array | None = None) -> Moments:
     """Return the mergeable statistics of an MXNet array; see :func:`polybn.moments`."""
     check_arrays("moments", "MXNet", memory.is_array, x=x, where=where)
-    problem = check_moments("moments", memory.described(x), axis=axis, where=where)
-    memory.check_contexts("moments", x=x, where=where)
+    case = of_moments("moments", memory.described(x), axis, memory.described(where))
     where = where if memory.deletes(where) else None  # a mask that deletes nothing gives the bits of none
-    passes = choose(x, where)
+    passes = choose(case, where)
     with np.errstate(all="ignore"):
-        kept, counts = _mask(passes, where, x, problem)
-        mean, m2 = (np.zeros(problem.channels, problem.dtype) for _ in range(2))
+        kept, counts = _mask(passes, where, x, case)
+        mean, m2 = (np.zeros(case.channels, case.dtype) for _ in range(2))
         if x.size:
-            s = _measure(passes, x, problem, 0.0, kept, counts)
-            mean, m2 = s.mean(), np.ldexp(s.v * counts, 2 * s.exponent).astype(problem.dtype)
+            s = _measure(passes, x, case, 0.0, kept, counts)
+            mean, m2 = s.mean(), np.ldexp(s.v * counts, 2 * s.exponent).astype(case.dtype)
     return Moments(*(memory.send(z, x) for z in (counts.astype(np.int64), mean, m2)))
 
 
@@ -96,8 +93,8 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     check_merge_moments("MXNet", memory.is_array, a, b)
     memory.check_contexts(
         "merge_moments",
-        **{f"a.{k}": v for k, v in a._asdict().items()},
-        **{f"b.{k}": v for k, v in b._asdict().items()},
+        **{f"a.{k}": memory.described(v) for k, v in a._asdict().items()},
+        **{f"b.{k}": memory.described(v) for k, v in b._asdict().items()},
     )
     (n_a, mean_a, m2_a), (n_b, mean_b, m2_b) = (map(memory.vector, part) for part in (a, b))
     count = n_a + n_b
@@ -118,7 +115,7 @@ def fold(
     arrays = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
     check_arrays("fold", "MXNet", memory.is_array, **arrays)
     check_fold(**arrays, eps=eps)
-    memory.check_contexts("fold", **arrays)
+    memory.check_contexts("fold", **{name: memory.described(array) for name, array in arrays.items()})
     scale_by, shift_by, mean, variance = map(memory.vector, arrays.values())
     _check_variance("fold", variance)
     with np.errstate(all="ignore"):
@@ -148,86 +145,98 @@ def _forward(
 ) -> tuple[BatchNormResult, Call]:
     arrays = {"x": x, "gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
     check_arrays(function, "MXNet", memory.is_array, **arrays, where=where)
-    problem = check_batch_norm(
-        function, memory.described(x), gamma, beta, running_mean, running_var, training=training, momentum=momentum,
-        eps=eps, axis=axis, running_variance=running_variance, where=where,
-    )  # fmt: skip
-    memory.check_contexts(function, **arrays, where=where)
-    y = memory.empty(x) if x.size else memory.send(np.empty(x.shape, x.dtype), x)
-    call, *running = compute(
-        function, arrays, problem, y, training=training, momentum=float(momentum), eps=float(eps),
-        running_variance=running_variance, where=where,
-    )  # fmt: skip
+    given = [memory.described(array) for array in (*arrays.values(), where)]
+    case = of_batch_norm(
+        function, *given, training=training, momentum=momentum, eps=eps, axis=axis, running_variance=running_variance
+    )
+    y, settings = memory.new(case.x, type(x)), Settings(float(momentum), float(eps), running_variance)
+    call, *running = compute(function, arrays, case, y, training, settings, where)
     pairs = zip(running, (running_mean, running_var), strict=True)
-    result = BatchNormResult(y, *(None if new is None else memory.send(new, old) for new, old in pairs))
-    tape.record(call, result.y)
+    context = case.x.context
+    result = BatchNormResult(y, *(None if new is None else memory.place(new, context, type(old)) for new, old in pairs))
+    tape.record(call, y)
     return result, call
 
 
 def compute(
     function: str,
     arrays: dict[str, Array | None],
-    problem: Problem,
+    case: Case,
     y: Array,
-    *,
     training: bool,
-    momentum: float,
-    eps: float,
-    running_variance: str,
+    settings: Settings,
     where: Array | None = None,
-) -> tuple[Call, Any, Any]:
+) -> tuple[Call, Host | None, Host | None]:
     """Write ``y``; return what its derivative needs, and the running statistics. Only values are yet to be checked."""
     x: Array
     x, *vectors = arrays.values()
     where = where if memory.deletes(where) else None  # a mask that deletes nothing gives the bits of none
-    passes = choose(x, where)
-    gamma, beta, mean, variance = (memory.vector(a) for a in vectors)
+    passes = choose(case, where)
+    if training and where is None and passes.train is not None and case.channels * case.count:
+        done = passes.train(x, case, vectors, settings, y)
+        if done is not None:
+            counts = np.full(case.channels, case.count)
+            call = Call(arrays, passes, case, True, None, counts, done.statistics, done.gamma, done.xhat)
+            return call, done.running_mean, done.running_var
+    return _compute(function, passes, arrays, case, y, training, settings, where)
+
+
+def _compute(
+    function: str,
+    passes: Passes,
+    arrays: dict[str, Array | None],
+    case: Case,
+    y: Array,
+    training: bool,
+    settings: Settings,
+    where: Array | None,
+) -> tuple[Call, Host | None, Host | None]:
+    x: Array = arrays["x"]
+    gamma, beta, mean, variance = map(memory.vector, list(arrays.values())[1:])
     with tape.paused(), np.errstate(all="ignore"):
-        kept, counts = _mask(passes, where, x, problem)
-        if training and running_variance == "unbiased" and np.any(counts == 1):
+        kept, counts = _mask(passes, where, x, case)
+        if training and settings.running_variance == "unbiased" and np.any(counts == 1):
             fail_single_value(function, f"where keeps one value in channel {int(np.argmax(counts == 1))}")
         if not training:
             _check_variance(function, variance)
-            s = statistics.from_running(mean, variance, eps)
+            s = statistics.from_running(mean, variance, settings.eps)
         elif x.size:
-            s = _measure(passes, x, problem, eps, kept, counts)
+            s = _measure(passes, x, case, settings.eps, kept, counts)
             if mean is not None and variance is not None:
-                mean, variance = _update(mean, variance, s, momentum, counts, running_variance)
+                mean, variance = _update(mean, variance, s, settings, counts)
         else:
-            s = _nothing(problem)
-        xhat = passes.normalize(x, problem, s, gamma, beta, kept, y) if x.size else None
-    return Call(arrays, passes, problem, training, kept, counts, s, gamma, xhat), mean, variance
+            s = _nothing(case)
+        xhat = passes.normalize(x, case, s, gamma, beta, kept, y) if x.size else None
+    return Call(arrays, passes, case, training, kept, counts, s, gamma, xhat), mean, variance
 
 
-def _mask(passes: Passes, where: Array | None, x: Array, problem: Problem) -> tuple[Any, Host]:
+def _mask(passes: Passes, where: Array | None, x: Array, case: Case) -> tuple[Any, Host]:
     if x.size:
-        return passes.mask(where, x.shape, problem)
-    return None, np.zeros(problem.channels, np.int64)
+        return passes.mask(where, x.shape, case)
+    return None, np.zeros(case.channels, np.int64)
 
 
-def _measure(passes: Passes, x: Array, problem: Problem, eps: float, kept: Any, counts: Host) -> Statistics:
-    exponent = np.zeros(problem.channels, np.int32)
-    m1, delta, v = passes.measure(x, problem, exponent, kept, counts)
+def _measure(passes: Passes, x: Array, case: Case, eps: float, kept: Any, counts: Host) -> Statistics:
+    exponent = np.zeros(case.channels, np.int32)
+    m1, delta, v = passes.measure(x, case, exponent, kept, counts)
     strayed = statistics.out_of_range(v, eps)
     if strayed.any():
-        exponent = np.where(strayed, statistics.exponents(passes.largest(x, problem, kept), eps), exponent)
-        m1, delta, v = passes.measure(x, problem, exponent, kept, counts)
+        exponent = np.where(strayed, statistics.exponents(passes.largest(x, case, kept), eps), exponent)
+        m1, delta, v = passes.measure(x, case, exponent, kept, counts)
     r = statistics.inverse_root(v, np.ldexp(v.dtype.type(eps), -2 * exponent))
     return Statistics(m1, delta, v, r, exponent)
 
 
-def _update(
-    mean: Host, variance: Host, s: Statistics, momentum: float, counts: Host, running_variance: str
-) -> tuple[Host, Host]:
-    batch = s.variance()
-    if running_variance == "unbiased":
+def _update(mean: Host, variance: Host, s: Statistics, settings: Settings, counts: Host) -> tuple[Host, Host]:
+    batch, momentum = s.variance(), settings.momentum
+    if settings.running_variance == "unbiased":
         batch = (batch * (counts / np.maximum(counts - 1, 1))).astype(batch.dtype)
     return statistics.blend(mean, s.mean(), momentum, counts), statistics.blend(variance, batch, momentum, counts)
 
 
-def _nothing(problem: Problem) -> Statistics:
-    zero = np.zeros(problem.channels, problem.dtype)
-    return Statistics(zero, zero, zero, zero, np.zeros(problem.channels, np.int32))
+def _nothing(case: Case) -> Statistics:
+    zero = np.zeros(case.channels, case.dtype)
+    return Statistics(zero, zero, zero, zero, np.zeros(case.channels, np.int32))
 
 
 def _check_variance(function: str, running_var: Host) -> None:

@@ -6,15 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polybn.arguments import Problem, check_arrays, check_dy
+from polybn.arguments import check_arrays, check_dy
 from polybn.spec import Array, Gradients
-from polybn_mxnet import memory
+from polybn_mxnet import handles, memory
+from polybn_mxnet.case import VECTORS, Case
 from polybn_mxnet.memory import Host
 from polybn_mxnet.passes import Passes
 from polybn_mxnet.second_order import SecondPullback
 from polybn_mxnet.statistics import Statistics
-
-PARAMETERS = ("gamma", "beta", "running_mean", "running_var")
 
 
 class Call(NamedTuple):
@@ -22,7 +21,7 @@ class Call(NamedTuple):
 
     arrays: dict[str, Array | None]
     passes: Passes
-    problem: Problem
+    case: Case
     training: bool
     kept: Any
     counts: Host
@@ -32,21 +31,19 @@ class Call(NamedTuple):
 
     def differentiate(self, dy: Array, dx: Array | None) -> dict[str, Host]:
         """Write dx, where it is wanted, and return the gradients of what there is one of per channel (S13)."""
-        problem, passes, kept = self.problem, self.passes, self.kept
+        case = self.case
         if self.xhat is None:  # there are no values
-            return dict.fromkeys(PARAMETERS, np.zeros(problem.channels, problem.dtype))
+            return dict.fromkeys(VECTORS, np.zeros(case.channels, case.dtype))
         with np.errstate(all="ignore"):
-            wide = passes.sums(dy, self.xhat, problem, kept)
-            sum_g, sum_gx = (z.astype(problem.dtype) for z in wide)
             r = self.statistics.inverse_root()
-            gamma = np.ones_like(r) if self.gamma is None else self.gamma
-            if dx is not None:
-                m = np.maximum(self.counts, 1)
-                mean_g, mean_gx = ((z / m).astype(problem.dtype) for z in wide)
-                means = (mean_g, mean_gx) if self.training else None
-                passes.project(dy, self.xhat, problem, means, (r, gamma), kept, dx)
-            slope = gamma * r
-            return dict(zip(PARAMETERS, (sum_gx, sum_g, -slope * sum_g, -slope * r * sum_gx / 2), strict=True))
+            slopes = r, np.ones_like(r) if self.gamma is None else self.gamma
+            sum_g, sum_gx = self.passes.pull(
+                dy, self.xhat, case, self.counts, self.training, slopes, self.kept, dx
+            )  # fmt: skip
+            if self.training:
+                return {"gamma": sum_gx, "beta": sum_g}
+            slope = slopes[0] * slopes[1]
+            return dict(zip(VECTORS, (sum_gx, sum_g, -slope * sum_g, -slope * r * sum_gx / 2), strict=True))
 
     def carries_gradient(self, name: str) -> bool:
         """Tell whether an argument was given and the output depends on it (S13)."""
@@ -63,13 +60,20 @@ class Pullback:
         """Map a cotangent of ``y`` to cotangents of the arguments."""
         call = self._call
         check_arrays("batch_norm_vjp", "MXNet", memory.is_array, dy=dy)
-        check_dy(memory.described(dy), memory.described(call.arrays["x"]))
-        memory.check_contexts("batch_norm_vjp", x=call.arrays["x"], dy=dy)
-        x: Array = call.arrays["x"]
-        dx = memory.empty(x) if x.size else memory.send(np.empty(x.shape, x.dtype), x)
+        if dy is None:
+            check_dy(dy, call.case.x)
+        of_x, of_dy = call.case.x, handles.describe(dy)
+        if of_dy != of_x:
+            check_dy(of_dy, of_x)
+            memory.check_contexts("batch_norm_vjp", x=of_x, dy=of_dy)
+        dx = memory.new(of_x, type(call.arrays["x"]))
         vectors = call.differentiate(dy, dx)
         return Gradients(
-            dx, *(memory.send(vectors[k], call.arrays[k]) if call.carries_gradient(k) else None for k in PARAMETERS)
+            dx,
+            *(
+                memory.place(vectors[k], of_x.context, type(call.arrays[k])) if call.carries_gradient(k) else None
+                for k in VECTORS
+            ),
         )
 
     def vjp(self, dy: Array, /) -> tuple[Gradients, SecondPullback]:

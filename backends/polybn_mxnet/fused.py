@@ -5,111 +5,120 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 
-from polybn.arguments import Problem
 from polybn.spec import Array
-from polybn_mxnet import columns, kernels, memory, rows
+from polybn_mxnet import handles, layouts, memory, rows, whole
+from polybn_mxnet.case import Case
 from polybn_mxnet.memory import Host
-from polybn_mxnet.statistics import Statistics
+from polybn_mxnet.statistics import Settings, Statistics, smallest
 
-NARROW = 16
-"""Rows of fewer values are not worth a loop of their own."""
 SMALL = 1 << 20
 """Below this many values a second thread costs more than it brings."""
 
 
-def mask(where: Array | None, shape: tuple[int, ...], problem: Problem) -> tuple[None, Host]:
+def mask(where: Array | None, shape: tuple[int, ...], case: Case) -> tuple[None, Host]:
     """Count the values; masks are served by :data:`polybn_mxnet.rows.HOST`."""
     assert where is None
-    return None, np.full(problem.channels, problem.count)
+    return None, np.full(case.channels, case.count)
 
 
-def measure(x: Array, problem: Problem, exponent: Host, kept: None, counts: Host) -> tuple[Host, Host, Host]:
+def train(x: Array, case: Case, vectors: list[Array | None], settings: Settings, out: Array) -> rows.Trained | None:
+    """Write ``y`` and return all that a forward pass in training finds, or None where S10 has work to do."""
+    dtype, zeros, ones = case.dtype, *_constants(case.channels, case.dtype)
+    gamma, beta, mean, variance = (_vector(array, case) for array in vectors)
+    s, floor = np.empty((7, case.channels), dtype), smallest(dtype)
+    values, target = _load(x, case), _target(out, case)
+    xhat = memory.Owned(values.shape, dtype)
+    given = (
+        values, ones if gamma is None else gamma, zeros if beta is None else beta, zeros if mean is None else mean,
+        ones if variance is None else variance, settings.momentum, settings.eps, settings.correction(case.count),
+        floor,
+    )  # fmt: skip
+    if any(_share(whole.forward, case, *given, out=(xhat.view, target, s))):
+        return None
+    _store(target, out, case)
+    m1, delta, v, r, scale, new_mean, new_variance = s
+    statistics = Statistics(m1, delta, v, r, _exponents(case.channels))
+    running = (None, None) if mean is None else (new_mean, new_variance)
+    return rows.Trained(statistics, None if gamma is None else scale, xhat, *running)
+
+
+def measure(x: Array, case: Case, exponent: Host, kept: None, counts: Host) -> tuple[Host, Host, Host]:
     """Return ``m1``, ``delta`` and ``v`` (S2) of the values times ``2^-exponent``."""
-    form, values = _Form(x, problem), _load(x, problem, exponent)
-    (total,) = form.sums("sums", 1, values)
-    m1 = (total / counts).astype(problem.dtype)
-    rest, squares = form.sums("sums_about", 2, values, m1)
-    delta, square = ((z / counts).astype(problem.dtype) for z in (rest, squares))
+    values = _load(x, case, exponent)
+    total, squares = np.empty((2, case.channels))
+    _share(layouts.sums, case, values, out=(total,))
+    m1 = (total / counts).astype(case.dtype)
+    _share(layouts.sums_about, case, values, m1, out=(total, squares))
+    delta, square = ((z / counts).astype(case.dtype) for z in (total, squares))
     return m1, delta, np.maximum(square - delta * delta, 0)
 
 
-def largest(x: Array, problem: Problem, kept: None) -> Host:
+def largest(x: Array, case: Case, kept: None) -> Host:
     """Return the largest magnitude in each channel."""
-    return rows.HOST.largest(x, problem, kept)
+    return rows.HOST.largest(x, case, kept)
 
 
 def normalize(
-    x: Array, problem: Problem, s: Statistics, gamma: Host | None, beta: Host | None, kept: None, out: Array
+    x: Array, case: Case, s: Statistics, gamma: Host | None, beta: Host | None, kept: None, out: Array
 ) -> memory.Owned:
-    """Write ``y`` and return ``xhat`` (S3); what is added for no beta is -0, which changes nothing."""
-    xhat, target = memory.Owned(x, problem.dtype), _target(out, problem)
-    scale = np.ones_like(s.r) if gamma is None else gamma
-    shift = np.full_like(s.r, -0.0) if beta is None else beta
-    values = _load(x, problem, s.exponent), s.m1, s.delta, s.r, scale, shift
-    _Form(x, problem).run("normalize", *values, out=(xhat.view, target))
-    _store(target, out)
+    """Write ``y`` and return ``xhat`` (S3)."""
+    zeros, ones = _constants(case.channels, case.dtype)
+    values, target = _load(x, case, s.exponent), _target(out, case)
+    xhat = memory.Owned(values.shape, case.dtype)
+    scale, shift = ones if gamma is None else gamma, zeros if beta is None else beta
+    _share(layouts.normalize, case, values, s.m1, s.delta, s.r, scale, shift, out=(xhat.view, target))
+    _store(target, out, case)
     return xhat
 
 
-def sums(dy: Array, xhat: memory.Owned, problem: Problem, kept: None) -> tuple[Host, Host]:
+def sums(dy: Array, xhat: memory.Owned, case: Case, kept: None) -> tuple[Host, Host]:
     """Return ``sum(g)`` and ``sum(g * xhat)`` of each channel (S13)."""
-    total, products = _Form(dy, problem).sums("sums_with", 2, _load(dy, problem), xhat.view)
+    total, products = np.empty((2, case.channels))
+    _share(layouts.sums_with, case, _load(dy, case), xhat.view, out=(total, products))
     return total, products
 
 
 def project(
-    dy: Array, xhat: memory.Owned, problem: Problem, means: tuple[Host, Host] | None, slopes: tuple[Host, Host],
-    kept: None, out: Array,
+    dy: Array, xhat: memory.Owned, case: Case, means: tuple[Host, Host], slopes: tuple[Host, Host], kept: None,
+    out: Array,
 ) -> None:  # fmt: skip
-    """Write ``(g - mean_g - xhat * mean_gx) * r * gamma``, or ``g * r * gamma`` without means (S13)."""
-    form, g, target = _Form(dy, problem), _load(dy, problem), _target(out, problem)
-    if means is None:
-        form.run("multiply", g, *slopes, out=(target,))
-    else:
-        form.run("project", g, xhat.view, *means, *slopes, out=(target,))
-    _store(target, out)
+    """Write ``(g - mean_g - xhat * mean_gx) * r * gamma`` (S13)."""
+    target = _target(out, case)
+    _share(layouts.project, case, _load(dy, case), xhat.view, *means, *slopes, out=(target,))
+    _store(target, out, case)
 
 
-class _Form:
-    """How the loops see the arrays of one call: along rows, or, where these are short, along columns."""
+def pull(
+    dy: Array, xhat: memory.Owned, case: Case, counts: Host, training: bool, slopes: tuple[Host, Host],
+    kept: None, out: Array | None,
+) -> tuple[Host, Host]:  # fmt: skip
+    """Write the gradient of x, where it is wanted; return ``sum(g)`` and ``sum(g * xhat)`` (S13)."""
+    sum_g, sum_gx = np.empty((2, case.channels), case.dtype)
+    target = np.empty((0, 0, 0), case.dtype) if out is None else _target(out, case)
+    given = _load(dy, case), xhat.view, *slopes, training
+    _share(whole.backward, case, *given, out=(sum_g, sum_gx, target))
+    if out is not None:
+        _store(target, out, case)
+    return sum_g, sum_gx
 
-    def __init__(self, like: Array, problem: Problem) -> None:
-        before = math.prod(like.shape[: problem.axis])
-        self._lanes = problem.count // before
-        self._channels, self._size = problem.channels, problem.channels * problem.count
-        self._narrow = self._lanes < NARROW
-        width = problem.channels * self._lanes
-        self._shape: tuple[int, ...] = (before, width) if self._narrow else (before, problem.channels, self._lanes)
 
-    def sums(self, kernel: str, count: int, *arguments: Host) -> list[Host]:
-        """Run a kernel that adds up; return ``count`` sums of each channel."""
-        totals = [np.empty(self._shape[1]) for _ in range(count)]
-        self.run(kernel, *arguments, out=totals)
-        lanes = self._lanes if self._narrow else 1
-        return totals if lanes == 1 else [z.reshape(self._channels, lanes).sum(axis=1) for z in totals]
-
-    def run(self, kernel: str, *arguments: Host, out: Sequence[Host]) -> None:
-        """Run a kernel on all channels, in as many parts as there are threads."""
-        work: Callable[..., None] = getattr(columns if self._narrow else kernels, kernel)
-        given, results = ([self._seen(array) for array in arrays] for arrays in (arguments, out))
-        parts = 1 if self._size < SMALL else min(threads(), self._channels)
-        bounds = [self._shape[1] * part // parts for part in range(parts + 1)]
-        pairs = itertools.pairwise(bounds[1:])
-        others = [_pool(os.getpid()).submit(work, *given, low, high, *results) for low, high in pairs]
-        work(*given, 0, bounds[1], *results)
-        for other in others:
-            other.result()
-
-    def _seen(self, array: Host) -> Host:
-        if array.ndim > 1:
-            return array.reshape(self._shape)
-        return array if array.size == self._shape[1] else np.repeat(array, self._lanes)
+def _share(work: Callable[..., Any], case: Case, *given: Any, out: tuple[Host, ...]) -> list[Any]:
+    """Run a kernel on all channels, in as many parts as there are threads."""
+    channels = case.channels
+    parts = 1 if channels * case.count < SMALL else min(threads(), channels)
+    if parts == 1:
+        return [work(*given, 0, channels, *out)]
+    bounds = [channels * part // parts for part in range(parts + 1)]
+    pairs = itertools.pairwise(bounds[1:])
+    others = [_pool(os.getpid()).submit(work, *given, low, high, *out) for low, high in pairs]
+    return [work(*given, 0, bounds[1], *out), *(other.result() for other in others)]
 
 
 @cache
@@ -127,19 +136,47 @@ def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads(), thread_name_prefix="polybn-mxnet")
 
 
-def _load(array: Array, problem: Problem, exponent: Host | None = None) -> Host:
-    """Look at the values, or at wider copies of halves; copy them to scale them (S10)."""
-    values = memory.values(array).astype(problem.dtype, copy=False)
-    if exponent is None or not exponent.any():
-        return values
-    return np.ldexp(values, -exponent.reshape(-1, *(1,) * (values.ndim - 1 - problem.axis)))
+@lru_cache
+def _constants(channels: int, dtype: str) -> tuple[Host, Host]:
+    # What is added for no beta is -0, which changes nothing. Not read-only: Numba would compile for that once more.
+    return np.full(channels, -0.0, dtype), np.ones(channels, dtype)
 
 
-def _target(array: Array, problem: Problem) -> Host:
-    view = memory.view_settled(array)
-    return view if view.dtype == problem.dtype else np.empty(view.shape, problem.dtype)
+@lru_cache
+def _exponents(channels: int) -> Host:
+    return np.zeros(channels, np.int32)
 
 
-def _store(target: Host, array: Array) -> None:
-    if target.dtype != np.dtype(array.dtype):
-        memory.store(target, array)
+def _vector(array: Array | None, case: Case) -> Host | None:
+    return None if array is None else _read(array, (case.channels,), case.dtype)
+
+
+def _read(array: Array, shape: tuple[int, ...], dtype: str) -> Host:
+    handles.wait_to_read(array.handle)
+    return handles.view(array.handle, shape, dtype)
+
+
+def _load(array: Array, case: Case, exponent: Host | None = None) -> Host:
+    """Look at the values, or at wider copies of halves, as ``(A, C, B)``; copy them to scale them (S10)."""
+    if case.x.dtype == case.dtype:
+        values = _read(array, _shape(case), case.dtype)
+    else:
+        values = memory.values(array).reshape(_shape(case)).astype(case.dtype, copy=False)
+    return values if exponent is None or not exponent.any() else np.ldexp(values, -exponent[:, None])
+
+
+def _target(array: Array, case: Case) -> Host:
+    """Look at memory to write to, or take some other where this is of halves."""
+    if case.x.dtype == case.dtype:
+        return handles.view(array.handle, _shape(case), case.dtype)
+    return np.empty(_shape(case), case.dtype)
+
+
+def _store(target: Host, array: Array, case: Case) -> None:
+    if case.x.dtype != case.dtype:
+        memory.store(target.reshape(case.x.shape), array)
+
+
+def _shape(case: Case) -> tuple[int, int, int]:
+    before = math.prod(case.x.shape[: case.axis])
+    return before, case.channels, case.count // before

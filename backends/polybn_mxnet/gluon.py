@@ -125,8 +125,8 @@ class BatchNorm(mx.gluon.HybridBlock):
             training=training, **self._options,
         )  # fmt: skip
         if training:
-            with mx.autograd.pause():
-                running_mean[:], running_var[:] = result.running_mean, result.running_var
+            for old, new in zip((running_mean, running_var), result[1:], strict=True):
+                memory.overwrite(old, new)
         return result.y
 
     def _symbol(self, *inputs: Any) -> Any:

@@ -6,40 +6,40 @@ array made here has nothing to wait for until it is given away.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import threading
-import weakref
 from contextlib import AbstractContextManager
-from types import SimpleNamespace
 from typing import Any, ClassVar, TypeAlias, cast
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from polybn.spec import Array, BackendError
+from polybn_mxnet import handles
 from polybn_mxnet.compat import mxnet as mx
+from polybn_mxnet.handles import BFLOAT16, Description
 
 Host: TypeAlias = "NDArray[Any]"
-
-BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
-"""How MXNet describes it to NumPy."""
-
 
 _lock = threading.RLock()  # a collection of garbage may come back to it
 
 
 def is_array(value: object) -> bool:
     """Tell a dense array, of either of MXNet's two kinds, from sparse ones and others' subclasses."""
-    return type(value) in (mx.nd.NDArray, mx.np.ndarray)
+    return type(value) in handles.KINDS
 
 
-def check_contexts(function: str, **arrays: Array | None) -> None:
+def described(array: Any) -> Description | None:
+    """Return what the argument checks look at; None stays None."""
+    return None if array is None else handles.describe(array)
+
+
+def check_contexts(function: str, **arrays: Description | None) -> None:
     """Raise BackendError unless all arrays are in one context."""
-    given = {name: array.ctx for name, array in arrays.items() if array is not None}
-    first = next(iter(given.values()))
-    if any(context != first for context in given.values()):
-        owners = ", ".join(f"{name}: {context}" for name, context in given.items())
+    given = {name: array.context for name, array in arrays.items() if array is not None}
+    if len(set(given.values())) > 1:
+        devices = mx.Context.devtype2str
+        owners = ", ".join(f"{name}: {devices[device]}({index})" for name, (device, index) in given.items())
         raise BackendError(
             f"polybn.{function}: all arrays must be in one MXNet context; got {owners} (polybn moves nothing "
             "between devices: see as_in_context)"
@@ -53,7 +53,7 @@ def deletes(where: Array | None) -> bool:
 
 def on_host(array: Array) -> bool:
     """Tell whether the values lie in memory that the host can read."""
-    return bool(array.ctx.device_type.startswith("cpu"))
+    return handles.describe(array).on_host
 
 
 def view(array: Array) -> Host:
@@ -61,22 +61,17 @@ def view(array: Array) -> Host:
 
     The view does not keep the memory alive: it is for as long as somebody holds the array.
     """
-    array.wait_to_read()
+    handles.wait_to_read(array.handle)
     return view_settled(array)
 
 
 def view_settled(array: Array) -> Host:
     """Look at the memory of an array that nothing is going to write."""
-    shape, dtype = array.shape, np.dtype(array.dtype)
-    if 0 in shape:
-        return np.empty(shape, dtype)
-    pointer = ctypes.c_void_p()
-    # This asks for MXNet's standard layout, too, where oneDNN left another one behind.
-    mx.base.check_call(mx.base._LIB.MXNDArrayGetData(array.handle, ctypes.byref(pointer)))
-    address = pointer.value
-    assert address is not None
-    size = dtype.itemsize * math.prod(shape)
-    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+    what = handles.describe(array)
+    dtype = BFLOAT16 if what.dtype == "bfloat16" else what.dtype
+    if 0 in what.shape:
+        return np.empty(what.shape, dtype)
+    return handles.view(array.handle, what.shape, dtype)
 
 
 def values(array: Array) -> Host:
@@ -129,6 +124,15 @@ def put(host: Host, array: Array) -> None:
     store(host, array) if on_host(array) else assign(send(host, array), array)
 
 
+def overwrite(array: Array, values: Array) -> None:
+    """Copy values to an array of the same shape and dtype, once nothing reads or writes it."""
+    if on_host(array):
+        handles.wait_to_write(array.handle)
+        view_settled(array)[...] = view(values)
+    else:
+        values.copyto(array)
+
+
 def add(values: Array, array: Array) -> None:
     """Add to an array that nothing else writes, in place."""
     if on_host(array) and array.dtype != BFLOAT16:
@@ -136,13 +140,6 @@ def add(values: Array, array: Array) -> None:
         target += view(values)  # which MXNet's operators may still be writing
     else:
         assign(array.as_nd_ndarray() + values.as_nd_ndarray(), array)
-
-
-def described(array: Array) -> Any:
-    """Return what the argument checks look at: bfloat16 is a record to NumPy, and has no name."""
-    if not is_array(array) or array.dtype != BFLOAT16:
-        return array
-    return SimpleNamespace(shape=array.shape, dtype=SimpleNamespace(name="bfloat16"))
 
 
 def widened(array: Array, dtype: str) -> Array:
@@ -153,37 +150,31 @@ def widened(array: Array, dtype: str) -> Array:
 
 
 class Owned:
-    """Memory that nobody else sees, so that there is nothing to wait for, ever.
+    """Memory that nobody else sees.
 
-    MXNet gives the memory of a CPU array back to the system, and fresh pages cost more than the arithmetic on them:
-    up to KEPT bytes stay for the next call.
+    The system takes large arrays back, and fresh pages cost more than the arithmetic on them: up to KEPT bytes stay
+    for the next call.
     """
 
     KEPT = 1 << 26
-    _free: ClassVar[list[tuple[int, Any]]] = []
+    _free: ClassVar[list[Host]] = []
 
-    def __init__(self, like: Array, dtype: DTypeLike) -> None:
-        size = math.prod(like.shape) * np.dtype(dtype).itemsize
-        array = self._take(size)
-        self.view = view_settled(array).view(dtype).reshape(like.shape)
-        # Not __del__: in a cycle, MXNet's array might be finalized first.
-        weakref.finalize(self, self._give, size, array).atexit = False
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        self.view = self._take(math.prod(shape), dtype).reshape(shape)
 
     @classmethod
-    def _take(cls, size: int) -> Any:
+    def _take(cls, size: int, dtype: str) -> Host:
         with _lock:
-            for place, (candidate, array) in enumerate(cls._free):
-                if candidate == size:
-                    del cls._free[place]
-                    return array
-        return mx.nd.empty((size,), mx.cpu(), np.uint8)
+            for place, candidate in enumerate(cls._free):
+                if candidate.size == size and candidate.dtype == dtype:
+                    return cls._free.pop(place)
+        return np.empty(size, dtype)
 
-    @classmethod
-    def _give(cls, size: int, array: Any) -> None:
-        with _lock:
-            cls._free.append((size, array))
-            while sum(size for size, _ in cls._free) > cls.KEPT:
-                del cls._free[0]
+    def __del__(self, lock: Any = _lock, free: list[Host] = _free) -> None:
+        with lock:
+            free.append(self.view.reshape(-1))
+            while sum(array.nbytes for array in free) > self.KEPT:
+                del free[0]
 
 
 def vector(array: Array | None) -> Any:
@@ -191,26 +182,38 @@ def vector(array: Array | None) -> Any:
     return None if array is None else view(array).copy() if on_host(array) else array.asnumpy()
 
 
-def empty(like: Array, dtype: DTypeLike | None = None) -> Array:
-    """Allocate an array of the same shape, kind and context."""
-    new = mx.nd.empty(like.shape, like.ctx, like.dtype if dtype is None else dtype)
-    return as_kind(new, like)
+def new(what: Description, kind: type) -> Array:
+    """Allocate an array."""
+    if what.shape and 0 not in what.shape:
+        return handles.create(*what, kind)
+    with zero_sizes():
+        return handles.create(*what, kind)
+
+
+def empty(like: Array) -> Array:
+    """Allocate an array of the same shape, dtype, kind and context."""
+    return new(handles.describe(like), type(like))
 
 
 def send(host: Host, like: Array) -> Array:
     """Copy host values to the kind and context of another array."""
-    if not (host.size and host.shape):
-        with zero_sizes():
-            new = mx.nd.empty(host.shape, like.ctx, host.dtype)
-            if host.size:
-                new[()] = float(host)  # MXNet cannot spell a bool here
-        return as_kind(new, like)
-    new = mx.nd.empty(host.shape, like.ctx, host.dtype)
-    if on_host(new):
-        view_settled(new)[...] = host
+    return place(host, handles.describe(like).context, type(like))
+
+
+def place(host: Host, context: tuple[int, int], kind: type) -> Array:
+    """Copy host values to a kind of array and a context."""
+    what = Description(host.shape, handles.name(host.dtype), context)
+    array = new(what, kind)
+    if not host.size:
+        return array
+    if what.on_host:
+        handles.view(array.handle, host.shape, host.dtype)[...] = host
+    elif host.shape:
+        array[:] = host
     else:
-        new[:] = host
-    return as_kind(new, like)
+        with zero_sizes():
+            array[()] = float(host)  # MXNet cannot spell a bool here
+    return array
 
 
 def as_kind(array: Array, like: Array) -> Array:

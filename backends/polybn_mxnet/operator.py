@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from polybn.arguments import Problem, check_batch_norm
 from polybn.spec import Array
 from polybn_mxnet import memory, tape
 from polybn_mxnet.batch_norm import compute
+from polybn_mxnet.case import Case, of_batch_norm
 from polybn_mxnet.compat import mxnet as mx
+from polybn_mxnet.statistics import Settings
 
 OPERATOR = "polybn_batch_norm"
 _REQUESTS = {"null": tape.NULL, "write": tape.WRITE, "inplace": tape.WRITE, "add": tape.ADD}
@@ -26,7 +27,7 @@ class Operator(mx.operator.CustomOp):
     def __init__(self, scale: bool, center: bool, frozen: bool, axis: int, options: dict[str, Any]) -> None:
         super().__init__()
         self._scale, self._center, self._frozen, self._axis, self._options = scale, center, frozen, axis, options
-        self._problems: dict[bool, Problem] = {}
+        self._cases: dict[bool, Case] = {}
 
     def forward(
         self, is_train: bool, req: list[str], in_data: list[Array], out_data: list[Array], aux: list[Array]
@@ -38,9 +39,9 @@ class Operator(mx.operator.CustomOp):
             "running_mean": aux[0], "running_var": aux[1],
         }  # fmt: skip
         training = bool(is_train) and not self._frozen
-        problem = self._problem(arrays, training)
+        case = self._checked(arrays, training)
         y = out_data[0] if _REQUESTS[req[0]] == tape.WRITE else memory.empty(x)
-        self._call, *running = compute(OPERATOR, arrays, problem, y, training=training, **self._options)
+        self._call, *running = compute(OPERATOR, arrays, case, y, training, Settings(**self._options))
         if y is not out_data[0]:
             self.assign(out_data[0], req[0], y)
         for host, array in zip(running, aux, strict=True):
@@ -60,15 +61,14 @@ class Operator(mx.operator.CustomOp):
                 wanted[name] = array, _REQUESTS[request]
         tape.differentiate(self._call, out_grad[0], wanted)
 
-    def _problem(self, arrays: dict[str, Array | None], training: bool) -> Problem:
+    def _checked(self, arrays: dict[str, Array | None], training: bool) -> Case:
         # Shapes and dtypes are those that MXNet made the operator for: they are checked once.
-        if training not in self._problems:
-            x, *vectors = arrays.values()
-            self._problems[training] = check_batch_norm(
-                "gluon.BatchNorm", memory.described(x), *vectors,
-                training=training, axis=self._axis, where=None, **self._options,
+        if training not in self._cases:
+            self._cases[training] = of_batch_norm(
+                "gluon.BatchNorm", *map(memory.described, arrays.values()), None,
+                training=training, axis=self._axis, **self._options,
             )  # fmt: skip
-        return self._problems[training]
+        return self._cases[training]
 
 
 class Properties(mx.operator.CustomOpProp):

@@ -7,13 +7,13 @@ results of every sum. With ``mxnet.numpy`` this runs in any context; with NumPy,
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from polybn.arguments import Problem
 from polybn.spec import Array
 from polybn_mxnet import memory
+from polybn_mxnet.case import Case
 from polybn_mxnet.compat import mxnet as mx
 from polybn_mxnet.memory import Host
 from polybn_mxnet.statistics import Statistics
@@ -27,87 +27,112 @@ Mask: TypeAlias = Any
 CHUNK = 64
 
 
+class Trained(NamedTuple):
+    """What a forward pass in training finds, besides y."""
+
+    statistics: Statistics
+    gamma: Host | None
+    xhat: Values
+    running_mean: Host | None
+    running_var: Host | None
+
+
 class Rows:
     """The passes of :mod:`polybn_mxnet.batch_norm` on rows of a library: ``numpy`` or ``mxnet.numpy``."""
+
+    train = None
+    """There is no short way here from the arguments to all results."""
 
     def __init__(self, library: Any) -> None:
         self._np = library
         self._on_host = library is np
 
-    def mask(self, where: Array | None, shape: tuple[int, ...], problem: Problem) -> tuple[Mask, Host]:
+    def mask(self, where: Array | None, shape: tuple[int, ...], case: Case) -> tuple[Mask, Host]:
         """Bring a mask to rows, and count what it keeps."""
         if where is None:
-            return None, np.full(problem.channels, problem.count)
+            return None, np.full(case.channels, case.count)
         bytes_ = self._load(where).astype("uint8")  # MXNet transposes bytes, but not bool
-        kept = self._rows(self._np.broadcast_to(bytes_, shape), problem)
+        kept = self._rows(self._np.broadcast_to(bytes_, shape), case)
         counts = self._fetch(self._np.sum(kept.astype("int64"), axis=1)).astype(np.int64)
         return kept.astype("bool"), counts
 
-    def measure(self, x: Array, problem: Problem, exponent: Host, kept: Mask, counts: Host) -> tuple[Host, Host, Host]:
+    def measure(self, x: Array, case: Case, exponent: Host, kept: Mask, counts: Host) -> tuple[Host, Host, Host]:
         """Return ``m1``, ``delta`` and ``v`` (S2) of the values times ``2^-exponent``."""
-        dtype, m = problem.dtype, np.maximum(counts, 1)
-        rows = self._gather(x, problem, kept, exponent)
+        dtype, m = case.dtype, np.maximum(counts, 1)
+        rows = self._gather(x, case, kept, exponent)
         m1 = (self._sums(rows) / m).astype(dtype)
         rows = self._keep(rows - self._column(m1, rows), kept)
         delta, square = ((self._sums(z) / m).astype(dtype) for z in (rows, rows * rows))
         return m1, delta, np.maximum(square - delta * delta, 0)
 
-    def largest(self, x: Array, problem: Problem, kept: Mask) -> Host:
+    def largest(self, x: Array, case: Case, kept: Mask) -> Host:
         """Return the largest magnitude in each channel."""
-        rows = self._gather(x, problem, kept)
+        rows = self._gather(x, case, kept)
         return self._fetch(self._np.max(self._np.abs(rows), axis=1))
 
     def normalize(
-        self, x: Array, problem: Problem, s: Statistics, gamma: Host | None, beta: Host | None, kept: Mask,
+        self, x: Array, case: Case, s: Statistics, gamma: Host | None, beta: Host | None, kept: Mask,
         out: Array,
     ) -> Values:  # fmt: skip
         """Write ``y`` and return ``xhat`` (S3)."""
-        rows = self._gather(x, problem, kept, s.exponent)
+        rows = self._gather(x, case, kept, s.exponent)
         rows = rows - self._column(s.m1, rows)
         if s.delta.any():
             rows = rows - self._column(s.delta, rows)
         xhat = self._keep(rows * self._column(s.r, rows), kept)
         y = xhat if gamma is None else xhat * self._column(gamma, xhat)
         y = y if beta is None else y + self._column(beta, xhat)
-        self._scatter(self._keep(y, kept), out, problem)
+        self._scatter(self._keep(y, kept), out, case)
         return xhat
 
-    def sums(self, dy: Array, xhat: Values, problem: Problem, kept: Mask) -> tuple[Host, Host]:
+    def sums(self, dy: Array, xhat: Values, case: Case, kept: Mask) -> tuple[Host, Host]:
         """Return ``sum(g)`` and ``sum(g * xhat)`` of each channel (S13)."""
-        g = self._gather(dy, problem, kept)
+        g = self._gather(dy, case, kept)
         return self._sums(g), self._sums(g * xhat)
 
     def project(
-        self, dy: Array, xhat: Values, problem: Problem, means: tuple[Host, Host] | None, slopes: tuple[Host, Host],
+        self, dy: Array, xhat: Values, case: Case, means: tuple[Host, Host] | None, slopes: tuple[Host, Host],
         kept: Mask, out: Array,
     ) -> None:  # fmt: skip
         """Write ``(g - mean_g - xhat * mean_gx) * r * gamma``, or ``g * r * gamma`` without means (S13)."""
-        rows = self._gather(dy, problem, kept)
+        rows = self._gather(dy, case, kept)
         if means is not None:
             mean_g, mean_gx = (self._column(z, rows) for z in means)
             rows = rows - mean_g - xhat * mean_gx
         for slope in slopes:
             rows = rows * self._column(slope, rows)
-        self._scatter(self._keep(rows, kept), out, problem)
+        self._scatter(self._keep(rows, kept), out, case)
 
-    def _gather(self, x: Array, problem: Problem, kept: Mask, exponent: Host | None = None) -> Values:
-        rows = self._keep(self._rows(self._load(x), problem).astype(problem.dtype), kept)
+    def pull(
+        self, dy: Array, xhat: Values, case: Case, counts: Host, training: bool, slopes: tuple[Host, Host],
+        kept: Mask, out: Array | None,
+    ) -> tuple[Host, Host]:  # fmt: skip
+        """Write the gradient of x, where it is wanted; return ``sum(g)`` and ``sum(g * xhat)`` (S13)."""
+        dtype, wide = case.dtype, self.sums(dy, xhat, case, kept)
+        if out is not None:
+            mean_g, mean_gx = ((z / np.maximum(counts, 1)).astype(dtype) for z in wide)
+            self.project(dy, xhat, case, (mean_g, mean_gx) if training else None, slopes, kept, out)
+        sum_g, sum_gx = (z.astype(dtype) for z in wide)
+        return sum_g, sum_gx
+
+    def _gather(self, x: Array, case: Case, kept: Mask, exponent: Host | None = None) -> Values:
+        rows = self._keep(self._rows(self._load(x), case).astype(case.dtype), kept)
         if exponent is not None and exponent.any():
             for half in (exponent // 2, exponent - exponent // 2):  # 2^-exponent itself may be out of range
-                rows = rows * self._column(np.ldexp(np.ones(1, problem.dtype), -half), rows)
+                rows = rows * self._column(np.ldexp(np.ones(1, case.dtype), -half), rows)
         return rows
 
-    def _scatter(self, rows: Values, out: Array, problem: Problem) -> None:
+    def _scatter(self, rows: Values, out: Array, case: Case) -> None:
         shape = out.shape
-        first = (shape[problem.axis], *shape[: problem.axis], *shape[problem.axis + 1 :])
-        values = self._np.moveaxis(rows.reshape(first), 0, problem.axis)
+        first = (shape[case.axis], *shape[: case.axis], *shape[case.axis + 1 :])
+        values = self._np.moveaxis(rows.reshape(first), 0, case.axis)
         if self._on_host:
             memory.store(values, out)
         else:
             memory.assign(values, out)
 
-    def _rows(self, values: Values, problem: Problem) -> Values:
-        rows = self._np.moveaxis(values, problem.axis, 0).reshape((problem.channels, problem.count))
+    def _rows(self, values: Values, case: Case) -> Values:
+        rows = self._np.moveaxis(values, case.axis, 0).reshape((case.channels, case.count))
         return np.ascontiguousarray(rows) if self._on_host else rows  # BLAS adds up in an order that suits the strides
 
     def _keep(self, rows: Values, kept: Mask) -> Values:

@@ -68,7 +68,7 @@ class SecondPullback:
     def __init__(self, call: Call, dy: Array) -> None:
         self._call = call
         with tape.paused():
-            self._g = memory.widened(dy, call.problem.dtype) if dy.size else None
+            self._g = memory.widened(dy, call.case.dtype) if dy.size else None
 
     def __call__(self, cotangents: Gradients, /) -> SecondGradients:
         """Map cotangents of the gradients (None stands for 0) to cotangents of ``dy`` and the arguments.
@@ -88,7 +88,7 @@ class SecondPullback:
         with tape.paused(), np.errstate(all="ignore"):
             results = self._nothing() if self._g is None else self._differentiate(self._g, cotangents)
             vectors = {
-                name: memory.send(value.astype(call.problem.dtype), call.arrays[name])
+                name: memory.send(value.astype(call.case.dtype), call.arrays[name])
                 for name, value in results.vectors.items()
                 if call.arrays[name] is not None
             }
@@ -102,20 +102,21 @@ class SecondPullback:
         absent = ("running_mean", "running_var") if self._call.training else ()
         expected = {name: None if name in absent else array for name, array in self._call.arrays.items()}
         check_cotangents(*({k: memory.described(v) for k, v in z.items()} for z in (expected, given)))
-        memory.check_contexts("batch_norm_vjp", x=self._call.arrays["x"], **named)
+        of_x, of_named = memory.described(self._call.arrays["x"]), {k: memory.described(v) for k, v in named.items()}
+        memory.check_contexts("batch_norm_vjp", x=of_x, **of_named)
 
     def _nothing(self) -> Results:
         names = ("gamma",) if self._call.training else ("gamma", "running_mean", "running_var")
         x: Array = self._call.arrays["x"]
-        zero = np.zeros(self._call.problem.channels)
+        zero = np.zeros(self._call.case.channels)
         of_dy, of_x = (memory.send(np.empty(x.shape, x.dtype), x) for _ in range(2))
         return Results(of_dy, of_x, dict.fromkeys(names, zero))
 
     def _differentiate(self, g: Array, cotangents: Gradients) -> Results:
         x: Array = self._call.arrays["x"]
-        dtype = self._call.problem.dtype
+        dtype = self._call.case.dtype
         a = memory.send(np.zeros(x.shape, dtype), g) if cotangents.x is None else memory.widened(cotangents.x, dtype)
-        zero = np.zeros(self._call.problem.channels)
+        zero = np.zeros(self._call.case.channels)
         v = Vectors(*(zero if z is None else memory.vector(z).astype(np.float64) for z in cotangents[1:]))
         s = Sums(*self._sums(g), *self._sums(a), self._sums(g * a)[0])
         return (self._training if self._call.training else self._inference)(g, a, s, v)
@@ -147,17 +148,17 @@ class SecondPullback:
 
     def _sums(self, z: Array) -> tuple[Host, Host]:
         call = self._call
-        return call.passes.sums(z, call.xhat, call.problem, call.kept)
+        return call.passes.sums(z, call.xhat, call.case, call.kept)
 
     def _combined(self, z: Array, p: Host, q: Host) -> Array:
-        call, dtype = self._call, self._call.problem.dtype
-        one, out = np.ones(call.problem.channels, dtype), memory.empty(call.arrays["x"])
+        call, dtype = self._call, self._call.case.dtype
+        one, out = np.ones(call.case.channels, dtype), memory.empty(call.arrays["x"])
         means = p.astype(dtype), q.astype(dtype)
-        call.passes.project(z, call.xhat, call.problem, means, (one, one), call.kept, out)
+        call.passes.project(z, call.xhat, call.case, means, (one, one), call.kept, out)
         return out
 
     def _times(self, z: Array, vector: Host) -> Array:
-        problem = self._call.problem
+        case = self._call.case
         shape = [1] * z.ndim
-        shape[problem.axis] = problem.channels
-        return z * memory.send(vector.astype(problem.dtype).reshape(shape), z)
+        shape[case.axis] = case.channels
+        return z * memory.send(vector.astype(case.dtype).reshape(shape), z)

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polybn_mxnet.memory import Host
+
+
+class Settings(NamedTuple):
+    """The options of a call that change numbers."""
+
+    momentum: float
+    eps: float
+    running_variance: str
+
+    def correction(self, count: int) -> float:
+        """Return what the variance of so many values is multiplied by before the running one takes it in (S4)."""
+        return count / (count - 1) if self.running_variance == "unbiased" and count > 1 else 1.0
 
 
 class Statistics(NamedTuple):
@@ -56,9 +69,14 @@ def inverse_root(variance: Host, eps: Host | np.floating) -> Host:
 def out_of_range(v: Host, eps: float) -> NDArray[np.bool_]:
     """Find the channels whose ``v + eps`` overflowed or came near underflow (S10)."""
     square = v + v.dtype.type(eps)
-    floor = np.finfo(v.dtype).smallest_normal * v.dtype.type(2.0**64)
-    strayed: NDArray[np.bool_] = ~np.isfinite(square) | (square < floor)
+    strayed: NDArray[np.bool_] = ~np.isfinite(square) | (square < smallest(v.dtype.name))
     return strayed
+
+
+@cache
+def smallest(dtype: str) -> float:
+    """Return the least ``v + eps`` that is far enough from underflow (S10)."""
+    return float(np.finfo(dtype).smallest_normal) * 2.0**64
 
 
 def exponents(largest: Host, eps: float) -> NDArray[np.int32]:

@@ -37,20 +37,10 @@ def record(call: Call, y: Array) -> None:
         return
     inputs: dict[str, Any] = {name: array for name, array in call.arrays.items() if call.carries_gradient(name)}
     key = next(_keys)
-    functions = (ctypes.CFUNCTYPE(ctypes.c_int) * 2)(*_CALLBACKS)
-    states = (ctypes.c_void_p * 2)(key, key)
-    entry = mx.base.MXCallbackList(2, functions, states)
-    _recorded[key] = call, list(inputs), (functions, states, entry)
-    handles = [array.handle for array in inputs.values()]
-    mx.base.check_call(
-        mx.base._LIB.MXCustomFunctionRecord(
-            len(handles),
-            mx.base.c_handle_array(list(inputs.values())),
-            1,
-            mx.base.c_handle_array([y]),
-            ctypes.byref(entry),
-        )
-    )
+    entry = mx.base.MXCallbackList(2, _CALLBACKS, (ctypes.c_void_p * 2)(key, key))
+    _recorded[key] = call, list(inputs), entry
+    handles = mx.base.c_handle_array(list(inputs.values())), mx.base.c_handle_array([y])
+    mx.base.check_call(mx.base._LIB.MXCustomFunctionRecord(len(inputs), handles[0], 1, handles[1], ctypes.byref(entry)))
 
 
 def _backward(outputs: int, inputs: int, pointers: Any, requests: Any, is_train: int, key: int) -> bool:
@@ -89,4 +79,6 @@ def _forget(key: int) -> bool:
 
 _BACKWARD = mx.autograd.Function._bwd_functype(_backward)
 _FORGET = mx.autograd.Function._del_functype(_forget)
-_CALLBACKS = [ctypes.cast(f, ctypes.CFUNCTYPE(ctypes.c_int)) for f in (_BACKWARD, _FORGET)]
+_CALLBACKS = (ctypes.CFUNCTYPE(ctypes.c_int) * 2)(
+    *(ctypes.cast(function, ctypes.CFUNCTYPE(ctypes.c_int)) for function in (_BACKWARD, _FORGET))
+)
