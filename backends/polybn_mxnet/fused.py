@@ -30,23 +30,22 @@ def mask(where: Array | None, shape: tuple[int, ...], case: Case) -> tuple[None,
 
 def train(x: Array, case: Case, vectors: list[Array | None], settings: Settings, out: Array) -> rows.Trained | None:
     """Write ``y`` and return all that a forward pass in training finds, or None where S10 has work to do."""
-    dtype, zeros, ones = case.dtype, *_constants(case.channels, case.dtype)
-    gamma, beta, mean, variance = (_vector(array, case) for array in vectors)
-    s, floor = np.empty((7, case.channels), dtype), smallest(dtype)
-    values, target = _load(x, case), _target(out, case)
-    xhat = memory.Owned(values.shape, dtype)
+    channels, dtype = case.channels, case.dtype
+    gamma, beta, mean, variance = (0 if array is None else _read(array) for array in vectors)
+    (values, _held), (target, result) = _source(x, case), _destination(out, case)
+    xhat, s = memory.Owned(_shape(case), dtype), np.empty((7, channels), dtype)
     given = (
-        values, ones if gamma is None else gamma, zeros if beta is None else beta, zeros if mean is None else mean,
-        ones if variance is None else variance, settings.momentum, settings.eps, settings.correction(case.count),
-        floor,
+        values, gamma, beta, mean, variance, settings.momentum, settings.eps,
+        settings.correction(case.count), smallest(dtype), xhat.view, s,
     )  # fmt: skip
-    if any(_share(whole.forward, case, *given, out=(xhat.view, target, s))):
+    if any(_share(whole.forward, case, *given, out=(target,))):
         return None
-    _store(target, out, case)
+    if result is not None:
+        memory.store(result, out)
     m1, delta, v, r, scale, new_mean, new_variance = s
-    statistics = Statistics(m1, delta, v, r, _exponents(case.channels))
-    running = (None, None) if mean is None else (new_mean, new_variance)
-    return rows.Trained(statistics, None if gamma is None else scale, xhat, *running)
+    statistics = Statistics(m1, delta, v, r, _exponents(channels))
+    running = (new_mean, new_variance) if mean else (None, None)
+    return rows.Trained(statistics, scale if gamma else None, xhat, *running)
 
 
 def measure(x: Array, case: Case, exponent: Host, kept: None, counts: Host) -> tuple[Host, Host, Host]:
@@ -69,7 +68,7 @@ def normalize(
     x: Array, case: Case, s: Statistics, gamma: Host | None, beta: Host | None, kept: None, out: Array
 ) -> memory.Owned:
     """Write ``y`` and return ``xhat`` (S3)."""
-    zeros, ones = _constants(case.channels, case.dtype)
+    zeros, ones = _neutral(case.channels, case.dtype)
     values, target = _load(x, case, s.exponent), _target(out, case)
     xhat = memory.Owned(values.shape, case.dtype)
     scale, shift = ones if gamma is None else gamma, zeros if beta is None else beta
@@ -96,20 +95,19 @@ def project(
 
 
 def pull(
-    dy: Array, xhat: memory.Owned, case: Case, counts: Host, training: bool, slopes: tuple[Host, Host],
-    kept: None, out: Array | None,
+    dy: Array, xhat: memory.Owned, case: Case, counts: Host, training: bool, slopes: tuple[Host, Host], kept: None,
+    out: Array | None,
 ) -> tuple[Host, Host]:  # fmt: skip
     """Write the gradient of x, where it is wanted; return ``sum(g)`` and ``sum(g * xhat)`` (S13)."""
-    sum_g, sum_gx = np.empty((2, case.channels), case.dtype)
-    target = np.empty((0, 0, 0), case.dtype) if out is None else _target(out, case)
-    given = _load(dy, case), xhat.view, *slopes, training
-    _share(whole.backward, case, *given, out=(sum_g, sum_gx, target))
-    if out is not None:
-        _store(target, out, case)
-    return sum_g, sum_gx
+    s = np.empty((2, case.channels), case.dtype)
+    (values, _held), (target, result) = _source(dy, case), (0, None) if out is None else _destination(out, case)
+    _share(whole.backward, case, values, xhat.view, *slopes, training, s, out=(target,))
+    if out is not None and result is not None:
+        memory.store(result, out)
+    return s[0], s[1]
 
 
-def _share(work: Callable[..., Any], case: Case, *given: Any, out: tuple[Host, ...]) -> list[Any]:
+def _share(work: Callable[..., Any], case: Case, *given: Any, out: tuple[Host | int, ...]) -> list[Any]:
     """Run a kernel on all channels, in as many parts as there are threads."""
     channels = case.channels
     parts = 1 if channels * case.count < SMALL else min(threads(), channels)
@@ -137,7 +135,7 @@ def _pool(process: int) -> ThreadPoolExecutor:
 
 
 @lru_cache
-def _constants(channels: int, dtype: str) -> tuple[Host, Host]:
+def _neutral(channels: int, dtype: str) -> tuple[Host, Host]:
     # What is added for no beta is -0, which changes nothing. Not read-only: Numba would compile for that once more.
     return np.full(channels, -0.0, dtype), np.ones(channels, dtype)
 
@@ -147,19 +145,32 @@ def _exponents(channels: int) -> Host:
     return np.zeros(channels, np.int32)
 
 
-def _vector(array: Array | None, case: Case) -> Host | None:
-    return None if array is None else _read(array, (case.channels,), case.dtype)
-
-
-def _read(array: Array, shape: tuple[int, ...], dtype: str) -> Host:
+def _read(array: Array) -> int:
     handles.wait_to_read(array.handle)
-    return handles.view(array.handle, shape, dtype)
+    return handles.address(array.handle)
+
+
+def _source(array: Array, case: Case) -> tuple[int, Host | None]:
+    """Tell where values are: their own memory, or that of a wider copy of halves, to be held meanwhile."""
+    if case.x.dtype == case.dtype:
+        return _read(array), None
+    values = _load(array, case)
+    return values.ctypes.data, values
+
+
+def _destination(array: Array, case: Case) -> tuple[int, Host | None]:
+    """Tell where to write: an array's own memory, or some other where this is of halves, to be stored afterwards."""
+    if case.x.dtype == case.dtype:
+        return handles.address(array.handle), None
+    values = np.empty(case.x.shape, case.dtype)
+    return values.ctypes.data, values
 
 
 def _load(array: Array, case: Case, exponent: Host | None = None) -> Host:
     """Look at the values, or at wider copies of halves, as ``(A, C, B)``; copy them to scale them (S10)."""
     if case.x.dtype == case.dtype:
-        values = _read(array, _shape(case), case.dtype)
+        handles.wait_to_read(array.handle)
+        values = handles.view(array.handle, _shape(case), case.dtype)
     else:
         values = memory.values(array).reshape(_shape(case)).astype(case.dtype, copy=False)
     return values if exponent is None or not exponent.any() else np.ldexp(values, -exponent[:, None])

@@ -33,6 +33,7 @@ _NAMES = {
 _NUMBERS = {name: number for number, name in _NAMES.items()}
 _NAMES_OF = {BFLOAT16 if name == "bfloat16" else np.dtype(name): name for name in _NUMBERS}
 _int, _size = ctypes.c_int, ctypes.c_int64 if mx.nd.ndarray._int64_enabled() else ctypes.c_int
+_four = _int * 4
 _suffix = "Ex64" if _size is ctypes.c_int64 else "Ex"
 
 
@@ -43,9 +44,10 @@ def _function(name: str, *arguments: Any, waits: bool = False) -> Callable[..., 
 
 
 _pointer = ctypes.POINTER
-_shape = _function(f"MXNDArrayGetShape{_suffix}", ctypes.c_void_p, _pointer(_int), _pointer(_pointer(_size)))
-_dtype = _function("MXNDArrayGetDType", ctypes.c_void_p, _pointer(_int))
-_context = _function("MXNDArrayGetContext", ctypes.c_void_p, _pointer(_int), _pointer(_int))
+_any = ctypes.c_void_p
+_shape = _function(f"MXNDArrayGetShape{_suffix}", _any, _any, _pointer(_pointer(_size)))
+_dtype = _function("MXNDArrayGetDType", _any, _any)
+_context = _function("MXNDArrayGetContext", _any, _any, _any)
 _data = _function("MXNDArrayGetData", ctypes.c_void_p, _pointer(ctypes.c_void_p), waits=True)
 _wait_to_read = _function("MXNDArrayWaitToRead", ctypes.c_void_p, waits=True)
 _wait_to_write = _function("MXNDArrayWaitToWrite", ctypes.c_void_p, waits=True)
@@ -75,15 +77,16 @@ class Description(NamedTuple):
 
 def describe(array: Array) -> Description:
     """Look at what an array is, not at its values."""
-    handle, rank, sizes = array.handle, _int(), _pointer(_size)()
-    number, device, index = _int(), _int(), _int()
+    handle: Any = array.handle
+    numbers, sizes = _four(), _pointer(_size)()
     if (
-        _shape(handle, ctypes.byref(rank), ctypes.byref(sizes))
-        or _dtype(handle, ctypes.byref(number))
-        or _context(handle, ctypes.byref(device), ctypes.byref(index))
+        _shape(handle, ctypes.byref(numbers), ctypes.byref(sizes))
+        or _dtype(handle, ctypes.byref(numbers, 4))
+        or _context(handle, ctypes.byref(numbers, 8), ctypes.byref(numbers, 12))
     ):
         raise mx.base.get_last_ffi_error()
-    return Description(tuple(sizes[: rank.value]), _NAMES[number.value], (device.value, index.value))
+    rank, dtype, device, index = numbers
+    return Description(tuple(sizes[:rank]), _NAMES[dtype], (device, index))
 
 
 def create(shape: tuple[int, ...], dtype: str, context: tuple[int, int], kind: type) -> Array:
@@ -112,16 +115,21 @@ def wait_to_write(handle: Any) -> None:
         raise mx.base.get_last_ffi_error()
 
 
-def view(handle: Any, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """Look at the memory of an array in a CPU context that holds one value or more, and that nothing writes.
-
-    The view does not keep the memory alive.
-    """
+def address(handle: Any) -> int:
+    """Tell where the memory of an array begins that holds one value or more."""
     pointer = ctypes.c_void_p()
     # This asks for MXNet's standard layout, too, where oneDNN left another one behind.
     if _data(handle, ctypes.byref(pointer)):
         raise mx.base.get_last_ffi_error()
     assert pointer.value is not None
+    return pointer.value
+
+
+def view(handle: Any, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Look at the memory of an array in a CPU context that holds one value or more, and that nothing writes.
+
+    The view does not keep the memory alive.
+    """
     size = np.dtype(dtype).itemsize * math.prod(shape)
-    memory: Any = (ctypes.c_char * size).from_address(pointer.value)
+    memory: Any = (ctypes.c_char * size).from_address(address(handle))
     return np.ndarray(shape, dtype, memory)

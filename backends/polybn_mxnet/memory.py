@@ -120,8 +120,12 @@ def assign(values: Array, array: Array) -> None:
 
 
 def put(host: Host, array: Array) -> None:
-    """Write host values into an array of any context that nothing else writes."""
-    store(host, array) if on_host(array) else assign(send(host, array), array)
+    """Write host values into an array of their shape and dtype, of any context, that nothing else writes."""
+    what = handles.describe(array)
+    if what.on_host and host.size:
+        handles.view(array.handle, host.shape, host.dtype)[...] = host
+    elif host.size:
+        assign(place(host, what.context, type(array)), array)
 
 
 def overwrite(array: Array, values: Array) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from polybn_mxnet.derivatives import Call
 
 NULL, WRITE, ADD = 0, 1, 3  # OpReqType of MXNet
-_recorded: dict[int, tuple[Call, list[str], Any]] = {}
+_recorded: dict[int, tuple[Call, tuple[str, ...], Any]] = {}
 _keys = itertools.count(1)
 
 
@@ -38,18 +38,18 @@ def record(call: Call, y: Array) -> None:
     inputs: dict[str, Any] = {name: array for name, array in call.arrays.items() if call.carries_gradient(name)}
     key = next(_keys)
     entry = mx.base.MXCallbackList(2, _CALLBACKS, (ctypes.c_void_p * 2)(key, key))
-    _recorded[key] = call, list(inputs), entry
-    handles = mx.base.c_handle_array(list(inputs.values())), mx.base.c_handle_array([y])
-    mx.base.check_call(mx.base._LIB.MXCustomFunctionRecord(len(inputs), handles[0], 1, handles[1], ctypes.byref(entry)))
+    _recorded[key] = call, tuple(inputs), entry  # MXNet keeps the address of the entry
+    handles = (ctypes.c_void_p * len(inputs))(*(array.handle.value for array in inputs.values()))
+    mx.base.check_call(
+        mx.base._LIB.MXCustomFunctionRecord(len(inputs), handles, 1, ctypes.byref(y.handle), ctypes.byref(entry))
+    )
 
 
 def _backward(outputs: int, inputs: int, pointers: Any, requests: Any, is_train: int, key: int) -> bool:
     """Fill in the gradients of one call; MXNet calls this from a thread of its own when dy is there."""
     try:
         call, names, _ = _recorded[key]
-        dy, *gradients = (
-            mx.nd.NDArray(ctypes.cast(pointers[i], mx.base.NDArrayHandle), writable=i > 0) for i in range(1 + inputs)
-        )
+        dy, *gradients = (mx.nd.NDArray(mx.base.NDArrayHandle(pointers[i])) for i in range(1 + inputs))
         wanted = dict(zip(names, zip(gradients, requests[:inputs], strict=True), strict=True))
         differentiate(call, dy, {name: target for name, target in wanted.items() if target[1] != NULL})
     except Exception:
