@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 from pathlib import Path
@@ -20,10 +21,14 @@ SECTIONS = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE
 TARGETS = {"PyTorch": "torch", "Flax": "flax", "Keras": "keras", "ONNX": "onnx"}
 
 
+def blocks(section: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", SECTIONS[section], re.MULTILINE | re.DOTALL)
+
+
 def run(sections: list[str]) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "page"}
     for section in sections:
-        for block in re.findall(r"^```python\n(.*?)^```$", SECTIONS[section], re.MULTILINE | re.DOTALL):
+        for block in blocks(section):
             exec(compile(block, f"leaving-mxnet.md, {section}", "exec"), names)
     return names
 
@@ -42,6 +47,22 @@ def test_the_file_is_read_and_verified(tmp_path: Path) -> None:
     assert set(names["state"]) == {"gamma", "beta", "running_mean", "running_var"}
     assert all(len(set(value.tolist())) == 4 for value in names["state"].values()), "a state that could be anyone's"
     assert (tmp_path / "net.params").exists()
+
+
+def test_an_exported_network_and_its_symbol_hold_the_same_state(tmp_path: Path) -> None:
+    names = run(COMMON)
+    found = names["state"]
+    names["net"].hybridize()
+    names["net"](names["images"])
+    names["net"].export("exported")
+    (block,) = (block for block in blocks("Its batch norm") if "mx.nd.load" in block)
+    exec(block.replace("net.params", "exported-0000.params"), names)
+    assert len(names["norms"]) == 1
+    assert names["norms"][0] != "1."
+    assert {name: value.tolist() for name, value in names["state"].items()} == {k: v.tolist() for k, v in found.items()}
+    nodes = json.loads((tmp_path / "exported-symbol.json").read_text())["nodes"]
+    (options,) = (node["attrs"] for node in nodes if node["op"] == "BatchNorm")
+    assert (float(options["momentum"]), float(options["eps"]), options["fix_gamma"]) == (0.9, 1e-5, "False")
 
 
 @pytest.mark.parametrize("target", TARGETS)
