@@ -20,12 +20,10 @@ from tests.conftest import REASONS
 if REASONS["mxnet"] is not None:
     pytest.skip(f"mxnet: {REASONS['mxnet']}", allow_module_level=True)
 
-from polybn_mxnet import passes, rows
-from polybn_mxnet.compat import mxnet as mx
+pytest.importorskip("numba", reason="without Numba there is one form on the host")
 
-FUSED = passes.fused
-if FUSED is None:
-    pytest.skip("Numba is not installed: there is one form on the host", allow_module_level=True)
+from polybn_mxnet import fused, passes, rows
+from polybn_mxnet.compat import mxnet as mx
 
 Host = NDArray[Any]
 
@@ -115,7 +113,7 @@ def test_the_short_way_gives_the_bits_of_the_long_one(
 ) -> None:
     given = case(shape, axis, dtype, mean=100.0, scale=0.25)
     short = run(given)
-    monkeypatch.setattr(FUSED, "train", None)
+    monkeypatch.setattr(fused, "train", None)
     assert same(short, run(given))
 
 
@@ -137,7 +135,7 @@ def test_the_short_way_has_every_option(
         return [b"" if array is None else array.asnumpy().tobytes() for array in found]
 
     short = results()
-    monkeypatch.setattr(FUSED, "train", None)
+    monkeypatch.setattr(fused, "train", None)
     assert short == results()
 
 
@@ -160,9 +158,9 @@ def test_the_number_of_threads_changes_no_bit(
 ) -> None:
     given = case(shape, axis, "float32", mean=50.0)
     trained, frozen = run(given), run(given, training=False)
-    monkeypatch.setattr(FUSED, "SMALL", 1)
+    monkeypatch.setattr(fused, "SMALL", 1)
     for threads in (2, 3, 7):
-        monkeypatch.setattr(FUSED, "threads", lambda threads=threads: threads)
+        monkeypatch.setattr(fused, "threads", lambda threads=threads: threads)
         assert same(run(given), trained)
         assert same(run(given, training=False), frozen)
 
@@ -220,7 +218,7 @@ def test_a_call_waits_for_what_is_still_computed() -> None:
         assert y.tobytes() == polybn.batch_norm(mx.nd.array(late.asnumpy()), training=True).y.asnumpy().tobytes()
 
 
-@pytest.mark.parametrize("which", [FUSED, rows.HOST], ids=["fused", "host"])
+@pytest.mark.parametrize("which", [fused, rows.HOST], ids=["fused", "host"])
 def test_no_form_writes_to_its_arguments(which: Any) -> None:
     given = case((11, 3, 19), 1, "float32", mean=5.0)
     arrays = [mx.nd.array(host) for host in (given.x, *given.vectors)]
