@@ -45,7 +45,8 @@ def test_the_contract_holds_emulated(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["binaries", "fields", "index", "large", "launches", "layouts", "plan", "program", "structs", "values"]
+    "module",
+    ["binaries", "emulator", "fields", "index", "large", "launches", "layouts", "plan", "program", "structs", "values"],
 )
 def test_what_is_cupy_s_own_holds_emulated(module: str) -> None:
     line = emulation.run_pytest(f"tests/test_cupy_{module}.py")
