@@ -34,7 +34,7 @@ MODULE_LIMIT, SANITIZER_LIMIT = 400, 190
 """Seconds of one test module, and of one tool."""
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 WARNINGS = ("-W", "default", "-W", "error:The grid size will be reduced")
-"""Those of whatever versions are installed fail nothing, but CuPy's, that blocks would wait for others that never run."""
+"""Those of whatever versions are installed fail nothing; CuPy's, that blocks would wait for others in vain, does."""
 SMALL = (((7, 3, 5), 1), ((16, 6, 6, 48), -1), ((3, 2, 5003), 1), ((4, 8, 1024), 1))
 LARGE = (((64, 20, 20, 48), -1), ((3, 2, 200_003), 1), ((1, 1, 8_000_000), 1))
 """Shapes and channel axes. On a large device it takes the last one to meet rounds: one channel of more than 25 MB."""
