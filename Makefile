@@ -15,7 +15,7 @@ test: .venv/test  ## run the tests, on two processes of one BLAS thread each
 # JAX compiles for every shape: lanes run its own tests, and on the newest JAX those of the program, too. `ARGS` may name more:
 # make lane-numpy2 ARGS=tests/test_conformance.py runs the kit.
 LANE = OPENBLAS_NUM_THREADS=1 POLYBN_REQUIRE=jax,mxnet .venv-$(1)/bin/python -m pytest -n 2 --hypothesis-seed=0
-JAX_TESTS = tests/test_jax_*.py tests/test_protocol.py tests/test_degenerate.py
+JAX_TESTS = tests/test_jax_*.py tests/test_protocol.py tests/test_degenerate.py tests/test_pages.py tests/test_docstrings.py
 
 lanes: lane-numpy1 lane-numpy2  ## run the tests of JAX and MXNet, in an environment for each major version of NumPy
 
@@ -34,8 +34,8 @@ docs: .venv/docs  ## build the documentation into docs/_build/html; whatever doe
 	rm -rf docs/_build
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
 
-lane-torch: .venv-torch/test  ## install the example of a third party's backend, and hold it to the conformance kit
-	OPENBLAS_NUM_THREADS=1 .venv-torch/bin/python -m pytest tests/test_example_backend.py $(ARGS)
+lane-torch: .venv-torch/test  ## install the example of a third party's backend, hold it to the kit, and run pages on PyTorch
+	OPENBLAS_NUM_THREADS=1 .venv-torch/bin/python -m pytest tests/test_example_backend.py tests/test_conformance_page.py $(ARGS)
 
 check: .venv/check  ## lint and types
 	$(BIN)/ruff check .
@@ -88,10 +88,10 @@ clean:  ## remove what the other targets made, runs excepted
 	.venv-numpy1/bin/python -m pip install --quiet --editable ".[plot,flax,mxnet]" --group test
 	touch $@
 
-# MXNet's metadata asks for NumPy 1, hence --no-deps.
+# MXNet's metadata asks for NumPy 1, hence --no-deps. docs/leaving-mxnet.md leads to PyTorch, Keras and ONNX.
 .venv-numpy2/test: pyproject.toml
 	$(PYTHON) -m venv .venv-numpy2
 	.venv-numpy2/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	.venv-numpy2/bin/python -m pip install --quiet --editable ".[plot,flax,numba]" --group test "numpy>=2" requests graphviz
+	.venv-numpy2/bin/python -m pip install --quiet --editable ".[plot,flax,numba]" --group test "numpy>=2" requests graphviz torch==2.13.0 keras onnx
 	.venv-numpy2/bin/python -m pip install --quiet --no-deps mxnet==1.9.1
 	touch $@

@@ -189,6 +189,18 @@ def test_the_pictures_are_drawn_for_light_and_dark_pages(tmp_path: Path) -> None
     assert np.asarray(drawn).tolist() == [max(error, 1e-8) for error in errors]
 
 
+def test_the_recorded_trainings_are_listed_with_their_last_epoch() -> None:
+    rows = [line.strip("| ").split(" | ") for line in pictures.runs_table().splitlines()[2:]]
+    assert [row[:2] for row in rows][-2:] == [["the notebook of 2018", "by hand"], ["the notebook of 2018", "built in"]]
+    assert len(rows) == len(list(support.RESULTS.glob("lenet-*.jsonl"))) + 2
+    (ours,) = (row for row in rows if row[:2] == ["numpy", "PolyBN's"])
+    assert ours[2:] == ["0.6626", "0.2532", "0.905", "0.876"]  # as README has it
+    assert all(len(row) == 6 for row in rows)
+    assert (
+        max(float(row[3]) for row in rows if row[1] != "none") < 0.26 < min(float(r[3]) for r in rows if r[1] == "none")
+    )
+
+
 def disagreement() -> ModuleType:
     path = ROOT / "docs" / "examples" / "disagreement.py"
     found = importlib.util.spec_from_file_location("disagreement", path)

@@ -22,6 +22,7 @@ GENERATED = {
     "support": support.table,
     "commands": commands.to_markdown,
     "disagreement": pictures.disagreement_table,
+    "runs": pictures.runs_table,
 }
 
 

@@ -100,6 +100,25 @@ def disagreement_table() -> str:
     return "\n".join([*lines, "", f"Recorded {record['date']}.{missing}"]) + "\n"
 
 
+def runs_table() -> str:
+    """List the recorded trainings of LeNet, ``lenet-BACKEND-NORM.jsonl``, and those of the notebook."""
+    words = {"spec": "PolyBN's", "native": "the library's own", "none": "none"}
+    runs = {}
+    for path in sorted(RESULTS.glob("lenet-*.jsonl"), key=lambda path: (path.stem.endswith("none"), path.stem)):
+        _, backend, norm = path.stem.split("-")
+        runs[f"{backend} | {words[norm]}"] = _lines(path.stem)
+    runs |= {f"the notebook of 2018 | {name}": epochs for name, epochs in _load("notebook-2018.json")["runs"].items()}
+    lines = [
+        "| on | batch norm | loss, epoch 1 | loss, epoch 10 | train acc | test acc |",
+        "| --- | --- " + "| ---: " * 4 + "|",
+    ]
+    for name, (first, *_, last) in runs.items():
+        figures = [f"{first['loss']:.4f}", f"{last['loss']:.4f}"]
+        figures += [f"{last[field]:.3f}" for field in ("train_accuracy", "test_accuracy")]
+        lines.append(f"| {name} | {' | '.join(figures)} |")
+    return "\n".join(lines) + "\n"
+
+
 PICTURES: dict[str, Callable[[Theme], Figure]] = {"peers": peers, "disagreement": disagreement, "curves": curves}
 
 
