@@ -35,7 +35,7 @@ docs: .venv/docs  ## build the documentation into docs/_build/html; whatever doe
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
 
 lane-torch: .venv-torch/test  ## install the example of a third party's backend, hold it to the kit, and run pages on PyTorch
-	OPENBLAS_NUM_THREADS=1 .venv-torch/bin/python -m pytest tests/test_example_backend.py tests/test_conformance_page.py $(ARGS)
+	OPENBLAS_NUM_THREADS=1 .venv-torch/bin/python -m pytest tests/test_example_backend.py tests/test_conformance_page.py tests/test_pages.py $(ARGS)
 
 check: .venv/check  ## lint and types
 	$(BIN)/ruff check .
