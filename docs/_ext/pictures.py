@@ -38,7 +38,7 @@ def peers(theme: Theme) -> Figure:
     record = _load("peers.json")
     rows = [(_short(p), errors) for p in record["peers"] for layout, errors in p["errors"].items() if "C, H" in layout]
     families = list(rows[0][1])
-    own = next(errors for name, errors in rows if name == "PolyBN on numpy")
+    own = next(errors for name, errors in rows if name == "PolyBN, numpy")
     height = math.ceil(len(rows) / 3)
     figure = Figure(figsize=(WIDTH, 1.4 * height + 0.9), layout="constrained")
     panels = figure.subplots(height, 3, sharex=True, sharey=True, squeeze=False).ravel().tolist()
@@ -165,6 +165,9 @@ def _short(row: dict[str, Any]) -> str:
         .replace(", fast variance", "")
         .replace("statistics after backward", "Gluon")
         .replace("ONNX reference evaluator", "ONNX reference")
+        .replace("PolyBN on ", "PolyBN, ")
+        .replace(", in its", "")
+        .replace(", in jax.jit", ".jit")
     )
 
 
