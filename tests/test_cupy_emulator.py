@@ -74,9 +74,38 @@ def test_blocks_that_wait_for_each_other_meet_if_they_are_launched_together() ->
     assert state.get().tolist() == [5]
 
 
+ARRIVAL = """
+__global__ void arrival(unsigned* state, int* mail, int* out) {
+    if (threadIdx.x == blockDim.x - 1) mail[blockIdx.x] = 7;
+    /* before it is told */ __syncthreads();
+    if (threadIdx.x == 0) {
+        atomicAdd(state, 1u);
+        while (*static_cast<volatile unsigned*>(state) < gridDim.x) __nanosleep(32);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) out[blockIdx.x] = mail[(blockIdx.x + 1) % gridDim.x];
+}
+"""
+
+
+@pytest.mark.parametrize("barrier", [True, False])
+def test_a_block_that_arrives_before_its_threads_are_done_shows(barrier: bool) -> None:
+    """The others read what it has not written: an atomic operation lets them go first."""
+    code = ARRIVAL if barrier else ARRIVAL.replace("/* before it is told */ __syncthreads();", "")
+    kernel, right = load(code, "arrival"), []
+    for _ in range(2):
+        arrays = [cupy.zeros(1, np.uint32), cupy.zeros(3, np.int32), cupy.zeros(3, np.int32)]
+        kernel((3,), (64,), tuple(arrays), enable_cooperative_groups=True)
+        right.append(arrays[2].get().tolist() == [7, 7, 7])
+    assert all(right) == barrier
+
+
 ENDS = {
     "threads that wait in two places": ("threads wait for each other for ever", """
         __global__ void bad(int* out) { if (threadIdx.x) __syncthreads(); else __shfl_xor_sync(0xffffffffu, 1, 1); }
+        """),
+    "a block that waits for one that never comes": ("threads sleep for ever", """
+        __global__ void bad(int* out) { while (!*static_cast<volatile int*>(out)) __nanosleep(32); }
         """),
     "a shuffle without all lanes": ("a shuffle whose mask leaves lanes out", """
         __global__ void bad(int* out) { out[0] = __shfl_xor_sync(0x7fffffffu, 1, 1); }

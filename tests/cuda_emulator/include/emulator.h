@@ -1,10 +1,10 @@
 // Compile CUDA C++ kernels with g++ and run them on a CPU, for tests.
 //
 // A thread of a block is a fiber of one OS thread. Fibers run one at a time, each until it must wait: at a barrier of its
-// block, at a shuffle of its warp, or in __nanosleep. So a run is repeatable, and a missing barrier shows: the first
-// fiber runs far ahead of the others. Every second launch visits fibers and blocks backwards. A shared variable lives in
-// one place for all blocks, which is copied out and in when another block goes on. What it cannot show: weak memory
-// ordering, bank conflicts, speed.
+// block, at a shuffle of its warp, or in __nanosleep. An atomic operation lets all other blocks go first: they see it before
+// the block's other threads go on. So a run is repeatable, and a missing barrier shows: the first fiber runs far ahead of the
+// others. Every second launch visits fibers and blocks backwards. A shared variable lives in one place for all blocks, which
+// is copied out and in when another block goes on. What it cannot show: weak memory ordering, bank conflicts, speed.
 #pragma once
 
 #ifndef __x86_64__
@@ -105,6 +105,8 @@ inline void (*body)(void*);
 inline void* body_data;
 inline std::size_t shared_bytes;
 inline bool backwards;
+inline unsigned naps;   // of a launch
+inline bool elsewhere;  // other blocks go first, whatever this one's threads have still to do
 
 inline int thread() { return int(threadIdx.x); }
 
@@ -170,19 +172,20 @@ inline bool advance(Block& b) {
     bool moved = false, again = true;
     const int threads = int(b.fibers.size());
     block = &b;
+    elsewhere = false;
     blockIdx = {b.index, 0, 0};
     std::memcpy(memory, b.shared.data(), b.shared.size());
     for (Fiber& f : b.fibers) {
         if (f.state == State::asleep) f.state = State::ready;
     }
-    while (again) {
+    while (again && !elsewhere) {
         again = false;
-        for (int w = 0; w < threads; w += WARP) {  // a warp at a time: its shuffles wait for nobody else
+        for (int w = 0; w < threads && !elsewhere; w += WARP) {  // a warp at a time: its shuffles wait for nobody else
             const int first = backwards ? (threads - 1 - w) / WARP * WARP : w;
             bool lanes = true;
-            while (lanes) {
+            while (lanes && !elsewhere) {
                 lanes = false;
-                for (int k = 0; k < WARP; ++k) {
+                for (int k = 0; k < WARP && !elsewhere; ++k) {
                     const int t = first + (backwards ? WARP - 1 - k : k);
                     if (t >= threads || b.fibers[t].state != State::ready) continue;
                     fiber = &b.fibers[t];
@@ -220,7 +223,7 @@ inline void run(unsigned grid, unsigned threads, std::size_t shared, bool togeth
     }
     if (blocks.size() < live) blocks.resize(live);
     std::memset(memory, 0xee, sizeof memory);
-    body = function, body_data = data, shared_bytes = shared;
+    body = function, body_data = data, shared_bytes = shared, naps = 0;
     blockDim = {threads, 1, 1}, gridDim = {grid, 1, 1};
     for (unsigned first = 0; first < grid; first += live) {
         for (unsigned i = 0; i < live; ++i) {
@@ -291,10 +294,15 @@ T __shfl_sync(unsigned mask, T value, int lane) {
     return emulated::exchanged(mask, value, lane);
 }
 inline void __threadfence() {}
-inline void __nanosleep(unsigned) { emulated::wait(emulated::State::asleep); }
+inline void __nanosleep(unsigned) {
+    if (++emulated::naps > 1 << 20) emulated::fail("threads sleep for ever");
+    emulated::wait(emulated::State::asleep);
+}
 inline unsigned atomicAdd(unsigned* address, unsigned value) {
     const unsigned old = *address;
     *address += value;
+    emulated::elsewhere = true;
+    emulated::wait(emulated::State::asleep);
     return old;
 }
 inline double __ldcg(const double* address) { return *address; }
