@@ -1,106 +1,29 @@
-"""One call of batch norm as host arrays, what came out of it, and how to make it on any backend."""
+"""What the contract's tests need beyond the conformance kit: gradients that are there, bounds on statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
-import polybn
+from polybn.conformance import bounds, cases
+from polybn.conformance.bounds import FORMATS, SAFETY, Errors
+from polybn.conformance.cases import Array, Case, equal
+from polybn.conformance.channels import measure
 
 if TYPE_CHECKING:
-    from polybn.spec import Backend, RunningVariance
-
-Array = NDArray[Any]
-
-DTYPES = {
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-}
+    from polybn.spec import Backend
 
 
-class Case(NamedTuple):
-    """The arguments of one call, and a cotangent of its output."""
+class Outcome(cases.Outcome):
+    """What came out of a call, with its gradients: every backend has them."""
 
-    x: Array
-    gamma: Array | None
-    beta: Array | None
-    running_mean: Array | None
-    running_var: Array | None
-    dy: Array
-    where: NDArray[np.bool_] | None = None
-    training: bool = True
-    momentum: float = 0.75
-    eps: float = 1e-5
-    axis: int = 1
-    running_variance: RunningVariance = "biased"
-
-    def arrays(self) -> dict[str, Array | None]:
-        """Return the arguments that may be given by position."""
-        names = ("x", "gamma", "beta", "running_mean", "running_var")
-        return {name: getattr(self, name) for name in names}
-
-    def options(self) -> dict[str, Any]:
-        """Return the keyword arguments, but for ``where``."""
-        names = ("training", "momentum", "eps", "axis", "running_variance")
-        return {name: getattr(self, name) for name in names}
-
-    def moved(self, axis: int) -> Case:
-        """Return the same problem with the channel axis elsewhere."""
-        x, dy = (np.ascontiguousarray(np.moveaxis(a, self.axis, axis)) for a in (self.x, self.dy))
-        where = None if self.where is None else np.moveaxis(np.broadcast_to(self.where, self.x.shape), self.axis, axis)
-        return self._replace(x=x, dy=dy, where=where, axis=axis)
-
-
-class Outcome(NamedTuple):
-    """Everything that a call and its pullback return, on the host."""
-
-    y: Array
-    running_mean: Array | None
-    running_var: Array | None
     dx: Array
-    dgamma: Array | None
-    dbeta: Array | None
-    drunning_mean: Array | None
-    drunning_var: Array | None
-
-
-def case_of(x: Array, vectors: Iterable[Any], dy: Array, **options: Any) -> Case:
-    """Make a call of the vectors gamma, beta, running_mean and running_var, in the dtype that belongs to x."""
-    gamma, beta, mean, var = (np.asarray(v).astype(statistics_dtype(x)) for v in vectors)
-    return Case(x, gamma, beta, mean, var, dy, **options)
-
-
-def statistics_dtype(x: Array) -> np.dtype[Any]:
-    """Return the dtype of parameters and statistics that belongs to ``x`` (S6)."""
-    return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
 
 
 def run(backend: Backend, case: Case) -> Outcome:
     """Make the call on a backend, with its pullback."""
-    arrays = {name: None if value is None else backend.asarray(value) for name, value in case.arrays().items()}
-    where = None if case.where is None else backend.asarray(case.where)
-    result, pullback = polybn.batch_norm_vjp(*arrays.values(), **case.options(), where=where)
-    gradients = pullback(backend.asarray(case.dy))
-    return Outcome._make(None if value is None else backend.to_numpy(value) for value in (*result, *gradients))
-
-
-def same(a: Outcome, b: Outcome) -> bool:
-    """Tell whether two outcomes agree to the bit, signs of zero and NaN payloads apart."""
-    return all(equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def equal(a: Array | None, b: Array | None) -> bool:
-    """Tell whether two arrays agree in dtype, shape and values; NaN equals NaN."""
-    if a is None or b is None:
-        return a is b
-    wide = (a.astype(np.float64), b.astype(np.float64))
-    return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(*wide, equal_nan=True)
+    return Outcome(*cases.run(backend, case))
 
 
 def assert_others_equal(got: Outcome, base: Outcome, channel: int) -> None:
@@ -112,7 +35,11 @@ def assert_others_equal(got: Outcome, base: Outcome, channel: int) -> None:
             assert equal(np.delete(a, channel, axis), np.delete(whole, channel, axis)), name
 
 
-def rows(array: Array, axis: int) -> NDArray[np.float64]:
-    """Return a copy as float64 rows, one a channel, in the order of S1."""
-    first = np.moveaxis(array, axis, 0)
-    return first.astype(np.float64).reshape(first.shape[0], -1)
+def errors(case: Case) -> list[Errors]:
+    """Bound the statistics and normalized values of each channel (S2); raise where a bound certifies nothing."""
+    found, f = [], FORMATS[case.x.dtype.name]
+    for _, _, ch, _, _ in measure(case, cases.Outcome(np.zeros_like(case.x))):
+        e = bounds.normalized("K", ch, f, bounds.additions("K", ch.m, ch.length))
+        safe = {"mean": e.mean, "variance": e.variance, "root": e.root}
+        found.append(e._replace(xhat=SAFETY * e.xhat, **{name: SAFETY * bound for name, bound in safe.items()}))
+    return found

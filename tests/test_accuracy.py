@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import polybn
-from polybn.conformance import oracle
-from tests import bounds
-from tests.cases import DTYPES, Array, Case, rows, run
-from tests.certify import certify, within, within_one
-from tests.strategies import cases, sample
+from polybn.conformance import bounds, oracle
+from polybn.conformance.cases import DTYPES, Array, Case, rows
+from polybn.conformance.certify import certify, within, within_one
+from polybn.conformance.strategies import cases, sample
+from tests.cases import run
 
 TABLE = (64, 4, 28, 28)
 """The shape of the accuracy table: LeNet's first batch norm, of four channels."""

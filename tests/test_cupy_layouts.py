@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import polybn
-from tests.cases import Array, Case, Outcome, same
-from tests.strategies import cases, sample
+from polybn.conformance.cases import Array, Case, Outcome, same
+from polybn.conformance.strategies import cases, sample
 
 cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import polybn
-from tests.cases import DTYPES, Outcome, equal, run, statistics_dtype
-from tests.strategies import RunningVariance, sample
+from polybn.conformance.cases import DTYPES, equal, statistics_dtype
+from polybn.conformance.strategies import sample
+from polybn.spec import RunningVariance
+from tests.cases import Outcome, run
 
 SINGLE = [((1, 5), 1), ((1, 5, 1, 1), 1), ((5, 1), 0), ((1, 1, 1, 5), -1), ((1, 1, 1), 0)]
 EMPTY = [

@@ -2,101 +2,15 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import polybn
-from polybn.conformance import oracle
-from polybn.conformance.oracle import Row, Statistics
-from tests import bounds
-from tests.cases import DTYPES, Case, equal, rows, run, statistics_dtype
-from tests.certify import certify, within_one
-from tests.strategies import cases, sample
-
-
-def channels(case: Case) -> list[tuple[Row, Row, Statistics, Fraction]]:
-    """Return x, dy, the exact statistics and gamma of each channel."""
-    found = []
-    for c, (x, dy) in enumerate(zip(rows(case.x, case.axis), rows(case.dy, case.axis), strict=True)):
-        values, eps = oracle.row(x.tolist()), Fraction(case.eps)
-        s = oracle.batch_statistics(values, eps)
-        if not case.training:
-            assert case.running_mean is not None
-            assert case.running_var is not None
-            mean, var = (Fraction(float(v[c])) for v in (case.running_mean, case.running_var))
-            s = oracle.given_statistics(len(x), mean, var, eps)
-        gamma = Fraction(1.0 if case.gamma is None else float(case.gamma[c]))
-        found.append((values, oracle.row(dy.tolist()), s, gamma))
-    return found
-
-
-@pytest.mark.clause("S13")
-@given(case=cases(training=True))
-def test_dx_is_orthogonal(backend: str, case: Case) -> None:
-    """``sum(dx) = 0`` and ``sum(dx (x - mean)) = gamma dgamma / r eps / (v + eps)``, to the sum of the bounds."""
-    outcome = run(polybn.backend(backend), case)
-    envelope = certify(case, outcome).dx
-    for c, (x, dy, s, gamma) in enumerate(channels(case)):
-        dx, centered = oracle.row(rows(outcome.dx, case.axis)[c].tolist()), oracle.centered(x, s)
-        within_one("sum(dx)", float(oracle.total(dx)), Fraction(0), float(envelope[c].sum()) * bounds.SAFETY)
-        exact = gamma * s.root * oracle.dot(dy, centered) * Fraction(case.eps) / s.square
-        reach = float((np.abs(centered.floats()) * envelope[c]).sum())
-        within_one(
-            "sum(dx (x - mean))",
-            float(oracle.dot(dx, centered)),
-            exact,
-            reach * (1 + 1e-6) + 2**-50 * abs(float(exact)),
-        )
-
-
-@pytest.mark.clause("S13")
-@given(case=cases(), seed=st.integers(0, 2**32))
-def test_adjoint(backend: str, case: Case, seed: int) -> None:
-    """``<J u, dy> = <u, pullback(dy)>`` for random tangents u of all arguments, J from the exact formula."""
-    b, rng = polybn.backend(backend), np.random.default_rng(seed)
-    wide = statistics_dtype(case.x)
-    ones, zeros = np.ones(case.x.shape[case.axis], wide), np.zeros(case.x.shape[case.axis], wide)
-    case = case._replace(
-        gamma=ones if case.gamma is None else case.gamma, beta=zeros if case.beta is None else case.beta
-    )
-    outcome = run(b, case)
-    certify(case, outcome)
-    names = ("dgamma", "dbeta") if case.training else ("dgamma", "dbeta", "drunning_mean", "drunning_var")
-    for c, (x, dy, s, gamma) in enumerate(channels(case)):
-        u = oracle.row(rng.normal(0.2, 1, len(dy.numerators)).tolist())
-        by_name = {name: Fraction(float(z)) for name, z in zip(names, rng.normal(size=len(names)), strict=True)}
-        if case.training:
-            tangent = oracle.tangent(x, s, gamma, u, by_name["dgamma"], by_name["dbeta"])
-        else:
-            tangent = given_tangent(x, s, gamma, u, by_name)
-        got = oracle.dot(u, oracle.row(rows(outcome.dx, case.axis)[c].tolist()))
-        got += sum(t * Fraction(float(getattr(outcome, name)[c])) for name, t in by_name.items())
-        error = got - oracle.dot(tangent, dy)
-        assert abs(error) <= adjoint_bound(case, c, (x, dy, s, gamma), u, by_name)
-
-
-def given_tangent(x: Row, s: Statistics, gamma: Fraction, u: Row, by_name: dict[str, Fraction]) -> Row:
-    """Map tangents of all five arguments to the tangent of the output, in inference."""
-    slope = gamma * s.root
-    along = by_name["dgamma"] * s.root - slope * by_name["drunning_var"] / (2 * s.square)
-    shift = by_name["dbeta"] - slope * by_name["drunning_mean"]
-    return oracle.combine(shift, (slope, u), (along, oracle.centered(x, s)))
-
-
-def adjoint_bound(
-    case: Case, c: int, channel: tuple[Row, Row, Statistics, Fraction], u: Row, by_name: dict[str, Fraction]
-) -> float:
-    """Add up the bounds on the gradients, weighted by the tangents."""
-    x, dy, s, gamma = channel
-    f, length = bounds.FORMATS[case.x.dtype.name], len(x.numerators)
-    errors = (bounds.training if case.training else bounds.inference)(x, s, case.eps, f, length)
-    limits = bounds.gradients(errors, s, dy, float(gamma), f, batch=case.training)
-    reach = float((np.abs(u.floats()) * limits.x).sum())
-    return (1 + 1e-6) * (reach + sum(abs(float(t)) * float(getattr(limits, name[1:])) for name, t in by_name.items()))
+from polybn.conformance.cases import DTYPES, Case, equal, statistics_dtype
+from polybn.conformance.strategies import cases, sample
+from tests.cases import run
 
 
 @pytest.mark.clause("S3", "S13")

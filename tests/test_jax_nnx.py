@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import polybn
-from tests.cases import equal
-from tests.strategies import sample
+from polybn.conformance.cases import equal
+from polybn.conformance.strategies import sample
 
 nnx: Any = pytest.importorskip("flax.nnx", reason="Flax is not installed")
 

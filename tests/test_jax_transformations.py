@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import polybn
-from tests.cases import equal
-from tests.strategies import sample
+from polybn.conformance.cases import equal
+from polybn.conformance.strategies import sample
 
 jax: Any = pytest.importorskip("jax", reason="JAX is not installed")
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import polybn
-from tests.cases import DTYPES, Array, case_of, equal, run, statistics_dtype
-from tests.strategies import Lattice, lattice, lattices
+from polybn.conformance.cases import DTYPES, Array, case_of, equal, statistics_dtype
+from polybn.conformance.strategies import Lattice, lattice, lattices
+from tests.cases import run
 
 TIGHT = (3, 1, 4)
 """The pattern of variance 5: its squares add up exactly in float32 as far as m = 2^21."""

@@ -10,13 +10,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import polybn
-from polybn.conformance import oracle
+from polybn.conformance import bounds, oracle
+from polybn.conformance.cases import DTYPES, Array, Case, equal, rows, statistics_dtype
+from polybn.conformance.certify import within_one
+from polybn.conformance.forms import Format
 from polybn.conformance.oracle import Parts
+from polybn.conformance.strategies import cases, lattice, sample
 from polybn.spec import Moments
-from tests import bounds
-from tests.cases import DTYPES, Array, Case, equal, rows, statistics_dtype
-from tests.certify import within_one
-from tests.strategies import cases, lattice, sample
+from tests.cases import errors
 
 
 def measure(backend: str, x: Array, axis: int = 1, where: Array | None = None) -> Moments:
@@ -36,13 +37,13 @@ def parts(moments: Moments) -> list[Parts]:
 
 def mean_bound(values: Array, dtype: str) -> tuple[Parts, float, float]:
     """Return the exact moments of one channel's values, and bounds on mean and m2."""
-    row, f, m = oracle.row(values.tolist()), bounds.FORMATS[dtype], len(values)
-    exact = oracle.parts(row)
+    exact, f, m = oracle.parts(oracle.row(values.tolist())), bounds.FORMATS[dtype], len(values)
     if m == 0 or exact.m2 == 0:
         return exact, 0.0, 0.0
-    errors = bounds.training(row, oracle.batch_statistics(row, Fraction(0)), 0.0, f, m)
-    m2 = m * errors.variance
-    return exact, errors.mean, bounds.SAFETY * (m2 + bounds.roundings(1, f.unit) * (float(exact.m2) + m2))
+    x = values[:, None].astype(DTYPES[dtype])
+    (e,) = errors(Case(x, None, None, None, None, np.zeros_like(x), eps=0.0))
+    m2 = m * e.variance
+    return exact, e.mean, bounds.SAFETY * (m2 + bounds.roundings(1, f.unit) * (float(exact.m2) + m2))
 
 
 @pytest.mark.clause("S15")
@@ -96,7 +97,7 @@ def cut(x: Array, sizes: list[int]) -> list[Array]:
     return np.split(x, np.cumsum(sizes)[:-1])
 
 
-def merge_bounds(a: Parts, b: Parts, f: bounds.Format) -> tuple[float, float]:
+def merge_bounds(a: Parts, b: Parts, f: Format) -> tuple[float, float]:
     """Bound what one merge adds to the errors of its parts: the roundings of S15's two lines."""
     n = a.m + b.m
     distance, weight = abs(float(b.mean - a.mean)), a.m * b.m / n
@@ -149,7 +150,7 @@ def test_associative(backend: str, seed: int, dtype: str, sizes: list[int], kapp
             within_one("m2", float(part.m2), exact.m2, m2)
 
 
-def tree_bound(pieces: list[Array], exact: Parts, dtype: str, f: bounds.Format) -> tuple[float, float]:
+def tree_bound(pieces: list[Array], exact: Parts, dtype: str, f: Format) -> tuple[float, float]:
     """Bound two merges: a mean errs by e at every node, so D by 2 e, and D^2 by 4 D e + 4 e^2."""
     found = [mean_bound(z, dtype) for z in pieces]
     largest = max(abs(float(p.mean)) for p, _, _ in found)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import polybn
+from polybn.conformance.cases import equal
+from polybn.conformance.strategies import sample
 from polybn.spec import Gradients
-from tests.cases import equal
-from tests.strategies import sample
 from tests.test_second_order import assert_second, random_cotangents
 
 passes: Any = pytest.importorskip("polybn_mxnet.passes", reason="MXNet cannot be imported", exc_type=ImportError)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import polybn
-from tests.cases import DTYPES, Array, assert_others_equal, equal, run, statistics_dtype
-from tests.strategies import sample
+from polybn.conformance.cases import DTYPES, Array, equal, statistics_dtype
+from polybn.conformance.strategies import sample
+from tests.cases import assert_others_equal, run
 
 POISON = [
     pytest.param(values, id="-".join(map(str, values)))

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import polybn
-from tests.cases import Array, Case, Outcome, same
-from tests.strategies import cases, sample
+from polybn.conformance.cases import Array, Case, same
+from polybn.conformance.strategies import cases, sample
+from tests.cases import Outcome
 
 
 def fortran(a: Array) -> Array:

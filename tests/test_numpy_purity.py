@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 
 import polybn
-from tests.cases import Array, Case
-from tests.strategies import cases, sample
+from polybn.conformance.cases import Array, Case
+from polybn.conformance.strategies import cases, sample
 
 
 def frozen(case: Case) -> Case:

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 
 import polybn
-from tests.cases import DTYPES, Case, Outcome, case_of, equal, run, same, statistics_dtype
-from tests.strategies import cases, sample
+from polybn.conformance.cases import DTYPES, Case, case_of, equal, same, statistics_dtype
+from polybn.conformance.strategies import cases, sample
+from tests.cases import Outcome, run
 
 THREADS = 8
 

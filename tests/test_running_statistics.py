@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import polybn
-from polybn.conformance import oracle
-from tests import bounds
-from tests.cases import DTYPES, Array, Case, equal, rows, run, same, statistics_dtype
-from tests.certify import within_one
-from tests.strategies import RunningVariance, cases, sample
+from polybn.conformance import bounds
+from polybn.conformance.cases import DTYPES, Array, Case, equal, same, statistics_dtype
+from polybn.conformance.strategies import cases
+from polybn.spec import RunningVariance
+from tests.cases import run
 
 BESSEL = {5: ((-2, -1, 0, 1, 2), 2, 2.0, 2.5), 9: ((-3, -3, -3, 0, 0, 0, 3, 3, 3), 10, 6.0, 6.75)}
 """From m to a pattern, eps / s^2, and the biased and unbiased variance / s^2."""
@@ -52,41 +50,6 @@ def test_bessel(backend: str, dtype: str, m: int, power: int, rho: float, kind: 
     assert (np.abs(outcome.running_var - exact) <= 2 * unit * exact).all()
     # The output takes the biased variance, whatever the running one takes.
     assert np.array_equal(outcome.y.astype(float), (k / (2 if m == 5 else 4)).astype(x.dtype).astype(float))
-
-
-@pytest.mark.clause("S4")
-@given(
-    seed=st.integers(0, 2**32),
-    steps=st.integers(1, 6),
-    rho=st.sampled_from((0.9, 0.99, 0.1, 1 / 3)),
-    kind=KINDS,
-)
-def test_many_batches(backend: str, seed: int, steps: int, rho: float, kind: RunningVariance) -> None:
-    """After k batches, ``rho^k old + (1 - rho) sum rho^(k-1-i) batch_i``, to the propagated bound."""
-    b, f = polybn.backend(backend), bounds.FORMATS["float32"]
-    case = sample(seed, "float32", (11, 3, 2), kappa=20.0, momentum=rho, running_variance=kind)
-    assert case.running_mean is not None
-    assert case.running_var is not None
-    exact = [[Fraction(float(v)) for v in vector] for vector in (case.running_mean, case.running_var)]
-    limits, weight = np.zeros((2, 3)), Fraction(rho)
-    for step in range(steps):
-        x = sample(seed + step, "float32", (11, 3, 2), kappa=20.0).x
-        outcome = run(b, case._replace(x=x))
-        for c, values in enumerate(rows(x, 1).tolist()):
-            channel = oracle.row(values)
-            s = oracle.batch_statistics(channel, Fraction(case.eps))
-            errors = bounds.training(channel, s, case.eps, f, len(values))
-            batch = (s.mean, oracle.unbiased(s) if kind == "unbiased" else s.variance)
-            error = (errors.mean, bounds.bessel(errors, s, f) if kind == "unbiased" else errors.variance)
-            for i in range(2):
-                old = abs(float(exact[i][c])) + limits[i, c]
-                local = bounds.blended(old, float(batch[i]), error[i], rho, f)
-                limits[i, c] = (rho * limits[i, c] + local) * bounds.SAFETY
-                exact[i][c] = oracle.blend(exact[i][c], batch[i], weight)
-        for i, name in enumerate(("running_mean", "running_var")):
-            for c in range(3):
-                within_one(name, float(getattr(outcome, name)[c]), exact[i][c], limits[i, c])
-        case = case._replace(running_mean=outcome.running_mean, running_var=outcome.running_var)
 
 
 @pytest.mark.clause("S4")

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import polybn
-from polybn.conformance import oracle
+from polybn.conformance import bounds, oracle
+from polybn.conformance.cases import Array, Case, equal, rows
+from polybn.conformance.forms import VACUOUS, VacuousBoundError
+from polybn.conformance.strategies import sample
 from polybn.spec import Gradients, SecondGradients
-from tests import bounds
-from tests.cases import Array, Case, equal, rows
-from tests.strategies import sample
+from tests.cases import errors
 
 STEP = 1e-30
 
@@ -102,22 +103,23 @@ def shares(x: Array, case: Case, c: int) -> tuple[Array, float, float]:
     nested. The complex step runs in float64 without the correction of S2: its mean errs by ``g(m) mean|x|``.
     """
     values, f, m = oracle.row(x.tolist()), bounds.FORMATS[case.x.dtype.name], len(x)
-    if case.training:
-        s = oracle.batch_statistics(values, Fraction(case.eps))
-        errors = bounds.training(values, s, case.eps, f, m)
-    else:
-        assert case.running_mean is not None
-        assert case.running_var is not None
-        mean, var = (Fraction(float(v[c])) for v in (case.running_mean, case.running_var))
-        s = oracle.given_statistics(m, mean, var, Fraction(case.eps))
-        errors = bounds.inference(values, s, case.eps, f, m)
+    assert case.running_mean is not None
+    assert case.running_var is not None
+    old = (case.running_mean[c : c + 1], case.running_var[c : c + 1])
+    column = x[:, None].astype(case.x.dtype)
+    alone = Case(column, None, None, *old, column, training=case.training, eps=case.eps)
+    (e,) = errors(alone)
+    s = oracle.batch_statistics(values, Fraction(case.eps))
+    if not case.training:
+        mean, variance = (Fraction(float(v[0])) for v in old)
+        s = oracle.given_statistics(m, mean, variance, Fraction(case.eps))
     r, xhat = float(s.root), np.asarray(oracle.centered(values, s).floats()) * float(s.root)
-    eta = max(float((errors.xhat / (errors.size + 1)).max()), errors.root / r)
-    own = (1 + eta) ** 6 * (1 + bounds.roundings(3 * errors.additions + 40, f.unit)) - 1
+    eta = max(float((e.xhat / (e.size + 1)).max()), e.root / r)
+    own = (1 + eta) ** 6 * (1 + bounds.roundings(3 * e.h + 40, f.unit)) - 1
     coarse = bounds.roundings(m + 8, 2.0**-53) * 3 * (1 + r * float(np.abs(x).mean() + abs(float(s.mean))))
     reference = (1 + coarse) ** 6 * (1 + bounds.roundings(4 * m + 40, 2.0**-53)) - 1
-    if own + 8 * reference > bounds.VACUOUS:
-        raise bounds.VacuousBoundError(f"a share of {own + 8 * reference:.3g} certifies nothing")
+    if own + 8 * reference > VACUOUS:
+        raise VacuousBoundError(f"a share of {own + 8 * reference:.3g} certifies nothing")
     return xhat, r, own + 8 * reference
 
 

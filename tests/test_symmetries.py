@@ -11,8 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import polybn
-from tests.cases import Array, Case, Outcome, equal, run, same, statistics_dtype
-from tests.strategies import Lattice, cases, lattice, lattices
+from polybn.conformance.cases import Array, Case, equal, same, statistics_dtype
+from polybn.conformance.strategies import Lattice, cases, lattice, lattices
+from tests.cases import Outcome, run
 
 
 def scaled(array: Array | None, power: int) -> Array | None:

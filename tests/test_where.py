@@ -11,9 +11,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import polybn
-from tests.cases import DTYPES, Array, Case, equal, rows, run, same, statistics_dtype
-from tests.certify import certify
-from tests.strategies import RunningVariance, cases, lattice, sample
+from polybn.conformance.cases import DTYPES, Array, Case, equal, rows, same, statistics_dtype
+from polybn.conformance.certify import certify
+from polybn.conformance.strategies import cases, lattice, sample
+from polybn.spec import RunningVariance
+from tests.cases import run
 
 
 def random_mask(case: Case, seed: int, share: float) -> np.ndarray:
