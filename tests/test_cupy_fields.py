@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import polybn
-from tests.strategies import sample
+from polybn.conformance.strategies import sample
 
 cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
 if "emulated" not in cupy.__version__:
