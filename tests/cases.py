@@ -40,6 +40,6 @@ def errors(case: Case) -> list[Errors]:
     found, f = [], FORMATS[case.x.dtype.name]
     for _, _, ch, _, _ in measure(case, cases.Outcome(np.zeros_like(case.x))):
         e = bounds.normalized("K", ch, f, bounds.additions("K", ch.m, ch.length))
-        safe = {"mean": e.mean, "variance": e.variance, "root": e.root}
-        found.append(e._replace(xhat=SAFETY * e.xhat, **{name: SAFETY * bound for name, bound in safe.items()}))
+        mean, variance, root = SAFETY * e.mean, SAFETY * e.variance, SAFETY * e.root
+        found.append(e._replace(mean=mean, variance=variance, root=root, xhat=SAFETY * e.xhat))
     return found
