@@ -26,6 +26,10 @@ OPTIONS = ("momentum", "eps", "axis")
 """What tells the programs of ``jax.jit`` apart: Python numbers."""
 
 
+PROGRAMS = 500
+"""To keep of each jitted function: each program holds memory maps, of which a process may have 65,530 on Linux."""
+
+
 class BackendAdapter:
     """A backend under test.
 
@@ -139,17 +143,22 @@ class JaxCompiled(BackendAdapter):
 
     def train(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
         """Call :func:`polybn.batch_norm` in training."""
-        y, mean, var = map(self._backend.to_numpy, self._train(*map(self._backend.asarray, arrays), **options))
+        y, mean, var = map(self._backend.to_numpy, self._call(self._train, arrays, options))
         return y, mean, var
 
     def infer(self, *arrays: Array, **options: Any) -> Array:
         """Call :func:`polybn.batch_norm` in inference."""
-        return self._backend.to_numpy(self._infer(*map(self._backend.asarray, arrays), **options).y)
+        return self._backend.to_numpy(self._call(self._infer, arrays, options).y)
 
     def vjp(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
         """Call :func:`polybn.batch_norm_vjp` in training."""
-        dx, dgamma, dbeta = map(self._backend.to_numpy, self._vjp(*map(self._backend.asarray, arrays), **options))
+        dx, dgamma, dbeta = map(self._backend.to_numpy, self._call(self._vjp, arrays, options))
         return dx, dgamma, dbeta
+
+    def _call(self, function: Any, arrays: tuple[Array, ...], options: dict[str, Any]) -> Any:
+        if function._cache_size() >= PROGRAMS:
+            function.clear_cache()
+        return function(*map(self._backend.asarray, arrays), **options)
 
 
 def _gradients(x: Any, gamma: Any, beta: Any, dy: Any, *, eps: float, axis: int) -> tuple[Any, Any, Any]:
