@@ -6,6 +6,7 @@ import re
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,3 +41,17 @@ def test_the_adapter_is_short_and_seen_through(monkeypatch: pytest.MonkeyPatch) 
     assert all(
         " ".join(result.words.split()) in shown for result in report.failures if result.id.startswith("convention")
     )
+
+
+def test_the_known_failures_are_those_of_the_declared_adapter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("torch", "2.13.0", reason="the page's adapter is of PyTorch 2.13, which is not installed")
+    (code,), (known,) = OF_TORCH, re.findall(r"^```text\n(P15b .*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    (declared,) = (block[block.index("Info(\n") :] for block in OTHERS if "single_value" in block)
+    namespace: dict[str, Any] = {"__name__": "my_adapter"}
+    exec(compile(code, "my_adapter.py", "exec"), namespace)
+    namespace["MyBatchNorm"].info = lambda _: eval(declared, namespace)
+    (tmp_path / "known.txt").write_text(known)
+    ids = [line.split()[0] for line in known.splitlines()]
+    assert len(ids) == 8
+    report = conformance.check(namespace["MyBatchNorm"](), only=ids, xfail=tmp_path / "known.txt", profile="ci")
+    assert report.ok, str(report)
