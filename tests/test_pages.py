@@ -288,7 +288,7 @@ def defaults_of(library: str) -> tuple[float, float, int]:
     if library == "MXNet Gluon" and REASONS["mxnet"] is not None:
         pytest.skip(f"mxnet: {REASONS['mxnet']}")
     module, _, name = path.rpartition(".")
-    signature = inspect.signature(getattr(pytest.importorskip(module), name)).parameters
+    signature = inspect.signature(getattr(pytest.importorskip(module), name).__init__).parameters
     eps = signature["eps" if "eps" in signature else "epsilon"].default
     return signature["momentum"].default, eps, signature["axis"].default if "axis" in signature else 1
 
