@@ -40,6 +40,5 @@ def errors(case: Case) -> list[Errors]:
     found, f = [], FORMATS[case.x.dtype.name]
     for _, _, ch, _, _ in measure(case, cases.Outcome(np.zeros_like(case.x))):
         e = bounds.normalized("K", ch, f, bounds.additions("K", ch.m, ch.length))
-        mean, variance, root = SAFETY * e.mean, SAFETY * e.variance, SAFETY * e.root
-        found.append(e._replace(mean=mean, variance=variance, root=root, xhat=SAFETY * e.xhat))
+        found.append(Errors(SAFETY * e.mean, SAFETY * e.variance, SAFETY * e.root, SAFETY * e.xhat, e.size, e.h))
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import polybn
-from polybn.conformance.cases import Array, Case, equal, same, statistics_dtype
-from polybn.conformance.strategies import Lattice, cases, lattice, lattices
-from tests.cases import Outcome, run
+from polybn.conformance.cases import Array, Case, equal, same
+from polybn.conformance.properties.kinds import take, take_outcome
+from polybn.conformance.strategies import cases, lattice
+from tests.cases import run
 
 
 def scaled(array: Array | None, power: int) -> Array | None:
@@ -99,21 +99,6 @@ def test_scaling_dy(backend: str, case: Case, power: int, sign: int) -> None:
         assert_scaled(getattr(got, name), whole if whole is None else whole * whole.dtype.type(sign), power)
 
 
-def take(case: Case, index: Any) -> Case:
-    """Select channels."""
-    vectors = ("gamma", "beta", "running_mean", "running_var")
-    chosen: dict[str, Any] = {name: None if (v := getattr(case, name)) is None else v[index] for name in vectors}
-    return case._replace(x=np.take(case.x, index, case.axis), dy=np.take(case.dy, index, case.axis), **chosen)
-
-
-def take_outcome(outcome: Outcome, axis: int, index: Any) -> Outcome:
-    """Select channels of every result."""
-    chosen: dict[str, Any] = {
-        name: None if v is None else v[index] for name, v in outcome._asdict().items() if v is None or v.ndim == 1
-    }
-    return outcome._replace(y=np.take(outcome.y, index, axis), dx=np.take(outcome.dx, index, axis), **chosen)
-
-
 @pytest.mark.clause("S1")
 @given(seed=st.integers(0, 2**32), channels=st.sampled_from((2, 3, 7, 17, 65, 130)), data=st.data())
 def test_channels_are_independent(backend: str, seed: int, channels: int, data: st.DataObject) -> None:
@@ -124,80 +109,3 @@ def test_channels_are_independent(backend: str, seed: int, channels: int, data: 
     case = case._replace(training=data.draw(st.booleans()))
     index = np.random.default_rng(seed).permutation(channels)[: data.draw(st.integers(1, channels))]
     assert same(run(b, take(case, index)), take_outcome(run(b, case), case.axis, index))
-
-
-@pytest.mark.clause("S1")
-@given(seed=st.integers(0, 2**32), dtype=st.sampled_from(("float16", "bfloat16", "float32", "float64")))
-def test_order_within_a_channel(backend: str, seed: int, dtype: str) -> None:
-    """Reordering batch and places reorders y and dx; statistics and parameter gradients stay."""
-    b, rng = polybn.backend(backend), np.random.default_rng(seed)
-    case = lattice(seed, dtype, 5, (8, 4), 1, offset=17).case
-    rows, columns = rng.permutation(8), rng.permutation(4)
-
-    def shuffled(array: Array) -> Array:
-        return array[rows][:, :, columns]
-
-    base, got = run(b, case), run(b, case._replace(x=shuffled(case.x), dy=shuffled(case.dy)))
-    assert same(got, base._replace(y=shuffled(base.y), dx=shuffled(base.dx)))
-
-
-@pytest.mark.clause("S1")
-@given(case=cases())
-def test_axis_from_the_end(backend: str, case: Case) -> None:
-    """Axis a and axis a - rank name the same axis."""
-    b, rank = polybn.backend(backend), case.x.ndim
-    other = case.axis - rank if case.axis >= 0 else case.axis + rank
-    assert same(run(b, case), run(b, case._replace(axis=other)))
-
-
-@pytest.mark.clause("S1")
-@given(made=lattices(), data=st.data())
-def test_axis_elsewhere(backend: str, made: Lattice, data: st.DataObject) -> None:
-    """Moving the channel axis moves it in y and dx, and changes nothing else."""
-    b, case = polybn.backend(backend), made.case
-    axis = data.draw(st.integers(0, case.x.ndim - 1))
-    base, got = run(b, case), run(b, case.moved(axis))
-    y, dx = (np.moveaxis(a, case.axis, axis) for a in (base.y, base.dx))
-    assert same(got, base._replace(y=y, dx=dx))
-
-
-@pytest.mark.clause("S1")
-@given(made=lattices())
-def test_shape_of_the_rest(backend: str, made: Lattice) -> None:
-    """Only C and m count: (N, C, H, W) and (N H W, C) hold the same problem."""
-    b, case = polybn.backend(backend), made.case.moved(0)
-    flat = case._replace(x=case.x.reshape(len(case.x), -1), dy=case.dy.reshape(len(case.x), -1))
-    base, got = run(b, case), run(b, flat)
-    assert same(got, base._replace(y=base.y.reshape(flat.x.shape), dx=base.dx.reshape(flat.x.shape)))
-
-
-@pytest.mark.clause("S1", "S2", "S4")
-@given(seed=st.integers(0, 2**32), dtype=st.sampled_from(("float16", "bfloat16", "float32", "float64")))
-def test_saying_everything_twice(backend: str, seed: int, dtype: str) -> None:
-    """For [x; x], y and dx repeat, mean and biased variance stay, dgamma and dbeta double."""
-    b, case = polybn.backend(backend), lattice(seed, dtype, 5, (4, 8), 1, offset=17).case
-
-    def twice(array: Array) -> Array:
-        return np.concatenate([array, array])
-
-    base, got = run(b, case), run(b, case._replace(x=twice(case.x), dy=twice(case.dy)))
-    assert base.dgamma is not None
-    assert base.dbeta is not None
-    doubled = {"dgamma": 2 * base.dgamma, "dbeta": 2 * base.dbeta}
-    assert same(got, base._replace(y=twice(base.y), dx=twice(base.dx), **doubled))
-
-
-@pytest.mark.clause("S4")
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_saying_everything_twice_unbiased(backend: str, dtype: str) -> None:
-    """The unbiased variance of [x; x] is ``(m - 1) / (m - 1/2)`` of that of x: 4/5 for m = 3."""
-    b = polybn.backend(backend)
-    x = np.array([[-3.0], [0.0], [3.0]])
-    case = lattice(1, dtype, 1, (4,), 1).case
-    case = case._replace(dy=np.zeros((3, 1), case.x.dtype), momentum=0.0, eps=0.25, running_variance="unbiased")
-    for array, exact in ((x, 9.0), (np.concatenate([x, x]), 7.2)):
-        dy = np.zeros(array.shape, case.x.dtype)
-        var = run(b, case._replace(x=array.astype(case.x.dtype), dy=dy)).running_var
-        assert var is not None
-        unit = 2.0**-53 if statistics_dtype(case.x) == np.float64 else 2.0**-24
-        assert math.fabs(float(var[0]) - exact) <= 2 * unit * exact
