@@ -182,7 +182,7 @@ def test_variance_and_eps_overflow_in_inference(backend: str, dtype: str, varian
     with np.errstate(over="ignore"):  # of the running variance, which is replaced
         case = sample(11, dtype, (7, 3, 5), scale=math.sqrt(variance), training=False, eps=eps)
     case = case._replace(running_var=np.full(3, variance, dtype))
-    certify(case, run(polybn.backend(backend), case))
+    certify(case, run(polybn.backend(backend), case), flushes=flushes(backend))
 
 
 @pytest.mark.clause("S5", "S10")
