@@ -172,6 +172,12 @@ def test_the_examples_of_a_backend_run(backend: str, tmp_path: Path, monkeypatch
         run_examples(name)
 
 
+def test_the_functions_of_a_backend_are_explained_there_or_in_the_protocol(backend: str) -> None:
+    module = polybn.backend(backend)
+    found = {name: flaws(getattr(module, name)) for name in module.__all__ if name != "name"}
+    assert {name: all_flaws for name, all_flaws in found.items() if all_flaws} == {}
+
+
 @pytest.mark.parametrize("library", IDIOMS)
 def test_what_a_backend_offers_to_its_own_people_is_explained(library: str) -> None:
     if REASONS[library] is not None:

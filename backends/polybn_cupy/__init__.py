@@ -15,7 +15,10 @@ name = "cupy"
 
 
 def why_not() -> str | None:
-    """Return None if a kernel compiled and ran here, and its result came back; else the reason why not."""
+    """Return None if a kernel compiled and ran here, and its result came back; else the reason why not.
+
+    See :meth:`polybn.spec.Backend.why_not`.
+    """
     try:
         y = batch_norm(cupy.asarray([[1.0], [3.0]]), training=True, eps=0).y.get()
     except Exception as error:
@@ -28,7 +31,7 @@ def why_not() -> str | None:
 
 
 def describe() -> dict[str, str]:
-    """Return the versions and the device that results depend on."""
+    """Return the versions and the device that results depend on; see :meth:`polybn.spec.Backend.describe`."""
     runtime = cupy.cuda.runtime
     device = runtime.getDevice()
     properties = runtime.getDeviceProperties(device)
@@ -41,12 +44,12 @@ def describe() -> dict[str, str]:
 
 
 def asarray(host: NDArray[Any], /) -> Any:
-    """Copy a NumPy array to the current device."""
+    """Copy a NumPy array to the current device; see :meth:`polybn.spec.Backend.asarray`."""
     return cupy.array(host)
 
 
 def to_numpy(array: Any, /) -> NDArray[Any]:
-    """Copy an array to the host, once what computes it has run."""
+    """Copy an array to the host, once what computes it has run; see :meth:`polybn.spec.Backend.to_numpy`."""
     return np.asarray(array.get())
 
 

@@ -51,6 +51,10 @@ def compile(network: Network, state: State, *, batch_size: int) -> CupyProgram:
     batch_size : int
         Images in a training step.
 
+    Returns
+    -------
+    Program
+
     Raises
     ------
     BackendError

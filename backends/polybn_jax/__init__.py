@@ -19,7 +19,10 @@ name = "jax"
 
 
 def why_not() -> str | None:
-    """Return None if a computation ran on the default device and came back, else the reason why not."""
+    """Return None if a computation ran on the default device and came back, else the reason why not.
+
+    See :meth:`polybn.spec.Backend.why_not`.
+    """
     try:
         y = to_numpy(batch_norm(asarray(np.array([[1.0], [3.0]], np.float32)), training=True, eps=0).y)
     except Exception as error:  # whatever a driver throws
@@ -28,13 +31,16 @@ def why_not() -> str | None:
 
 
 def describe() -> dict[str, str]:
-    """Return the versions and the device that results depend on."""
+    """Return the versions and the device that results depend on; see :meth:`polybn.spec.Backend.describe`."""
     device = jax.devices()[0]
     return {"jax": jax.__version__, "device": f"{device.platform} ({device.device_kind})"}
 
 
 def asarray(host: NDArray[Any], /) -> jax.Array:
-    """Copy a NumPy array to the default device; float64 needs ``jax_enable_x64``."""
+    """Copy a NumPy array to the default device; float64 needs ``jax_enable_x64``.
+
+    See :meth:`polybn.spec.Backend.asarray`.
+    """
     if jax.dtypes.canonicalize_dtype(host.dtype) != host.dtype:
         raise DTypeError(
             f"polybn.asarray: host must have a dtype that JAX holds as it is set; got {host.dtype.name} "
@@ -45,7 +51,7 @@ def asarray(host: NDArray[Any], /) -> jax.Array:
 
 
 def to_numpy(array: jax.Array, /) -> NDArray[Any]:
-    """Copy a JAX array to the host."""
+    """Copy a JAX array to the host; see :meth:`polybn.spec.Backend.to_numpy`."""
     check_arrays("to_numpy", "JAX", is_array, array=array)
     return np.array(array)
 

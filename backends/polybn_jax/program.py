@@ -54,6 +54,10 @@ def compile(network: Network, state: State, *, batch_size: int, devices: int = 1
         After ``jax.distributed.initialize`` these are the devices of all processes, each of which makes the same
         calls with the same arguments.
 
+    Returns
+    -------
+    Program
+
     Raises
     ------
     BackendError

@@ -18,25 +18,34 @@ name = "mxnet"
 
 
 def why_not() -> str | None:
-    """Return None if MXNet computed a batch norm here, in its current context, else what came out."""
+    """Return None if MXNet computed a batch norm here, in its current context, else what came out.
+
+    See :meth:`polybn.spec.Backend.why_not`.
+    """
     y = batch_norm(asarray(np.array([[1.0], [3.0]])), training=True, eps=0).y.asnumpy()
     return None if y.tolist() == [[-1.0], [1.0]] else f"batch_norm of [1, 3] gave {y.tolist()}"
 
 
 def describe() -> dict[str, str]:
-    """Return the versions and the context that results depend on."""
+    """Return the versions and the context that results depend on; see :meth:`polybn.spec.Backend.describe`."""
     return {"mxnet": mx.__version__, "numpy": np.__version__, "device": str(mx.context.current_context())}
 
 
 def asarray(host: NDArray[Any], /) -> Any:
-    """Copy a NumPy array, of bfloat16, too, to an ``mxnet.nd.NDArray`` in the current context."""
+    """Copy a NumPy array, of bfloat16, too, to an ``mxnet.nd.NDArray`` in the current context.
+
+    See :meth:`polybn.spec.Backend.asarray`.
+    """
     if host.dtype.name == "bfloat16":
         host = np.ascontiguousarray(host).view(np.uint16).view(BFLOAT16)
     return memory.send(host, mx.nd.empty(1))
 
 
 def to_numpy(array: Any, /) -> NDArray[Any]:
-    """Copy an array to the host; bfloat16 as that of ``ml_dtypes`` where this is imported."""
+    """Copy an array to the host; bfloat16 as that of ``ml_dtypes`` where this is imported.
+
+    See :meth:`polybn.spec.Backend.to_numpy`.
+    """
     host: NDArray[Any] = array.asnumpy()
     if host.dtype == BFLOAT16:
         with contextlib.suppress(TypeError):

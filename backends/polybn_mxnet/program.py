@@ -39,6 +39,10 @@ def compile(network: Network, state: State, *, batch_size: int) -> MXNetProgram:
     batch_size : int
         Images in a training step.
 
+    Returns
+    -------
+    Program
+
     Raises
     ------
     DomainError

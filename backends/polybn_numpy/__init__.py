@@ -15,23 +15,26 @@ name = "numpy"
 
 
 def why_not() -> str | None:
-    """Return None: a computation runs wherever NumPy imports. It is tried all the same."""
+    """Return None: a computation runs wherever NumPy imports. It is tried all the same.
+
+    See :meth:`polybn.spec.Backend.why_not`.
+    """
     y = batch_norm(np.array([[1.0], [3.0]]), training=True, eps=0).y
     return None if y.tolist() == [[-1.0], [1.0]] else f"batch_norm of [1, 3] gave {y.tolist()}"
 
 
 def describe() -> dict[str, str]:
-    """Return the versions and the device that results depend on."""
+    """Return the versions and the device that results depend on; see :meth:`polybn.spec.Backend.describe`."""
     return {"numpy": np.__version__, "device": f"cpu ({platform.machine()})"}
 
 
 def asarray(host: NDArray[Any], /) -> NDArray[Any]:
-    """Copy a NumPy array."""
+    """Copy a NumPy array; see :meth:`polybn.spec.Backend.asarray`."""
     return np.array(host)
 
 
 def to_numpy(array: NDArray[Any], /) -> NDArray[Any]:
-    """Copy a NumPy array."""
+    """Copy a NumPy array; see :meth:`polybn.spec.Backend.to_numpy`."""
     return np.array(array)
 
 

@@ -35,6 +35,10 @@ def compile(network: Network, state: State, *, batch_size: int) -> NumpyProgram:
     batch_size : int
         Images in a training step.
 
+    Returns
+    -------
+    Program
+
     Raises
     ------
     BackendError
