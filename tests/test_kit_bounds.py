@@ -99,6 +99,21 @@ def test_inference_is_within(form: Form, seed: int, dtype: str, kappa: float) ->
     certify.certify(case, numpy_outcome(case), form=form)
 
 
+@pytest.mark.clause("S5")
+def test_a_value_that_is_the_running_mean_gives_zero() -> None:
+    """Exactly: the bound is no rounding of anything, and what measuring errs by must not exceed it."""
+    case = sample(3, "float32", (5, 3), kappa=1e6, training=False, eps=0.0)._replace(gamma=None, beta=None)
+    assert case.running_mean is not None
+    x = case.x.copy()
+    x[2] = case.running_mean
+    case = case._replace(x=x)
+    outcome = numpy_outcome(case)
+    assert not outcome.y[2].any()
+    certify.certify(case, outcome)
+    with pytest.raises(AssertionError, match="y of channel 0: value 2"):
+        certify.certify(case, outcome._replace(y=outcome.y + np.float32(1e-30)))
+
+
 def folded(case: Case) -> Outcome:
     """Run inference as one product and one sum, in the arithmetic of the parameters."""
     gamma, beta, mean, var = (

@@ -128,11 +128,14 @@ def _scaled(old: tuple[float, ...], k: int) -> tuple[float, float]:
 
 def _output(x: Floats, s: Statistics, gamma: float, beta: float) -> tuple[Double, Floats, Floats]:
     """Return y in 106 bits, what it may err by, and ``|x - mean|``."""
-    c = add(double(x), negative(double(s.mean)))
+    mean = double(s.mean)
+    c = add(double(x), negative(mean))
     slope = double(Fraction(gamma) * s.root)
     scaled = multiply(c, slope)
     size = np.abs(scaled.high)
-    slack = 2.0**-99 * (size + abs(beta)) + 2.0**-105 * abs(float(s.mean)) * abs(float(slope.high))
+    slack = 2.0**-99 * (size + abs(beta))
+    if Fraction(float(mean.high)) != s.mean:  # then the difference has more than 106 bits
+        slack += 2.0**-105 * abs(float(s.mean)) * abs(float(slope.high))
     return add(scaled, double(beta)), slack if c.high.any() else np.zeros_like(size), np.abs(c.high)
 
 
