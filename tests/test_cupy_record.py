@@ -141,9 +141,11 @@ def test_the_table_of_support_reads_both_records(tmp_path: Path, device: str, ro
 
 def test_a_source_tree_introduces_its_backends(tmp_path: Path) -> None:
     """Where PolyBN is not installed, entry points are read from pyproject.toml, for all processes to come."""
+    for name in ("pyproject.toml", "polybn", "backends", "tests"):  # an installation leaves metadata beside them
+        (tmp_path / name).symlink_to(emulation.ROOT / name)
     code = (
         "import sys; sys.path[:] = [p for p in sys.path if p and 'site-packages' not in p]\n"
-        f"sys.path.insert(0, {str(emulation.ROOT)!r})\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
         "from importlib.metadata import entry_points; assert not entry_points(group='polybn.backends')\n"
         "from tests import gpu_check; gpu_check.introduce()\n"
         "print(sorted(e.name + ' ' + e.value for e in entry_points(group='polybn.backends')))\n"

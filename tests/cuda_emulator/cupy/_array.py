@@ -21,7 +21,7 @@ class Memory:
         self.start = GUARD + -self.room.ctypes.data % GUARD
         self.size = size
         self.room[self.start : self.start + size] = FRESH
-        LIVE.add(self)
+        LIVE[id(self)] = self
 
     def bytes(self) -> NDArray[np.uint8]:
         """Return what was asked for."""
@@ -33,13 +33,14 @@ class Memory:
         return all((end == CANARY).all() for end in ends)
 
 
-LIVE: weakref.WeakSet[Memory] = weakref.WeakSet()
+LIVE: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
 
 
 def check_guards() -> None:
     """Fail if a kernel wrote beyond the memory of an array."""
-    for memory in list(LIVE):
-        if not memory.intact():
+    for reference in LIVE.valuerefs():  # at one moment, whatever other threads allocate meanwhile
+        memory = reference()
+        if memory is not None and not memory.intact():
             raise AssertionError(f"emulated: a kernel wrote beyond an allocation of {memory.size} bytes")
 
 
