@@ -12,8 +12,8 @@ test: .venv/test  ## run the tests, on two processes of one BLAS thread each
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 # JAX and MXNet are tested on both sides of NumPy 2: as pip resolves them together, and as they run on the newest NumPy.
-# JAX compiles for every shape: lanes run its own tests, and on the newest JAX those of the program, too. `ARGS` may name more:
-# make lane-numpy2 ARGS=tests/test_conformance.py runs the kit.
+# JAX compiles for every shape: lanes run its own tests, and on the newest JAX those of the program and the kit, too. `ARGS`
+# may name more.
 LANE = OPENBLAS_NUM_THREADS=1 POLYBN_REQUIRE=jax,mxnet .venv-$(1)/bin/python -m pytest -n 2 --hypothesis-seed=0
 JAX_TESTS = tests/test_jax_*.py tests/test_protocol.py tests/test_degenerate.py tests/test_pages.py tests/test_docstrings.py
 
@@ -26,6 +26,7 @@ lane-numpy1: .venv-numpy1/test
 lane-numpy2: .venv-numpy2/test
 	$(call LANE,numpy2) -k mxnet
 	$(call LANE,numpy2) -k jax $(JAX_TESTS) tests/test_program.py $(ARGS)
+	$(call LANE,numpy2) -k jax tests/test_conformance.py
 
 lane-nvrtc: .venv/nvrtc  ## compile all CUDA kernels for three architectures, which needs no GPU
 	POLYBN_REQUIRE_TOOLS=nvrtc $(BIN)/python -m pytest -n 2 tests/test_cupy_nvrtc.py $(ARGS)
