@@ -24,10 +24,8 @@ FLUSHING = ("jax",)
 COMPILING = ("jax",)
 OPTIONS = ("momentum", "eps", "axis")
 """What tells the programs of ``jax.jit`` apart: Python numbers."""
-
-
-PROGRAMS = 500
-"""To keep of each jitted function: each program holds memory maps, of which a process may have 65,530 on Linux."""
+PROGRAMS = 100
+"""To keep of each jitted function: one takes some 120 memory maps, of which a process may have 65,530 on Linux."""
 
 
 class BackendAdapter:
