@@ -40,7 +40,7 @@ def run(code: str, *folders: Path) -> subprocess.CompletedProcess[str]:
     path = [*map(str, folders), str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")]
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
 
 
@@ -211,3 +211,38 @@ def test_cuda_libraries_of_pip_are_loaded(tmp_path: Path, monkeypatch: pytest.Mo
         "libnvrtc.so.11.2", "libcurand.so.10", "libcufft.so.10", "libcusolver.so.11", "libnccl.so.2",
     ]  # fmt: skip
     assert missing[0] == "libnvrtc.so.11.2 (`pip install nvidia-cuda-nvrtc-cu11`)"
+
+
+@runs
+@pytest.mark.parametrize("hybridize", [False, True])
+def test_a_program_ends_while_mxnet_computes(hybridize: bool) -> None:
+    """MXNet's thread, which asks for Python, is not left behind by it: the process would wait for ever."""
+    code = f"""
+from polybn_mxnet.compat import mxnet as mx
+from polybn_mxnet.gluon import BatchNorm
+norm = BatchNorm(in_channels=17)
+norm.initialize()
+norm.hybridize({hybridize}, static_alloc={hybridize})
+x = mx.nd.ones((67, 17, 7, 7))
+x.attach_grad()
+for _ in range(41):
+    with mx.autograd.record():
+        y = norm(x) * norm(x)
+    y.backward()
+"""
+    done = run(code)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@runs
+def test_large_arrays_are_served_while_a_program_ends() -> None:
+    """Python has ended its pools of threads by then."""
+    code = """
+import atexit
+import polybn
+from polybn_mxnet.compat import mxnet as mx
+x = mx.nd.arange(2**21).reshape((2**17, 16))
+y = polybn.batch_norm(x, training=True, eps=0.0).y
+atexit.register(lambda: print((polybn.batch_norm(x, training=True, eps=0.0).y == y).asnumpy().all()))
+"""
+    assert printed(code).strip() == "True"

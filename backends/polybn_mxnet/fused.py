@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, lru_cache
 from typing import Any
 
@@ -115,8 +115,17 @@ def _share(work: Callable[..., Any], case: Case, *given: Any, out: tuple[Host | 
         return [work(*given, 0, channels, *out)]
     bounds = [channels * part // parts for part in range(parts + 1)]
     pairs = itertools.pairwise(bounds[1:])
-    others = [_pool(os.getpid()).submit(work, *given, low, high, *out) for low, high in pairs]
+    others = [_begin(work, *given, low, high, *out) for low, high in pairs]
     return [work(*given, 0, bounds[1], *out), *(other.result() for other in others)]
+
+
+def _begin(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    try:
+        return _pool(os.getpid()).submit(work, *arguments)
+    except RuntimeError:  # Python ends its pools before it waits for what MXNet is still to compute
+        result = Future[Any]()
+        result.set_result(work(*arguments))
+        return result
 
 
 @cache

@@ -6,6 +6,7 @@ and leaves the gradients after it unwritten, and it ignores ``grad_req="add"`` (
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import itertools
 import traceback
@@ -82,3 +83,7 @@ _FORGET = mx.autograd.Function._del_functype(_forget)
 _CALLBACKS = (ctypes.CFUNCTYPE(ctypes.c_int) * 2)(
     *(ctypes.cast(function, ctypes.CFUNCTYPE(ctypes.c_int)) for function in (_BACKWARD, _FORGET))
 )
+
+# MXNet's thread waits for ever for an interpreter that has ended, and MXNet for its thread:
+# https://github.com/apache/mxnet/pull/14451
+atexit.register(mx.nd.waitall)
