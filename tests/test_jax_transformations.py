@@ -119,6 +119,27 @@ def test_running_statistics_carry_no_gradient(training: bool) -> None:
 
 
 @BOTH
+def test_second_derivatives_of_halves_are_rounded_once(training: bool) -> None:
+    """What contributes to them adds up in float32: they are those of the same values in float32, rounded."""
+    case = sample(3, "float16", SHAPE, training=training, eps=1e-3)
+    direction = np.random.default_rng(4).normal(size=SHAPE).astype("float16")
+
+    def second(dtype: str) -> Any:
+        x, dy, a = (jnp.asarray(z).astype(dtype) for z in (case.x, case.dy, direction))
+        rest = [jnp.asarray(z) for z in case.arrays().values()][1:]
+
+        def slope(x: Any, dy: Any) -> Any:
+            return jax.vjp(lambda x: polybn.batch_norm(x, *rest, **case.options()).y, x)[1](dy)[0]
+
+        return [np.asarray(z) for z in jax.vjp(slope, x, dy)[1](a)]
+
+    for got, wide in zip(second("float16"), second("float32"), strict=True):
+        assert got.dtype == np.float16
+        spacing = np.spacing(np.abs(wide).astype("float16")).astype("float32")
+        assert (np.abs(got - wide) <= 0.51 * spacing).all()
+
+
+@BOTH
 def test_hessian(training: bool) -> None:
     """Forward over reverse: the second pullback's answer, column by column of a direction, and symmetric."""
     call = Call(training)

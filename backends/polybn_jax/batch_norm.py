@@ -159,12 +159,13 @@ def _normalize(
 ) -> tuple[BatchNormResult, Statistics]:
     view = kernels.view(x, where, axis, axis_name)
     if training:
-        s = kernels.batch_statistics(view.x.astype(eps.dtype), view.kept, view.counts, eps, axis_name)
+        s = kernels.batch_statistics(view.x, view.kept, view.counts, eps, axis_name)
     else:
         assert running_mean is not None  # check_batch_norm saw to both
         assert running_var is not None
         s = kernels.running_statistics(running_mean, running_var, eps)
-    y = normalize(view.x, gamma, beta, s, view.kept, view.counts if training else None, axis_name).reshape(x.shape)
+    y = normalize(view.x, gamma, beta, s, view.kept, view.counts if training else None, axis_name)
+    y = y.reshape(x.shape).astype(x.dtype)
     if running_mean is None or running_var is None:
         return BatchNormResult(y, None, None), s
     if not training or not x.size:
@@ -181,7 +182,7 @@ def _normalize(
 def _moments(x: Array, where: Array | None, *, axis: int, axis_name: AxisName) -> Moments:
     view = kernels.view(x, where, axis, axis_name)
     dtype = view.counts.dtype
-    s = kernels.batch_statistics(view.x.astype(dtype), view.kept, view.counts, jnp.zeros((), dtype), axis_name)
+    s = kernels.batch_statistics(view.x, view.kept, view.counts, jnp.zeros((), dtype), axis_name)
     n = jnp.where(view.empty, 0, view.counts)
     return Moments(view.tally, s.mean, s.variance * n)
 

@@ -30,12 +30,12 @@ def normalize(
     ``s`` are statistics of the batch (``counts`` given), or running statistics. The tangent rule is that of the whole
     call: in training the tangent of ``x`` stands for that of ``s``, too.
     """
-    y = standardized(x.astype(s.m1.dtype), s, kept)
+    y = standardized(x, s, kept)
     if gamma is not None:
         y = y * spread(gamma, y)
     if beta is not None:
         y = y + spread(beta, y)
-    return mask(y, kept).astype(x.dtype)
+    return mask(y, kept)
 
 
 @normalize.defjvp
@@ -49,10 +49,9 @@ def tangent(  # type: ignore[no-untyped-def]
     x, gamma, s, kept, counts, axis_name, dx, dgamma, dbeta, ds: Statistics
 ) -> jax.Array:
     """Map tangents of the arguments to that of ``y``; its transpose is S13."""
-    dtype = s.m1.dtype
-    xhat = standardized(x.astype(dtype), s, kept)
+    xhat = standardized(x, s, kept)
     scale = s.slope if gamma is None else s.slope * gamma
-    a = mask(dx.astype(dtype), kept) * spread(scale, xhat)
+    a = mask(dx, kept) * spread(scale, xhat)
     zero = jnp.zeros_like(scale)
     shift, stretch = (zero if z is None else z for z in (dbeta, dgamma))
     if counts is not None:
@@ -63,7 +62,7 @@ def tangent(  # type: ignore[no-untyped-def]
         stretch = stretch - scale * (s.slope * ds.variance) / 2
     shift, stretch = spread_both(shift, stretch, a)
     dy = (a + shift) + xhat * stretch
-    return mask(dy, kept).astype(x.dtype)
+    return mask(dy, kept)
 
 
 class Pullback:
@@ -127,9 +126,9 @@ def _pull(  # type: ignore[no-untyped-def]
     counts = view.counts if training else None
     given = (view.x, gamma, beta, s)
     _, transpose = jax.vjp(lambda *t: tangent(view.x, gamma, s, view.kept, counts, axis_name, *t), *given)
-    dx, dgamma, dbeta, ds = transpose(dy.reshape(view.x.shape))
+    dx, dgamma, dbeta, ds = transpose(dy.reshape(view.x.shape).astype(view.x.dtype))
     inference = (None, None) if training else (ds.mean, ds.variance)
-    return Gradients(dx.reshape(x.shape), dgamma, dbeta, *inference)
+    return Gradients(dx.reshape(x.shape).astype(x.dtype), dgamma, dbeta, *inference)
 
 
 @partial(jax.jit, static_argnames=("axis", "training", "axis_name"))
@@ -150,13 +149,16 @@ def _pull_again(  # type: ignore[no-untyped-def]
     def gradients(dy, x, gamma, mean, variance):  # type: ignore[no-untyped-def]
         if training:
             view = kernels.view(x, where, axis, axis_name)
-            again = kernels.batch_statistics(view.x.astype(eps.dtype), view.kept, view.counts, eps, axis_name)
+            again = kernels.batch_statistics(view.x, view.kept, view.counts, eps, axis_name)
         else:
             again = kernels.running_statistics(mean, variance, eps)
         return _pull(dy, x, gamma, beta, where, again, axis=axis, training=training, axis_name=axis_name)
 
-    _, transpose = jax.vjp(gradients, dy, x, gamma, s.mean, s.variance)
-    of_dy, of_x, of_gamma, *inference = transpose(cotangents)
+    # What is wide stays wide until the end: halves would be rounded at each place that contributes to them.
+    wide = [z.astype(eps.dtype) for z in (dy, x, cotangents.x)]
+    _, transpose = jax.vjp(gradients, *wide[:2], gamma, s.mean, s.variance)
+    of_dy, of_x, of_gamma, *inference = transpose(cotangents._replace(x=wide[2]))
+    of_dy, of_x = of_dy.astype(dy.dtype), of_x.astype(x.dtype)
     return SecondGradients(of_dy, of_x, of_gamma, *((None, None) if training else inference))
 
 

@@ -24,6 +24,7 @@ class View(NamedTuple):
     """An array as ``(before, channels, after)``, which is free, and what takes part of it."""
 
     x: jax.Array
+    """In the type of the statistics: the one place where halves are widened, so that gradients add up in that type."""
     kept: jax.Array | None
     counts: jax.Array
     """Values per channel on all devices, at least 1, in the type of the statistics."""
@@ -46,7 +47,7 @@ def view(x: jax.Array, where: jax.Array | None, axis: int, axis_name: AxisName) 
     tally = across(tally, axis_name)
     # XLA turns a division by a constant into a product with its rounded inverse: constant channels would not be.
     counts = lax.optimization_barrier(jnp.maximum(tally, 1).astype(dtype))
-    return View(x.reshape(shape), kept, counts, tally, tally == 0)
+    return View(x.astype(dtype).reshape(shape), kept, counts, tally, tally == 0)
 
 
 class Statistics(NamedTuple):
