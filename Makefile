@@ -16,7 +16,8 @@ test: .venv/test  ## run the tests, on two processes of one BLAS thread each
 # the kit, too. What trains for minutes, or on several devices, runs in one lane of the two. `ARGS` may name more.
 LANE = OPENBLAS_NUM_THREADS=1 POLYBN_REQUIRE=jax,mxnet .venv-$(1)/bin/python -m pytest -n 2 --hypothesis-seed=0
 JAX_TESTS = tests/test_jax_*.py tests/test_protocol.py
-NEWEST_JAX_TESTS = tests/test_program.py tests/test_degenerate.py tests/test_pages.py tests/test_docstrings.py tests/test_conformance.py
+NEWEST_JAX_TESTS = tests/test_program.py tests/test_degenerate.py tests/test_pages.py tests/test_shell_blocks.py \
+    tests/test_docstrings.py tests/test_conformance.py
 
 lanes: lane-numpy1 lane-numpy2  ## run the tests of JAX and MXNet, in an environment for each major version of NumPy
 
@@ -36,7 +37,8 @@ docs: .venv/docs  ## build the documentation into docs/_build/html; whatever doe
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
 
 lane-torch: .venv-torch/test  ## install the example of a third party's backend, hold it to the kit, and run pages on PyTorch
-	OPENBLAS_NUM_THREADS=1 .venv-torch/bin/python -m pytest -n 2 tests/test_example_backend.py tests/test_conformance_page.py tests/test_pages.py $(ARGS)
+	OPENBLAS_NUM_THREADS=1 .venv-torch/bin/python -m pytest -n 2 tests/test_example_backend.py tests/test_conformance_page.py tests/test_pages.py \
+	    tests/test_shell_blocks.py $(ARGS)
 
 check: .venv/check  ## lint and types
 	$(BIN)/ruff check .

@@ -1,0 +1,117 @@
+"""What pages tell a reader to type is typed: the `polybn` commands of their shell blocks, page by page, in order."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.conftest import REASONS
+from tests.test_pages import PAGES, ROOT, blocks_of, name_of
+
+TEXT = {name_of(path): path.read_text(encoding="utf-8") for path in PAGES}
+COMMANDS: dict[str, list[str]] = {
+    page: [
+        line.removeprefix("$ ").strip()
+        for block in blocks_of(text)
+        if block.language in ("bash", "console")
+        for line in block.body.splitlines()
+        if "polybn " in line and not line.startswith("pip")
+    ]
+    for page, text in TEXT.items()
+}
+
+
+class Expected(NamedTuple):
+    """The exit code of a command, and a file that it leaves or a word that it prints."""
+
+    code: int
+    leaves: str = ""
+    prints: str = ""
+
+
+EXPECTED = {
+    "polybn info": Expected(0, prints="numpy"),
+    "polybn train --data sample --epochs 2": Expected(0, "runs/*/metrics.jsonl"),
+    "polybn train --data sample --epochs 2 --norm none": Expected(0, "runs/*none*/metrics.jsonl"),
+    "polybn compare runs/*": Expected(0, prints="spec"),
+    "polybn check --adapter mine:Mine --dtype float32 --html report.html": Expected(
+        1, "report.html", "does not conform"
+    ),
+    "polybn check --adapter my_adapter:MyBatchNorm --at-least K": Expected(1, prints="class"),
+    "JAX_ENABLE_X64=1 polybn check --adapter polybn-jax-jit --only grade-float32": Expected(0, prints="class S"),
+}
+ELSEWHERE = {
+    "polybn train": "ten epochs take minutes: test_fashion_mnist_training.py",
+    "polybn train --norm none": "ten epochs take minutes: test_fashion_mnist_training.py",
+    "polybn check --backend torch": "test_example_backend.py installs the package and runs the kit on it",
+    "polybn check --adapter my_adapter:MyBatchNorm --profile ci": "test_conformance_page.py checks what it finds",
+    "polybn check --adapter my_adapter:MyBatchNorm --profile ci --xfail known.txt": "test_conformance_page.py",
+    "polybn check --peers --json docs/results/peers.json --into docs/peers.md --into README.md": (
+        "it needs ten libraries; test_pages.py compares the table with the record that it writes"
+    ),
+    "polybn check --backend numpy --profile ci --json docs/results/check-numpy.json": "test_conformance.py",
+    "JAX_ENABLE_X64=1 polybn check --backend jax": "test_conformance.py",
+}
+"""What is not typed here, and what runs it or why nothing does."""
+
+SHELL = [
+    page
+    for page, commands in COMMANDS.items()
+    if EXPECTED.keys() & set(commands) and "polybn train" not in commands  # what follows it needs its result
+]
+
+
+def test_every_command_is_typed_or_run_elsewhere() -> None:
+    """A command that is new on a page is to be decided about; one that is gone is to be forgotten."""
+    assert {c for commands in COMMANDS.values() for c in commands} == EXPECTED.keys() | ELSEWHERE.keys()
+    assert "docs/start.md" in SHELL
+
+
+def adapters(page: str) -> dict[str, str]:
+    """Return the files that a page tells its reader to write."""
+    files = {}
+    for block in blocks_of(TEXT[page]):
+        if "class Mine" in block.body:
+            files["mine.py"] = "import numpy as np\n" + block.body.partition("\n\nreport = ")[0]
+        elif "class MyBatchNorm" in block.body:
+            files["my_adapter.py"] = block.body
+    return files
+
+
+def missing_for(page: str) -> str | None:
+    if "my_adapter.py" in adapters(page) and importlib.util.find_spec("torch") is None:
+        return "torch is not installed"
+    return REASONS["jax"] if page == "docs/jax.md" else None
+
+
+def leave_out(text: str) -> str:
+    """Take colours out."""
+    return re.sub(r"\x1b\[[\d;]*m", "", text)
+
+
+@pytest.mark.parametrize("page", SHELL)
+def test_the_commands_of_a_page_do_what_it_says(page: str, tmp_path: Path) -> None:
+    why_not = missing_for(page)
+    if why_not is not None:
+        pytest.skip(why_not)
+    for name, code in adapters(page).items():
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    modules = os.pathsep.join((str(ROOT), str(ROOT / "backends")))
+    env = os.environ | {"PATH": path, "PYTHONPATH": modules, "COLUMNS": "160", "POLYBN_PROFILE": "dev"}
+    for command in COMMANDS[page]:
+        if command in EXPECTED:
+            expected = EXPECTED[command]
+            done = subprocess.run(
+                ["bash", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == expected.code, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+            assert expected.prints in leave_out(done.stdout)
+            assert not expected.leaves or list(tmp_path.glob(expected.leaves)), command
