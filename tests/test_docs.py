@@ -94,6 +94,14 @@ def test_an_emulated_device_is_called_so_and_is_not_a_run_on_the_device(tmp_path
     assert [row[2] for row in rows if row[0] == "cupy"][1] == "never run"
 
 
+def test_a_second_way_to_call_a_backend_is_a_row_beside_it(tmp_path: Path) -> None:
+    names = ("PolyBN on mxnet", "PolyBN on jax, in jax.jit", "PolyBN on jax")
+    made = [record(adapter={"name": name, "version": "0.1.0, device cpu"}) for name in names]
+    rows = rows_of(tmp_path, *made)
+    assert [row[0] for row in rows if row[2] != "never run"] == ["jax", "jax, in jax.jit", "mxnet"]
+    assert [row[1] for row in rows if row[2] == "never run" and row[0] == "jax"] == ["gpu"]
+
+
 def test_a_record_without_a_date_is_refused(tmp_path: Path) -> None:
     data = record()
     del data["date"]

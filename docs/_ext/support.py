@@ -21,6 +21,7 @@ class Record(NamedTuple):
     """One run of the conformance kit on a backend of PolyBN."""
 
     backend: str
+    """By name, and how it was called if not as it is: ``"jax, in jax.jit"``."""
     kind: str
     """``"cpu"`` or ``"gpu"``."""
     device: str
@@ -30,6 +31,11 @@ class Record(NamedTuple):
     profile: str
     verdict: str
     letters: dict[str, str]
+
+    @property
+    def library(self) -> str:
+        """The backend's name, without what is said of how it was called."""
+        return self.backend.partition(",")[0]
 
 
 def read(path: Path) -> Record:
@@ -54,9 +60,9 @@ def to_markdown(records: list[Record]) -> str:
     """Draw the table: a row for each record, and one for what was planned and never run."""
     lines = [_line(["backend", "device", *DTYPES, "conformance kit", "versions", "date"]), _line(["---"] * 9)]
     seen = set()
-    for record in sorted(records, key=lambda r: ([b for b, _ in PLANNED].index(r.backend), r.kind)):
+    for record in sorted(records, key=lambda r: ([b for b, _ in PLANNED].index(r.library), r.kind, r.backend)):
         emulated = "emulated" in record.device.lower()
-        seen.add((record.backend, record.kind) if not emulated else None)
+        seen.add((record.library, record.kind) if not emulated else None)
         letters = [record.letters.get(dtype, "no") for dtype in DTYPES]
         device = f"{record.kind}, **emulated** ({record.device})" if emulated else record.device
         verdict = f"{record.verdict} (profile {record.profile})"
