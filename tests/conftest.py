@@ -7,6 +7,7 @@ POLYBN_REQUIRE names it: then the run stops before its first test.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator
 from typing import Any
 
@@ -51,6 +52,14 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
         return (yield)
     finally:
         settings.load_profile("whole")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs() -> Generator[None, None, None]:
+    """Free what JAX has compiled for a module: a program takes some 120 memory maps, a process may have 65,530."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 def pytest_report_header() -> list[str]:
