@@ -102,10 +102,13 @@ def test_scaling_dy(backend: str, case: Case, power: int, sign: int) -> None:
 @pytest.mark.clause("S1")
 @given(seed=st.integers(0, 2**32), channels=st.sampled_from((2, 3, 7, 17, 65, 130)), data=st.data())
 def test_channels_are_independent(backend: str, seed: int, channels: int, data: st.DataObject) -> None:
-    """Choosing, dropping and reordering channels does just that to every result."""
+    """Choosing, dropping and reordering channels does just that to every result.
+
+    In inference lattices leave derivatives to be rounded, which XLA may do otherwise for another number of channels.
+    """
     b = polybn.backend(backend)
     dtype = data.draw(st.sampled_from(("float16", "bfloat16", "float32", "float64")))
     case = lattice(seed, dtype, channels, (4, 2, 4), data.draw(st.integers(0, 3)), offset=17).case
-    case = case._replace(training=data.draw(st.booleans()))
+    case = case._replace(training=backend == "jax" or data.draw(st.booleans()))
     index = np.random.default_rng(seed).permutation(channels)[: data.draw(st.integers(1, channels))]
     assert same(run(b, take(case, index)), take_outcome(run(b, case), case.axis, index))
