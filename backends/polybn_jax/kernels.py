@@ -24,7 +24,7 @@ class View(NamedTuple):
     """An array as ``(before, channels, after)``, which is free, and what takes part of it."""
 
     x: jax.Array
-    """In the type of the statistics: the one place where halves are widened, so that gradients add up in that type."""
+    """In the type of the statistics: halves are widened once, so that parts of a gradient add up in that type."""
     kept: jax.Array | None
     counts: jax.Array
     """Values per channel on all devices, at least 1, in the type of the statistics."""
