@@ -16,7 +16,7 @@ test: .venv/test  ## run the tests, on two processes of one BLAS thread each
 # the kit, too. What trains for minutes, or on several devices, runs in one lane of the two. `ARGS` may name more.
 LANE = OPENBLAS_NUM_THREADS=1 POLYBN_REQUIRE=jax,mxnet .venv-$(1)/bin/python -m pytest -n 2 --hypothesis-seed=0
 JAX_TESTS = tests/test_jax_*.py tests/test_protocol.py
-NEWEST_JAX_TESTS = tests/test_program.py tests/test_degenerate.py tests/test_pages.py tests/test_shell_blocks.py \
+NEWEST_JAX_TESTS = tests/test_bench.py tests/test_program.py tests/test_degenerate.py tests/test_pages.py tests/test_shell_blocks.py \
     tests/test_docstrings.py tests/test_conformance.py
 
 lanes: lane-numpy1 lane-numpy2  ## run the tests of JAX and MXNet, in an environment for each major version of NumPy

@@ -1,14 +1,16 @@
-"""Interleaved timing: every contender runs once in each round, and ratios are taken round by round.
+"""Interleaved timing: every contender runs in each round, and ratios are taken round by round.
 
 A shared machine changes speed from second to second, and what runs side by side feels it alike: the median
-of the rounds' ratios holds where single times do not. Each contender is also timed against itself; how
-far that ratio lies from 1 is the noise below which nothing is said.
+of the rounds' ratios holds where single times do not. The order is another one in each round, because what ran
+before leaves its threads and its data behind. Each contender is also timed against itself; how far that ratio
+lies from 1 is the noise below which nothing is said.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 
 SHAPES = ((256, 6, 24, 24), (256, 16, 8, 8), (256, 120), (32, 64, 56, 56), (32, 256, 14, 14), (32, 64, 112, 112))
 BATCH = 256
+CALLS = 3
+"""Least number of calls in a round; the median counts, not the first one with its cold caches."""
+BLOCK = 0.02
+"""Seconds for which a contender is called in a round."""
 
 Contenders = dict[str, Callable[[], object]]
 
@@ -35,7 +41,7 @@ class Timing(NamedTuple):
     task: str
     contender: str
     milliseconds: float
-    """Median over the rounds."""
+    """Median over the rounds of the median in each."""
     ratio: float
     """Median over the rounds of its time divided by the first contender's, both of that round."""
 
@@ -53,8 +59,9 @@ def run(backend: str = "numpy", *, rounds: int = 9) -> Iterator[Timing]:
     Yields
     ------
     Timing
-        Task by task: forward, forward and derivative, training step. Contenders are the backend; the same again; plain
-        NumPy, forward only; and PyTorch on the CPU, with NumPy's number of threads left as it is, where installed.
+        Task by task: forward, forward and derivative, training step. Contenders are the backend, in its ``jit``
+        where it has one; the same again; without ``jit``; plain NumPy, forward only; and PyTorch on the CPU, with
+        NumPy's number of threads left as it is, where installed.
     """
     module, torch = find_backend(backend), _torch()
     for shape in SHAPES:
@@ -65,20 +72,29 @@ def run(backend: str = "numpy", *, rounds: int = 9) -> Iterator[Timing]:
 
 
 def measure(task: str, contenders: Contenders, rounds: int) -> list[Timing]:
-    """Time every contender once in each round, and the first one twice: the second time as ``again``."""
+    """Time every contender in each round, in random order, and the first one twice: the second time as ``again``."""
     first = next(iter(contenders))
     entrants = {first: contenders[first], "again": contenders[first], **contenders}
     seconds: dict[str, list[float]] = {name: [] for name in entrants}
+    names, random = list(entrants), np.random.default_rng(0)
     for _ in range(rounds + 1):
-        for name, call in entrants.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+        for index in random.permutation(len(names)):
+            seconds[names[index]].append(_block(entrants[names[index]]))
     counted = {name: np.array(values[1:]) for name, values in seconds.items()}
     return [
         Timing(task, name, float(np.median(values)) * 1e3, float(np.median(values / counted[first])))
         for name, values in counted.items()
     ]
+
+
+def _block(call: Callable[[], object]) -> float:
+    """Return the median of the calls that fit into a block."""
+    times: list[float] = []
+    while len(times) < CALLS or sum(times) < BLOCK:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def _batch_norm_tasks(
@@ -88,16 +104,18 @@ def _batch_norm_tasks(
     state = [np.full(channels, value, np.float32) for value in (1, 0, 0, 1)]
     arrays, cotangent = [module.asarray(a) for a in (x, *state)], module.asarray(dy)
 
-    def forward() -> object:
-        return _wait(module, module.batch_norm(*arrays, training=True).running_mean)
+    def forward(*arrays: Any) -> Any:
+        return module.batch_norm(*arrays, training=True)
 
-    def both() -> object:
-        return _wait(module, module.batch_norm_vjp(*arrays, training=True)[1](cotangent).gamma)
+    def both(dy: Any, *arrays: Any) -> Any:
+        result, pullback = module.batch_norm_vjp(*arrays, training=True)
+        return pullback(dy), result
 
-    tasks: dict[str, Contenders] = {
-        "forward": {module.name: forward, "plain NumPy": lambda: _plain(x)},
-        "forward and derivative": {module.name: both},
+    tasks = {
+        "forward": _calls(module, forward, arrays, lambda result: result.running_mean),
+        "forward and derivative": _calls(module, both, (cotangent, *arrays), lambda results: results[0].gamma),
     }
+    tasks["forward"]["plain NumPy"] = lambda: _plain(x)
     if torch is not None:
         tx, tdy, gamma, beta, mean, var = (torch.from_numpy(a.copy()) for a in (x, dy, *state))
         for leaf in (tx, gamma, beta):
@@ -114,6 +132,19 @@ def _batch_norm_tasks(
         tasks["forward"]["PyTorch"] = torch_forward
         tasks["forward and derivative"]["PyTorch"] = torch_both
     return tasks
+
+
+def _calls(
+    module: Backend, function: Callable[..., Any], arguments: Sequence[Any], small: Callable[[Any], Any]
+) -> Contenders:
+    """Call a function as users of the library do: compiled first, where it compiles functions."""
+
+    def timed(function: Callable[..., Any]) -> Callable[[], object]:
+        return lambda: _wait(module, small(function(*arguments)))
+
+    jit = getattr(module, "jit", None)
+    calls = {module.name: timed(function)}
+    return calls if jit is None else {f"{module.name} in jit": timed(jit(function)), **calls}
 
 
 def _lenet_tasks(module: Backend, torch: ModuleType | None) -> Contenders:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import jit
 from numpy.typing import NDArray
 
 from polybn.arguments import check_arrays
@@ -63,6 +64,7 @@ __all__ = [
     "compile",
     "describe",
     "fold",
+    "jit",
     "merge_moments",
     "moments",
     "name",

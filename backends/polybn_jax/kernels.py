@@ -112,16 +112,12 @@ def batch_statistics(
     square = v + eps
     info = jnp.finfo(x.dtype)
     strayed = ~jnp.isfinite(square) | (square < info.tiny * 2.0**64)
-    m1, delta, v, scale = lax.cond(
+    # Both branches return all of it: XLA repeats arithmetic on vectors for each value that reads them, a branch's not.
+    return lax.cond(
         strayed.any(),
         lambda: _rescue(x, kept, counts, eps, strayed, axis_name),
-        # Not ones: under shard_map both branches must vary over the same axes.
-        lambda: (m1, delta, v, jnp.where(strayed, jnp.ones_like(v), 1)),
+        lambda: _usual(m1, delta, v, eps, strayed),
     )
-    unit = 1 / scale
-    r = inverse_root(v, (eps * scale) * scale)
-    slope = jnp.where(v == 0, inverse_root(v, jnp.broadcast_to(eps, v.shape)), r * scale)
-    return Statistics(m1, delta, r, scale, slope, (m1 + delta) * unit, (v * unit) * unit)
 
 
 @batch_statistics.defjvp
@@ -145,6 +141,13 @@ def _measure(
     return m1, delta, jnp.maximum(square - delta * delta, 0)
 
 
+def _usual(m1: jax.Array, delta: jax.Array, v: jax.Array, eps: jax.Array, strayed: jax.Array) -> Statistics:
+    r = 1 / jnp.sqrt(v + eps)
+    # Not ones: under shard_map both branches must vary over the same axes.
+    scale = jnp.where(strayed, jnp.ones_like(v), 1)
+    return Statistics(m1, delta, r, scale, r, m1 + delta, v)
+
+
 def _rescue(
     x: jax.Array,
     kept: jax.Array | None,
@@ -152,11 +155,15 @@ def _rescue(
     eps: jax.Array,
     strayed: jax.Array,
     axis_name: AxisName,
-) -> tuple[jax.Array, ...]:
+) -> Statistics:
     largest = jnp.max(jnp.abs(x), axis=(0, 2))
     largest = jnp.maximum(largest if axis_name is None else lax.pmax(largest, axis_name), jnp.sqrt(eps))
     scale = jnp.where(strayed, 1 / power_of_two(largest), 1)
-    return *_measure(x * spread(scale, x), kept, counts, axis_name), scale
+    m1, delta, v = _measure(x * spread(scale, x), kept, counts, axis_name)
+    unit = 1 / scale
+    r = inverse_root(v, (eps * scale) * scale)
+    slope = jnp.where(v == 0, inverse_root(v, jnp.broadcast_to(eps, v.shape)), r * scale)
+    return Statistics(m1, delta, r, scale, slope, (m1 + delta) * unit, (v * unit) * unit)
 
 
 def power_of_two(z: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ docs/jax.md has the figures, and what else was tried.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -33,15 +34,20 @@ def totals(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def total(z: jax.Array) -> jax.Array:
-    """Add up each channel: both halves of it at once."""
-    before, _, after = z.shape
-    if before % 2 == 0:
-        left, right = totals(z[: before // 2], z[before // 2 :])
-    else:
-        left, right = totals(z[:, :, : after // 2], z[:, :, after - after // 2 :])
-        if after % 2:
-            left = left + _finish(z[:, :, after // 2 : after // 2 + 1])
+    """Add up each channel: both halves of it at once, side by side in memory where the inner axis is the longer one."""
+    axis = _halved(z.shape[0], z.shape[2])
+    length, half = z.shape[axis], z.shape[axis] // 2
+    part = partial(lax.slice_in_dim, z, axis=axis)
+    left, right = totals(part(0, half), part(length - half, length))
+    if length % 2:
+        left = left + _finish(part(half, half + 1))
     return left + right
+
+
+def _halved(before: int, after: int) -> int:
+    first, second = (2, 0) if after > before else (0, 2)
+    lengths = {0: before, 2: after}
+    return second if lengths[first] % 2 and not lengths[second] % 2 else first
 
 
 def spread(v: jax.Array, like: jax.Array) -> jax.Array:
