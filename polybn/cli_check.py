@@ -37,6 +37,9 @@ def check(
             show_default=False,
         ),
     ] = None,
+    jit: Annotated[
+        bool, typer.Option("--jit", help="With --backend jax: call it inside jax.jit, as in a user's own program.")
+    ] = False,
     profile: Annotated[
         Literal["dev", "ci", "nightly"],
         typer.Option(help="50, 300 or 20,000 random cases a property; ci always draws the same ones."),
@@ -86,6 +89,7 @@ def check(
     polybn check --adapter pytorch --dtype float32 --xfail known.txt
     polybn check --backend numpy --only P7 --only P22
     polybn check --backend numpy --at-least K
+    polybn check --backend jax --jit --only grade-float32
     polybn check --peers --json peers.json[/dim]
     """
     if peers:
@@ -93,14 +97,9 @@ def check(
         return
     from polybn import conformance
 
-    if (backend is None) == (adapter is None):
-        both = "both" if backend is not None else "neither"
-        raise DomainError(
-            f"polybn check: one of --backend and --adapter must be given; got {both} (what shall be checked?)"
-        )
+    source = _source(backend, adapter, jit=jit)
     if html_out is not None:
         _require_matplotlib()  # before the checks, not after them
-    source = f"polybn-{backend}" if backend is not None else str(adapter)
     if adapter is not None:  # a command that was installed does not look where it is run, and there the adapter lies
         sys.path.insert(0, str(Path.cwd()))
     subject = conformance.resolve(source)
@@ -120,6 +119,24 @@ def check(
         out.print(line)
     if worse or not report.ok:
         raise typer.Exit(1)
+
+
+def _source(backend: str | None, adapter: str | None, *, jit: bool) -> str:
+    """Name the adapter of what is to be checked."""
+    from polybn.conformance.adapters import ADAPTERS
+
+    if (backend is None) == (adapter is None):
+        both = "both" if backend is not None else "neither"
+        raise DomainError(
+            f"polybn check: one of --backend and --adapter must be given; got {both} (what shall be checked?)"
+        )
+    name = str(adapter) if backend is None else f"polybn-{backend}"
+    if not jit:
+        return name
+    if backend is None or f"{name}-jit" not in ADAPTERS:
+        given = f"--adapter {adapter}" if backend is None else f"--backend {backend}"
+        raise DomainError(f"polybn check: --jit must come with --backend jax; got {given} (what else compiles calls?)")
+    return f"{name}-jit"
 
 
 def _worse(report: Report, letter: str) -> list[str]:

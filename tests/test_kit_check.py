@@ -307,6 +307,16 @@ def test_command_asks_for_one_subject() -> None:
         assert "one of --backend and --adapter must be given" in str(result.exception)
 
 
+def test_command_calls_inside_of_jit() -> None:
+    given = [("jax", None, True), ("jax", None, False), ("numpy", None, False), (None, "pytorch", False)]
+    names = [cli_check._source(backend, adapter, jit=jit) for backend, adapter, jit in given]
+    assert names == ["polybn-jax-jit", "polybn-jax", "polybn-numpy", "pytorch"]
+    for args in (("--backend", "numpy"), ("--adapter", "polybn-jax-jit")):
+        result = invoke(*args, "--jit")
+        assert isinstance(result.exception, DomainError)
+        assert f"--jit must come with --backend jax; got {' '.join(args)}" in str(result.exception)
+
+
 def test_without_hypothesis_adapters_can_be_written_and_the_rest_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['hypothesis'] = None\n"
