@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import jit
 from numpy.typing import NDArray
 
 from polybn.arguments import check_arrays
@@ -17,6 +16,8 @@ from polybn_jax.derivatives import is_array
 from polybn_jax.program import compile
 
 name = "jax"
+jit = jax.jit
+"""Compiles functions of arrays: `polybn bench` times calls inside of it, too."""
 
 
 def why_not() -> str | None:
@@ -64,7 +65,6 @@ __all__ = [
     "compile",
     "describe",
     "fold",
-    "jit",
     "merge_moments",
     "moments",
     "name",
