@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 from polybn.dispatch import backend, backends
 from polybn.functional import batch_norm, batch_norm_vjp, fold, merge_moments, moments
 from polybn.layer import BatchNorm
+from polybn.lenet.errors import CheckpointError, DataIntegrityError, DivergenceError
 from polybn.spec import (
     Affine,
     BackendError,
     BatchNormResult,
-    CheckpointError,
-    DataIntegrityError,
-    DivergenceError,
     DomainError,
     DTypeError,
     Gradients,
@@ -29,21 +27,23 @@ from polybn.spec import (
 )
 
 if TYPE_CHECKING:
-    from polybn import checkpoints, conformance, fashion_mnist, networks, spec, training
-    from polybn.training import Run, train
+    from polybn import conformance, spec
+    from polybn.lenet import checkpoints, fashion_mnist, networks, training
+    from polybn.lenet.training import Run, train
 
 __version__ = "0.1.0"
 
-# These need NumPy on the host; they are imported when they are first asked for.
-_LAZY_MODULES = frozenset(
-    {"checkpoints", "cli", "conformance", "contact_sheet", "fashion_mnist", "networks", "training"}
-)
-_LAZY_NAMES = {"train": "polybn.training", "Run": "polybn.training"}
+# These need NumPy on the host; they are imported when they are first asked for. The modules that train LeNet live in
+# polybn.lenet; the public ones are reachable from here, too.
+_LAZY_MODULES = {name: f"polybn.{name}" for name in ("cli", "conformance")} | {
+    name: f"polybn.lenet.{name}" for name in ("checkpoints", "contact_sheet", "fashion_mnist", "networks", "training")
+}
+_LAZY_NAMES = {"train": "polybn.lenet.training", "Run": "polybn.lenet.training"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY_MODULES:
-        return importlib.import_module(f"polybn.{name}")
+        return importlib.import_module(_LAZY_MODULES[name])
     if name in _LAZY_NAMES:
         return getattr(importlib.import_module(_LAZY_NAMES[name]), name)
     raise AttributeError(f"module 'polybn' has no attribute {name!r}")

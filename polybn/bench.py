@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from polybn import networks
 from polybn.dispatch import backend as find_backend
+from polybn.lenet import networks
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -14,18 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from polybn import __version__, atomic, cli_check, dispatch, fashion_mnist, networks, training
-from polybn.display import EpochDisplay
-from polybn.fashion_mnist import CLASSES, Dataset
-from polybn.spec import (
-    BackendError,
-    CheckpointError,
-    DataIntegrityError,
-    DivergenceError,
-    DomainError,
-    DTypeError,
-    ShapeError,
-)
+from polybn import __version__, atomic, cli_check, dispatch
+from polybn.lenet import fashion_mnist, networks, training
+from polybn.lenet.display import EpochDisplay
+from polybn.lenet.errors import CheckpointError, DataIntegrityError, DivergenceError
+from polybn.lenet.fashion_mnist import CLASSES, Dataset
+from polybn.spec import BackendError, DomainError, DTypeError, ShapeError
 
 EXPECTED = (
     BackendError, CheckpointError, DataIntegrityError, DivergenceError, DomainError, DTypeError, ShapeError,
@@ -138,7 +132,7 @@ def compare(
     [dim]polybn compare runs/*
     polybn compare runs/numpy-spec-0 runs/numpy-none-0 --out curves.png[/dim]
     """
-    from polybn import curves
+    from polybn.lenet import curves
 
     named = dict(zip(_short_names(runs), map(training.read_metrics, runs), strict=True))
     table = Table("epoch", title="training loss, training accuracy, test accuracy", title_justify="left")
@@ -164,7 +158,7 @@ def predict(
 
     [dim]polybn predict runs/numpy-spec-0[/dim]
     """
-    from polybn import contact_sheet
+    from polybn.lenet import contact_sheet
 
     loaded = training.load_run(run)
     network = networks.from_plain(loaded.config["network"])
@@ -200,7 +194,7 @@ def data(
     [dim]polybn data
     polybn data --data sample[/dim]
     """
-    from polybn import contact_sheet
+    from polybn.lenet import contact_sheet
 
     location = fashion_mnist.find(where)
     for place in location.places:
@@ -230,7 +224,7 @@ def info() -> None:
 @app.command()
 def bench(
     backend: Annotated[str, typer.Option(envvar="POLYBN_BACKEND", help="The backend to time.")] = "numpy",
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; every contender runs for 20 ms in each.")] = 9,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; in each, every contender runs for 20 ms or 3 calls.")] = 9,
     json_out: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
     ] = None,

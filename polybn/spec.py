@@ -1,7 +1,7 @@
 """The contract: what batch normalization means here, clause by clause.
 
-Everything in PolyBN answers to this file. It holds prose, result types, error classes and two
-protocols; it runs no array code and imports no array library. The argument checks that go with
+Everything in PolyBN answers to this file. It holds prose, result types, error classes and the
+protocol of a backend; it runs no array code and imports no array library. The argument checks that go with
 clause S14 are in :mod:`polybn.arguments`.
 
 Notation. ``x`` has shape ``(N, C, ...)``, or the channel axis elsewhere; a channel has ``m``
@@ -103,21 +103,17 @@ accurate to first order in ``u * kappa``, not kappa-free as S2 is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-    from polybn.networks import Network
 
 Array: TypeAlias = Any
 """An array of whichever library the backend serves; all arrays of one call are of one library."""
 
 RunningVariance: TypeAlias = Literal["biased", "unbiased"]
-State: TypeAlias = "dict[str, NDArray[np.float32]]"
-"""Every parameter and running statistic of a network, by name, as host arrays."""
 
 
 class ShapeError(ValueError):
@@ -134,18 +130,6 @@ class BackendError(TypeError):
 
 class DomainError(ValueError):
     """A value lies outside the set on which the specification defines a result."""
-
-
-class DataIntegrityError(OSError):
-    """A data file is missing, damaged or not what it claims to be."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is damaged, or belongs to another network, configuration or format version."""
-
-
-class DivergenceError(ArithmeticError):
-    """Training produced a loss that is not a finite number."""
 
 
 class BatchNormResult(NamedTuple):
@@ -202,73 +186,6 @@ class Pullback(Protocol):
 
     def __call__(self, dy: Array, /) -> Gradients:
         """Map a cotangent of ``y`` (its shape and dtype) to cotangents of the arguments."""
-
-
-class Steps(NamedTuple):
-    """What a program reports after one or more training steps; one entry per step."""
-
-    losses: NDArray[np.float64]
-    """Mean cross-entropy of the step's batch, in nats."""
-    correct: NDArray[np.int64]
-    """How many images of the batch were labelled right, by the network in training mode."""
-    images: NDArray[np.int64]
-    """How many images the batch had."""
-
-
-class Program(Protocol):
-    """A network compiled by a backend, with its state on the backend's device."""
-
-    def place(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Any:
-        """Bring images and labels to the device, once.
-
-        Parameters
-        ----------
-        images : ndarray of uint8, shape (N, C, H, W)
-        labels : ndarray of uint8, shape (N,)
-
-        Returns
-        -------
-        object
-            What :meth:`train_epoch` and :meth:`logits` take.
-        """
-
-    def train_epoch(self, data: Any, order: NDArray[np.int64], *, learning_rate: float) -> Iterator[Steps]:
-        """Run SGD over the images in the given order, batch by batch, the last one smaller.
-
-        Parameters
-        ----------
-        data : object
-            From :meth:`place`.
-        order : ndarray of int64, shape (N,)
-            Places of images.
-        learning_rate : float
-
-        Yields
-        ------
-        Steps
-            As it goes, for one or more steps.
-        """
-
-    def logits(self, data: Any) -> NDArray[np.float32]:
-        """Score images in inference mode; nothing changes.
-
-        Parameters
-        ----------
-        data : object
-            From :meth:`place`.
-
-        Returns
-        -------
-        ndarray of float32, shape (N, classes)
-        """
-
-    def state(self) -> State:
-        """Copy every parameter and running statistic to the host.
-
-        Returns
-        -------
-        dict of str to ndarray
-        """
 
 
 class Backend(Protocol):
@@ -370,24 +287,3 @@ class Backend(Protocol):
         eps: float = 1e-5,
     ) -> Affine:
         """See :func:`polybn.fold`."""
-
-    def compile(self, network: Network, state: State, *, batch_size: int) -> Program:
-        """Turn a network description and its initial state into a program.
-
-        Parameters
-        ----------
-        network : Network
-        state : dict of str to ndarray
-            As :func:`polybn.networks.initial_state` names its arrays.
-        batch_size : int
-            Of training.
-
-        Returns
-        -------
-        Program
-
-        Raises
-        ------
-        BackendError
-            If this backend does not train networks, or lacks a layer of this one.
-        """

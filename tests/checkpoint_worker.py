@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polybn import checkpoints
+from polybn.lenet import checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Callable

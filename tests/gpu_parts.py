@@ -17,7 +17,8 @@ import numpy as np
 
 import polybn
 from docs._ext import records
-from polybn import bench, conformance, networks
+from polybn import bench, conformance
+from polybn.lenet import networks
 from tests.gpu_check import ROOT, Result, say
 from tests.gpu_speed import dtype_of
 from tests.test_cupy_emulated import CONTRACT

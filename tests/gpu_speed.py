@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import polybn
-from polybn import networks
+from polybn.lenet import networks
 from tests.gpu_check import Result, say
 
 REPLAYS, WARM = 40, 5

@@ -10,7 +10,7 @@ import json
 import sys
 
 import polybn
-from polybn import networks
+from polybn.lenet import networks
 from tests.training_worker import slice_of_sample
 
 

@@ -1,4 +1,4 @@
-"""Make polybn/samples/ from the full data: python tests/make_sample.py DIRECTORY polybn/samples.
+"""Make polybn/lenet/samples/ from the full data: python tests/make_sample.py DIRECTORY polybn/lenet/samples.
 
 The recipe, which tests/test_fashion_mnist.py repeats and compares: of each class, the first 600 training
 images and the first 100 test images, ordered by their rank within their class and then by their place in
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polybn import fashion_mnist
-from polybn.fashion_mnist import Dataset
+from polybn.lenet import fashion_mnist
+from polybn.lenet.fashion_mnist import Dataset
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,9 +20,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from polybn import networks
-from polybn.networks import Network
-from polybn.spec import State
+from polybn.lenet import networks
+from polybn.lenet.networks import Network, State
 
 Values: TypeAlias = NDArray[Any]
 Named: TypeAlias = dict[str, Values]

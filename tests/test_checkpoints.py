@@ -26,9 +26,11 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 import polybn
-from polybn import atomic, checkpoints
-from polybn.checkpoints import Checkpoint, LaterFormatError
-from polybn.spec import CheckpointError, DomainError, DTypeError
+from polybn import atomic
+from polybn.lenet import checkpoints
+from polybn.lenet.checkpoints import Checkpoint, LaterFormatError
+from polybn.lenet.errors import CheckpointError
+from polybn.spec import DomainError, DTypeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

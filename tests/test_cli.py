@@ -19,11 +19,12 @@ from matplotlib.image import imread
 from rich.console import Console
 
 import polybn
-from polybn import cli, dispatch, fashion_mnist, networks, training
-from polybn.display import EpochDisplay
-from polybn.fashion_mnist import CLASSES
-from polybn.spec import Steps
-from polybn.training import Epoch, train
+from polybn import cli, dispatch
+from polybn.lenet import fashion_mnist, networks, training
+from polybn.lenet.display import EpochDisplay
+from polybn.lenet.fashion_mnist import CLASSES
+from polybn.lenet.program import Steps
+from polybn.lenet.training import Epoch, train
 from tests.training_worker import slice_of_sample
 
 DATA = slice_of_sample()

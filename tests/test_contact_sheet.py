@@ -12,9 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
-from polybn import contact_sheet, fashion_mnist
-from polybn.contact_sheet import draw
-from polybn.fashion_mnist import CLASSES
+from polybn.lenet import contact_sheet, fashion_mnist
+from polybn.lenet.contact_sheet import draw
+from polybn.lenet.fashion_mnist import CLASSES
 from polybn.spec import DomainError, ShapeError
 
 DATA = fashion_mnist.load("sample")

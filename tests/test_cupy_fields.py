@@ -274,7 +274,7 @@ def test_layers(captured: Captured) -> None:
 
 
 def test_batches(captured: Captured) -> None:
-    from polybn import networks
+    from polybn.lenet import networks
 
     network = networks.lenet()
     program: Any = polybn.backend("cupy").compile(network, networks.initial_state(network, 0), batch_size=2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import polybn
-from polybn import fashion_mnist, networks
+from polybn.lenet import fashion_mnist, networks
 from polybn.spec import BackendError
 
 cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")

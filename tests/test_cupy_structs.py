@@ -45,7 +45,7 @@ def sizes() -> dict[str, int]:
 
 
 def test_arguments_are_as_long_as_their_structs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from polybn import networks
+    from polybn.lenet import networks
     from polybn_cupy import launch
 
     packed: dict[str, set[int]] = {}

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
-from polybn import curves
-from polybn.training import Epoch
+from polybn.lenet import curves
+from polybn.lenet.training import Epoch
 
 Picture = NDArray[np.int64]
 

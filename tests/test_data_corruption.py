@@ -18,11 +18,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from polybn import fashion_mnist, idx
-from polybn.download import Wanted
-from polybn.fashion_mnist import SAMPLE, load
-from polybn.idx import DamagedError, gunzip, parse
-from polybn.spec import DataIntegrityError
+from polybn.lenet import fashion_mnist, idx
+from polybn.lenet.download import Wanted
+from polybn.lenet.errors import DataIntegrityError
+from polybn.lenet.fashion_mnist import SAMPLE, load
+from polybn.lenet.idx import DamagedError, gunzip, parse
 
 SAMPLES = Path(fashion_mnist.__file__).parent / "samples"
 FILES = SAMPLE.forms[0]
@@ -337,9 +337,9 @@ def test_every_bit_of_a_gzip_file(directory: Path) -> None:
 BOMB = """
 import gzip, hashlib, resource, sys
 from pathlib import Path
-from polybn import fashion_mnist
-from polybn.download import Wanted
-from polybn.idx import DamagedError, gunzip
+from polybn.lenet import fashion_mnist
+from polybn.lenet.download import Wanted
+from polybn.lenet.idx import DamagedError, gunzip
 
 bomb = Path(sys.argv[1]).read_bytes()
 endless = Path(sys.argv[2])

@@ -194,7 +194,7 @@ def test_what_a_backend_offers_to_its_own_people_is_explained(library: str) -> N
 
 def test_there_are_examples() -> None:
     assert run_examples("polybn.functional") >= 15
-    assert "polybn.networks" in module_names(".", "polybn")
+    assert "polybn.lenet.networks" in module_names(".", "polybn")
     assert "polybn_numpy.kernels" in module_names("backends")
 
 

@@ -17,9 +17,9 @@ import pytest
 import requests
 import urllib3
 
-from polybn import download
-from polybn.download import Wanted, fetch, fill
-from polybn.spec import DataIntegrityError
+from polybn.lenet import download
+from polybn.lenet.download import Wanted, fetch, fill
+from polybn.lenet.errors import DataIntegrityError
 
 CONTENT = bytes(range(256)) * 700
 FILE = Wanted("file.gz", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())

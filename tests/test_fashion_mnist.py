@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polybn import download, fashion_mnist, idx
-from polybn.download import Wanted
-from polybn.fashion_mnist import CLASSES, DEBIAN, FULL, SAMPLE, Dataset, Place, find, load, load_or_sample
-from polybn.spec import DataIntegrityError
+from polybn.lenet import download, fashion_mnist, idx
+from polybn.lenet.download import Wanted
+from polybn.lenet.errors import DataIntegrityError
+from polybn.lenet.fashion_mnist import CLASSES, DEBIAN, FULL, SAMPLE, Dataset, Place, find, load, load_or_sample
 
 SAMPLES = Path(fashion_mnist.__file__).parent / "samples"
 NAMES = [file.name for file in FULL.forms[0]]
@@ -346,7 +346,7 @@ def test_a_download_fills_the_cache(
 LOAD = """
 import sys
 from pathlib import Path
-from polybn import download, fashion_mnist
+from polybn.lenet import download, fashion_mnist
 url, cache = sys.argv[1:]
 fashion_mnist.FULL = fashion_mnist.SAMPLE._replace(forms=fashion_mnist.SAMPLE.forms * 2)
 fashion_mnist.MIRRORS, fashion_mnist.DEBIAN = (url,), Path(cache, "nothing")

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FORBIDDEN = ("numpy", "cupy", "jax", "jaxlib", "mxnet", "torch", "rich", "typer", "pooch", "matplotlib", "hypothesis")
-CONTRACT = {"polybn.spec", "polybn.arguments", "polybn.networks"}
+CONTRACT = {"polybn.spec", "polybn.arguments", "polybn.lenet.networks"}
 LIBRARIES = {
     "polybn_numpy": {"numpy", "numba", "threadpoolctl"},
     "polybn_cupy": {"numpy", "cupy", "cupyx"},

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 import polybn
-from polybn import networks
-from polybn.spec import BackendError, CheckpointError, DomainError, DTypeError
+from polybn.lenet import networks
+from polybn.lenet.errors import CheckpointError
+from polybn.spec import BackendError, DomainError, DTypeError
 from tests.conftest import REASONS
 from tests.training_worker import slice_of_sample
 

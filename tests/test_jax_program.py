@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polybn import dispatch, networks
-from polybn.networks import BatchNorm, Convolution, Dense, MaxPool, Network, Sigmoid
+from polybn import dispatch
+from polybn.lenet import networks
+from polybn.lenet.networks import BatchNorm, Convolution, Dense, MaxPool, Network, Sigmoid
 from polybn.spec import BackendError
 from tests import reference_lenet as reference
 from tests.reference_lenet import Named

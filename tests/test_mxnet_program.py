@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polybn import dispatch, networks
-from polybn.networks import BatchNorm, Convolution, Dense, MaxPool, Network, Sigmoid
-from polybn.spec import Program, State
+from polybn import dispatch
+from polybn.lenet import networks
+from polybn.lenet.networks import BatchNorm, Convolution, Dense, MaxPool, Network, Sigmoid, State
+from polybn.lenet.program import Program
 from tests import reference_lenet as reference
 from tests.conftest import REASONS
 from tests.test_program import Sample, bits, check, compiled, exact_step, program_step, sample

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polybn import networks
-from polybn.networks import BatchNorm, Convolution, Dense, MaxPool, Network, Sigmoid
+from polybn.lenet import networks
+from polybn.lenet.networks import BatchNorm, Convolution, Dense, MaxPool, Network, Sigmoid
 from polybn.spec import DomainError, DTypeError, ShapeError
 
 STYLE = re.compile(r"polybn\.networks\.\w+: .+ must .+; got .+ \(.+\)", re.DOTALL)

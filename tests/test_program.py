@@ -17,9 +17,11 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from polybn import dispatch, networks
-from polybn.networks import BatchNorm, Convolution, Dense, Layer, MaxPool, Network, Sigmoid
-from polybn.spec import BackendError, DomainError, Program, ShapeError, State
+from polybn import dispatch
+from polybn.lenet import networks
+from polybn.lenet.networks import BatchNorm, Convolution, Dense, Layer, MaxPool, Network, Sigmoid, State
+from polybn.lenet.program import Program
+from polybn.spec import BackendError, DomainError, ShapeError
 from tests import reference_lenet as reference
 from tests.reference_lenet import Named, Rounded
 

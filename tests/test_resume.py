@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from polybn import checkpoints, dispatch, networks, training
-from polybn.fashion_mnist import Dataset
-from polybn.spec import CheckpointError
-from polybn.training import Run, train
+from polybn import dispatch
+from polybn.lenet import checkpoints, networks, training
+from polybn.lenet.errors import CheckpointError
+from polybn.lenet.fashion_mnist import Dataset
+from polybn.lenet.training import Run, train
 from tests import training_worker
 from tests.training_worker import OPTIONS, slice_of_sample
 

@@ -15,20 +15,14 @@ import pytest
 from numpy.typing import NDArray
 
 import polybn
-from polybn import checkpoints, dispatch, fashion_mnist, networks, training
-from polybn.fashion_mnist import Dataset
-from polybn.networks import Dense, Network
-from polybn.spec import (
-    BackendError,
-    CheckpointError,
-    DivergenceError,
-    DomainError,
-    DTypeError,
-    ShapeError,
-    State,
-    Steps,
-)
-from polybn.training import Epoch, train
+from polybn import dispatch
+from polybn.lenet import checkpoints, fashion_mnist, networks, training
+from polybn.lenet.errors import CheckpointError, DivergenceError
+from polybn.lenet.fashion_mnist import Dataset
+from polybn.lenet.networks import Dense, Network, State
+from polybn.lenet.program import Steps
+from polybn.lenet.training import Epoch, train
+from polybn.spec import BackendError, DomainError, DTypeError, ShapeError
 from tests.training_worker import slice_of_sample
 
 SPEC, NONE = networks.lenet(), networks.lenet(None)

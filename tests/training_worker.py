@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import polybn
-from polybn import fashion_mnist, networks
-from polybn.fashion_mnist import Dataset
+from polybn.lenet import fashion_mnist, networks
+from polybn.lenet.fashion_mnist import Dataset
 
 if TYPE_CHECKING:
-    from polybn.spec import Steps
-    from polybn.training import Epoch
+    from polybn.lenet.program import Steps
+    from polybn.lenet.training import Epoch
 
 BATCH = 128
 OPTIONS: dict[str, Any] = {"batch_size": BATCH, "learning_rate": 0.5, "seed": 3}

@@ -10,9 +10,10 @@ import cupy
 import numpy as np
 from numpy.typing import NDArray
 
-from polybn import networks
-from polybn.networks import Network
-from polybn.spec import BackendError, DomainError, ShapeError, State, Steps
+from polybn.lenet import networks
+from polybn.lenet.networks import Network, State
+from polybn.lenet.program import Steps
+from polybn.spec import BackendError, DomainError, ShapeError
 from polybn_cupy import calls, launch, layers
 from polybn_cupy.layers import Layer, Variables
 from polybn_cupy.plan import THREADS
@@ -41,13 +42,13 @@ class Data(NamedTuple):
 
 
 def compile(network: Network, state: State, *, batch_size: int) -> CupyProgram:
-    """Turn a network and its state, which is copied to the device, into a program; see :class:`polybn.spec.Program`.
+    """Turn a network and its state, which is copied to the device, into a program.
 
     Parameters
     ----------
     network : Network
     state : dict of str to ndarray
-        float32, by the names that :func:`polybn.networks.initial_state` gives.
+        float32, by the names that :func:`polybn.lenet.networks.initial_state` gives.
     batch_size : int
         Images in a training step.
 
@@ -81,7 +82,7 @@ def compile(network: Network, state: State, *, batch_size: int) -> CupyProgram:
 
 
 class CupyProgram:
-    """A compiled network; fits :class:`polybn.spec.Program`. It lives on the device that was current at first."""
+    """A compiled network, on the device that was current when it was made; fits :class:`polybn.lenet.program.Program`."""
 
     def __init__(self, network: Network, state: State, batch_size: int) -> None:
         self._network, self._batch_size = network, batch_size

@@ -17,7 +17,7 @@ from polybn_jax.program import compile
 
 name = "jax"
 jit = jax.jit
-"""Compiles functions of arrays: `polybn bench` times calls inside of it, too."""
+"""Compiles functions of arrays; `polybn bench` and the conformance kit ask for it."""
 
 
 def why_not() -> str | None:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polybn import networks
-from polybn.networks import BatchNorm, Convolution, Dense, MaxPool, Network, Row, Sigmoid
+from polybn.lenet import networks
+from polybn.lenet.networks import BatchNorm, Convolution, Dense, MaxPool, Network, Row, Sigmoid
 from polybn_jax import layers, norms
 from polybn_jax.norms import Axis
 

@@ -112,7 +112,8 @@ def batch_statistics(
     square = v + eps
     info = jnp.finfo(x.dtype)
     strayed = ~jnp.isfinite(square) | (square < info.tiny * 2.0**64)
-    # Both branches return all of it: XLA repeats arithmetic on vectors for each value that reads them, a branch's not.
+    # Both branches return finished statistics: XLA repeats arithmetic on vectors in each loop over x that reads its
+    # result, once for every value, but not what a branch returns.
     return lax.cond(
         strayed.any(),
         lambda: _rescue(x, kept, counts, eps, strayed, axis_name),
@@ -142,7 +143,7 @@ def _measure(
 
 
 def _usual(m1: jax.Array, delta: jax.Array, v: jax.Array, eps: jax.Array, strayed: jax.Array) -> Statistics:
-    r = 1 / jnp.sqrt(v + eps)
+    r = inverse_root(v, eps)
     # Not ones: under shard_map both branches must vary over the same axes.
     scale = jnp.where(strayed, jnp.ones_like(v), 1)
     return Statistics(m1, delta, r, scale, r, m1 + delta, v)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from polybn.networks import BatchNorm
+from polybn.lenet.networks import BatchNorm
 from polybn_jax.kernels import inverse_root, power_of_two
 from polybn_jax.layers import repeat
 

@@ -15,9 +15,10 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from polybn import networks
-from polybn.networks import Network
-from polybn.spec import BackendError, DomainError, ShapeError, State, Steps
+from polybn.lenet import networks
+from polybn.lenet.networks import Network, State
+from polybn.lenet.program import Steps
+from polybn.spec import BackendError, DomainError, ShapeError
 from polybn_jax import parallel
 from polybn_jax.chain import Values, forward
 
@@ -40,13 +41,13 @@ class Report(NamedTuple):
 
 
 def compile(network: Network, state: State, *, batch_size: int, devices: int = 1) -> JaxProgram:
-    """Turn a network and its state, which is copied, into a program; see :class:`polybn.spec.Program`.
+    """Turn a network and its state, which is copied, into a program; see :class:`polybn.lenet.program.Program`.
 
     Parameters
     ----------
     network : Network
     state : dict of str to ndarray
-        float32, by the names that :func:`polybn.networks.initial_state` gives.
+        float32, by the names that :func:`polybn.lenet.networks.initial_state` gives.
     batch_size : int
         Images in a training step.
     devices : int, default 1
@@ -85,7 +86,7 @@ def compile(network: Network, state: State, *, batch_size: int, devices: int = 1
 
 
 class JaxProgram:
-    """A compiled network; fits :class:`polybn.spec.Program`."""
+    """A compiled network; fits :class:`polybn.lenet.program.Program`."""
 
     def __init__(self, network: Network, state: State, batch_size: int, mesh: Mesh | None) -> None:
         self._network, self._batch_size, self._mesh = network, batch_size, mesh

@@ -45,9 +45,10 @@ def total(z: jax.Array) -> jax.Array:
 
 
 def _halved(before: int, after: int) -> int:
-    first, second = (2, 0) if after > before else (0, 2)
+    """Choose the axis to halve: the longer one, or the other one where only that is even."""
     lengths = {0: before, 2: after}
-    return second if lengths[first] % 2 and not lengths[second] % 2 else first
+    longer, other = (2, 0) if after > before else (0, 2)
+    return other if lengths[longer] % 2 and not lengths[other] % 2 else longer
 
 
 def spread(v: jax.Array, like: jax.Array) -> jax.Array:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from polybn import networks
-from polybn.networks import Network
-from polybn.spec import Array, State
+from polybn.lenet import networks
+from polybn.lenet.networks import Network, State
+from polybn.spec import Array
 from polybn_mxnet.compat import mxnet as mx
 from polybn_mxnet.gluon import BatchNorm
 

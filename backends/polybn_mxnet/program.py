@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from polybn import networks
-from polybn.networks import Network
-from polybn.spec import Array, DomainError, ShapeError, State, Steps
+from polybn.lenet import networks
+from polybn.lenet.networks import Network, State
+from polybn.lenet.program import Steps
+from polybn.spec import Array, DomainError, ShapeError
 from polybn_mxnet.compat import mxnet as mx
 from polybn_mxnet.layers import Classifier, Objective, descend
 
@@ -26,7 +27,7 @@ class Data(NamedTuple):
 
 
 def compile(network: Network, state: State, *, batch_size: int) -> MXNetProgram:
-    """Turn a network and its state, which is copied, into a program; see :class:`polybn.spec.Program`.
+    """Turn a network and its state, which is copied, into a program; see :class:`polybn.lenet.program.Program`.
 
     It runs in MXNet's current context.
 
@@ -35,7 +36,7 @@ def compile(network: Network, state: State, *, batch_size: int) -> MXNetProgram:
     network : Network
         With ``norm="native"`` it takes ``gluon.nn.BatchNorm``, with ``"spec"`` :class:`polybn_mxnet.gluon.BatchNorm`.
     state : dict of str to ndarray
-        float32, by the names that :func:`polybn.networks.initial_state` gives.
+        float32, by the names that :func:`polybn.lenet.networks.initial_state` gives.
     batch_size : int
         Images in a training step.
 
@@ -62,7 +63,7 @@ def compile(network: Network, state: State, *, batch_size: int) -> MXNetProgram:
 
 
 class MXNetProgram:
-    """A compiled network; fits :class:`polybn.spec.Program`."""
+    """A compiled network; fits :class:`polybn.lenet.program.Program`."""
 
     def __init__(self, network: Network, state: State, batch_size: int) -> None:
         self._batch_size, self._classes = batch_size, networks.rows(network)[-1].output_shape[0]

@@ -8,9 +8,10 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from polybn import networks
-from polybn.networks import Network
-from polybn.spec import BackendError, DomainError, ShapeError, State, Steps
+from polybn.lenet import networks
+from polybn.lenet.networks import Network, State
+from polybn.lenet.program import Steps
+from polybn.spec import BackendError, DomainError, ShapeError
 from polybn_numpy import layers
 from polybn_numpy.layers import Floats, Variables
 
@@ -25,13 +26,13 @@ class Data(NamedTuple):
 
 
 def compile(network: Network, state: State, *, batch_size: int) -> NumpyProgram:
-    """Turn a network and its state, which is copied, into a program; see :class:`polybn.spec.Program`.
+    """Turn a network and its state, which is copied, into a program; see :class:`polybn.lenet.program.Program`.
 
     Parameters
     ----------
     network : Network
     state : dict of str to ndarray
-        float32, by the names that :func:`polybn.networks.initial_state` gives.
+        float32, by the names that :func:`polybn.lenet.networks.initial_state` gives.
     batch_size : int
         Images in a training step.
 
@@ -65,7 +66,7 @@ def compile(network: Network, state: State, *, batch_size: int) -> NumpyProgram:
 
 
 class NumpyProgram:
-    """A compiled network; fits :class:`polybn.spec.Program`."""
+    """A compiled network; fits :class:`polybn.lenet.program.Program`."""
 
     def __init__(self, network: Network, state: State, batch_size: int) -> None:
         self._network, self._batch_size = network, batch_size

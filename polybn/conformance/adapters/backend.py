@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 FLUSHING = ("jax",)
 """XLA flushes subnormal numbers on the CPU."""
-COMPILING = ("jax",)
 OPTIONS = ("momentum", "eps", "axis")
 """What tells the programs of ``jax.jit`` apart: Python numbers."""
 PROGRAMS = 100
@@ -56,7 +55,7 @@ class BackendAdapter:
             version=f"{polybn.__version__}, {about}",
             dtypes=tuple(dtype for dtype in DTYPES if _holds(self._backend, dtype)),
             flushes=self._backend.name in FLUSHING,
-            compiles=self._backend.name in COMPILING,
+            compiles=hasattr(self._backend, "jit"),
         )
 
     def train(
@@ -128,11 +127,10 @@ class JaxCompiled(BackendAdapter):
 
     def __init__(self) -> None:
         super().__init__("jax")
-        import jax
-
-        self._train = jax.jit(functools.partial(polybn.batch_norm, training=True), static_argnames=OPTIONS)
-        self._infer = jax.jit(functools.partial(polybn.batch_norm, training=False), static_argnames=OPTIONS)
-        self._vjp = jax.jit(_gradients, static_argnames=OPTIONS[1:])
+        module: Any = self._backend
+        self._train = module.jit(functools.partial(polybn.batch_norm, training=True), static_argnames=OPTIONS)
+        self._infer = module.jit(functools.partial(polybn.batch_norm, training=False), static_argnames=OPTIONS)
+        self._vjp = module.jit(_gradients, static_argnames=OPTIONS[1:])
 
     def info(self) -> Info:
         """Declare the same as the backend, under another name."""

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from polybn.spec import Steps
-    from polybn.training import Epoch
+    from polybn.lenet.program import Steps
+    from polybn.lenet.training import Epoch
 
 
 class EpochDisplay:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 import numpy as np
 
-from polybn.fashion_mnist import CLASSES
+from polybn.lenet.fashion_mnist import CLASSES
 from polybn.spec import DomainError, ShapeError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urljoin
 
 from polybn.atomic import write_atomic
-from polybn.spec import DataIntegrityError
+from polybn.lenet.errors import DataIntegrityError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

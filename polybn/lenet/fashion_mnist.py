@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
-from polybn import idx
-from polybn.download import Wanted, fill
-from polybn.spec import DataIntegrityError
+from polybn.lenet import idx
+from polybn.lenet.download import Wanted, fill
+from polybn.lenet.errors import DataIntegrityError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -33,7 +33,8 @@ import numpy as np
 
 from polybn import __version__
 from polybn.atomic import StrPath, make_directory, write_atomic
-from polybn.spec import CheckpointError, DomainError, DTypeError
+from polybn.lenet.errors import CheckpointError
+from polybn.spec import DomainError, DTypeError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

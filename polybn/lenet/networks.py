@@ -14,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polybn.arguments import type_name
-from polybn.spec import DomainError, DTypeError, ShapeError, State
+from polybn.spec import DomainError, DTypeError, ShapeError
 
 Norm: TypeAlias = Literal["spec", "native"] | None
+
+State: TypeAlias = dict[str, NDArray[np.float32]]
+"""Every parameter and running statistic of a network, by name, as host arrays."""
 
 
 @dataclass(frozen=True)

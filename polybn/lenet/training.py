@@ -25,28 +25,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from polybn import checkpoints, fashion_mnist, networks
 from polybn.atomic import write_atomic
 from polybn.dispatch import backend as find_backend
-from polybn.spec import (
-    BackendError,
-    CheckpointError,
-    DivergenceError,
-    DomainError,
-    DTypeError,
-    Program,
-    ShapeError,
-    State,
-    Steps,
-)
+from polybn.lenet import checkpoints, fashion_mnist, networks
+from polybn.lenet.errors import CheckpointError, DivergenceError
+from polybn.lenet.networks import State
+from polybn.lenet.program import Program, Steps
+from polybn.spec import BackendError, DomainError, DTypeError, ShapeError
 
 if TYPE_CHECKING:
     import os
 
     from numpy.typing import NDArray
 
-    from polybn.fashion_mnist import Dataset
-    from polybn.networks import Network
+    from polybn.lenet.fashion_mnist import Dataset
+    from polybn.lenet.networks import Network
 
 
 class Epoch(NamedTuple):
@@ -98,7 +91,7 @@ def train(
         For example ``polybn.networks.lenet()``.
     backend : str, default "numpy"
     data : Dataset, optional
-        Default: :func:`polybn.fashion_mnist.load`.
+        Default: :func:`polybn.lenet.fashion_mnist.load`.
     epochs : int, default 10
         In all, those of a resumed run included.
     batch_size : int, default 256
