@@ -135,9 +135,7 @@ def _source(backend: str | None, adapter: str | None, *, jit: bool) -> str:
         return name
     if backend is None or f"{name}-jit" not in ADAPTERS:
         given = f"--adapter {adapter}" if backend is None else f"--backend {backend}"
-        raise DomainError(
-            f"polybn check: --jit must come with --backend jax; got {given} (no other compiles calls)"
-        )
+        raise DomainError(f"polybn check: --jit must come with --backend jax; got {given} (no other compiles calls)")
     return f"{name}-jit"
 
 
