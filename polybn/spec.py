@@ -178,6 +178,28 @@ class Moments(NamedTuple):
     m2: Array
     """Sum of squared deviations from the mean: ``variance * count``."""
 
+    def variance(self, *, unbiased: bool = False) -> Array:
+        """Return the variance per channel in the dtype of the mean; 0 where there are too few values.
+
+        Parameters
+        ----------
+        unbiased : bool, default False
+            Divide by ``count - 1`` instead of ``count``.
+
+        Returns
+        -------
+        array, shape (C,)
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import polybn
+        >>> polybn.moments(np.array([[1.0], [2.0], [6.0]])).variance(unbiased=True).tolist()
+        [7.0]
+        """
+        divisor = (self.count - 1 if unbiased else self.count).astype(self.mean.dtype)
+        return self.m2 / (divisor + (divisor <= 0) * (1 - divisor))
+
 
 class Affine(NamedTuple):
     """Inference as one multiplication and one addition, ``y = scale * x + shift``. Each has shape ``(C,)``."""
