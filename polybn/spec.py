@@ -262,6 +262,8 @@ class Traits:
     """Whether the library has a batch norm of its own, which ``compile`` then offers as ``"native"``."""
     variants: Mapping[str, Callable[[], AbstractContextManager[Any]]] = field(default_factory=dict)
     """Context managers by name: inside of each, another implementation serves all calls. The kit grades each."""
+    sees_values: bool = True
+    """Whether a bad value is an error; False where the host would have to wait, and NaN comes out instead (S14)."""
     own: frozenset[str] = frozenset()
     """Keywords of its own that ``batch_norm``, ``batch_norm_vjp`` and ``moments`` pass on, such as ``axis_name``."""
     own_of_pullback: frozenset[str] = frozenset()
