@@ -24,6 +24,7 @@ from polybn.spec import (
     Moments,
     SecondGradients,
     ShapeError,
+    SingleValueWarning,
 )
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ __all__ = [
     "Run",
     "SecondGradients",
     "ShapeError",
+    "SingleValueWarning",
     "backend",
     "backends",
     "batch_norm",

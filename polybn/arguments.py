@@ -1,6 +1,6 @@
-"""Clause S14: the argument checks that all backends share.
+"""Clause S14: a call is checked here, once, and travels on as one record.
 
-They look at shapes, dtypes and Python values only and run no array code, so they mean the same on
+The checks look at shapes, dtypes and Python values only and run no array code, so they mean the same on
 every library and cost the same under tracing. Each failure names the argument, the rule, the
 value, and what fixes the rule; the class says what kind of mistake it was.
 """
@@ -8,42 +8,67 @@ value, and what fixes the rule; the class says what kind of mistake it was.
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable
-from numbers import Real
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
-from polybn.spec import Array, BackendError, DomainError, DTypeError, Gradients, Moments, ShapeError
+from polybn.options import (
+    SMALLEST_NORMAL,
+    check_axis,
+    check_eps,
+    check_momentum,
+    check_running_variance,
+    check_training,
+    type_name,
+)
+from polybn.spec import (
+    Backend,
+    BackendError,
+    Description,
+    DomainError,
+    DTypeError,
+    Gradients,
+    Moments,
+    ShapeError,
+    traits_of,
+)
 
 STATISTICS_DTYPE = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
 """Clause S6: from the dtype of x to the dtype of parameters and statistics."""
 
-SMALLEST_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
+
+class Arrays(NamedTuple):
+    """The arrays of one call, or a description of each, by the names that users give them."""
+
+    x: Any = None
+    gamma: Any = None
+    beta: Any = None
+    running_mean: Any = None
+    running_var: Any = None
+    where: Any = None
 
 
-class Problem(NamedTuple):
-    """A call that passed the checks, in the terms of the specification."""
+class Options(NamedTuple):
+    """The options of one call, as they were given."""
+
+    training: Any = True
+    momentum: Any = 0.9
+    eps: Any = 0.0
+    axis: Any = 1
+    running_variance: Any = "biased"
+
+
+class Known(NamedTuple):
+    """What the shapes and the options of a call say about it."""
 
     axis: int
-    """Channel axis, counted from the front."""
     channels: int
-    count: int  # type: ignore[assignment]  # it hides tuple.count, which nobody asks of a problem
-    """Values per channel, ``m``."""
+    m: int
     dtype: str
-    """Dtype of parameters and statistics."""
 
 
 def dtype_name(dtype: Any) -> str:
     """Name a dtype in the same words for every library: ``float32``, never ``<class 'numpy.float32'>``.
-
-    Parameters
-    ----------
-    dtype : Any
-        What an array of the library calls its dtype.
-
-    Returns
-    -------
-    str
 
     Examples
     --------
@@ -56,76 +81,21 @@ def dtype_name(dtype: Any) -> str:
     return str(name).rpartition(".")[2]
 
 
-def type_name(value: object) -> str:
-    """Return the full name of a value's type, without ``builtins``.
-
-    Parameters
-    ----------
-    value : object
-
-    Returns
-    -------
-    str
-
-    Examples
-    --------
-    >>> from fractions import Fraction
-    >>> from polybn import arguments
-    >>> arguments.type_name([]), arguments.type_name(Fraction(1))
-    ('list', 'fractions.Fraction')
-    """
-    cls = type(value)
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-
-
-def check_arrays(function: str, library: str, accepts: Callable[[Any], bool], **arrays: Any) -> None:
-    """Check that each argument that is not None is an array of the backend's own library.
-
-    Parameters
-    ----------
-    function : str
-        The public function on whose behalf an error speaks.
-    library : str
-        Its name, for the message.
-    accepts : callable
-        Tells whether a value is a plain array of the library.
-    **arrays : array, any shape, optional
-        The arguments by name.
-
-    Raises
-    ------
-    BackendError
-        If one is anything else.
-    """
+def describe_arrays(function: str, backend: Backend, arrays: Mapping[str, Any]) -> dict[str, Description | None]:
+    """Describe each array of a call, by name; refuse what is no plain array of the backend's library."""
+    described = {name: None if value is None else backend.inspect(value) for name, value in arrays.items()}
     for name, value in arrays.items():
-        if value is None or accepts(value):
-            continue
-        others = ", ".join(f"{other}: {type_name(a)}" for other, a in arrays.items() if a is not None)
-        raise BackendError(
-            f"polybn.{function}: {name} must be a plain {library} array; got {type_name(value)} "
-            f"(nothing is converted or moved between libraries; the arguments are {others})"
-        )
+        if value is not None and described[name] is None:
+            given = ", ".join(f"{other}: {type_name(a)}" for other, a in arrays.items() if a is not None)
+            raise BackendError(
+                f"polybn.{function}: {name} must be a plain {traits_of(backend).library or backend.name} array; got "
+                f"{type_name(value)} (nothing is converted or moved between libraries; the arguments are {given})"
+            )
+    return described
 
 
 def check_record(function: str, name: str, value: object, record: type[Moments] | type[Gradients]) -> None:
-    """Check that a result of PolyBN comes back in the named tuple that it left in.
-
-    Parameters
-    ----------
-    function : str
-        The public function on whose behalf an error speaks.
-    name : str
-        Of the argument.
-    value : object
-        The argument.
-    record : type
-        :class:`polybn.Moments` or :class:`polybn.Gradients`.
-
-    Raises
-    ------
-    DTypeError
-        If it is anything else.
-    """
+    """Check that a result of PolyBN comes back in the named tuple that it left in."""
     if not isinstance(value, record):
         raise DTypeError(
             f"polybn.{function}: {name} must be a polybn.{record.__name__}; got {type_name(value)} "
@@ -133,82 +103,50 @@ def check_record(function: str, name: str, value: object, record: type[Moments] 
         )
 
 
-def check_batch_norm(
+def check_batch_norm(function: str, given: Arrays, options: Options, *, joined: bool = False) -> Known:
+    """Check descriptions and options of ``batch_norm`` and ``batch_norm_vjp``.
+
+    ``joined`` says that ``x`` is a part of a larger whole, so that one value per channel may be one of many.
+    Results are remembered: a training loop makes the same call again and again.
+    """
+    try:
+        hash(options)
+    except TypeError:  # such as an array: no option, and the checks will say so
+        return _check_batch_norm.__wrapped__(function, given, options, joined, ())
+    # The types belong to the key because 1, 1.0 and True are equal, and only one of them is right.
+    return _check_batch_norm(function, given, options, joined, tuple(map(type, options)))
+
+
+@lru_cache(maxsize=4096)
+def _check_batch_norm(
     function: str,
-    x: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    running_mean: Array | None,
-    running_var: Array | None,
-    *,
-    training: Any,
-    momentum: Any,
-    eps: Any,
-    axis: Any,
-    running_variance: Any,
-    where: Array | None,
-) -> Problem:
-    """Check the arguments of ``batch_norm`` and ``batch_norm_vjp``.
-
-    Parameters
-    ----------
-    function : str
-        The public function on whose behalf an error speaks.
-    x, gamma, beta, running_mean, running_var, training, momentum, eps, axis, running_variance, where
-        As in :func:`polybn.batch_norm`, shapes included; none is left out.
-
-    Returns
-    -------
-    Problem
-
-    Raises
-    ------
-    ShapeError, DTypeError, DomainError
-        As clause S14 says.
-    """
-    problem = check_moments(function, x, axis=axis, where=where)
-    parameters = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
-    for name, value in parameters.items():
+    given: Arrays,
+    options: Options,
+    joined: bool,
+    types: tuple[type, ...],  # noqa: ARG001  # a part of the key
+) -> Known:
+    known = check_moments(function, given, options.axis)
+    for name in ("gamma", "beta", "running_mean", "running_var"):
+        value = getattr(given, name)
         if value is not None:
-            _check_parameter(function, name, value, x, problem)
-    _check_options(function, training, momentum, running_variance)
-    check_eps(function, eps, problem.dtype)
-    missing = [name for name in ("running_mean", "running_var") if parameters[name] is None]
-    if missing and (len(missing) == 1 or not training):
-        rule = "must be given together" if len(missing) == 1 else "must be given when training=False"
-        raise DomainError(
-            f"polybn.{function}: running_mean and running_var {rule}; got None for {' and '.join(missing)} "
-            "(inference normalizes with them, training updates both or neither)"
-        )
-    if training and running_variance == "unbiased" and problem.count == 1:
-        fail_single_value(function, f"x has shape {tuple(x.shape)} with channel axis {problem.axis}")
-    return problem
+            _check_parameter(function, name, value, given.x, known)
+    check_training(function, options.training)
+    check_momentum(function, options.momentum)
+    check_running_variance(function, options.running_variance)
+    check_eps(function, options.eps, known.dtype)
+    _check_running(function, given, options.training)
+    if options.training and options.running_variance == "unbiased" and known.m == 1 and not joined:
+        fail_single_value(function, f"x has shape {given.x.shape} with channel axis {known.axis}")
+    return known
 
 
-def check_moments(function: str, x: Array, *, axis: Any, where: Array | None) -> Problem:
-    """Check ``x``, its channel axis and ``where``.
-
-    Parameters
-    ----------
-    function : str
-        The public function on whose behalf an error speaks.
-    x, axis, where
-        As in :func:`polybn.batch_norm`.
-
-    Returns
-    -------
-    Problem
-
-    Raises
-    ------
-    BackendError, ShapeError, DTypeError
-        As clause S14 says.
-    """
-    _check_given(function, x=x)
-    name, shape = dtype_name(x.dtype), tuple(x.shape)
-    if name not in STATISTICS_DTYPE:
+def check_moments(function: str, given: Arrays, axis: Any) -> Known:
+    """Check ``x``, its channel axis, ``where``, and that all arrays are on one device."""
+    check_given(function, x=given.x)
+    shape, dtype, _ = given.x
+    if dtype not in STATISTICS_DTYPE:
         raise DTypeError(
-            f"polybn.{function}: x must have one of the dtypes {', '.join(STATISTICS_DTYPE)}; got {name} "
+            f"polybn.{function}: x must have one of the dtypes {', '.join(STATISTICS_DTYPE)}; got {dtype} "
             "(batch norm is defined on these, and nothing is converted: do so before the call)"
         )
     if len(shape) < 2:
@@ -216,201 +154,100 @@ def check_moments(function: str, x: Array, *, axis: Any, where: Array | None) ->
             f"polybn.{function}: x must have rank 2 or more, (N, C, ...); got rank {len(shape)}, shape {shape} "
             "(statistics are taken over every axis but the channel axis)"
         )
-    index = _check_index(function, axis)
+    index = check_axis(function, axis)
     if not -len(shape) <= index < len(shape):
         raise ShapeError(
             f"polybn.{function}: axis must lie in [{-len(shape)}, {len(shape)}); got {index} (x has shape {shape})"
         )
     index %= len(shape)
-    if where is not None:
-        _check_where(function, where, shape)
+    if given.where is not None:
+        _check_where(function, given.where, shape)
+    check_devices(function, given._asdict())
     rest = shape[:index] + shape[index + 1 :]
-    return Problem(index, shape[index], math.prod(rest), STATISTICS_DTYPE[name])
+    return Known(index, shape[index], math.prod(rest), STATISTICS_DTYPE[dtype])
 
 
-def check_eps(function: str, eps: Any, dtype: str) -> None:
-    """Check that ``eps`` is a number that the arithmetic can hold.
-
-    Parameters
-    ----------
-    function : str
-        The public function on whose behalf an error speaks.
-    eps : Any
-        The argument.
-    dtype : str
-        Of the statistics: float32 or float64.
-
-    Raises
-    ------
-    DTypeError
-        If it is no Python number.
-    DomainError
-        If it is negative, subnormal, not finite or too large.
-    """
-    if isinstance(eps, bool) or not _is_number(eps):
-        raise DTypeError(
-            f"polybn.{function}: eps must be a Python number; got {eps!r} of type {type_name(eps)} "
-            "(one number for all channels, added to the variance inside the root)"
-        )
-    smallest, number = SMALLEST_NORMAL[dtype], _as_float(eps)
-    if not (eps == 0 or smallest <= number <= 1 / smallest):  # NaN fails, too
-        raise DomainError(
-            f"polybn.{function}: eps must be 0 or lie in [{smallest:.3g}, {1 / smallest:.3g}]; got {eps!r} "
-            f"(from the smallest normal {dtype}, the dtype of the statistics, to its reciprocal)"
+def check_devices(function: str, given: Mapping[str, Description | None]) -> None:
+    """Check that all arrays are on one device, where the library leaves that to the caller."""
+    devices = {name: one.device for name, one in given.items() if one is not None and one.device is not None}
+    if len(set(devices.values())) > 1:
+        listed = ", ".join(f"{name}: {device}" for name, device in devices.items())
+        raise BackendError(
+            f"polybn.{function}: all arrays must be on one device; got {listed} "
+            "(nothing is moved between devices: do so before the call)"
         )
 
 
-def check_fold(
-    gamma: Array | None, beta: Array | None, running_mean: Array | None, running_var: Array | None, *, eps: Any
-) -> None:
-    """Check the arguments of ``fold``; ``running_mean`` fixes shape and dtype of the others.
-
-    Parameters
-    ----------
-    gamma, beta, running_mean, running_var, eps
-        As in :func:`polybn.fold`.
-
-    Raises
-    ------
-    BackendError, ShapeError, DTypeError, DomainError
-        As clause S14 says.
-    """
-    _check_given("fold", running_mean=running_mean, running_var=running_var)
-    shape, dtype = _check_vector("fold", "running_mean", running_mean)
-    for name, value in {"gamma": gamma, "beta": beta, "running_var": running_var}.items():
+def check_fold(given: Arrays, eps: Any) -> Known:
+    """Check the arguments of ``fold``; ``running_mean`` fixes shape and dtype of the others."""
+    check_given("fold", running_mean=given.running_mean, running_var=given.running_var)
+    shape, dtype = _check_vector("fold", "running_mean", given.running_mean)
+    for name in ("gamma", "beta", "running_var"):
+        value = getattr(given, name)
         if value is not None:
-            _check_match("fold", name, value, shape, dtype, "running_mean's")
+            _check_match("fold", name, value, Description(shape, dtype), "running_mean's")
     check_eps("fold", eps, dtype)
+    check_devices("fold", given._asdict())
+    return Known(0, shape[0], 0, dtype)
 
 
-def check_merge_moments(library: str, accepts: Callable[[Any], bool], a: Any, b: Any) -> None:
-    """Check the arguments of ``merge_moments``; ``a.mean`` fixes the number of channels and the dtype.
-
-    Parameters
-    ----------
-    library : str
-        As in :func:`check_arrays`.
-    accepts : callable
-        As in :func:`check_arrays`.
-    a, b : Any
-        The arguments.
-
-    Raises
-    ------
-    BackendError, ShapeError, DTypeError
-        As clause S14 says.
-    """
-    for name, part in (("a", a), ("b", b)):
-        check_record("merge_moments", name, part, Moments)
-    fields = {f"a.{name}": value for name, value in a._asdict().items()}
-    fields |= {f"b.{name}": value for name, value in b._asdict().items()}
-    _check_given("merge_moments", **fields)
-    check_arrays("merge_moments", library, accepts, **fields)
-    shape, dtype = _check_vector("merge_moments", "a.mean", a.mean)
-    counts = dtype_name(a.count.dtype)
-    if not counts.startswith(("int", "uint")):
-        raise DTypeError(f"polybn.merge_moments: a.count must have an integer dtype; got {counts} (it counts values)")
-    for name, value in fields.items():
-        of_count = name.endswith("count")
-        _check_match("merge_moments", name, value, shape, counts if of_count else dtype, "a's")
+def check_merge_moments(given: Mapping[str, Description | None]) -> None:
+    """Check the fields of both arguments of ``merge_moments``; ``a.mean`` fixes the number of channels and dtype."""
+    check_given("merge_moments", **given)
+    mean, count = given["a.mean"], given["a.count"]
+    assert mean is not None  # check_given saw to both
+    assert count is not None
+    shape, dtype = _check_vector("merge_moments", "a.mean", mean)
+    if not count.dtype.startswith(("int", "uint")):
+        raise DTypeError(
+            f"polybn.merge_moments: a.count must have an integer dtype; got {count.dtype} (it counts values)"
+        )
+    for name, value in given.items():
+        expected = count.dtype if name.endswith("count") else dtype
+        _check_match("merge_moments", name, value, Description(shape, expected), "a's")
+    check_devices("merge_moments", given)
 
 
-def check_dy(dy: Array, x: Array) -> None:
-    """Check a pullback's cotangent against the output that it belongs to.
-
-    Parameters
-    ----------
-    dy : array, shape of x
-    x : array, shape (N, C, ...)
-        What the forward call was given.
-
-    Raises
-    ------
-    BackendError, ShapeError, DTypeError
-        As clause S14 says.
-    """
-    _check_given("batch_norm_vjp", dy=dy)
-    _check_match("batch_norm_vjp", "dy", dy, tuple(x.shape), dtype_name(x.dtype), "the output's")
+def check_dy(dy: Description | None, x: Description) -> None:
+    """Check a pullback's cotangent against ``x``, whose shape and dtype the output has."""
+    check_given("batch_norm_vjp", dy=dy)
+    _check_match("batch_norm_vjp", "dy", dy, x, "the output's")
+    check_devices("batch_norm_vjp", {"x": x, "dy": dy})
 
 
-def check_cotangents(expected: dict[str, Array | None], given: dict[str, Array | None]) -> None:
-    """Check second-order cotangents: None, or shape and dtype of the gradient that each belongs to.
-
-    Parameters
-    ----------
-    expected : dict of str to array or None
-        The gradients by name, each of the shape that it has.
-    given : dict of str to array or None
-        Their cotangents, each of the same shape.
-
-    Raises
-    ------
-    DomainError
-        If there is a cotangent of a gradient that there is not.
-    ShapeError, DTypeError
-        If one does not match.
-    """
+def check_cotangents(expected: Mapping[str, Description | None], given: Mapping[str, Description | None]) -> None:
+    """Check second-order cotangents: None, or shape and dtype of the gradient that each belongs to."""
     for name, value in given.items():
         of = expected[name]
         if value is None:
             continue
         if of is None:
             raise DomainError(
-                f"polybn.batch_norm_vjp: the cotangent of {name} must be None; got shape {tuple(value.shape)} "
+                f"polybn.batch_norm_vjp: the cotangent of {name} must be None; got shape {value.shape} "
                 f"(there is no gradient of {name}: it was None, or carries none in training)"
             )
-        thing, whose = f"the cotangent of {name}", f"the gradient of {name}'s"
-        _check_match("batch_norm_vjp", thing, value, tuple(of.shape), dtype_name(of.dtype), whose)
+        _check_match("batch_norm_vjp", f"the cotangent of {name}", value, of, f"the gradient of {name}'s")
 
 
-def check_negative_variance(function: str, bad: int, first: int, value: float) -> None:
-    """Check that inference was given running variances that are finite and not negative.
-
-    Parameters
-    ----------
-    function : str
-    bad : int
-        How many channels are bad; the backend counts them where values can be seen.
-    first : int
-        The first bad channel.
-    value : float
-        Its running variance.
-
-    Raises
-    ------
-    DomainError
-        If there is a bad channel.
-    """
-    if bad:
-        channels = "1 bad channel" if bad == 1 else f"{bad} bad channels"
-        raise DomainError(
-            f"polybn.{function}: running_var must be finite and not negative in inference; got {value!r} in channel "
-            f"{first} ({channels}; NaN and infinity come from batches that hold them or overflow, less than 0 never)"
-        )
+def fail_variance(function: str, bad: int, first: int, value: float) -> NoReturn:
+    """Refuse running variances in inference: ``bad`` channels, of which ``first`` has ``value``."""
+    channels = "1 bad channel" if bad == 1 else f"{bad} bad channels"
+    raise DomainError(
+        f"polybn.{function}: running_var must be finite and not negative in inference; got {value!r} in channel "
+        f"{first} ({channels}; NaN and infinity come from batches that hold them or overflow, less than 0 never)"
+    )
 
 
 def fail_single_value(function: str, because: str) -> NoReturn:
-    """Refuse an unbiased variance of one value (S11).
-
-    Parameters
-    ----------
-    function : str
-        The public function on whose behalf an error speaks.
-    because : str
-        Where there is one value; it goes into the message.
-
-    Raises
-    ------
-    DomainError
-        Always.
-    """
+    """Refuse an unbiased variance of one value (S11); ``because`` says where there is one."""
     raise DomainError(
         f"polybn.{function}: running_variance must be 'biased' where there is one value per channel; got 'unbiased' "
         f"({because}; m / (m - 1) has no value at m = 1)"
     )
 
 
-def _check_given(function: str, **required: Array | None) -> None:
+def check_given(function: str, **required: Description | None) -> None:
+    """Check that arguments which may not be None are not."""
     for name, value in required.items():
         if value is None:
             raise BackendError(
@@ -418,96 +255,60 @@ def _check_given(function: str, **required: Array | None) -> None:
             )
 
 
-def _is_number(value: object) -> bool:
-    # A float16 or a Fraction is a Real, too; an array is none, and neither is a tracer.
-    return isinstance(value, Real)
-
-
-def _as_float(number: Any) -> float:
-    # A comparison with a NumPy scalar would round the bounds to its type.
-    try:
-        return float(number)
-    except OverflowError:
-        return math.inf
-
-
-def _check_index(function: str, axis: Any) -> int:
-    try:
-        if not isinstance(axis, bool):
-            return operator.index(axis)
-        cause = None
-    except TypeError as error:
-        cause = error
-    raise DTypeError(
-        f"polybn.{function}: axis must be one int; got {axis!r} of type {type_name(axis)} (it names the channel axis)"
-    ) from cause
-
-
-def _check_where(function: str, where: Array, shape: tuple[int, ...]) -> None:
-    name, given = dtype_name(where.dtype), tuple(where.shape)
-    if name not in ("bool", "bool_"):
+def _check_where(function: str, where: Description, shape: tuple[int, ...]) -> None:
+    if where.dtype not in ("bool", "bool_"):
         raise DTypeError(
-            f"polybn.{function}: where must have dtype bool; got {name} (True keeps, False deletes a value)"
+            f"polybn.{function}: where must have dtype bool; got {where.dtype} (True keeps, False deletes a value)"
         )
-    aligned = shape[len(shape) - len(given) :]
-    if len(given) > len(shape) or any(a not in (1, b) for a, b in zip(given, aligned, strict=True)):
+    aligned = shape[len(shape) - len(where.shape) :]
+    if len(where.shape) > len(shape) or any(a not in (1, b) for a, b in zip(where.shape, aligned, strict=True)):
         raise ShapeError(
-            f"polybn.{function}: where must broadcast to the shape of x; got shape {given} (x has shape {shape})"
+            f"polybn.{function}: where must broadcast to the shape of x; got shape {where.shape} (x has shape {shape})"
         )
 
 
-def _check_parameter(function: str, name: str, value: Array, x: Array, problem: Problem) -> None:
-    if tuple(value.shape) != (problem.channels,):
+def _check_parameter(function: str, name: str, value: Description, x: Description, known: Known) -> None:
+    if value.shape != (known.channels,):
         raise ShapeError(
-            f"polybn.{function}: {name} must have shape ({problem.channels},); got {tuple(value.shape)} "
-            f"(x has shape {tuple(x.shape)} with channel axis {problem.axis})"
+            f"polybn.{function}: {name} must have shape ({known.channels},); got {value.shape} "
+            f"(x has shape {x.shape} with channel axis {known.axis})"
         )
-    if dtype_name(value.dtype) != problem.dtype:
+    if value.dtype != known.dtype:
         raise DTypeError(
-            f"polybn.{function}: {name} must have dtype {problem.dtype}; got {dtype_name(value.dtype)} "
-            f"(x has dtype {dtype_name(x.dtype)}; parameters and statistics are float32, float64 for float64 x)"
+            f"polybn.{function}: {name} must have dtype {known.dtype}; got {value.dtype} "
+            f"(x has dtype {x.dtype}; parameters and statistics are float32, float64 for float64 x)"
         )
 
 
-def _check_options(function: str, training: Any, momentum: Any, running_variance: Any) -> None:
-    if not isinstance(training, bool):
-        raise DTypeError(
-            f"polybn.{function}: training must be True or False; got {training!r} of type {type_name(training)} "
-            "(batch statistics or running statistics: nothing is guessed)"
-        )
-    if not _is_number(momentum):
-        raise DTypeError(
-            f"polybn.{function}: momentum must be a Python number; got {momentum!r} of type {type_name(momentum)} "
-            "(the weight of the OLD running value)"
-        )
-    if isinstance(momentum, bool) or not 0 <= momentum <= 1:
+def _check_running(function: str, given: Arrays, training: bool) -> None:
+    missing = [name for name in ("running_mean", "running_var") if getattr(given, name) is None]
+    if missing and (len(missing) == 1 or not training):
+        rule = "must be given together" if len(missing) == 1 else "must be given when training=False"
         raise DomainError(
-            f"polybn.{function}: momentum must lie in [0, 1]; got {momentum!r} "
-            "(it is the weight of the OLD value; PyTorch's momentum is 1 minus this one)"
-        )
-    if not isinstance(running_variance, str) or running_variance not in ("biased", "unbiased"):
-        raise DomainError(
-            f"polybn.{function}: running_variance must be 'biased' or 'unbiased'; got {running_variance!r} "
-            "(what running_var takes in: v, or v * m / (m - 1))"
+            f"polybn.{function}: running_mean and running_var {rule}; got None for {' and '.join(missing)} "
+            "(inference normalizes with them, training updates both or neither)"
         )
 
 
-def _check_vector(function: str, name: str, value: Array) -> tuple[tuple[int, ...], str]:
+def _check_vector(function: str, name: str, value: Description) -> tuple[tuple[int, ...], str]:
     """Check an array that holds one value per channel and fixes what the others must be; return its shape and dtype."""
-    shape, dtype = tuple(value.shape), dtype_name(value.dtype)
-    if len(shape) != 1:
-        raise ShapeError(f"polybn.{function}: {name} must have shape (C,); got {shape} (one value per channel)")
-    if dtype not in SMALLEST_NORMAL:
+    if len(value.shape) != 1:
+        raise ShapeError(f"polybn.{function}: {name} must have shape (C,); got {value.shape} (one value per channel)")
+    if value.dtype not in SMALLEST_NORMAL:
         raise DTypeError(
-            f"polybn.{function}: {name} must have one of the dtypes {', '.join(SMALLEST_NORMAL)}; got {dtype} "
+            f"polybn.{function}: {name} must have one of the dtypes {', '.join(SMALLEST_NORMAL)}; got {value.dtype} "
             "(the dtypes of statistics; half types only store x)"
         )
-    return shape, dtype
+    return value.shape, value.dtype
 
 
-def _check_match(function: str, name: str, value: Array, shape: tuple[int, ...], dtype: str, whose: str) -> None:
-    if tuple(value.shape) != shape:
-        raise ShapeError(f"polybn.{function}: {name} must have shape {shape}; got {tuple(value.shape)} ({whose} shape)")
-    given = dtype_name(value.dtype)
-    if given != dtype:
-        raise DTypeError(f"polybn.{function}: {name} must have dtype {dtype}; got {given} ({whose} dtype)")
+def _check_match(function: str, name: str, value: Description | None, expected: Description, whose: str) -> None:
+    assert value is not None
+    if value.shape != expected.shape:
+        raise ShapeError(
+            f"polybn.{function}: {name} must have shape {expected.shape}; got {value.shape} ({whose} shape)"
+        )
+    if value.dtype != expected.dtype:
+        raise DTypeError(
+            f"polybn.{function}: {name} must have dtype {expected.dtype}; got {value.dtype} ({whose} dtype)"
+        )

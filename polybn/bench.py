@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from polybn.dispatch import backend as find_backend
+from polybn.functional import batch_norm, batch_norm_vjp
 from polybn.lenet import networks
+from polybn.lenet.program import compile
+from polybn.spec import traits_of
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -105,10 +108,10 @@ def _batch_norm_tasks(
     arrays, cotangent = [module.asarray(a) for a in (x, *state)], module.asarray(dy)
 
     def forward(*arrays: Any) -> Any:
-        return module.batch_norm(*arrays, training=True)
+        return batch_norm(*arrays, training=True)
 
     def both(dy: Any, *arrays: Any) -> Any:
-        result, pullback = module.batch_norm_vjp(*arrays, training=True)
+        result, pullback = batch_norm_vjp(*arrays, training=True)
         return pullback(dy), result
 
     tasks = {
@@ -142,7 +145,7 @@ def _calls(
     def timed(function: Callable[..., Any]) -> Callable[[], object]:
         return lambda: _wait(module, small(function(*arguments)))
 
-    jit = getattr(module, "jit", None)
+    jit = traits_of(module).jit
     calls = {module.name: timed(function)}
     return calls if jit is None else {f"{module.name} in jit": timed(jit(function)), **calls}
 
@@ -152,7 +155,7 @@ def _lenet_tasks(module: Backend, torch: ModuleType | None) -> Contenders:
     images = random.integers(0, 256, (BATCH, 1, 28, 28), dtype=np.uint8)
     labels = random.integers(0, 10, BATCH, dtype=np.uint8)
     network = networks.lenet()
-    program = module.compile(network, networks.initial_state(network, 0), batch_size=BATCH)
+    program = compile(network, module, networks.initial_state(network, 0), batch_size=BATCH)
     data, order = program.place(images, labels), np.arange(BATCH)
     tasks: Contenders = {module.name: lambda: list(program.train_epoch(data, order, learning_rate=0.1))}
     if torch is not None:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from polybn import __version__, atomic, cli_check, dispatch
 from polybn.lenet import fashion_mnist, networks, training
+from polybn.lenet import program as programs
 from polybn.lenet.display import EpochDisplay
 from polybn.lenet.errors import CheckpointError, DataIntegrityError, DivergenceError
 from polybn.lenet.fashion_mnist import CLASSES, Dataset
@@ -163,7 +164,8 @@ def predict(
     loaded = training.load_run(run)
     network = networks.from_plain(loaded.config["network"])
     dataset = _load(data)
-    program = dispatch.backend(loaded.config["backend"]).compile(network, loaded.state, batch_size=256)
+    module = dispatch.backend(loaded.config["backend"])
+    program = programs.compile(network, module, loaded.state, batch_size=256)
     scores = program.logits(program.place(dataset.test_images, dataset.test_labels))
     labels, predictions = dataset.test_labels, scores.argmax(axis=1).astype(np.uint8)
     table = Table(

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
+import warnings
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
-from polybn.arguments import type_name
+from polybn.options import type_name
 from polybn.spec import BackendError
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ def backend(name: str) -> Backend:
     Parameters
     ----------
     name : str
-        ``"numpy"``, ``"cupy"``, ``"jax"``, ``"mxnet"`` or the entry point of an installed third party.
+        Name of an installed entry point: ``"numpy"``, or any other that :func:`polybn.backends` lists.
 
     Returns
     -------
@@ -55,7 +57,7 @@ def backend(name: str) -> Backend:
             f"polybn.backend: name must be one of {_listed()}; got {name!r} "
             f"(a package adds one by an entry point in the group {GROUP!r})"
         )
-    return _load("backend", entry)
+    return _load("backend", entry.value)
 
 
 def backends() -> dict[str, str | None]:
@@ -79,63 +81,84 @@ def why_not(name: str) -> str | None:
     """Return None if the named backend can compute here, else the reason in one line."""
     try:
         reason = backend(name).why_not()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Whatever a missing driver or a third party throws: a list of backends must not fail with one of them.
         cause = error.__cause__ or error
         reason = f"{type(cause).__name__}: {cause}"
-    return None if reason is None else " ".join(reason.split())
+    return None if reason is None else " ".join(str(reason).split())
 
 
 def backend_of(function: str, **arrays: object) -> Backend:
-    """Find the backend that serves all the arrays of one call.
-
-    Parameters
-    ----------
-    function : str
-        The public function on whose behalf an error speaks.
-    **arrays
-        Arguments by name; None is passed over.
+    """Find the backend that serves all the arrays of one call; None is passed over.
 
     Raises
     ------
     BackendError
         If an argument belongs to no backend, or two belong to different ones.
     """
-    served = {
-        name: (_serving(cast("Hashable", type(value))), value) for name, value in arrays.items() if value is not None
-    }
-    strangers = [(name, value) for name, (entry, value) in served.items() if entry is None]
-    if strangers or not served:
+    values = {_serving(cast("Hashable", type(value))) for value in arrays.values() if value is not None}
+    if len(values) != 1 or None in values:
+        _fail_mixed(function, arrays)
+    entry = values.pop()
+    assert entry is not None
+    return _load(function, entry)
+
+
+def _fail_mixed(function: str, arrays: Mapping[str, object]) -> NoReturn:
+    given = {name: value for name, value in arrays.items() if value is not None}
+    owners = {name: _owner(type(value)) for name, value in given.items()}
+    unserved = [(name, given[name]) for name, owner in owners.items() if owner is None]
+    if unserved or not owners:
         # Where all are None, speak of the first that may not be: gamma and beta may.
-        name, value = strangers[0] if strangers else (next(n for n in arrays if n not in ("gamma", "beta")), None)
+        first = next(name for name in arrays if name not in ("gamma", "beta"))
+        name, value = unserved[0] if unserved else (first, None)
         raise BackendError(
             f"polybn.{function}: {name} must be an array of an installed backend ({_listed()}); "
             f"got {type_name(value)} (the type of the array selects the backend; nothing is converted)"
         )
-    entries = {name: entry for name, (entry, _) in served.items() if entry is not None}
-    if len({entry.value for entry in entries.values()}) > 1:
-        owners = ", ".join(f"{name}: {entry.name}" for name, entry in entries.items())
-        raise BackendError(
-            f"polybn.{function}: all arrays must belong to one backend; got {owners} (convert them yourself: "
-            "polybn moves nothing between libraries or devices)"
-        )
-    return _load(function, next(iter(entries.values())))
+    listed = ", ".join(f"{name}: {owner}" for name, owner in owners.items())
+    raise BackendError(
+        f"polybn.{function}: all arrays must belong to one backend; got {listed} (convert them yourself: "
+        "polybn moves nothing between libraries or devices)"
+    )
 
 
 @functools.cache
-def _serving(cls: type) -> EntryPoint | None:
-    # The whole MRO: subclasses count, and JAX tracers, whose own module need not be where their arrays' is.
-    entries = _entries()
-    for base in cls.__mro__:
-        entry = entries.get(base.__module__.partition(".")[0])
-        if entry is not None:
-            return entry
-    return None
+def _owner(cls: type) -> str | None:
+    """Return the name of the entry point that serves an array type: the root module of one of its bases."""
+    # The whole MRO: subclasses count. A tracer of JAX is defined in another module than JAX's arrays, and is one.
+    roots = (base.__module__.partition(".")[0] for base in cls.__mro__)
+    return next((root for root in roots if root in _entries()), None)
+
+
+@functools.cache
+def _serving(cls: type) -> str | None:
+    """Return the module that serves an array type; several names may lead to one module."""
+    owner = _owner(cls)
+    return None if owner is None else _entries()[owner].value
 
 
 @functools.cache
 def _entries() -> Mapping[str, EntryPoint]:
-    return MappingProxyType({entry.name: entry for entry in entry_points(group=GROUP)})
+    """Collect the entry points, one a name: PolyBN's own before others', then the first on the path."""
+    found = dict[str, EntryPoint]()
+    for entry in sorted(entry_points(group=GROUP), key=_is_foreign):
+        if entry.name in sys.stdlib_module_names:
+            _ignore(entry, "is named like a module of Python itself, to which no arrays belong")
+        elif found.setdefault(entry.name, entry).value != entry.value:
+            _ignore(entry, f"is second to {found[entry.name].value}")
+    return MappingProxyType(found)
+
+
+def _is_foreign(entry: EntryPoint) -> bool:
+    return entry.dist is None or entry.dist.name != "polybn"
+
+
+def _ignore(entry: EntryPoint, reason: str) -> None:
+    owner = "an unknown package" if entry.dist is None else f"package {entry.dist.name!r}"
+    warnings.warn(
+        f"polybn.backend: the backend {entry.name!r} of {owner} ({entry.value}) is ignored: it {reason}", stacklevel=2
+    )
 
 
 @functools.cache
@@ -151,11 +174,12 @@ def _listed() -> str:
     return ", ".join(_names()) or "none is installed: a source tree needs `pip install -e .`"
 
 
-def _load(function: str, entry: EntryPoint) -> Backend:
+def _load(function: str, module: str) -> Backend:
     try:
-        return cast("Backend", importlib.import_module(entry.value))
-    except Exception as error:
+        return cast("Backend", importlib.import_module(module))
+    except (Exception, SystemExit) as error:  # a module that ends the program must not end ours without a word
+        name = next(name for name in _names() if _entries()[name].value == module)
         raise BackendError(
-            f"polybn.{function}: the module of backend {entry.name!r} must be importable; got {type(error).__name__}: "
-            f"{error} (it is {entry.value}; install its library, and see polybn.backends())"
+            f"polybn.{function}: the module of backend {name!r} must be importable; got {type(error).__name__}: "
+            f"{error} (it is {module}; install its library, and see polybn.backends())"
         ) from error

@@ -1,15 +1,27 @@
-"""The public functions: what each one means, and the hand-over to the backend of the arrays."""
+"""The public functions: what each one means, the checks of clause S14, and the hand-over to the arrays' backend."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
-from polybn.arguments import check_record
+from polybn.arguments import (
+    Arrays,
+    Options,
+    check_batch_norm,
+    check_fold,
+    check_merge_moments,
+    check_moments,
+    check_record,
+    describe_arrays,
+)
 from polybn.dispatch import backend_of
-from polybn.spec import Moments
+from polybn.options import check_own
+from polybn.pullback import Pullback
+from polybn.spec import Arguments, Moments, SingleValueWarning, traits_of
 
 if TYPE_CHECKING:
-    from polybn.spec import Affine, Array, BatchNormResult, Pullback, RunningVariance
+    from polybn.spec import Affine, Array, Backend, BatchNormResult, RunningVariance
 
 
 def batch_norm(
@@ -25,6 +37,7 @@ def batch_norm(
     axis: int = 1,
     running_variance: RunningVariance = "biased",
     where: Array | None = None,
+    **own: Any,
 ) -> BatchNormResult:
     """Normalize each channel to mean 0 and variance 1, then scale by gamma and shift by beta.
 
@@ -52,6 +65,8 @@ def batch_norm(
         Whether ``running_var`` takes in ``v`` (Keras, Flax, ONNX, MXNet) or ``v * m / (m - 1)`` (PyTorch).
     where : array of bool, optional
         Broadcasts to the shape of ``x``; False deletes a value from the statistics and gives 0 in ``y``.
+    **own
+        Keywords that one library alone knows: ``out=`` for NumPy arrays, ``axis_name=`` for JAX arrays.
 
     Returns
     -------
@@ -78,11 +93,9 @@ def batch_norm(
     >>> polybn.batch_norm(x, training=True, eps=0).y.ravel()
     array([-1.3416407 , -0.44721356,  0.44721356,  1.3416407 ], dtype=float32)
     """
-    arrays = {"x": x, "gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
-    return backend_of("batch_norm", **arrays, where=where).batch_norm(
-        *arrays.values(), training=training, momentum=momentum, eps=eps, axis=axis,
-        running_variance=running_variance, where=where,
-    )  # fmt: skip
+    options = Options(training, momentum, eps, axis, running_variance)
+    backend, arguments = _admit("batch_norm", Arrays(x, gamma, beta, running_mean, running_var, where), options, own)
+    return backend.forward(arguments, differentiable=False)[0]
 
 
 def batch_norm_vjp(
@@ -98,12 +111,13 @@ def batch_norm_vjp(
     axis: int = 1,
     running_variance: RunningVariance = "biased",
     where: Array | None = None,
+    **own: Any,
 ) -> tuple[BatchNormResult, Pullback]:
     """Normalize, and return the derivative as a function of the cotangent of ``y``.
 
     Parameters
     ----------
-    x, gamma, beta, running_mean, running_var, training, momentum, eps, axis, running_variance, where
+    x, gamma, beta, running_mean, running_var, training, momentum, eps, axis, running_variance, where, **own
         As in :func:`polybn.batch_norm`.
 
     Returns
@@ -133,14 +147,14 @@ def batch_norm_vjp(
     >>> gradients.x.round(4).ravel().tolist()
     [0.2482, -0.21, -0.1336, 0.0955]
     """
-    arrays = {"x": x, "gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
-    return backend_of("batch_norm_vjp", **arrays, where=where).batch_norm_vjp(
-        *arrays.values(), training=training, momentum=momentum, eps=eps, axis=axis,
-        running_variance=running_variance, where=where,
-    )  # fmt: skip
+    options = Options(training, momentum, eps, axis, running_variance)
+    arrays = Arrays(x, gamma, beta, running_mean, running_var, where)
+    backend, arguments = _admit("batch_norm_vjp", arrays, options, own)
+    result, residuals = backend.forward(arguments, differentiable=True)
+    return result, Pullback(backend.name, arguments, residuals)
 
 
-def moments(x: Array, *, axis: int = 1, where: Array | None = None) -> Moments:
+def moments(x: Array, *, axis: int = 1, where: Array | None = None, **own: Any) -> Moments:
     """Return per-channel count, mean and sum of squared deviations, in a form that merges.
 
     Parameters
@@ -150,6 +164,8 @@ def moments(x: Array, *, axis: int = 1, where: Array | None = None) -> Moments:
         The channel axis.
     where : array of bool, optional
         Broadcasts to the shape of ``x``; False deletes a value.
+    **own
+        As in :func:`polybn.batch_norm`.
 
     Returns
     -------
@@ -168,7 +184,11 @@ def moments(x: Array, *, axis: int = 1, where: Array | None = None) -> Moments:
     >>> polybn.moments(np.array([[1.0], [2.0], [6.0]]))
     Moments(count=array([3]), mean=array([3.]), m2=array([14.]))
     """
-    return backend_of("moments", x=x, where=where).moments(x, axis=axis, where=where)
+    backend = backend_of("moments", x=x, where=where)
+    given = Arrays(**describe_arrays("moments", backend, {"x": x, "where": where}))
+    check_own("moments", own, traits_of(backend).own)
+    known = check_moments("moments", given, axis)
+    return backend.moments(Arguments("moments", *Arrays(x, where=where), True, 1.0, 0.0, False, *known, own))
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
@@ -208,7 +228,9 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     check_record("merge_moments", "b", b, Moments)
     fields = {f"a.{name}": value for name, value in a._asdict().items()}
     fields |= {f"b.{name}": value for name, value in b._asdict().items()}
-    return backend_of("merge_moments", **fields).merge_moments(a, b)
+    backend = backend_of("merge_moments", **fields)
+    check_merge_moments(describe_arrays("merge_moments", backend, fields))
+    return backend.merge_moments(a, b)
 
 
 def fold(
@@ -250,4 +272,26 @@ def fold(
     Affine(scale=array([0.5]), shift=array([-1.5]))
     """
     arrays = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
-    return backend_of("fold", **arrays).fold(*arrays.values(), eps=eps)
+    backend = backend_of("fold", **arrays)
+    known = check_fold(Arrays(**describe_arrays("fold", backend, arrays)), eps)
+    return backend.fold(Arguments("fold", *Arrays(**arrays), False, 1.0, float(eps), False, *known))
+
+
+def _admit(function: str, arrays: Arrays, options: Options, own: dict[str, Any]) -> tuple[Backend, Arguments]:
+    """Find the backend of a call, check its arguments, and put them into one record."""
+    backend = backend_of(function, **arrays._asdict())
+    traits = traits_of(backend)
+    given = Arrays(**describe_arrays(function, backend, arrays._asdict()))
+    check_own(function, own, traits.own)
+    joined = own.get(traits.joins) is not None
+    known = check_batch_norm(function, given, options, joined=joined)
+    if known.m == 1 and options.training and not joined:
+        warnings.warn(
+            f"polybn.{function}: each channel has one value, so y is beta and the running variance moves towards 0 "
+            f"(x has shape {given.x.shape} with channel axis {known.axis}; train on larger batches)",
+            SingleValueWarning,
+            stacklevel=3,
+        )
+    unbiased = options.running_variance == "unbiased"
+    numbers = bool(options.training), float(options.momentum), float(options.eps), unbiased
+    return backend, Arguments(function, *arrays, *numbers, *known, own)

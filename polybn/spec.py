@@ -103,12 +103,13 @@ accurate to first order in ``u * kappa``, not kappa-free as S2 is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
 
 Array: TypeAlias = Any
 """An array of whichever library the backend serves; all arrays of one call are of one library."""
@@ -130,6 +131,10 @@ class BackendError(TypeError):
 
 class DomainError(ValueError):
     """A value lies outside the set on which the specification defines a result."""
+
+
+class SingleValueWarning(UserWarning):
+    """A batch norm trains on one value per channel: the output is beta, whatever the input (S11)."""
 
 
 class BatchNormResult(NamedTuple):
@@ -173,6 +178,28 @@ class Moments(NamedTuple):
     m2: Array
     """Sum of squared deviations from the mean: ``variance * count``."""
 
+    def variance(self, *, unbiased: bool = False) -> Array:
+        """Return the variance per channel in the dtype of the mean; 0 where there are too few values.
+
+        Parameters
+        ----------
+        unbiased : bool, default False
+            Divide by ``count - 1`` instead of ``count``.
+
+        Returns
+        -------
+        array, shape (C,)
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import polybn
+        >>> polybn.moments(np.array([[1.0], [2.0], [6.0]])).variance(unbiased=True).tolist()
+        [7.0]
+        """
+        divisor = (self.count - 1 if unbiased else self.count).astype(self.mean.dtype)
+        return self.m2 / (divisor + (divisor <= 0) * (1 - divisor))
+
 
 class Affine(NamedTuple):
     """Inference as one multiplication and one addition, ``y = scale * x + shift``. Each has shape ``(C,)``."""
@@ -181,109 +208,124 @@ class Affine(NamedTuple):
     shift: Array
 
 
-class Pullback(Protocol):
-    """The derivative of one :func:`polybn.batch_norm` call, as a function of ``dy``."""
+class Arguments(NamedTuple):
+    """The arguments of one call after the checks, and what follows from them."""
 
-    def __call__(self, dy: Array, /) -> Gradients:
-        """Map a cotangent of ``y`` (its shape and dtype) to cotangents of the arguments."""
+    function: str
+    """Name of the public function, for error messages."""
+    x: Array
+    gamma: Array | None
+    beta: Array | None
+    running_mean: Array | None
+    running_var: Array | None
+    where: Array | None
+    """Mask of the values that take part; it broadcasts to the shape of ``x``."""
+    training: bool
+    momentum: float
+    eps: float
+    unbiased: bool
+    """Whether the running variance takes in ``v * m / (m - 1)``."""
+    axis: int
+    """Channel axis, counted from the front."""
+    channels: int
+    m: int
+    """Number of values per channel before ``where`` deletes some."""
+    dtype: str
+    """Dtype of parameters and statistics."""
+    own: Mapping[str, Any] = {}
+    """Keywords that only this backend knows; see :class:`Traits`."""
+
+
+class Description(NamedTuple):
+    """What the argument checks look at in an array; its values are not touched."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """Name of the dtype in NumPy's words, such as ``"float32"``."""
+    device: Hashable = None
+    """Where the array is, in a form that an error can show; None if the library itself sees to devices."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a backend says of itself beyond the protocol. A module without ``traits`` has these defaults."""
+
+    library: str = ""
+    """The library's name as its users write it, ``"NumPy"``, for messages; the backend's name if left empty."""
+    flushes_subnormals: bool = False
+    """Whether the library replaces subnormal numbers by 0, at least on some of its devices."""
+    jit: Callable[..., Any] | None = None
+    """Compiles a function of arrays for each shape; called as ``jit(function, static_argnames=...)``."""
+    several_devices: bool = False
+    """Whether ``compile`` takes ``devices``, a number of devices to train on."""
+    native_norm: bool = False
+    """Whether the library has a batch norm of its own, which ``compile`` then offers as ``"native"``."""
+    variants: Mapping[str, Callable[[], AbstractContextManager[Any]]] = field(default_factory=dict)
+    """Context managers by name: inside of each, another implementation serves all calls. The kit grades each."""
+    own: frozenset[str] = frozenset()
+    """Keywords of its own that ``batch_norm``, ``batch_norm_vjp`` and ``moments`` pass on, such as ``axis_name``."""
+    own_of_pullback: frozenset[str] = frozenset()
+    """Keywords of its own that a pullback passes on."""
+    joins: str = ""
+    """The one of these keywords that joins ``x`` with values elsewhere, so that its shape does not tell ``m``."""
 
 
 class Backend(Protocol):
-    """What a backend module provides. Modules fit it; nothing inherits from it."""
+    """What a backend module provides. Modules fit it; nothing inherits from it.
+
+    The public functions check every argument once (clause S14) and hand over what has been checked, so a
+    backend checks values only: :func:`polybn.arguments.fail_variance` and
+    :func:`polybn.arguments.fail_single_value` hold the words.
+    """
 
     @property
     def name(self) -> str:
         """The name of its entry point: the root module of the arrays that it serves."""
 
-    def why_not(self) -> str | None:
-        """Return None if a computation ran here and its result came back, else the reason why not.
+    @property
+    def traits(self) -> Traits:
+        """What it can do beyond this protocol."""
 
-        Returns
-        -------
-        str or None
-        """
+    def why_not(self) -> str | None:
+        """Return None if a computation ran here and its result came back, else the reason why not."""
 
     def describe(self) -> Mapping[str, str]:
-        """Say what a bug report needs: versions of the library, and the device.
+        """Say what a bug report needs: versions of the library, and under ``"device"`` the device."""
 
-        Returns
-        -------
-        dict of str to str
-            ``"device"`` is among the keys.
-        """
+    def inspect(self, value: object, /) -> Description | None:
+        """Describe an array of the library; return None for all else, such as subclasses with other meanings."""
 
     def asarray(self, host: NDArray[Any], /) -> Array:
-        """Copy a NumPy array to the default device.
-
-        Parameters
-        ----------
-        host : ndarray, any shape
-            Of a dtype that clause S6 names, or of integers or bool.
-
-        Returns
-        -------
-        array
-        """
+        """Copy a NumPy array to the default device; its dtype is one that clause S6 names, an integer type or bool."""
 
     def to_numpy(self, array: Array, /) -> NDArray[Any]:
-        """Copy an array of this backend to the host.
+        """Copy an array of this backend to the host."""
 
-        Parameters
-        ----------
-        array : array, any shape
+    def forward(self, arguments: Arguments, *, differentiable: bool) -> tuple[BatchNormResult, Any]:
+        """Normalize (S1 to S12); return the result and what :meth:`backward` needs beside the arguments.
 
-        Returns
-        -------
-        ndarray
+        Where ``differentiable`` is False, nobody will call :meth:`backward` and the second result may be None.
         """
 
-    def batch_norm(
-        self,
-        x: Array,
-        gamma: Array | None = None,
-        beta: Array | None = None,
-        running_mean: Array | None = None,
-        running_var: Array | None = None,
-        *,
-        training: bool,
-        momentum: float = 0.9,
-        eps: float = 1e-5,
-        axis: int = 1,
-        running_variance: RunningVariance = "biased",
-        where: Array | None = None,
-    ) -> BatchNormResult:
-        """See :func:`polybn.batch_norm`."""
+    def backward(self, arguments: Arguments, residuals: Any, dy: Array) -> Gradients:
+        """Map a cotangent of ``y`` to those of the arguments (S13); it takes the keywords that the traits declare."""
 
-    def batch_norm_vjp(
-        self,
-        x: Array,
-        gamma: Array | None = None,
-        beta: Array | None = None,
-        running_mean: Array | None = None,
-        running_var: Array | None = None,
-        *,
-        training: bool,
-        momentum: float = 0.9,
-        eps: float = 1e-5,
-        axis: int = 1,
-        running_variance: RunningVariance = "biased",
-        where: Array | None = None,
-    ) -> tuple[BatchNormResult, Pullback]:
-        """See :func:`polybn.batch_norm_vjp`."""
+    def double_backward(
+        self, arguments: Arguments, residuals: Any, dy: Array, cotangents: Gradients
+    ) -> SecondGradients:
+        """Differentiate :meth:`backward`: a cotangent that is None stands for 0."""
 
-    def moments(self, x: Array, *, axis: int = 1, where: Array | None = None) -> Moments:
-        """See :func:`polybn.moments`."""
+    def moments(self, arguments: Arguments) -> Moments:
+        """Measure ``x`` (S15); of the arguments ``x``, ``where`` and what is known of their shapes are filled in."""
 
     def merge_moments(self, a: Moments, b: Moments) -> Moments:
-        """See :func:`polybn.merge_moments`."""
+        """Combine two parts (S15)."""
 
-    def fold(
-        self,
-        gamma: Array | None,
-        beta: Array | None,
-        running_mean: Array,
-        running_var: Array,
-        *,
-        eps: float = 1e-5,
-    ) -> Affine:
-        """See :func:`polybn.fold`."""
+    def fold(self, arguments: Arguments) -> Affine:
+        """Turn inference into ``scale * x + shift``; ``x`` is None."""
+
+
+def traits_of(backend: Backend) -> Traits:
+    """Return what a backend says of itself, and the defaults for one that says nothing."""
+    traits = getattr(backend, "traits", None)
+    return traits if isinstance(traits, Traits) else Traits()

@@ -19,6 +19,7 @@ import polybn
 from docs._ext import records
 from polybn import bench, conformance
 from polybn.lenet import networks
+from polybn.lenet.program import compile
 from tests.gpu_check import ROOT, Result, say
 from tests.gpu_speed import dtype_of
 from tests.test_cupy_emulated import CONTRACT
@@ -171,7 +172,7 @@ def exercise() -> None:
                 module.to_numpy(module.merge_moments(part, part).mean)
             module.to_numpy(module.fold(*vectors).scale)
     network = networks.lenet()
-    program = module.compile(network, networks.initial_state(network, 0), batch_size=32)
+    program = compile(network, module, networks.initial_state(network, 0), batch_size=32)
     images, labels = random.integers(0, 256, (80, 1, 28, 28), np.uint8), random.integers(0, 10, 80, np.uint8)
     data = program.place(images, labels)
     list(program.train_epoch(data, np.arange(80), learning_rate=0.1))

@@ -16,6 +16,7 @@ import numpy as np
 
 import polybn
 from polybn.lenet import networks
+from polybn.lenet.program import compile
 from tests.gpu_check import Result, say
 
 REPLAYS, WARM = 40, 5
@@ -216,7 +217,7 @@ def lenet() -> Iterator[Result]:
     emulated = "emulated" in cupy.__version__
     count, batch = (24, 8) if emulated else (60_000, 256)
     module, random, network = polybn.backend("cupy"), np.random.default_rng(0), networks.lenet()
-    program = module.compile(network, networks.initial_state(network, 0), batch_size=batch)
+    program = compile(network, module, networks.initial_state(network, 0), batch_size=batch)
     images, labels = random.integers(0, 256, (count, 1, 28, 28), np.uint8), random.integers(0, 10, count, np.uint8)
     data = program.place(images, labels)
     seconds = []

@@ -23,7 +23,7 @@ from polybn import cli, dispatch
 from polybn.lenet import fashion_mnist, networks, training
 from polybn.lenet.display import EpochDisplay
 from polybn.lenet.fashion_mnist import CLASSES
-from polybn.lenet.program import Steps
+from polybn.lenet.program import Steps, compile
 from polybn.lenet.training import Epoch, train
 from tests.training_worker import slice_of_sample
 
@@ -357,7 +357,7 @@ def test_predict(polybn_: Polybn, tmp_path: Path) -> None:
     said = polybn_("predict", "runs/numpy-spec-0", "--count", 20, "--out", "grid.png")
     assert (said.code, said.err) == (0, "")
     run = training.load_run(tmp_path / "runs" / "numpy-spec-0")
-    program = dispatch.backend("numpy").compile(networks.lenet(), run.state, batch_size=60)
+    program = compile(networks.lenet(), dispatch.backend("numpy"), run.state, batch_size=60)
     given = program.logits(program.place(DATA.test_images, DATA.test_labels)).argmax(axis=1)
     title, *table, total, last = said.out.splitlines()
     assert title.strip() == "runs/numpy-spec-0 after epoch 3"

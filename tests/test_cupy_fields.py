@@ -14,6 +14,7 @@ import pytest
 
 import polybn
 from polybn.conformance.strategies import sample
+from polybn.lenet.program import compile
 
 cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
 if "emulated" not in cupy.__version__:
@@ -277,7 +278,7 @@ def test_batches(captured: Captured) -> None:
     from polybn.lenet import networks
 
     network = networks.lenet()
-    program: Any = polybn.backend("cupy").compile(network, networks.initial_state(network, 0), batch_size=2)
+    program: Any = compile(network, polybn.backend("cupy"), networks.initial_state(network, 0), batch_size=2)
     random = np.random.default_rng(0)
     data = program.place(random.integers(0, 256, (2, 1, 28, 28), np.uint8), random.integers(0, 10, 2, np.uint8))
     list(program.train_epoch(data, np.arange(2), learning_rate=0.1))

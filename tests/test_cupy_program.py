@@ -9,6 +9,7 @@ import pytest
 
 import polybn
 from polybn.lenet import fashion_mnist, networks
+from polybn.lenet.program import compile
 from polybn.spec import BackendError
 
 cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
@@ -20,7 +21,7 @@ RATE = 0.05
 def losses(backend: str, norm: networks.Norm) -> np.ndarray:
     data, network = fashion_mnist.load("sample"), networks.lenet(norm)
     module = polybn.backend(backend)
-    program = module.compile(network, networks.initial_state(network, 3), batch_size=BATCH)
+    program = compile(network, module, networks.initial_state(network, 3), batch_size=BATCH)
     placed = program.place(data.train_images, data.train_labels)
     order = networks.epoch_order(3, 1, len(data.train_labels))[: STEPS * BATCH]
     reports = list(program.train_epoch(placed, order, learning_rate=RATE))
@@ -44,7 +45,7 @@ def test_cupy_has_no_batch_norm_of_its_own() -> None:
     with pytest.raises(
         BackendError, match=r"^polybn\.train: norm must be 'spec' or None on the cupy backend; got 'nat"
     ):
-        polybn.backend("cupy").compile(network, networks.initial_state(network, 0), batch_size=4)
+        compile(network, polybn.backend("cupy"), networks.initial_state(network, 0), batch_size=4)
 
 
 @pytest.mark.skipif(not EMULATED, reason="it reads what the emulation recorded")
@@ -52,7 +53,7 @@ def test_a_step_is_one_graph() -> None:
     """Two sizes of batch are captured once each; an epoch replays them, and its batch norms are one launch each way."""
     rng, network = np.random.default_rng(0), networks.lenet()
     images, labels = rng.integers(0, 256, (10, 1, 28, 28), np.uint8), rng.integers(0, 10, 10, np.uint8)
-    program: Any = polybn.backend("cupy").compile(network, networks.initial_state(network, 0), batch_size=4)
+    program: Any = compile(network, polybn.backend("cupy"), networks.initial_state(network, 0), batch_size=4)
     data = program.place(images, labels)
     list(program.train_epoch(data, np.arange(10), learning_rate=0.1))
     assert set(data.graphs) == {(program, 4, True), (program, 2, True)}

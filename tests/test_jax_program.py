@@ -10,6 +10,7 @@ import pytest
 from polybn import dispatch
 from polybn.lenet import networks
 from polybn.lenet.networks import BatchNorm, Convolution, Dense, MaxPool, Network, Sigmoid
+from polybn.lenet.program import compile
 from polybn.spec import BackendError
 from tests import reference_lenet as reference
 from tests.reference_lenet import Named
@@ -23,7 +24,7 @@ BN_POOL = Network((1, 6, 6), (Convolution(3, 3), BatchNorm(), MaxPool(2), Sigmoi
 
 def losses_of(backend: str, network: Network, steps: int, learning_rate: float) -> Any:
     data = slice_of_sample(50 * 32, 1)
-    program = dispatch.backend(backend).compile(network, networks.initial_state(network, 0), batch_size=32)
+    program = compile(network, dispatch.backend(backend), networks.initial_state(network, 0), batch_size=32)
     placed = program.place(data.train_images, data.train_labels)
     order = networks.epoch_order(0, 1, len(data.train_labels))[: steps * 32]
     return np.concatenate([report.losses for report in program.train_epoch(placed, order, learning_rate=learning_rate)])
@@ -47,7 +48,7 @@ def test_stretches_cover_the_epoch(images: int, stretches: list[int]) -> None:
     network = Network((1, 2, 2), (Dense(3),))
     rng = np.random.default_rng(0)
     data = rng.integers(0, 256, (images, 1, 2, 2), np.uint8), rng.integers(0, 3, images, np.uint8)
-    program = dispatch.backend("jax").compile(network, networks.initial_state(network, 0), batch_size=8)
+    program = compile(network, dispatch.backend("jax"), networks.initial_state(network, 0), batch_size=8)
     reports = list(program.train_epoch(program.place(*data), np.arange(images), learning_rate=0.1))
     assert [len(report.losses) for report in reports] == stretches
     assert sum(int(report.images.sum()) for report in reports) == images
@@ -210,4 +211,4 @@ def test_native_without_flax(monkeypatch: pytest.MonkeyPatch) -> None:
         r"^polybn\.train: norm must be 'spec' or None where Flax is not installed; got 'native' .*pip install flax\)$"
     )
     with pytest.raises(BackendError, match=words):
-        dispatch.backend("jax").compile(networks.lenet("native"), networks.initial_state(SPEC, 0), batch_size=4)
+        compile(networks.lenet("native"), dispatch.backend("jax"), networks.initial_state(SPEC, 0), batch_size=4)

@@ -10,7 +10,7 @@ import pytest
 from polybn import dispatch
 from polybn.lenet import networks
 from polybn.lenet.networks import BatchNorm, Convolution, Dense, MaxPool, Network, Sigmoid, State
-from polybn.lenet.program import Program
+from polybn.lenet.program import Program, compile
 from tests import reference_lenet as reference
 from tests.conftest import REASONS
 from tests.test_program import Sample, bits, check, compiled, exact_step, program_step, sample
@@ -36,7 +36,7 @@ def test_fifty_steps_stay_beside_those_of_numpy(norm: Any) -> None:
     network, data, losses = networks.lenet(norm), slice_of_sample(50 * 32, 1), []
     order = networks.epoch_order(0, 1, len(data.train_labels))
     for name in ("numpy", "mxnet"):
-        program = dispatch.backend(name).compile(network, networks.initial_state(network, 0), batch_size=32)
+        program = compile(network, dispatch.backend(name), networks.initial_state(network, 0), batch_size=32)
         placed = program.place(data.train_images, data.train_labels)
         losses.append(np.array(losses_of(program, placed, order, 0.02)))
     difference = abs(losses[0] - losses[1])

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from polybn import dispatch
 from polybn.lenet import networks
 from polybn.lenet.networks import BatchNorm, Convolution, Dense, Layer, MaxPool, Network, Sigmoid, State
-from polybn.lenet.program import Program
+from polybn.lenet.program import Program, compile
 from polybn.spec import BackendError, DomainError, ShapeError
 from tests import reference_lenet as reference
 from tests.reference_lenet import Named, Rounded
@@ -72,7 +72,7 @@ def sample(network: Network, n: int, seed: int = 0) -> Sample:
 
 
 def compiled(backend: str, s: Sample, batch_size: int | None = None) -> Program:
-    return dispatch.backend(backend).compile(s.network, s.state, batch_size=batch_size or len(s.labels))
+    return compile(s.network, dispatch.backend(backend), s.state, batch_size=batch_size or len(s.labels))
 
 
 def bits(state: State) -> dict[str, bytes]:
@@ -257,7 +257,7 @@ def test_ties_in_a_pool_go_to_the_first_in_row_order(backend: str, places: tuple
 def test_a_program_starts_from_the_bits_of_the_host(backend: str) -> None:
     for seed, network in enumerate((SPEC, NONE, OTHER)):
         state = networks.initial_state(network, seed)
-        program = dispatch.backend(backend).compile(network, state, batch_size=4)
+        program = compile(network, dispatch.backend(backend), state, batch_size=4)
         assert bits(program.state()) == bits(state)
         assert list(program.state()) == list(state)
 
@@ -368,13 +368,13 @@ def test_a_step_allocates_next_to_nothing(backend: str) -> None:
 def test_numpy_has_no_batch_norm_of_its_own() -> None:
     words = r"^polybn\.train: norm must be 'spec' or None on the numpy backend; got 'native' \(NumPy has no batch norm"
     with pytest.raises(BackendError, match=words):
-        dispatch.backend("numpy").compile(networks.lenet("native"), networks.initial_state(SPEC, 0), batch_size=4)
+        compile(networks.lenet("native"), dispatch.backend("numpy"), networks.initial_state(SPEC, 0), batch_size=4)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_size_below_one(backend: str, batch_size: int) -> None:
     with pytest.raises(DomainError, match=f"^polybn.train: batch_size must be 1 or more; got {batch_size} "):
-        dispatch.backend(backend).compile(SPEC, networks.initial_state(SPEC, 0), batch_size=batch_size)
+        compile(SPEC, dispatch.backend(backend), networks.initial_state(SPEC, 0), batch_size=batch_size)
 
 
 @pytest.mark.parametrize(
@@ -388,4 +388,4 @@ def test_a_batch_size_below_one(backend: str, batch_size: int) -> None:
 )
 def test_layers_that_do_not_fit(backend: str, layers: tuple[Layer, ...], words: str) -> None:
     with pytest.raises(ShapeError, match=words):
-        dispatch.backend(backend).compile(Network((1, 4, 6), layers), {}, batch_size=4)
+        compile(Network((1, 4, 6), layers), dispatch.backend(backend), {}, batch_size=4)

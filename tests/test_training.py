@@ -20,7 +20,7 @@ from polybn.lenet import checkpoints, fashion_mnist, networks, training
 from polybn.lenet.errors import CheckpointError, DivergenceError
 from polybn.lenet.fashion_mnist import Dataset
 from polybn.lenet.networks import Dense, Network, State
-from polybn.lenet.program import Steps
+from polybn.lenet.program import Steps, compile
 from polybn.lenet.training import Epoch, train
 from polybn.spec import BackendError, DomainError, DTypeError, ShapeError
 from tests.training_worker import slice_of_sample
@@ -113,7 +113,7 @@ def test_metrics_are_those_of_the_steps_and_of_the_final_network(backend: str) -
         exact = sum((Fraction(loss) * int(n) for loss, n in zip(losses, images, strict=True)), Fraction(0)) / 300
         assert abs(Fraction(last.loss) - exact) <= exact / 2**50  # three products, two sums, a division
         assert last.train_accuracy == correct.sum() / 300
-        program = dispatch.backend(backend).compile(SPEC, run.state, batch_size=128)
+        program = compile(SPEC, dispatch.backend(backend), run.state, batch_size=128)
         scores = program.logits(program.place(DATA.test_images, DATA.test_labels))
         assert last.test_accuracy == np.mean(scores.argmax(axis=1) == DATA.test_labels)
         assert run.losses == [

@@ -8,46 +8,53 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polybn_numpy.batch_norm import batch_norm, batch_norm_vjp, fold, merge_moments, moments
+from polybn.spec import Description, Traits
+from polybn_numpy.batch_norm import fold, forward, merge_moments, moments
+from polybn_numpy.derivatives import backward, double_backward
 from polybn_numpy.program import compile
 
 name = "numpy"
+traits = Traits(library="NumPy")
 
 
 def why_not() -> str | None:
-    """Return None: a computation runs wherever NumPy imports. It is tried all the same.
+    """Return None: what imports NumPy can compute with it."""
+    return None
 
-    See :meth:`polybn.spec.Backend.why_not`.
-    """
-    y = batch_norm(np.array([[1.0], [3.0]]), training=True, eps=0).y
-    return None if y.tolist() == [[-1.0], [1.0]] else f"batch_norm of [1, 3] gave {y.tolist()}"
+
+def inspect(value: object, /) -> Description | None:
+    """Describe an ndarray; None for subclasses that change its meaning: masked arrays, matrices, quantities."""
+    return Description(value.shape, value.dtype.name) if type(value) in (np.ndarray, np.memmap) else None
 
 
 def describe() -> dict[str, str]:
-    """Return the versions and the device that results depend on; see :meth:`polybn.spec.Backend.describe`."""
+    """Return the versions and the device that results depend on."""
     return {"numpy": np.__version__, "device": f"cpu ({platform.machine()})"}
 
 
 def asarray(host: NDArray[Any], /) -> NDArray[Any]:
-    """Copy a NumPy array; see :meth:`polybn.spec.Backend.asarray`."""
+    """Copy a NumPy array."""
     return np.array(host)
 
 
 def to_numpy(array: NDArray[Any], /) -> NDArray[Any]:
-    """Copy a NumPy array; see :meth:`polybn.spec.Backend.to_numpy`."""
+    """Copy a NumPy array."""
     return np.array(array)
 
 
 __all__ = [
     "asarray",
-    "batch_norm",
-    "batch_norm_vjp",
+    "backward",
     "compile",
     "describe",
+    "double_backward",
     "fold",
+    "forward",
+    "inspect",
     "merge_moments",
     "moments",
     "name",
     "to_numpy",
+    "traits",
     "why_not",
 ]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polybn.lenet import networks
-from polybn.lenet.networks import Network, State
+from polybn.lenet.networks import Row, State
 from polybn.lenet.program import Steps
-from polybn.spec import BackendError, DomainError, ShapeError
+from polybn.spec import DomainError
 from polybn_numpy import layers
 from polybn_numpy.layers import Floats, Variables
 
@@ -25,53 +25,18 @@ class Data(NamedTuple):
     labels: NDArray[np.uint8]
 
 
-def compile(network: Network, state: State, *, batch_size: int) -> NumpyProgram:
-    """Turn a network and its state, which is copied, into a program; see :class:`polybn.lenet.program.Program`.
-
-    Parameters
-    ----------
-    network : Network
-    state : dict of str to ndarray
-        float32, by the names that :func:`polybn.lenet.networks.initial_state` gives.
-    batch_size : int
-        Images in a training step.
-
-    Returns
-    -------
-    Program
-
-    Raises
-    ------
-    BackendError
-        For ``norm="native"``: NumPy has no batch norm of its own.
-    DomainError
-        If the batch size is not positive, or a pool is not 2 x 2.
-    ShapeError
-        If the layers do not fit each other, or the last one does not give a score for each class.
-    """
-    if any(isinstance(layer, networks.BatchNorm) and layer.implementation == "native" for layer in network.layers):
-        raise BackendError(
-            "polybn.train: norm must be 'spec' or None on the numpy backend; got 'native' "
-            "(NumPy has no batch norm of its own; jax and mxnet have one)"
-        )
-    *_, last = networks.rows(network)
-    if len(last.output_shape) != 1:
-        raise ShapeError(
-            f"polybn.train: the last layer must give one score for each class, (classes,); got {last.output_shape} "
-            f"from {last.name} (end the network with a Dense layer)"
-        )
-    if batch_size < 1:
-        raise DomainError(f"polybn.train: batch_size must be 1 or more; got {batch_size} (images in a training step)")
-    return NumpyProgram(network, state, batch_size)
+def compile(rows: Sequence[Row], state: State, *, batch_size: int) -> NumpyProgram:
+    """Turn the layers of a network and its state, which is copied, into a program."""
+    return NumpyProgram(rows, state, batch_size)
 
 
 class NumpyProgram:
     """A compiled network; fits :class:`polybn.lenet.program.Program`."""
 
-    def __init__(self, network: Network, state: State, batch_size: int) -> None:
-        self._network, self._batch_size = network, batch_size
+    def __init__(self, rows: Sequence[Row], state: State, batch_size: int) -> None:
+        self._rows, self._batch_size = rows, batch_size
         self._state = {name: np.array(value, np.float32) for name, value in state.items()}
-        names = [name for row in networks.rows(network) for name in row.parameters]
+        names = [name for row in rows for name in row.parameters]
         self._gradients = {name: np.zeros_like(self._state[name]) for name in names}
         self._chains: dict[int, Chain] = {}
 
@@ -111,17 +76,16 @@ class NumpyProgram:
     def _chain(self, n: int) -> Chain:
         # One set of buffers for each batch size that occurs: the full one, and the rests of an epoch and a test.
         if n not in self._chains:
-            self._chains[n] = Chain(self._network, Variables(self._state, self._gradients), n)
+            self._chains[n] = Chain(self._rows, Variables(self._state, self._gradients), n)
         return self._chains[n]
 
 
 class Chain:
     """The layers of a network with buffers for batches of ``n`` images."""
 
-    def __init__(self, network: Network, variables: Variables, n: int) -> None:
-        channels, height, width = network.input_shape
+    def __init__(self, rows: Sequence[Row], variables: Variables, n: int) -> None:
+        channels, height, width = rows[0].input_shape
         self._x = np.empty((channels, width, n, height), np.float32)
-        rows = _pool_early(networks.rows(network))
         trained = [bool(row.parameters) for row in rows]
         self._first = trained.index(True) if any(trained) else len(rows)
         self._layers = [
@@ -153,21 +117,7 @@ def _select(variables: Variables, layer: str) -> Variables:
     return Variables(values, gradients)
 
 
-def _pool_early(rows: list[networks.Row]) -> list[networks.Row]:
-    """Move each max-pool before the sigmoid that it follows: sigmoids rise, so the result is the same for less work."""
-    result: list[networks.Row] = []
-    for row in rows:
-        result.append(row)
-        if (
-            isinstance(row.layer, networks.MaxPool)
-            and len(result) > 1
-            and isinstance(result[-2].layer, networks.Sigmoid)
-        ):
-            result[-2:] = [row, result[-2]._replace(input_shape=row.output_shape, output_shape=row.output_shape)]
-    return result
-
-
-def _build(row: networks.Row, variables: Variables, n: int, *, first: bool) -> LayerProgram:
+def _build(row: Row, variables: Variables, n: int, *, first: bool) -> LayerProgram:
     match row.layer:
         case networks.Convolution():
             return layers.Convolution(variables, row.input_shape, n, first=first)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from polybn.lenet import networks
+from polybn.spec import BackendError, DomainError, traits_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from polybn.lenet.networks import Network, State
+    from polybn.lenet.networks import Network, Row, State
+    from polybn.spec import Backend
 
 
 class Steps(NamedTuple):
@@ -82,23 +86,73 @@ class Program(Protocol):
 class Trainer(Protocol):
     """A backend that trains networks: it has this one function beside those of :class:`polybn.spec.Backend`."""
 
-    def compile(self, network: Network, state: State, *, batch_size: int) -> Program:
-        """Turn a network description and its initial state into a program.
+    def compile(self, rows: Sequence[Row], state: State, *, batch_size: int) -> Program:
+        """Turn the layers of a network and its state, which is copied, into a program.
 
-        Parameters
-        ----------
-        network : Network
-        state : dict of str to ndarray
-            As :func:`polybn.lenet.networks.initial_state` names its arrays.
-        batch_size : int
-            Of training.
-
-        Returns
-        -------
-        Program
-
-        Raises
-        ------
-        BackendError
-            If this backend does not train networks, or lacks a layer of this one.
+        The layers are checked, and each pool comes before the sigmoid that it followed; see
+        :func:`polybn.lenet.networks.pooled_first`. A backend whose traits say so takes ``devices``, too.
         """
+
+
+def compile(network: Network, backend: Backend, state: State, *, batch_size: int, devices: int = 1) -> Program:
+    """Check a network once for every backend, and let the given one turn it into a program.
+
+    Parameters
+    ----------
+    network : Network
+    backend : Backend
+        As :func:`polybn.backend` returns it.
+    state : dict of str to ndarray
+        float32, by the names that :func:`polybn.lenet.networks.initial_state` gives.
+    batch_size : int
+        Images in a training step.
+    devices : int, default 1
+        How many devices share each step, where the backend can.
+
+    Returns
+    -------
+    Program
+
+    Raises
+    ------
+    BackendError
+        If the backend trains no networks, not on so many devices, or its library has no batch norm of its own
+        and the network asks for it.
+    DomainError
+        If the batch size is not positive, or the backend lacks a layer of this size.
+    ShapeError
+        If the layers do not fit each other, or the last one does not give a score for each class.
+
+    Examples
+    --------
+    >>> import polybn
+    >>> from polybn.lenet import networks, program
+    >>> lenet = networks.lenet()
+    >>> state = networks.initial_state(lenet, 0)
+    >>> compiled = program.compile(lenet, polybn.backend("numpy"), state, batch_size=4)
+    >>> compiled.state().keys() == state.keys()
+    True
+    """
+    traits = traits_of(backend)
+    trainer = getattr(backend, "compile", None)
+    if trainer is None:
+        raise BackendError(
+            f"polybn.train: backend must train networks; got {backend.name!r} (it has batch norm alone, no compile)"
+        )
+    if networks.has_native_norm(network) and not traits.native_norm:
+        raise BackendError(
+            f"polybn.train: norm must be 'spec' or None on the {backend.name} backend; got 'native' "
+            f"({traits.library or backend.name} has no batch norm of its own)"
+        )
+    if devices != 1 and not traits.several_devices:
+        raise BackendError(
+            f"polybn.train: devices must be 1 on the {backend.name} backend; got {devices} "
+            "(it trains on one; the backends that train on several say so in `polybn info`)"
+        )
+    if batch_size < 1:
+        raise DomainError(f"polybn.train: batch_size must be 1 or more; got {batch_size} (images in a training step)")
+    rows = networks.rows(network)
+    networks.check_scores(rows)
+    options = {"devices": devices} if traits.several_devices else {}
+    program: Program = trainer(networks.pooled_first(rows), state, batch_size=batch_size, **options)
+    return program

@@ -14,7 +14,6 @@ goes on to the same bits.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import platform
 import time
@@ -30,8 +29,8 @@ from polybn.dispatch import backend as find_backend
 from polybn.lenet import checkpoints, fashion_mnist, networks
 from polybn.lenet.errors import CheckpointError, DivergenceError
 from polybn.lenet.networks import State
-from polybn.lenet.program import Program, Steps
-from polybn.spec import BackendError, DomainError, DTypeError, ShapeError
+from polybn.lenet.program import Program, Steps, compile
+from polybn.spec import DomainError, DTypeError, ShapeError
 
 if TYPE_CHECKING:
     import os
@@ -144,10 +143,6 @@ def train(
     if resume and out is None:
         raise DomainError("polybn.train: out must name the run to resume; got None (nothing was written without it)")
     module = find_backend(backend)
-    if spread and "devices" not in inspect.signature(module.compile).parameters:
-        raise BackendError(
-            f"polybn.train: devices must be 1 on the {backend} backend; got {devices} (jax trains on several)"
-        )
     dataset = fashion_mnist.load() if data is None else data
     _check_data(network, dataset)
     config = {
@@ -163,7 +158,7 @@ def train(
     directory = None if out is None else Path(out)
     if directory is not None and resume:
         run = _resume(directory, run)
-    program = module.compile(network, run.state, batch_size=batch_size, **spread)
+    program = compile(network, module, run.state, batch_size=batch_size, **spread)
     if directory is not None:
         notes = {"epochs": epochs, "data": dataset.source, "versions": dict(module.describe()) | _versions()}
         _prepare(directory, run, notes, resume=resume)

@@ -15,12 +15,6 @@ if TYPE_CHECKING:
     from polybn.conformance.adapter import Adapter
 
 ADAPTERS = {
-    "polybn-numpy": "polybn.conformance.adapters.backend:polybn_numpy",
-    "polybn-cupy": "polybn.conformance.adapters.backend:polybn_cupy",
-    "polybn-jax": "polybn.conformance.adapters.backend:polybn_jax",
-    "polybn-jax-jit": "polybn.conformance.adapters.backend:JaxCompiled",
-    "polybn-mxnet": "polybn.conformance.adapters.backend:polybn_mxnet",
-    "polybn-mxnet-operators": "polybn.conformance.adapters.backend:MXNetOperators",
     "pytorch": "polybn.conformance.adapters.pytorch:PyTorch",
     "pytorch-channels-last": "polybn.conformance.adapters.pytorch:channels_last",
     "flax-linen": "polybn.conformance.adapters.flax:Linen",
@@ -32,7 +26,7 @@ ADAPTERS = {
     "onnxruntime": "polybn.conformance.adapters.onnxruntime:OnnxRuntime",
     "onnx-reference": "polybn.conformance.adapters.onnx:Reference",
 }
-"""Name to ``"module:Class"``. Keras has one backend a process: make one of its two."""
+"""Adapters of other libraries, as ``"module:Class"`` by name. Keras has one backend a process: make one of its two."""
 
 
 def resolve(adapter: str) -> Adapter:
@@ -42,7 +36,8 @@ def resolve(adapter: str) -> Adapter:
     ----------
     adapter : str
         A key of :data:`~polybn.conformance.adapters.ADAPTERS`; ``"polybn-NAME"`` for any installed backend of
-        PolyBN; or ``"package.module:Class"``, and the class is called without arguments.
+        PolyBN, ``"polybn-NAME-FORM"`` for one of the forms that it declares, such as ``"polybn-jax-jit"``; or
+        ``"package.module:Class"``, and the class is called without arguments.
 
     Returns
     -------
@@ -64,16 +59,17 @@ def resolve(adapter: str) -> Adapter:
     >>> resolve("polybn-numpy").info().momentum
     'old'
     """
-    if adapter.startswith("polybn-") and adapter not in ADAPTERS:
+    if adapter.startswith("polybn-"):
         from polybn.conformance.adapters.backend import BackendAdapter
 
-        return BackendAdapter(adapter.removeprefix("polybn-"))
+        name, _, form = adapter.removeprefix("polybn-").partition("-")
+        return BackendAdapter(name, form)
     path = ADAPTERS.get(adapter, adapter)
     module_name, colon, attribute = path.partition(":")
     if not (colon and module_name and attribute):
         raise DomainError(
-            f"polybn.conformance.resolve: adapter must be one of {', '.join(ADAPTERS)}, or 'package.module:Class'; "
-            f"got {adapter!r} (what one is: polybn.conformance.Adapter)"
+            f"polybn.conformance.resolve: adapter must be one of {', '.join(ADAPTERS)}, 'polybn-NAME', or "
+            f"'package.module:Class'; got {adapter!r} (what one is: polybn.conformance.Adapter)"
         )
     make = getattr(importlib.import_module(module_name), attribute, None)
     if make is None:

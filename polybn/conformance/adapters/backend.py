@@ -1,7 +1,8 @@
-"""Any backend of PolyBN by name, through the public functions."""
+"""Any backend of PolyBN by name, through the public functions, in each of the forms that it declares."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -10,21 +11,19 @@ import numpy as np
 
 import polybn
 from polybn.conformance.adapter import Info
+from polybn.spec import DomainError, traits_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
 
     from polybn.conformance.adapter import Array
     from polybn.spec import Backend
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-FLUSHING = ("jax",)
-"""XLA flushes subnormal numbers on the CPU."""
 OPTIONS = ("momentum", "eps", "axis")
-"""What tells the programs of ``jax.jit`` apart: Python numbers."""
+"""The static arguments of compiled functions: Python numbers."""
 PROGRAMS = 100
-"""To keep of each jitted function: one takes some 120 memory maps, of which a process may have 65,530 on Linux."""
+"""Calls of different shapes and options before compiled functions are made anew: what they hold is freed then."""
 
 
 class BackendAdapter:
@@ -34,131 +33,104 @@ class BackendAdapter:
     ----------
     name : str
         As :func:`polybn.backend` takes it.
+    form : str, optional
+        One of the variants that the backend declares, or ``"jit"`` for one that compiles functions.
 
     Raises
     ------
     ImportError
         If the backend cannot run here; the message is its own reason.
+    DomainError
+        If the backend does not declare the form.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, form: str = "") -> None:
         reason = polybn.dispatch.why_not(name)
         if reason is not None:
             raise ImportError(f"polybn.conformance: backend {name!r} must run here; got {reason}", name=name)
         self._backend = polybn.backend(name)
+        if form and form not in forms(self._backend):
+            raise DomainError(
+                f"polybn.conformance: form must be one of {', '.join(forms(self._backend)) or 'none'}; got {form!r} "
+                f"(what backend {name!r} declares in its traits)"
+            )
+        self._form = form
+        traits = traits_of(self._backend)
+        self._scope = contextlib.nullcontext if form in ("", "jit") else traits.variants[form]
+        self._compiled = _Compiled(traits.jit) if form == "jit" and traits.jit is not None else None
 
     def info(self) -> Info:
         """Declare the specification's conventions, and the dtypes that the library has."""
         about = ", ".join(f"{what} {value}" for what, value in self._backend.describe().items())
+        traits = traits_of(self._backend)
         return Info(
-            name=f"PolyBN on {self._backend.name}",
+            name=f"PolyBN on {self._backend.name}" + (f", {self._form}" if self._form else ""),
             version=f"{polybn.__version__}, {about}",
             dtypes=tuple(dtype for dtype in DTYPES if _holds(self._backend, dtype)),
-            flushes=self._backend.name in FLUSHING,
-            compiles=hasattr(self._backend, "jit"),
+            flushes=traits.flushes_subnormals,
+            compiles=traits.jit is not None,
         )
 
-    def train(
-        self,
-        x: Array,
-        gamma: Array,
-        beta: Array,
-        running_mean: Array,
-        running_var: Array,
-        *,
-        momentum: float,
-        eps: float,
-        axis: int,
-    ) -> tuple[Array, Array, Array]:
-        """Call :func:`polybn.batch_norm` in training."""
-        arrays = map(self._backend.asarray, (x, gamma, beta, running_mean, running_var))
-        y, mean, var = polybn.batch_norm(*arrays, training=True, momentum=momentum, eps=eps, axis=axis)
-        return self._backend.to_numpy(y), self._backend.to_numpy(mean), self._backend.to_numpy(var)
-
-    def infer(
-        self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, *, eps: float, axis: int
-    ) -> Array:
-        """Call :func:`polybn.batch_norm` in inference."""
-        arrays = map(self._backend.asarray, (x, gamma, beta, running_mean, running_var))
-        return self._backend.to_numpy(polybn.batch_norm(*arrays, training=False, eps=eps, axis=axis).y)
-
-    def vjp(
-        self, x: Array, gamma: Array, beta: Array, dy: Array, *, eps: float, axis: int
-    ) -> tuple[Array, Array, Array]:
-        """Call :func:`polybn.batch_norm_vjp` in training."""
-        arrays = map(self._backend.asarray, (x, gamma, beta))
-        _, pullback = polybn.batch_norm_vjp(*arrays, training=True, eps=eps, axis=axis)
-        back = pullback(self._backend.asarray(dy))
-        dx, dgamma, dbeta = map(self._backend.to_numpy, (back.x, back.gamma, back.beta))
-        return dx, dgamma, dbeta
-
-
-class MXNetOperators(BackendAdapter):
-    """The MXNet backend in MXNet's operators alone, as on a GPU, in whichever context this runs."""
-
-    def __init__(self) -> None:
-        super().__init__("mxnet")
-        module: Any = self._backend
-        self._scope: Callable[[], AbstractContextManager[None]] = module.passes.operators_only
-
-    def info(self) -> Info:
-        """Declare the same as the backend, under another name."""
-        info = super().info()
-        return info._replace(name=f"{info.name}, in its operators")
-
     def train(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
         """Call :func:`polybn.batch_norm` in training."""
-        with self._scope():
-            return super().train(*arrays, **options)
-
-    def infer(self, *arrays: Array, **options: Any) -> Array:
-        """Call :func:`polybn.batch_norm` in inference."""
-        with self._scope():
-            return super().infer(*arrays, **options)
-
-    def vjp(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
-        """Call :func:`polybn.batch_norm_vjp` in training."""
-        with self._scope():
-            return super().vjp(*arrays, **options)
-
-
-class JaxCompiled(BackendAdapter):
-    """The JAX backend inside the user's own ``jax.jit``, where all values are traced and XLA fuses across calls."""
-
-    def __init__(self) -> None:
-        super().__init__("jax")
-        module: Any = self._backend
-        self._train = module.jit(functools.partial(polybn.batch_norm, training=True), static_argnames=OPTIONS)
-        self._infer = module.jit(functools.partial(polybn.batch_norm, training=False), static_argnames=OPTIONS)
-        self._vjp = module.jit(_gradients, static_argnames=OPTIONS[1:])
-
-    def info(self) -> Info:
-        """Declare the same as the backend, under another name."""
-        info = super().info()
-        return info._replace(name=f"{info.name}, in jax.jit")
-
-    def train(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
-        """Call :func:`polybn.batch_norm` in training."""
-        y, mean, var = map(self._backend.to_numpy, self._call(self._train, arrays, options))
+        y, mean, var = self._call(_train, arrays, options)
         return y, mean, var
 
     def infer(self, *arrays: Array, **options: Any) -> Array:
         """Call :func:`polybn.batch_norm` in inference."""
-        return self._backend.to_numpy(self._call(self._infer, arrays, options).y)
+        (y,) = self._call(_infer, arrays, options)
+        return y
 
     def vjp(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
         """Call :func:`polybn.batch_norm_vjp` in training."""
-        dx, dgamma, dbeta = map(self._backend.to_numpy, self._call(self._vjp, arrays, options))
+        dx, dgamma, dbeta = self._call(_vjp, arrays, options)
         return dx, dgamma, dbeta
 
-    def _call(self, function: Any, arrays: tuple[Array, ...], options: dict[str, Any]) -> Any:
-        if function._cache_size() >= PROGRAMS:
-            function.clear_cache()
-        return function(*map(self._backend.asarray, arrays), **options)
+    def _call(
+        self, function: Callable[..., tuple[Any, ...]], arrays: tuple[Array, ...], options: dict[str, Any]
+    ) -> list[Array]:
+        with self._scope(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", polybn.SingleValueWarning)  # the kit asks for one value on purpose
+            given = map(self._backend.asarray, arrays)
+            compiled = function if self._compiled is None else self._compiled(function, arrays, options)
+            return [self._backend.to_numpy(result) for result in compiled(*given, **options)]
 
 
-def _gradients(x: Any, gamma: Any, beta: Any, dy: Any, *, eps: float, axis: int) -> tuple[Any, Any, Any]:
-    back = polybn.batch_norm_vjp(x, gamma, beta, training=True, eps=eps, axis=axis)[1](dy)
+class _Compiled:
+    """Functions as the library's ``jit`` compiles them, a bounded number of programs at a time."""
+
+    def __init__(self, jit: Callable[..., Any]) -> None:
+        self._jit, self._functions, self._seen = jit, dict[Any, Any](), set[Any]()
+
+    def __call__(self, function: Callable[..., Any], arrays: tuple[Array, ...], options: dict[str, Any]) -> Any:
+        key = (function, *((array.shape, array.dtype.name) for array in arrays), *options.items())
+        if key not in self._seen and len(self._seen) >= PROGRAMS:
+            self._functions.clear()
+            self._seen.clear()
+        self._seen.add(key)
+        if function not in self._functions:
+            # A new object for each compiled function, so that its programs go with it.
+            fresh, names = functools.partial(function), tuple(name for name in OPTIONS if name in options)
+            self._functions[function] = self._jit(fresh, static_argnames=names)
+        return self._functions[function]
+
+
+def forms(backend: Backend) -> tuple[str, ...]:
+    """List the further forms in which a backend can be graded, by what it declares."""
+    traits = traits_of(backend)
+    return (*traits.variants, *(() if traits.jit is None else ("jit",)))
+
+
+def _train(*arrays: Any, **options: Any) -> tuple[Any, ...]:
+    return tuple(polybn.batch_norm(*arrays, training=True, **options))
+
+
+def _infer(*arrays: Any, **options: Any) -> tuple[Any, ...]:
+    return (polybn.batch_norm(*arrays, training=False, **options).y,)
+
+
+def _vjp(x: Any, gamma: Any, beta: Any, dy: Any, **options: Any) -> tuple[Any, ...]:
+    back = polybn.batch_norm_vjp(x, gamma, beta, training=True, **options)[1](dy)
     return back.x, back.gamma, back.beta
 
 
@@ -174,9 +146,3 @@ def _holds(backend: Backend, dtype: str) -> bool:
     except Exception:
         # Each library refuses a dtype in its own way.
         return False
-
-
-polybn_numpy = functools.partial(BackendAdapter, "numpy")
-polybn_cupy = functools.partial(BackendAdapter, "cupy")
-polybn_jax = functools.partial(BackendAdapter, "jax")
-polybn_mxnet = functools.partial(BackendAdapter, "mxnet")
