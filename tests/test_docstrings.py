@@ -19,14 +19,14 @@ from typing import Any
 import pytest
 
 import polybn
-from polybn.conformance import oracle, stateful, strategies
+from polybn.conformance import stateful, strategies
 from tests.conftest import REASONS
 
 ROOT = Path(__file__).parents[1]
 MODULES = [polybn, *(value for name in polybn.__all__ if isinstance(value := getattr(polybn, name), ModuleType))]
-MODULES += [polybn.arguments, oracle, stateful, strategies]
-INNER = ("polybn.arguments.", "polybn.conformance.oracle.", "polybn.conformance.stateful.")
-"""Modules for authors of backends and of tests; their pages show what calls them."""
+MODULES += [polybn.conformance, stateful, strategies]
+INNER = ("polybn.conformance.stateful.",)
+"""Modules for authors of tests; their pages show what calls them."""
 IDIOMS = {"jax": "polybn_jax.nnx", "mxnet": "polybn_mxnet.gluon"}
 """What a backend offers to its library's own people, beside the protocol."""
 REFERENCE = re.compile(r"\b(see|as|to) :(func|meth):`", re.IGNORECASE)

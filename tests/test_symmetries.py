@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 import polybn
 from polybn.conformance.cases import Array, Case, equal, same
-from polybn.conformance.properties.kinds import take, take_outcome
-from polybn.conformance.strategies import cases, lattice
+from polybn.conformance.lattice import lattice
+from polybn.conformance.properties.compare import take, take_outcome
+from polybn.conformance.strategies import cases
 from tests.cases import run
 from tests.conftest import COMPILING
 
