@@ -315,7 +315,7 @@ class Backend(Protocol):
     def double_backward(
         self, arguments: Arguments, residuals: Any, dy: Array, cotangents: Gradients
     ) -> SecondGradients:
-        """Differentiate :meth:`backward`: a cotangent that is None stands for 0."""
+        """Differentiate :meth:`backward`; a cotangent that is None stands for 0. A backend may leave this out."""
 
     def moments(self, arguments: Arguments) -> Moments:
         """Measure ``x`` (S15); of the arguments ``x``, ``where`` and what is known of their shapes are filled in."""

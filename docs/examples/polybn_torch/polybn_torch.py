@@ -3,7 +3,7 @@
 import torch
 
 from polybn.arguments import dtype_name, fail_single_value, fail_variance
-from polybn.spec import Affine, BatchNormResult, Description, Gradients, Moments, SecondGradients, Traits
+from polybn.spec import Affine, BatchNormResult, Description, Gradients, Moments, Traits
 
 name = "torch"
 traits = Traits(library="PyTorch")
@@ -56,23 +56,6 @@ def backward(call, residuals, dy):  # S13: the derivative is PyTorch's own
     held = {name: getattr(call, name) for name in given if getattr(call, name) is not None}
     _, back = torch.func.vjp(lambda held: forward(call._replace(**held), differentiable=True)[0].y, held)
     return Gradients(**dict.fromkeys(given) | back(dy)[0])
-
-
-def double_backward(call, residuals, dy, cotangents):
-    held = {"dy": dy, "x": call.x} | ({} if call.gamma is None else {"gamma": call.gamma})
-    held |= {} if call.training else {"running_mean": call.running_mean, "running_var": call.running_var}
-
-    def gradients(held):
-        arguments = {name: value for name, value in held.items() if name != "dy"}
-        return [z for z in backward(call._replace(**arguments), None, held["dy"]) if z is not None]
-
-    values, back = torch.func.vjp(gradients, held)
-    names = [name for name, z in zip(Gradients._fields, backward(call, None, dy), strict=True) if z is not None]
-    of = {name: getattr(cotangents, name) for name in names}
-    (found,) = back(
-        [torch.zeros_like(z) if of[name] is None else of[name] for name, z in zip(names, values, strict=True)]
-    )
-    return SecondGradients(**{"gamma": None} | found)
 
 
 def moments(call):
