@@ -22,7 +22,7 @@ def why_not() -> str | None:
     return None
 
 
-def inspect(value: object, /) -> Description | None:
+def inspect(value: Any, /) -> Description | None:
     """Describe an ndarray; None for subclasses that change its meaning: masked arrays, matrices, quantities."""
     return Description(value.shape, value.dtype.name) if type(value) in (np.ndarray, np.memmap) else None
 

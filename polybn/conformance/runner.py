@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from polybn.arguments import type_name
 from polybn.conformance.cases import Outcome, statistics_dtype
+from polybn.options import type_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
