@@ -15,6 +15,7 @@ from polybn.conformance.runner import RETURNS, Call, Memory, Violation, remember
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+MAKE = "adapter = ...  # make your adapter here"
 LONG = 4096
 """Arrays of more bytes are compressed."""
 TOO_LONG = 200_000
@@ -49,7 +50,7 @@ def program(source: str | None, title: str, calls: Sequence[Call], error: BaseEx
     error : BaseException
         What was wrong; the arrays of a :class:`~polybn.conformance.runner.Violation` are shown side by side.
     """
-    make = "adapter = ...  # make your adapter here" if source is None else f"adapter = resolve({source!r})"
+    make = MAKE if source is None else f"adapter = resolve({source!r})"
     lines = [f"# {line}" for line in textwrap.wrap(f"{title} {error}", 110)]
     too_large = "\n".join([*lines[:2], "# The arrays are too large to write down.", ""])
     if sum(len(memory.data) for call in calls for memory in call.arrays.values()) > TOO_LARGE:
