@@ -77,9 +77,9 @@ def find(subject: Subject, name: str) -> Finding:
         finding = _found(subject, name)
         if finding.result.status == "fail" and finding.convention is None:
             finding = _marked(subject, finding)
-    note = finding.note or (f"The adapter prints while it is checked, first {printed.first!r}." if printed.first else "")
+    prints = f"The adapter prints while it is checked, first {printed.first!r}." if printed.first else ""
     seconds = time.perf_counter() - start
-    return finding._replace(result=finding.result._replace(seconds=seconds), note=note)
+    return finding._replace(result=finding.result._replace(seconds=seconds), note=finding.note or prints)
 
 
 def _found(subject: Subject, name: str) -> Finding:

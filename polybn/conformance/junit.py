@@ -24,17 +24,17 @@ _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 def document(report: Report) -> str:
     """Return the report as one test suite, with a test case for each id."""
     cases = [_case(report.info.name, result) for result in report.results]
+    wrong = [("check", error) for error in report.errors]
+    wrong += [(name, "not reached: the check was interrupted") for name in report.missing]
+    suite = _quoted(report.info.name)
     cases += [
-        f'<testcase classname={_quoted(report.info.name)} name={_quoted(name)}><error message={_quoted(words)}/></testcase>'
-        for name, words in (
-            *(("check", error) for error in report.errors),
-            *((name, "not reached: the check was interrupted") for name in report.missing),
-        )
+        f"<testcase classname={suite} name={_quoted(name)}><error message={_quoted(words)}/></testcase>"
+        for name, words in wrong
     ]
-    failed, wrong = len(report.failures) + report.count("echo"), len(report.errors) + len(report.missing)
+    failed = len(report.failures) + report.count("echo")
     skipped = sum(KINDS.get(result.status) == "skipped" for result in report.results)
     head = (
-        f'<testsuite name={_quoted(report.info.name)} tests="{len(cases)}" failures="{failed}" errors="{wrong}" '
+        f'<testsuite name={suite} tests="{len(cases)}" failures="{failed}" errors="{len(wrong)}" '
         f'skipped="{skipped}" time="{report.seconds:.3f}">'
     )
     said = f"<system-out>{_clean(escape(str(report)))}</system-out>"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from polybn.arguments import type_name
 from polybn.conformance.cases import Outcome, statistics_dtype
 from polybn.conformance.guard import OutOfTime
+from polybn.options import type_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

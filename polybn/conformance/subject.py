@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
 
-from polybn.arguments import type_name
 from polybn.conformance import adapter as contract
 from polybn.conformance import reproducer
 from polybn.conformance.adapter import Info
@@ -14,6 +13,7 @@ from polybn.conformance.cases import DTYPES
 from polybn.conformance.lattice import lattice
 from polybn.conformance.runner import CallError, KitAdapterError, guarded, run
 from polybn.conformance.trial import PROFILES, Profile
+from polybn.options import type_name
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
