@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from polybn.conformance.adapter import Info
 from polybn.conformance.adapters import resolve
+from polybn.conformance.check import fitting
 from polybn.conformance.finding import Finding, clause_of, find, title_of
 from polybn.conformance.guard import Printed, silenced
 from polybn.conformance.result import Cause, Result
@@ -39,6 +40,8 @@ class Order(NamedTuple):
     seed: int | None
     seconds: float | None = None
     """The time limit of each check; None for the profile's."""
+    everything: bool = False
+    """Whether the grades of dtypes that are not declared may be left out."""
 
 
 class Begun(NamedTuple):
@@ -120,7 +123,7 @@ def _end_of(process: BaseProcess) -> str:
     return f"ended the process with exit status {code}"
 
 
-def _work(order: Order, wanted: Sequence[str], pipe: Connection) -> None:
+def _work(order: Order, wanted: list[str], pipe: Connection) -> None:
     """Check in the child; an interruption from the keyboard is the parent's affair."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError):  # what compiled code prints
@@ -135,7 +138,7 @@ def _work(order: Order, wanted: Sequence[str], pipe: Connection) -> None:
     except (DomainError, DTypeError, ImportError) as error:
         pipe.send(error)
         return
-    for name in wanted:
+    for name in fitting(wanted, subject.info) if order.everything else wanted:
         try:
             pipe.send(find(subject, name))
         except KeyboardInterrupt:

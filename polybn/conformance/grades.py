@@ -214,8 +214,8 @@ def _row(info: Info, name: str, case: Case, outcome: Outcome, *, in_range: bool)
             limits[letter] = ratio[letter] = None
         else:
             limits[letter], ratio[letter] = (max(values) for values in list(zip(*judged, strict=True))[:2])
-            share, name = max((share, name) for _, share, name in judged)
-            offender = name if share > 1 else ""
+            share, worst = max((share, whose) for _, share, whose in judged)
+            offender = worst if share > 1 else ""
     kappa = max(_kappa(one.channel) for one in found)
     error = float(np.max([_worst(one) for one in found]))
     return Row(name, kappa, m, error, limits, ratio, case, offender, in_range)

@@ -127,10 +127,10 @@ class Recorder:
         try:
             returned = getattr(self._adapter, method)(*arrays, **options)
         except Exception as error:
+            self.inside = ""
             self.outcomes.append(digest(error))
             raise
-        finally:
-            self.inside = ""
+        self.inside = ""
         self.outcomes.append(digest(returned))
         return returned
 
