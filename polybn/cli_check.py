@@ -18,6 +18,7 @@ from polybn.atomic import write_atomic
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
+    from polybn.conformance.grades import Letter
     from polybn.conformance.report import Report
 
 out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
@@ -139,16 +140,15 @@ def _source(backend: str | None, adapter: str | None, *, jit: bool) -> str:
     return f"{name}-jit"
 
 
-def _worse(report: Report, letter: str) -> list[str]:
-    from polybn.conformance.text import CLASSES
+def _worse(report: Report, letter: Letter) -> list[str]:
+    from polybn.conformance.grades import LETTERS, at_least
 
-    classes = list(CLASSES)
     if not report.grades:
         return [f"No dtype was graded, so none is of class {letter} or better."]
     return [
-        f"{grade.dtype} must be of class {letter}, {CLASSES[letter]}, or better; got {grade.letter} (see --at-least)."
+        f"{grade.dtype} must be of class {letter}, {LETTERS[letter]}, or better; got {grade.letter} (see --at-least)."
         for grade in report.grades
-        if classes.index(grade.letter) > classes.index(letter)
+        if not at_least(grade.letter, letter)
     ]
 
 

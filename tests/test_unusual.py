@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 import polybn
 from polybn import arguments
-from polybn.spec import DomainError, DTypeError, Gradients, Moments, ShapeError
+from polybn.arguments import Arrays, Options
+from polybn.spec import Description, DomainError, DTypeError, Gradients, Moments
 from tests.faults import ARRAYS, GOOD, PARAMETERS, SHAPE, STATISTICS, randoms
 
 Results = list[NDArray[Any] | None]
@@ -175,40 +176,10 @@ def test_any_real_number_is_a_number(number: Any, dtype: str) -> None:
     assert same(list(given), list(plain))
 
 
-class Ghost:
-    """A shape and a dtype without values, as an array is while a library traces or compiles."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: str = "float32") -> None:
-        self.shape, self.dtype = shape, np.dtype(dtype)
-
-    def __array__(self, *args: Any, **kwargs: Any) -> NDArray[Any]:
-        raise AssertionError("a check looked at values")
-
-    __bool__ = __float__ = __eq__ = __iter__ = __len__ = __array__  # type: ignore[assignment]
-
-
-OPTIONS: dict[str, Any] = {
-    "training": True, "momentum": 0.9, "eps": 1e-5, "axis": 1, "running_variance": "unbiased", "where": None,
-}  # fmt: skip
-
-
-@pytest.mark.clause("S14")
-def test_f25_checks_look_at_shapes_and_dtypes_only() -> None:
-    ghosts = [Ghost(SHAPE), *(Ghost((3,)) for _ in PARAMETERS)]
-    problem = arguments.check_batch_norm("batch_norm", *ghosts, **OPTIONS | {"where": Ghost((7, 1, 5), "bool")})
-    assert problem == (1, 3, 35, "float32")
-    arguments.check_dy(ghosts[0], ghosts[0])
-    arguments.check_fold(*ghosts[1:], eps=0)
-    arguments.check_cotangents({"gamma": ghosts[1]}, {"gamma": ghosts[2]})
-    part = Moments(Ghost((3,), "int64"), ghosts[1], ghosts[2])
-    arguments.check_merge_moments("ghost", lambda value: isinstance(value, Ghost), part, part)
-    with pytest.raises(ShapeError):
-        arguments.check_batch_norm("batch_norm", Ghost(SHAPE), Ghost((4,)), *ghosts[2:], **OPTIONS)
-
-
 @pytest.mark.clause("S1", "S14")
 def test_f24_counts_do_not_overflow() -> None:
-    huge = Ghost((1 << 20, 3, 1 << 20, 1 << 30))
-    assert arguments.check_moments("moments", huge, axis=1, where=None).count == 1 << 70
+    huge = Arrays(Description((1 << 20, 3, 1 << 20, 1 << 30), "float32"))
+    assert arguments.check_moments("moments", huge, 1).m == 1 << 70
+    one = Arrays(Description((1, 1 << 40), "float32"))
     with pytest.raises(DomainError, match="one value per channel"):
-        arguments.check_batch_norm("batch_norm", Ghost((1, 1 << 40)), *[None] * 4, **OPTIONS)
+        arguments.check_batch_norm("batch_norm", one, Options(running_variance="unbiased"))

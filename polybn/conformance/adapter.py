@@ -69,6 +69,7 @@ class Adapter(Protocol):
         beta: Array,
         running_mean: Array,
         running_var: Array,
+        /,
         *,
         momentum: float,
         eps: float,
@@ -97,7 +98,7 @@ class Adapter(Protocol):
         """
 
     def infer(
-        self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, *, eps: float, axis: int
+        self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, /, *, eps: float, axis: int
     ) -> Array:
         """Normalize by running statistics; arguments are as :meth:`train` has them.
 
@@ -107,7 +108,7 @@ class Adapter(Protocol):
         """
 
     def vjp(
-        self, x: Array, gamma: Array, beta: Array, dy: Array, *, eps: float, axis: int
+        self, x: Array, gamma: Array, beta: Array, dy: Array, /, *, eps: float, axis: int
     ) -> tuple[Array, Array, Array]:
         """Differentiate ``sum(y * dy)`` in training mode; arguments are as :meth:`train` has them.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from polybn.conformance import conventions, expected, grades, reproducer, stateful
 from polybn.conformance.adapter import Info
 from polybn.conformance.properties import PROPERTIES, Property
-from polybn.conformance.properties.kinds import UNTRACKED
+from polybn.conformance.properties.property import UNTRACKED
 from polybn.conformance.report import Report, Result, versions
 from polybn.conformance.runner import CallError, KitAdapterError, run
 from polybn.conformance.trial import PROFILES, Profile, Tried, attempt
@@ -144,19 +144,6 @@ def prepare(
 ) -> Subject:
     """Put together who is checked, and how; the arguments are those of :func:`check`.
 
-    Parameters
-    ----------
-    adapter : Adapter
-    profile : str
-    dtypes : iterable of str, optional
-    seed : int, optional
-    source : str, optional
-    shrink : bool
-
-    Returns
-    -------
-    Subject
-
     Raises
     ------
     DomainError
@@ -194,10 +181,6 @@ def title_of(name: str) -> str:
     ----------
     name : str
         One of :data:`IDS`.
-
-    Returns
-    -------
-    str
     """
     kind, _, rest = name.partition("-")
     if kind == "convention":
@@ -216,10 +199,6 @@ def find(subject: Subject, name: str) -> Finding:
         See :func:`prepare`.
     name : str
         One of :data:`IDS`.
-
-    Returns
-    -------
-    Finding
     """
     start = time.perf_counter()
     kind, _, rest = name.partition("-")

@@ -9,8 +9,9 @@ import numpy as np
 
 from polybn.conformance.cases import DTYPES, Case, statistics_dtype
 from polybn.conformance.lattice import lattice
-from polybn.conformance.properties import drawn
-from polybn.conformance.properties.kinds import UNTRACKED, changed
+from polybn.conformance.properties import served
+from polybn.conformance.properties.compare import changed
+from polybn.conformance.properties.property import UNTRACKED
 from polybn.conformance.runner import CallError, KitAdapterError, run
 
 if TYPE_CHECKING:
@@ -76,13 +77,8 @@ def why_not(info: Info, name: str) -> str | None:
 
     Parameters
     ----------
-    info : Info
     name : str
         One of :data:`NAMES`.
-
-    Returns
-    -------
-    str or None
     """
     return UNTRACKED if name in ("momentum", "running_variance", "flushes") and not info.tracks else None
 
@@ -92,14 +88,8 @@ def detect_one(adapter: Adapter, info: Info, name: str) -> Convention:
 
     Parameters
     ----------
-    adapter : Adapter
-    info : Info
     name : str
         One of :data:`NAMES`.
-
-    Returns
-    -------
-    Convention
     """
     clause, look, declared, specification, explanation = _CONVENTIONS[name]
     try:
@@ -113,7 +103,7 @@ def detect_one(adapter: Adapter, info: Info, name: str) -> Convention:
 
 def _plain(info: Info, **options: Any) -> Case:
     """Make a lattice call of five values: mean 2, biased variance 2, unbiased 2.5; old mean 8, old variance 4."""
-    shape = drawn.served(info, (5, 3))
+    shape = served.fitted(info, (5, 3))
     dtype = "float32" if "float32" in info.dtypes else info.dtypes[0]
     made = lattice(1, dtype, 3, (5, *shape[2:]), 1, offset=0)
     wide = statistics_dtype(made.case.x)

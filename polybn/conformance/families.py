@@ -45,10 +45,6 @@ def normal(mean: float, deviation: float, **options: bool | float | tuple[int, .
     **options
         Further fields of Family.
 
-    Returns
-    -------
-    Family
-
     Examples
     --------
     >>> normal(1e4, 0.01).name
@@ -70,10 +66,6 @@ def constant(value: float) -> Family:
     value : float
         Rounded to the dtype.
 
-    Returns
-    -------
-    Family
-
     Examples
     --------
     >>> constant(0.1).name
@@ -93,10 +85,6 @@ def outlier(size: float) -> Family:
     ----------
     size : float
         Of that one.
-
-    Returns
-    -------
-    Family
 
     Examples
     --------

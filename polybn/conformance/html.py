@@ -8,7 +8,8 @@ import re
 from html import escape
 from typing import TYPE_CHECKING
 
-from polybn.conformance.text import CLASSES, failures, verdict
+from polybn.conformance.grades import LETTERS
+from polybn.conformance.text import failures, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -51,14 +52,6 @@ figure { margin: 0 } figure svg { width: 100%; height: auto; color: inherit }
 
 def page(report: Report) -> str:
     """Return a report as an HTML page.
-
-    Parameters
-    ----------
-    report : Report
-
-    Returns
-    -------
-    str
 
     Raises
     ------
@@ -145,7 +138,7 @@ def _facts(report: Report) -> str:
 def _accuracy(grades: Sequence[Grade]) -> str:
     if not grades:
         return ""
-    items = "".join(f"<li><b>{g.letter}</b>{g.dtype}<br><small>{CLASSES[g.letter]}</small></li>" for g in grades)
+    items = "".join(f"<li><b>{g.letter}</b>{g.dtype}<br><small>{LETTERS[g.letter]}</small></li>" for g in grades)
     text = (
         "<p>A mark is the largest error of y for one input, against how far its values lie from zero; hollow ones are "
         "inputs that are not normally distributed. Lines are what the classes of algorithms are allowed for the "

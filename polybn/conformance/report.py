@@ -101,25 +101,11 @@ class Report:
         )
 
     def count(self, status: Status) -> int:
-        """Count results of a status.
-
-        Parameters
-        ----------
-        status : str
-
-        Returns
-        -------
-        int
-        """
+        """Count results of a status."""
         return sum(result.status == status for result in self.results)
 
     def to_json(self) -> str:
-        """Return everything as JSON; numbers that are not finite are strings.
-
-        Returns
-        -------
-        str
-        """
+        """Return everything as JSON; numbers that are not finite are strings."""
         data = {
             "format": FORMAT,
             "ok": self.ok,
@@ -140,10 +126,6 @@ class Report:
     def to_html(self) -> str:
         """Return one HTML page that needs nothing else: pictures are in it.
 
-        Returns
-        -------
-        str
-
         Raises
         ------
         ImportError
@@ -161,12 +143,7 @@ class Report:
 
 
 def versions() -> dict[str, str]:
-    """Return what results depend on, beside the library under test.
-
-    Returns
-    -------
-    dict of str to str
-    """
+    """Return what results depend on, beside the library under test."""
     return {
         "polybn": polybn.__version__,
         "python": platform.python_version(),

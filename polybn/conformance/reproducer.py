@@ -48,10 +48,6 @@ def program(source: str | None, title: str, calls: Sequence[Call], error: BaseEx
         What was done.
     error : BaseException
         What was wrong; the arrays of a :class:`~polybn.conformance.runner.Violation` are shown side by side.
-
-    Returns
-    -------
-    str
     """
     make = "adapter = ...  # make your adapter here" if source is None else f"adapter = resolve({source!r})"
     lines = [f"# {line}" for line in textwrap.wrap(f"{title} {error}", 110)]

@@ -170,10 +170,6 @@ def backward(adapter: Adapter, info: Info, case: Case, *, as_is: bool = False) -
     as_is : bool, default False
         Hand over the arrays of the case themselves.
 
-    Returns
-    -------
-    dx, dgamma, dbeta : ndarray
-
     Raises
     ------
     CallError, KitAdapterError

@@ -5,35 +5,16 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
+from polybn.conformance.grades import LETTERS
 from polybn.conformance.report import Result, Status
 
 if TYPE_CHECKING:
     from polybn.conformance.grades import Grade
     from polybn.conformance.report import Report
 
-CLASSES = {
-    "S": "4 ulp, at any mean",
-    "K": "independent of the mean",
-    "T": "two passes, sums in a tree",
-    "N": "two passes, sums in any order",
-    "F": "Welford's or Chan's recurrence",
-    "O": "one pass",
-    "-": "no class of algorithms",
-}
-"""What a letter stands for."""
-
 
 def summary(report: Report) -> str:
-    """Return a report as text.
-
-    Parameters
-    ----------
-    report : Report
-
-    Returns
-    -------
-    str
-    """
+    """Return a report as text."""
     parts = [
         [f"{report.info.name}, {report.info.version}", _facts(report)],
         _section("Differs from the specification by declaration:", report.deviations),
@@ -49,16 +30,7 @@ def summary(report: Report) -> str:
 
 
 def verdict(report: Report) -> str:
-    """Return the last line of a report.
-
-    Parameters
-    ----------
-    report : Report
-
-    Returns
-    -------
-    str
-    """
+    """Return the last line of a report."""
     statuses: tuple[Status, ...] = ("pass", "fail", "expected failure", "not certified", "not applicable")
     counts = ", ".join(f"{n} {status}" for status in statuses if (n := report.count(status)))
     stale = f", {len(report.errors)} stale" if report.errors else ""
@@ -71,32 +43,14 @@ def verdict(report: Report) -> str:
 
 
 def grade_line(grade: Grade) -> str:
-    """Return what a grade says, in a line.
-
-    Parameters
-    ----------
-    grade : Grade
-
-    Returns
-    -------
-    str
-    """
+    """Return what a grade says, in a line."""
     worst = max((r for row in grade.rows if (r := row.ratio.get(grade.letter)) is not None), default=None)
     used = "" if worst is None else f"; largest error {worst:.2g} of its bound"
-    return f"{grade.dtype}: class {grade.letter} ({CLASSES[grade.letter]}{used})"
+    return f"{grade.dtype}: class {grade.letter} ({LETTERS[grade.letter]}{used})"
 
 
 def failures(report: Report) -> list[str]:
-    """Return a paragraph for each thing that went wrong, those that went wrong in the same way together.
-
-    Parameters
-    ----------
-    report : Report
-
-    Returns
-    -------
-    list of str
-    """
+    """Return a paragraph for each thing that went wrong, those that went wrong in the same way together."""
     groups = dict[str, list[Result]]()
     for result in report.failures:
         groups.setdefault(result.words, []).append(result)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, errors, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis.strategies import SearchStrategy
 
-from polybn.conformance.bounds import VacuousBoundError
+from polybn.conformance.forms import VacuousBoundError
 from polybn.conformance.runner import Call, KitAdapterError, Recorder
 
 if TYPE_CHECKING:
@@ -113,8 +113,6 @@ def attempt(prop: Property, adapter: Adapter, info: Info, profile: Profile, seed
 
     Parameters
     ----------
-    prop : Property
-    adapter : Adapter
     info : Info
         What the adapter declares.
     profile : Profile
@@ -123,10 +121,6 @@ def attempt(prop: Property, adapter: Adapter, info: Info, profile: Profile, seed
         Draws them.
     shrink : bool, default True
         Whether to look for a smaller case than the first that fails.
-
-    Returns
-    -------
-    Tried
     """
     trial, cases = Trial(prop.check, adapter, info), prop.cases(info)
     if isinstance(cases, SearchStrategy):

@@ -204,21 +204,6 @@ def pooled_first(rows: Sequence[Row]) -> list[Row]:
     return result
 
 
-def has_native_norm(network: Network) -> bool:
-    """Tell whether a network asks for the batch norm of the backend's library."""
-    return any(isinstance(layer, BatchNorm) and layer.implementation == "native" for layer in network.layers)
-
-
-def check_scores(rows: Sequence[Row]) -> None:
-    """Check that a network ends in one score for each class."""
-    shape, name = (rows[-1].output_shape, rows[-1].name) if rows else ((), "no layer")
-    if len(shape) != 1:
-        raise ShapeError(
-            f"polybn.train: the last layer must give one score for each class, (classes,); got {shape} "
-            f"from {name} (end the network with a Dense layer)"
-        )
-
-
 def count_parameters(network: Network) -> int:
     """Count trainable values; running statistics are not trained.
 
