@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=f"mxnet: {WHY_NOT}")
 if WHY_NOT is None:
     import mxnet as mx
 
-    from polybn_mxnet import fused, passes
+    from polybn_mxnet.batch_norm import operators_only
 
 Array = NDArray[Any]
 NAMES = ("x", "gamma", "beta", "running_mean", "running_var")
@@ -34,15 +34,10 @@ def arrays(shape: tuple[int, ...], dtype: str = "float32") -> dict[str, Array]:
     return {"x": x, **given, "dy": rng.normal(size=shape).astype(dtype)}
 
 
-@pytest.fixture(params=["kernels", "rows", "operators"])
+@pytest.fixture(params=["host", "operators"])
 def form(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Compute in each of the three forms."""
-    with contextlib.ExitStack() as stack:
-        if request.param == "rows":
-            patch = stack.enter_context(pytest.MonkeyPatch.context())
-            patch.setattr(passes, "fused", None)
-        elif request.param == "operators":
-            stack.enter_context(passes.operators_only())
+    """Compute in each of the two forms."""
+    with operators_only() if request.param == "operators" else contextlib.nullcontext():
         yield str(request.param)
 
 
@@ -202,7 +197,7 @@ def test_an_empty_batch_is_recorded() -> None:
 
 def test_contexts_do_not_mix() -> None:
     x, gamma = mx.nd.ones((5, 3)), mx.nd.ones(3, ctx=mx.cpu(1))
-    words = r"polybn.batch_norm: all arrays must be in one MXNet context; got x: cpu\(0\), gamma: cpu\(1\)"
+    words = r"polybn.batch_norm: all arrays must be on one device; got x: cpu\(0\), gamma: cpu\(1\)"
     with pytest.raises(polybn.BackendError, match=words):
         polybn.batch_norm(x, gamma, training=True)
     y = polybn.batch_norm(x.as_in_context(mx.cpu(1)), gamma, training=True).y
@@ -215,20 +210,3 @@ def test_sparse_arrays_are_refused() -> None:
         polybn.BackendError, match=r"x must be a plain MXNet array; got mxnet\.ndarray\.sparse\.RowSparse"
     ):
         polybn.batch_norm(x, training=True)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("shape", [*SHAPES, (5, 7, 3, 17)])
-def test_any_number_of_threads_gives_the_same_bits(
-    dtype: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    host = arrays(shape, dtype)
-    given = [mx.nd.array(host[name], dtype=host[name].dtype) for name in NAMES]
-    seen = []
-    monkeypatch.setattr(fused, "SMALL", 0)
-    for threads in (1, 2, 3):
-        monkeypatch.setattr(fused, "threads", lambda count=threads: count)
-        result, pullback = polybn.batch_norm_vjp(*given, training=True)
-        gradients = pullback(mx.nd.array(host["dy"], dtype=dtype))
-        seen.append([a.asnumpy() for a in (*result, *gradients) if a is not None])
-    assert all(np.array_equal(a, b) for other in seen[1:] for a, b in zip(seen[0], other, strict=True))
