@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import copy
+import pickle
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -210,3 +212,77 @@ def test_sparse_arrays_are_refused() -> None:
         polybn.BackendError, match=r"x must be a plain MXNet array; got mxnet\.ndarray\.sparse\.RowSparse"
     ):
         polybn.batch_norm(x, training=True)
+
+
+# What is made of vectors is differentiated, too.
+
+
+def gradients_of(loss: Callable[..., Any], host: dict[str, Array], name: str) -> tuple[float, Array]:
+    given = {key: mx.nd.array(value, dtype=value.dtype) for key, value in host.items()}
+    given[name].attach_grad()
+    with mx.autograd.record():
+        value = loss(**given)
+    value.backward()
+    return float(value.asscalar()), given[name].grad.asnumpy()
+
+
+def assert_differentiated(loss: Callable[..., Any], host: dict[str, Array], name: str) -> None:
+    """Compare a derivative along a random direction with a central difference, in float64."""
+    gradient = gradients_of(loss, host, name)[1]
+    direction, step = np.random.default_rng(3).normal(size=gradient.shape), 1e-5
+    above, below = (
+        gradients_of(loss, host | {name: host[name] + sign * step * direction}, name)[0] for sign in (1, -1)
+    )
+    assert (gradient * direction).sum() == pytest.approx((above - below) / (2 * step), rel=1e-6)
+
+
+@pytest.mark.clause("S15")
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_moments_that_were_merged_are_differentiated(form: str, masked: bool, axis: int) -> None:
+    host = arrays((11, 3, 7), "float64")
+    rng, channels = np.random.default_rng(8), host["x"].shape[axis]
+    kept = rng.random(host["x"].shape) < 0.7 if masked else np.full(host["x"].shape, True)
+    weights = [mx.nd.array(rng.normal(size=channels), dtype="float64") for _ in range(2)]
+
+    def loss(x: Any, **_: Any) -> Any:
+        parts = ((x[:4], kept[:4]), (x[4:], kept[4:]))
+        one, other = (
+            polybn.moments(part, axis=axis, where=mx.nd.array(where, dtype="bool")) for part, where in parts
+        )
+        merged = polybn.merge_moments(one, other)
+        return (merged.mean * weights[0]).sum() + (merged.m2 * weights[1]).sum()
+
+    assert_differentiated(loss, {"x": host["x"]}, "x")
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_a_folded_norm_is_differentiated(form: str, name: str) -> None:
+    host = {key: arrays((11, 3, 7), "float64")[key] for key in NAMES[1:]}
+    weights = [mx.nd.array(w, dtype="float64") for w in np.random.default_rng(9).normal(size=(2, 3))]
+
+    def loss(**given: Any) -> Any:
+        folded = polybn.fold(*given.values(), eps=0.5)
+        return (folded.scale * weights[0]).sum() + (folded.shift * weights[1] + given["gamma"] ** 2).sum()
+
+    assert_differentiated(loss, host, name)
+
+
+def test_a_pullback_travels(form: str) -> None:
+    """It copies and pickles, and says the same afterwards, whatever is written to the arguments of the call."""
+    host = arrays((7, 3, 5))
+    given, dy = attached(host, "nd"), mx.nd.array(host["dy"])
+    _, pullback = polybn.batch_norm_vjp(*given.values(), training=True)
+    right = [z.asnumpy().tobytes() for z in pullback(dy)[:3]]
+    others = [copy.deepcopy(pullback), pickle.loads(pickle.dumps(pullback))]
+    given["x"][:] = 7
+    for other in others:
+        assert [z.asnumpy().tobytes() for z in other(dy)[:3]] == right
+
+
+def test_a_layer_travels() -> None:
+    layer = polybn.BatchNorm(3, backend="mxnet")
+    x = mx.nd.array(arrays((7, 3, 5))["x"])
+    layer(x, training=True)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert np.array_equal(other(x, training=False).asnumpy(), layer(x, training=False).asnumpy())

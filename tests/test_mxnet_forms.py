@@ -172,3 +172,17 @@ def test_no_form_writes_to_its_arguments(scope: Any) -> None:
         polybn.batch_norm_vjp(*arrays, training=True)[1](dy)
     held = [array.asnumpy().tobytes() for array in (*arrays, dy)]
     assert held == [host.tobytes() for host in (given.x, *given.vectors, given.dy)]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scope", [contextlib.nullcontext, operators_only], ids=["host", "operators"])
+def test_what_overflows_a_half_is_infinite_in_silence(scope: Any) -> None:
+    """In y, in dx, and in second derivatives."""
+    given = case((11, 3, 19), 1, "float16", mean=5.0)
+    x, dy = (mx.nd.array(host, dtype="float16") for host in (given.x, given.dy))
+    with scope():
+        result, pullback = polybn.batch_norm_vjp(x, mx.nd.full(3, 1e7), training=True)
+        gradients, second = pullback.vjp(dy)
+        of = second(polybn.spec.Gradients(dy, None, None))
+    for array in (result.y, gradients.x, of.dy, of.x):
+        assert np.isinf(array.asnumpy()).any()

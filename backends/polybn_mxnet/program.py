@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -43,6 +44,8 @@ class MXNetProgram:
         trained = [self._classifier.arrays[name] for row in rows for name in row.parameters]
         self._parameters = [parameter.data() for parameter in trained]
         self._gradients = [parameter.grad() for parameter in trained]
+        # A Gluon block refers to itself, and the garbage collector does not see how much memory of MXNet it holds.
+        weakref.finalize(self, self._objective.apply, lambda block: vars(block).clear()).atexit = False
 
     def place(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Data:
         """Copy images ``(N, C, H, W)`` and labels ``(N,)`` to the context."""
