@@ -247,9 +247,7 @@ def test_moments_that_were_merged_are_differentiated(form: str, masked: bool, ax
 
     def loss(x: Any, **_: Any) -> Any:
         parts = ((x[:4], kept[:4]), (x[4:], kept[4:]))
-        one, other = (
-            polybn.moments(part, axis=axis, where=mx.nd.array(where, dtype="bool")) for part, where in parts
-        )
+        one, other = (polybn.moments(part, axis=axis, where=mx.nd.array(where, dtype="bool")) for part, where in parts)
         merged = polybn.merge_moments(one, other)
         return (merged.mean * weights[0]).sum() + (merged.m2 * weights[1]).sum()
 

@@ -65,7 +65,9 @@ def of_moments(
     dmean, dm2 = map(arrays.fetch, cotangents)
     shift, one = dmean / np.maximum(found.count, 1).astype(dmean.dtype), np.ones_like(dmean)
     with tape.paused(), np.errstate(all="ignore"):
-        form.forward(arguments._replace(training=False, **dict(zip(VECTORS, (2 * dm2, shift, found.mean, one), strict=True))), dx)
+        form.forward(
+            arguments._replace(training=False, **dict(zip(VECTORS, (2 * dm2, shift, found.mean, one), strict=True))), dx
+        )
     return {}
 
 
@@ -86,7 +88,10 @@ def of_fold(arguments: Arguments, cotangents: Sequence[Array], _: Array) -> Mapp
     r = np.divide(1, np.sqrt(square), out=np.zeros_like(square), where=square != 0)
     slope = (dscale - mean * dshift) * r
     gradients = {
-        "gamma": slope, "beta": dshift, "running_mean": -gamma * r * dshift, "running_var": -gamma * slope * r * r / 2,
+        "gamma": slope,
+        "beta": dshift,
+        "running_mean": -gamma * r * dshift,
+        "running_var": -gamma * slope * r * r / 2,
     }
     return {name: gradient.astype(mean.dtype) for name, gradient in gradients.items()}
 
