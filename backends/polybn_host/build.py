@@ -10,20 +10,24 @@ from pathlib import Path
 
 import cffi
 
-ROOT = Path(__file__).parent / "kernels"
-SOURCES = ("pool.c",)
+ROOT = Path(__file__).parent
+FOLDERS = ("kernels", "network")
+SOURCES = ("kernels/pool.c", "network/network.c", "network/avx512.c", "network/avx2.c", "network/plain.c")
 
 ffi = cffi.FFI()
-ffi.cdef((ROOT / "interface.h").read_text())
+for folder in FOLDERS:
+    ffi.cdef((ROOT / folder / "interface.h").read_text())
 ffi.set_source(
     "polybn_host._kernels",
-    '#include "interface.h"',
+    '#include <stdint.h>\n#include "kernels/interface.h"\n#include "network/interface.h"',
     # setuptools wants paths relative to setup.py.
-    sources=[f"backends/polybn_host/kernels/{source}" for source in SOURCES],
-    include_dirs=["backends/polybn_host/kernels"],
-    depends=[f"backends/polybn_host/kernels/{path.name}" for path in sorted(ROOT.iterdir())],
+    sources=[f"backends/polybn_host/{source}" for source in SOURCES],
+    include_dirs=["backends/polybn_host", *(f"backends/polybn_host/{folder}" for folder in FOLDERS)],
+    depends=[
+        f"backends/polybn_host/{folder}/{path.name}" for folder in FOLDERS for path in sorted((ROOT / folder).iterdir())
+    ],
     # Sums are written in the order in which they are added, and no product is fused into one.
-    extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=off", "-fvisibility=hidden"],
+    extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-fms-extensions"],
     libraries=["pthread"],
     optional=True,
 )
