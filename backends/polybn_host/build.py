@@ -11,8 +11,11 @@ from pathlib import Path
 import cffi
 
 ROOT = Path(__file__).parent
-FOLDERS = ("kernels", "network")
-SOURCES = ("kernels/pool.c", "network/network.c", "network/avx512.c", "network/avx2.c", "network/plain.c")
+KERNELS = ("drive", "finish_double", "finish_wide", "instructions", "isa_avx2", "isa_avx512", "isa_baseline", "pool")
+NETWORK = ("network", "isa_avx2", "isa_avx512", "isa_baseline")
+FOLDERS = {"kernels": KERNELS, "network": NETWORK}
+# setuptools wants paths relative to setup.py.
+BASE = "backends/polybn_host"
 
 ffi = cffi.FFI()
 for folder in FOLDERS:
@@ -20,14 +23,11 @@ for folder in FOLDERS:
 ffi.set_source(
     "polybn_host._kernels",
     '#include <stdint.h>\n#include "kernels/interface.h"\n#include "network/interface.h"',
-    # setuptools wants paths relative to setup.py.
-    sources=[f"backends/polybn_host/{source}" for source in SOURCES],
-    include_dirs=["backends/polybn_host", *(f"backends/polybn_host/{folder}" for folder in FOLDERS)],
-    depends=[
-        f"backends/polybn_host/{folder}/{path.name}" for folder in FOLDERS for path in sorted((ROOT / folder).iterdir())
-    ],
+    sources=[f"{BASE}/{folder}/{source}.c" for folder, sources in FOLDERS.items() for source in sources],
+    include_dirs=[BASE],
+    depends=[f"{BASE}/{path.relative_to(ROOT)}" for folder in FOLDERS for path in sorted((ROOT / folder).iterdir())],
     # Sums are written in the order in which they are added, and no product is fused into one.
-    extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-fms-extensions"],
-    libraries=["pthread"],
+    extra_compile_args=["-std=gnu11", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-fms-extensions"],
+    libraries=["m", "pthread"],
     optional=True,
 )

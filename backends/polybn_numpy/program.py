@@ -35,7 +35,7 @@ class Arithmetic(Protocol):
 def compile(rows: Sequence[Row], state: State, *, batch_size: int) -> NumpyProgram:
     """Turn the layers of a network and its state, which is copied, into a program."""
     own = {name: np.array(value, np.float32, order="C") for name, value in state.items()}
-    plain = polybn_host.lib is None
+    plain = polybn_host.missing is not None
     return NumpyProgram(own, PlainNetwork(rows, own) if plain else CompiledNetwork(rows, own, batch_size), batch_size)
 
 

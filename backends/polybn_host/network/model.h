@@ -55,4 +55,4 @@ struct variant {
     void (*score)(polybn_network *net);
 };
 
-extern const variant polybn_network_avx512, polybn_network_avx2, polybn_network_plain;
+extern const variant polybn_network_avx512, polybn_network_avx2, polybn_network_baseline;

@@ -1,21 +1,24 @@
-/* The network's public functions: they hand a call to the code for the best instructions that this processor has. */
+/* The network's public functions: they hand a call to the code for the instruction set in use. */
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/interface.h"
 #include "model.h"
 
-static const variant *best_variant(void) {
+static const variant *current_variant(void) {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f")) return &polybn_network_avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &polybn_network_avx2;
+    const char *set = polybn_instructions();
+    if (!strcmp(set, "avx512")) return &polybn_network_avx512;
+    if (!strcmp(set, "avx2") && __builtin_cpu_supports("fma")) return &polybn_network_avx2;
 #endif
-    return &polybn_network_plain;
+    return &polybn_network_baseline;
 }
 
 polybn_network *polybn_network_new(const polybn_stage *stages, int64_t depth, int64_t batch) {
     polybn_network *net = calloc(1, sizeof *net + (size_t)depth * sizeof(stage));
     if (!net) return NULL;
-    net->variant = best_variant();
+    net->variant = current_variant();
     net->depth = net->first = depth;
     for (int64_t k = depth - 1; k >= 0; k--) {
         memcpy(net->stages + k, stages + k, sizeof *stages);

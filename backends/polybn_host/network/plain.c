@@ -1,3 +1,0 @@
-#define WIDTH 4
-#define VARIANT polybn_network_plain
-#include "steps.h"
