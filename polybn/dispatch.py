@@ -106,7 +106,7 @@ def backend_of(function: str, **arrays: object) -> Backend:
 
 def _fail_mixed(function: str, arrays: Mapping[str, object]) -> NoReturn:
     given = {name: value for name, value in arrays.items() if value is not None}
-    owners = {name: _owner(type(value)) for name, value in given.items()}
+    owners = {name: _owner(cast("Hashable", type(value))) for name, value in given.items()}
     unserved = [(name, given[name]) for name, owner in owners.items() if owner is None]
     if unserved or not owners:
         # Where all are None, speak of the first that may not be: gamma and beta may.

@@ -214,11 +214,14 @@ class Arguments(NamedTuple):
     function: str
     """Name of the public function, for error messages."""
     x: Array
-    gamma: Array | None
-    beta: Array | None
-    running_mean: Array | None
-    running_var: Array | None
-    where: Array | None
+    """None for ``fold``, which has no such argument."""
+    gamma: Array
+    """None if it was not given, as the four that follow."""
+    beta: Array
+    running_mean: Array
+    """In inference it is given, and so is the variance."""
+    running_var: Array
+    where: Array
     """Mask of the values that take part; it broadcasts to the shape of ``x``."""
     training: bool
     momentum: float
@@ -294,7 +297,7 @@ class Backend(Protocol):
     def describe(self) -> Mapping[str, str]:
         """Say what a bug report needs: versions of the library, and under ``"device"`` the device."""
 
-    def inspect(self, value: object, /) -> Description | None:
+    def inspect(self, value: Any, /) -> Description | None:
         """Describe an array of the library; return None for all else, such as subclasses with other meanings."""
 
     def asarray(self, host: NDArray[Any], /) -> Array:

@@ -64,13 +64,15 @@ class Row(NamedTuple):
     """``sqrt(1 + mean^2 / variance)``, the largest of the channels."""
     m: int
     error: float
-    """Largest error of y; NaN or infinite if y was."""
+    """The largest error of y; NaN or infinite if y was."""
     bounds: dict[str, float | None]
-    """By class: the largest bound on y; None if not certified."""
+    """The largest bound on y by class; None if not certified."""
     ratio: dict[str, float | None]
-    """By class: the largest error of anything, as a share of its bound; the class holds here if it is 1 at most."""
+    """The largest error of anything by class, as a share of its bound; the class holds here if it is 1 at most."""
     case: Case
     """The input."""
+    offender: str = ""
+    """The result that is farthest beyond the widest bounds, with its error; empty where all is within them."""
     in_range: bool = True
     """Whether the squares of x stay in the range of float32, or of float64 for float64."""
 
@@ -193,7 +195,7 @@ def _letter(dtype: str, rows: list[Row]) -> Letter:
 
 def _failed(name: str, m: int, case: Case, *, in_range: bool) -> Row:
     none: dict[str, float | None] = dict.fromkeys(LADDER)
-    return Row(name, math.nan, m, math.nan, none, dict.fromkeys(LADDER, math.inf), case, in_range)
+    return Row(name, math.nan, m, math.nan, none, dict.fromkeys(LADDER, math.inf), case, "a failed call", in_range)
 
 
 def _row(info: Info, name: str, case: Case, outcome: Outcome, *, in_range: bool) -> Row:
@@ -204,31 +206,34 @@ def _row(info: Info, name: str, case: Case, outcome: Outcome, *, in_range: bool)
         return _failed(name, m, case, in_range=in_range)
     limits: dict[str, float | None] = {}
     ratio: dict[str, float | None] = {}
+    offender = ""
     for letter in LADDER:
         try:
             judged = [_judge(letter, one, f, in_range=in_range) for one in found]
         except VacuousBoundError:
             limits[letter] = ratio[letter] = None
         else:
-            limits[letter], ratio[letter] = (max(values) for values in zip(*judged, strict=True))
+            limits[letter], ratio[letter] = (max(values) for values in list(zip(*judged, strict=True))[:2])
+            share, worst = max((share, whose) for _, share, whose in judged)
+            offender = worst if share > 1 else ""
     kappa = max(_kappa(one.channel) for one in found)
     error = float(np.max([_worst(one) for one in found]))
-    return Row(name, kappa, m, error, limits, ratio, case, in_range)
+    return Row(name, kappa, m, error, limits, ratio, case, offender, in_range)
 
 
-def _judge(letter: Letter, one: Measured, f: Format, *, in_range: bool) -> tuple[float, float]:
-    """Return the largest bound on y, and the largest share of any bound."""
+def _judge(letter: Letter, one: Measured, f: Format, *, in_range: bool) -> tuple[float, float, str]:
+    """Return the largest bound on y, the largest share of any bound, and whose share it is."""
     form: Form = "K" if letter == "S" or letter == "-" else letter
     limits = bounds.envelope(form, one.channel, f)
     if letter == "S" and not one.channel.constant:
         limits["y"] = _ulps(one.channel, f)
-    worst = 0.0
+    worst = (0.0, "")
     for name, errors in one.errors.items():
         found = shares(errors, limits[name])
         if not in_range:  # NaN and infinity are honest there
             found = np.where(np.isfinite(one.got[name]), found, 0.0)
-        worst = max(worst, float(found.max()))
-    return float(limits["y"].max()), worst
+        worst = max(worst, (float(found.max()), f"an error of {float(errors.max()):.3g} in {name}"))
+    return float(limits["y"].max()), *worst
 
 
 def _ulps(ch: Channel, f: Format) -> Floats:

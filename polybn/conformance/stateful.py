@@ -154,24 +154,13 @@ def machine(adapter: Adapter, info: Info) -> type[Any]:
     return RunningStatistics
 
 
-def attempt(adapter: Adapter, info: Info, profile: trials.Profile, seed: int, *, shrink: bool = True) -> trials.Tried:
-    """Run the state machine.
-
-    Parameters
-    ----------
-    profile : Profile
-        How many lives, and how many steps in each.
-    seed : int
-        Draws them.
-    shrink : bool, default True
-        Whether to look for a shorter life than the first that fails.
-    """
-    recorder = Recorder(adapter)
+def attempt(recorder: Recorder, info: Info, profile: trials.Profile, seed: int, *, shrink: bool = True) -> trials.Tried:
+    """Run the state machine, as often and with as many steps as the profile says."""
     cls = machine(recorder, info)
     lives: list[Any] = []
 
     def begin() -> Any:
-        recorder.calls = []
+        recorder.forget()
         lives.append(None)
         return cls()
 
@@ -187,7 +176,8 @@ def attempt(adapter: Adapter, info: Info, profile: trials.Profile, seed: int, *,
     except (AssertionError, KitAdapterError) as violation:
         error = violation
     except errors.Flaky as flaky:
-        error, words = flaky, "not at every try: the same calls gave different results"
-    shares = cls.shares
-    calls = tuple(recorder.calls) if error else ()
-    return trials.Tried(len(lives), 0, max(shares, default=0.0) if error is None else 0.0, (), error, calls, words)
+        error, words = flaky, trials.UNSTABLE
+    share = max(cls.shares, default=0.0) if error is None else 0.0
+    calls, outcomes = (tuple(recorder.calls), tuple(recorder.outcomes)) if error else ((), ())
+    unstable = isinstance(error, errors.Flaky)
+    return trials.Tried(len(lives), 0, share, (), error, calls, words, outcomes=outcomes, unstable=unstable)

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from polybn.arguments import type_name
+from polybn.options import type_name
 from polybn.spec import DomainError, DTypeError, ShapeError
 
 Norm: TypeAlias = Literal["spec", "native"] | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from polybn.conformance.forms import VacuousBoundError
 from polybn.conformance.properties import served
 from polybn.conformance.properties.compare import VECTORS, certified, changed, difference, returned, same
 from polybn.conformance.properties.property import Property
-from polybn.conformance.runner import CallError, Violation, backward, run
+from polybn.conformance.runner import CallError, Violation, backward, guarded, run
 
 if TYPE_CHECKING:
     from polybn.conformance.adapter import Adapter, Info
@@ -165,7 +166,7 @@ def pure(adapter: Adapter, info: Info, case: Case) -> float:
     factors = {"x": -1, "dy": 0.5, "running_mean": -1, "running_var": 2}
     others = {name: (a * a.dtype.type(factors.get(name, 1))).astype(a.dtype) for name, a in given.items()}
     for method, call in methods(adapter, info, case).items():
-        returned = call(given)
+        returned = guarded(info, method, partial(call, given))
         for name, a in given.items():
             if digest(a) != before[name]:
                 raise Violation(
@@ -174,7 +175,7 @@ def pure(adapter: Adapter, info: Info, case: Case) -> float:
             if any(np.shares_memory(a, r) for r in returned):
                 raise Violation(f"what {method} returns must have its own memory; it shares that of {name}")
         kept = [digest(r) for r in returned]
-        call(others)
+        guarded(info, method, partial(call, others))
         if [digest(r) for r in returned] != kept:
             raise Violation(f"what {method} returned must stay as it is; the next call changed it")
     return 0.0

@@ -137,4 +137,4 @@ def difference(got: Array | None, expected: Array | None) -> str:
     if not len(differ):
         return f"got dtype {got.dtype.name}, expected {expected.dtype.name}"
     place = tuple(int(i) for i in differ[0])
-    return f"at {list(place)} got {a[place]!r}, expected {b[place]!r} ({len(differ)} of {a.size} differ)"
+    return f"at {list(place)} got {float(a[place])!r}, expected {float(b[place])!r} ({len(differ)} of {a.size} differ)"
