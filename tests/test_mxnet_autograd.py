@@ -247,9 +247,7 @@ def test_moments_that_were_merged_are_differentiated(form: str, masked: bool, ax
 
     def loss(x: Any, **_: Any) -> Any:
         parts = ((x[:4], kept[:4]), (x[4:], kept[4:]))
-        one, other = (
-            polybn.moments(part, axis=axis, where=mx.nd.array(where, dtype="bool")) for part, where in parts
-        )
+        one, other = (polybn.moments(part, axis=axis, where=mx.nd.array(where, dtype="bool")) for part, where in parts)
         merged = polybn.merge_moments(one, other)
         return (merged.mean * weights[0]).sum() + (merged.m2 * weights[1]).sum()
 
@@ -273,11 +271,11 @@ def test_a_pullback_travels(form: str) -> None:
     host = arrays((7, 3, 5))
     given, dy = attached(host, "nd"), mx.nd.array(host["dy"])
     _, pullback = polybn.batch_norm_vjp(*given.values(), training=True)
-    right = [z.asnumpy().tobytes() for z in pullback(dy)[:3]]
+    right = [z.asnumpy().tobytes() for z in pullback(dy)[:3] if z is not None]
     others = [copy.deepcopy(pullback), pickle.loads(pickle.dumps(pullback))]
     given["x"][:] = 7
     for other in others:
-        assert [z.asnumpy().tobytes() for z in other(dy)[:3]] == right
+        assert [z.asnumpy().tobytes() for z in other(dy)[:3] if z is not None] == right
 
 
 def test_a_layer_travels() -> None:

@@ -103,9 +103,7 @@ def test_the_bits_of_the_function(mode: str, kind: str, shape: tuple[int, ...], 
         given = [array(value, kind) for value in state.values()]
         for seed in (5, 6):
             x, dy = (array(draw(shape, seed=seed + i), kind) for i in (0, 10))
-            result, pullback = polybn.batch_norm_vjp(
-                x, *given, training=train_mode, momentum=0.75, eps=1e-3, axis=axis
-            )
+            result, pullback = polybn.batch_norm_vjp(x, *given, training=train_mode, momentum=0.75, eps=1e-3, axis=axis)
             y = backward(block, x, dy, train_mode=train_mode)
             gradients = pullback(dy)
             assert type(y) is type(x)

@@ -72,9 +72,7 @@ def describe(array: Array) -> Description:
     handle: Any = array.handle
     numbers, sizes = _four(), _pointer(_size)()
     address = ctypes.addressof(numbers)
-    _check(
-        _shape(handle, address, sizes) or _dtype(handle, address + 4) or _context(handle, address + 8, address + 12)
-    )
+    _check(_shape(handle, address, sizes) or _dtype(handle, address + 4) or _context(handle, address + 8, address + 12))
     rank, dtype, device, index = numbers
     return Description(tuple(sizes[:rank]), _NAMES[dtype], _device(device, index))
 

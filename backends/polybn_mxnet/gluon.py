@@ -186,7 +186,8 @@ class Operator(mx.operator.CustomOp):
         x, gamma, beta = in_data
         given = Arrays(x, gamma if self._scale else None, beta if self._center else None, *aux)
         options = self._options._replace(training=training)
-        known = check_batch_norm("gluon.BatchNorm", Arrays(*(z if z is None else arrays.describe(z) for z in given)), options)
+        what = Arrays(*(None if array is None else arrays.describe(array) for array in given))
+        known = check_batch_norm("gluon.BatchNorm", what, options)
         unbiased = options.running_variance == "unbiased"
         return Arguments("gluon.BatchNorm", *given, training, options.momentum, options.eps, unbiased, *known)
 

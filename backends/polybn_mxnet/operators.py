@@ -93,9 +93,7 @@ def moments(arguments: Arguments) -> Moments:
     return Moments(counts, s.mean(), np.ldexp(s.v * counts, 2 * s.exponent).astype(arguments.dtype))
 
 
-def double_backward(
-    arguments: Arguments, residuals: Residuals, dy: Array, cotangents: Gradients
-) -> SecondGradients:
+def double_backward(arguments: Arguments, residuals: Residuals, dy: Array, cotangents: Gradients) -> SecondGradients:
     """Differentiate :func:`backward`; the formulas are those of :class:`polybn.pullback.SecondPullback`."""
     vectors = (np.zeros(arguments.channels) if z is None else arrays.fetch(z).astype(float) for z in cotangents[1:])
     second = _Second(arguments, residuals, *vectors)

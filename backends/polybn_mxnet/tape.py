@@ -54,9 +54,7 @@ def record(pull: Pull, inputs: Mapping[str, Array], outputs: Sequence[Array]) ->
     entry = mx.base.MXCallbackList(2, _CALLBACKS, (ctypes.c_void_p * 2)(key, key))
     _recorded[key] = Recorded(pull, tuple(inputs), entry)
     given, made = ((ctypes.c_void_p * len(z))(*(a.handle.value for a in z)) for z in (inputs.values(), outputs))
-    mx.base.check_call(
-        mx.base._LIB.MXCustomFunctionRecord(len(given), given, len(made), made, ctypes.byref(entry))
-    )
+    mx.base.check_call(mx.base._LIB.MXCustomFunctionRecord(len(given), given, len(made), made, ctypes.byref(entry)))
 
 
 def _backward(outputs: int, inputs: int, pointers: Any, requests: Any, is_train: int, key: int) -> bool:
