@@ -87,10 +87,10 @@ def is_on_host(array: Array) -> bool:
     return str(describe(array).device).startswith("cpu")
 
 
-def view(array: Array) -> Host:
+def view(array: Array, what: Description | None = None) -> Host:
     """Look at the memory of an array in a CPU context once it has been written; the view keeps it alive."""
     _check(_wait_to_read(array.handle))
-    return view_settled(array)
+    return view_settled(array, what)
 
 
 def view_settled(array: Array, what: Description | None = None) -> Host:
@@ -108,9 +108,9 @@ def view_settled(array: Array, what: Description | None = None) -> Host:
     return np.ndarray(shape, dtype, memory)
 
 
-def values(array: Array) -> Host:
+def values(array: Array, what: Description | None = None) -> Host:
     """Look at the values of an array in a CPU context; bfloat16, which NumPy lacks, is copied to float32."""
-    host = view(array)
+    host = view(array, what)
     if host.dtype == BFLOAT16:
         return (host.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return host
