@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from polybn.conformance import bounds, forms
-from polybn.conformance.adapters import resolve
+from polybn.conformance.adapters import ADAPTERS, resolve
 from polybn.conformance.cases import Case, Outcome, rows
 from polybn.conformance.certify import shares
 from polybn.conformance.channels import measure
@@ -23,7 +23,7 @@ from polybn.conformance.lattice import in_inference, lattice
 from polybn.conformance.reproducer import MAKE, program
 from polybn.conformance.runner import Call, CallError, Recorder, Violation, run
 from polybn.conformance.strategies import LARGEST_KAPPA, SCALES, sample
-from polybn.dispatch import backends
+from polybn.dispatch import installed
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
@@ -196,13 +196,15 @@ def _compare(case: Case, subjects: list[_Subject], *, exact: bool) -> Iterator[D
 
 def _program(calls: Sequence[Call], names: tuple[str, str], words: str) -> str:
     """Write calls down as a program that makes them with both."""
-    before, _, after = program(None, f"{' and '.join(names)}:", calls, Violation(words)).partition(f"{MAKE}\n")
+    before, _, after = program(None, f"{' and '.join(names)}: {words}", calls, Violation(words)).partition(f"{MAKE}\n")
     loop = f"for adapter in map(resolve, {[_source(name) for name in names]!r}):\n    print(adapter.info().name)\n"
     return f"{before}from polybn.conformance.adapters import resolve\n\n{loop}{indent(after, '    ')}"
 
 
 def _source(name: str) -> str:
-    return f"polybn-{name}" if name in backends() else name
+    """Prefer a backend of PolyBN, in one of its forms too (``"jax-jit"``), to an adapter of the same name."""
+    known = installed()
+    return f"polybn-{name}" if name in known or name.partition("-")[0] in known and name not in ADAPTERS else name
 
 
 def _serves(info: Info, case: Case) -> bool:
