@@ -36,6 +36,7 @@ _NAMES = {
 }
 _NUMBERS = {name: number for number, name in _NAMES.items()}
 _NUMPY = {name: BFLOAT16 if name == "bfloat16" else np.dtype(name) for name in _NUMBERS}
+_NAMES_OF = {dtype: name for name, dtype in _NUMPY.items()}
 _int, _any, _pointer = ctypes.c_int, ctypes.c_void_p, ctypes.POINTER
 _size, _suffix = (ctypes.c_int64, "Ex64") if mx.nd.ndarray._int64_enabled() else (ctypes.c_int, "Ex")
 _four = _int * 4
@@ -86,10 +87,10 @@ def is_on_host(array: Array) -> bool:
     return str(describe(array).device).startswith("cpu")
 
 
-def view(array: Array) -> Host:
+def view(array: Array, what: Description | None = None) -> Host:
     """Look at the memory of an array in a CPU context once it has been written; the view keeps it alive."""
     _check(_wait_to_read(array.handle))
-    return view_settled(array)
+    return view_settled(array, what)
 
 
 def view_settled(array: Array, what: Description | None = None) -> Host:
@@ -107,9 +108,9 @@ def view_settled(array: Array, what: Description | None = None) -> Host:
     return np.ndarray(shape, dtype, memory)
 
 
-def values(array: Array) -> Host:
+def values(array: Array, what: Description | None = None) -> Host:
     """Look at the values of an array in a CPU context; bfloat16, which NumPy lacks, is copied to float32."""
-    host = view(array)
+    host = view(array, what)
     if host.dtype == BFLOAT16:
         return (host.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return host
@@ -156,15 +157,15 @@ def send(host: Host, like: Array) -> Array:
 
 def place(host: Host, device: Any, kind: type) -> Array:
     """Copy host values to a kind of array and a context."""
-    what = Description(host.shape, "bfloat16" if host.dtype == BFLOAT16 else host.dtype.name, device)
+    what = Description(host.shape, _NAMES_OF[host.dtype], device)  # NumPy takes longer to name a dtype
     array = new(what, kind)
-    write(host, array)
+    write(host, array, what)
     return array
 
 
-def write(host: Host, array: Array) -> None:
+def write(host: Host, array: Array, what: Description | None = None) -> None:
     """Write host values into an array that nothing else reads or writes, rounding to its dtype."""
-    what = describe(array)
+    what = what or describe(array)
     if not host.size:
         return
     if not str(what.device).startswith("cpu"):
@@ -177,8 +178,7 @@ def write(host: Host, array: Array) -> None:
         rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # to the nearest, ties to even
         target.view(np.uint16)[...] = np.where(np.isnan(host), 0x7FC0, rounded)
     else:
-        with np.errstate(all="ignore"):  # infinity is the right value of what overflows half a dtype
-            np.copyto(target, host, casting="same_kind")
+        np.copyto(target, host, casting="same_kind")
 
 
 def rounded(host: Host, like: Array) -> Array:

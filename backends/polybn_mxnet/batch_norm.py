@@ -90,7 +90,8 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 def fold(arguments: Arguments) -> Affine:
     """Turn inference into ``scale * x + shift``."""
     inputs = derivatives.inputs(arguments)
-    held = arguments._replace(**{name: arrays.fetch(array) for name, array in inputs.items()})
+    gamma, beta, mean, var = (None if array is None else arrays.fetch(array) for array in arguments[2:6])
+    held = arguments._replace(gamma=gamma, beta=beta, running_mean=mean, running_var=var)
     result = Affine(*_send(host.fold(held), arguments.running_mean))
     if tape.is_recording():
         tape.record(partial(derivatives.of_fold, held), inputs, result)

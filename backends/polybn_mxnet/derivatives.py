@@ -63,11 +63,10 @@ def of_moments(
 ) -> Mapping[str, Host]:
     """Differentiate ``moments``: ``dmean / count + 2 * (x - mean) * dm2`` has the form of inference."""
     dmean, dm2 = map(arrays.fetch, cotangents)
-    shift, one = dmean / np.maximum(found.count, 1).astype(dmean.dtype), np.ones_like(dmean)
+    shift = dmean / np.maximum(found.count, 1).astype(dmean.dtype)
+    vectors = dict(zip(VECTORS, (2 * dm2, shift, found.mean, np.ones_like(dmean)), strict=True))
     with tape.paused(), np.errstate(all="ignore"):
-        form.forward(
-            arguments._replace(training=False, **dict(zip(VECTORS, (2 * dm2, shift, found.mean, one), strict=True))), dx
-        )
+        form.forward(arguments._replace(training=False, **vectors), dx)
     return {}
 
 
@@ -87,13 +86,8 @@ def of_fold(arguments: Arguments, cotangents: Sequence[Array], _: Array) -> Mapp
     square = arguments.running_var.astype(float) + arguments.eps
     r = np.divide(1, np.sqrt(square), out=np.zeros_like(square), where=square != 0)
     slope = (dscale - mean * dshift) * r
-    gradients = {
-        "gamma": slope,
-        "beta": dshift,
-        "running_mean": -gamma * r * dshift,
-        "running_var": -gamma * slope * r * r / 2,
-    }
-    return {name: gradient.astype(mean.dtype) for name, gradient in gradients.items()}
+    gradients = slope, dshift, -gamma * r * dshift, -gamma * slope * r * r / 2
+    return {name: gradient.astype(mean.dtype) for name, gradient in zip(VECTORS, gradients, strict=True)}
 
 
 def _sent(vector: Host | None, dtype: str, given: Array | None, device: Any) -> Array | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from polybn.arguments import Arrays, Options, check_batch_norm, check_moments, dtype_name
+from polybn.arguments import Arrays, Known, Options, check_batch_norm, check_moments, dtype_name
 from polybn.functional import batch_norm
 from polybn.spec import Arguments, Array, Description, RunningVariance
 from polybn_mxnet import arrays, tape
@@ -153,6 +153,7 @@ class Operator(mx.operator.CustomOp):
         super().__init__()
         self._scale, self._center, self._frozen = flags
         self._options = options
+        self._known: dict[bool, Known] = {}
 
     def forward(
         self, is_train: bool, req: list[str], in_data: list[Array], out_data: list[Array], aux: list[Array]
@@ -186,11 +187,11 @@ class Operator(mx.operator.CustomOp):
         x, gamma, beta = in_data
         given = Arrays(x, gamma if self._scale else None, beta if self._center else None, *aux)
         options = self._options._replace(training=training)
-        known = check_batch_norm(
-            "gluon.BatchNorm", Arrays(*(z if z is None else arrays.describe(z) for z in given)), options
-        )
-        unbiased = options.running_variance == "unbiased"
-        return Arguments("gluon.BatchNorm", *given, training, options.momentum, options.eps, unbiased, *known)
+        if training not in self._known:  # shapes and dtypes are those that MXNet made the operator for
+            what = Arrays(*(None if array is None else arrays.describe(array) for array in given))
+            self._known[training] = check_batch_norm("gluon.BatchNorm", what, options)
+        numbers = options.momentum, options.eps, options.running_variance == "unbiased"
+        return Arguments("gluon.BatchNorm", *given, training, *numbers, *self._known[training])
 
 
 class Properties(mx.operator.CustomOpProp):

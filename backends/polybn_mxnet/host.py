@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 
 import polybn_numpy as shared
-from polybn.spec import Affine, Arguments, Array, Gradients, Moments, SecondGradients
+from polybn.spec import Affine, Arguments, Array, Description, Gradients, Moments, SecondGradients
 from polybn_mxnet import arrays
 from polybn_mxnet.arrays import Host
 
 
 def hold(arguments: Arguments) -> Arguments:
     """Copy the arrays of a call, so that what is written to them later does not reach its derivative."""
-    return arguments._replace(**{name: host.copy() for name, host in _given(arguments).items()})
+    return copy.deepcopy(_seen(arguments))
 
 
 def forward(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, Any]:
@@ -53,14 +54,14 @@ def fold(arguments: Arguments) -> Affine:
 
 
 def _seen(arguments: Arguments) -> Arguments:
-    """Put views of their memory in the place of arrays; those that were held are on the host already."""
-    return arguments._replace(**_given(arguments))
+    """Put views of their memory in the place of arrays."""
+    vector = Description((arguments.channels,), arguments.dtype)
+    gamma, beta, mean, var = (_view(z, vector) for z in arguments[2:6])
+    return arguments._replace(
+        x=_view(arguments.x), gamma=gamma, beta=beta, running_mean=mean, running_var=var, where=_view(arguments.where)
+    )
 
 
-def _given(arguments: Arguments) -> dict[str, Host]:
-    named = zip(arguments._fields[1:7], arguments[1:7], strict=True)
-    return {
-        name: value if isinstance(value, np.ndarray) else arrays.values(value)
-        for name, value in named
-        if value is not None
-    }
+def _view(array: Any, what: Description | None = None) -> Any:
+    """View an array; what is None or on the host already stays as it is."""
+    return array if array is None or isinstance(array, np.ndarray) else arrays.values(array, what)

@@ -183,10 +183,10 @@ def _mask(arguments: Arguments) -> tuple[Rows | None, Host]:
 
 def _measure(arguments: Arguments, kept: Rows | None, counts: Host) -> Statistics:
     """Measure ``x`` in the form of S2, once more for channels that leave the range (S10)."""
+    exponent, eps = np.zeros(arguments.channels, np.int32), arguments.eps
     if not arguments.channels * arguments.m:
-        return statistics.of_nothing(arguments.channels, arguments.dtype)
-    rows, eps = _gather(arguments.x, arguments, kept), arguments.eps
-    exponent = np.zeros(arguments.channels, np.int32)
+        return Statistics(*[np.zeros(arguments.channels, arguments.dtype)] * 4, exponent)
+    rows = _gather(arguments.x, arguments, kept)
     m1, delta, v = _center(rows, kept, counts)
     strayed = statistics.out_of_range(v, eps)
     if strayed.any():

@@ -20,7 +20,7 @@ from polybn_mxnet.arrays import Host
 from polybn_mxnet.compat import mxnet as mx
 
 NULL, WRITE, ADD = 0, 1, 3  # OpReqType of MXNet
-Pull: TypeAlias = Callable[[Sequence[Array], Array], Mapping[str, Host | None]]
+Pull: TypeAlias = Callable[[Sequence[Array], Array], Mapping[str, Any]]
 """Writes the gradient of ``x`` to its last argument; returns those of the vectors, on the host, by name."""
 
 
@@ -79,8 +79,7 @@ def write_gradients(pull: Pull, cotangents: Sequence[Array], wanted: Mapping[str
         arrays.add(dx, target)
     for name in wanted.keys() - {"x"}:
         target, request = wanted[name]
-        gradient = gradients[name]
-        assert gradient is not None
+        gradient: Host = gradients[name]
         if request == ADD:
             arrays.add(arrays.send(gradient, target), target)
         elif request != NULL:
