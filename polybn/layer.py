@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import operator
+import os
+import threading
 from typing import TYPE_CHECKING, Any
 
-from polybn.arguments import type_name
+from polybn.arguments import dtype_name
 from polybn.dispatch import backend as find_backend
-from polybn.spec import DomainError, DTypeError, ShapeError
+from polybn.functional import batch_norm, batch_norm_vjp, merge_moments, moments
+from polybn.layer_state import NAMES, check_state
+from polybn.options import check_axis, check_eps, check_momentum, check_running_variance
+from polybn.spec import DTypeError, ShapeError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
-    from polybn.spec import Array, Pullback, RunningVariance
-
-_NAMES = ("gamma", "beta", "running_mean", "running_var")
+    from polybn.pullback import Pullback
+    from polybn.spec import Array, Backend, RunningVariance
 
 
 class BatchNorm:
@@ -25,8 +31,13 @@ class BatchNorm:
     ----------
     num_features : int
         Number of channels, C.
-    momentum, eps, axis, running_variance
+    momentum : float or None, default 0.9
+        As in :func:`polybn.batch_norm`. None averages over all batches since the last reset, each with the same
+        weight: after n of them the momentum is ``n / (n + 1)``.
+    eps, axis, running_variance
         As in :func:`polybn.batch_norm`.
+    scale, shift, track : bool, default True
+        Whether there is a gamma, a beta, and running statistics. Without the last, only training works.
     backend : str, default "numpy"
         The library whose arrays the layer holds and serves.
     dtype : {"float32", "float64"}
@@ -34,14 +45,21 @@ class BatchNorm:
 
     Attributes
     ----------
-    gamma, beta, running_mean, running_var : array, shape (C,)
+    gamma, beta, running_mean, running_var : array, shape (C,), or None
         Start at 1, 0, 0 and 1. Assign to them as you please; the layer replaces its running statistics and
         never writes into them.
+    updates : int
+        Number of training calls since the layer was made, loaded or reset.
 
     Raises
     ------
-    ShapeError, DTypeError, BackendError
-        For a number of features, a dtype or a backend that cannot be.
+    ShapeError, DTypeError, DomainError, BackendError
+        For a number of features, an option, a dtype or a backend that cannot be.
+
+    Notes
+    -----
+    Threads may share a layer: training calls wait for each other, so no update is lost; the order of the updates is
+    that of the calls. A layer copies and pickles.
 
     Examples
     --------
@@ -59,32 +77,30 @@ class BatchNorm:
         self,
         num_features: int,
         *,
-        momentum: float = 0.9,
+        momentum: float | None = 0.9,
         eps: float = 1e-5,
         axis: int = 1,
         running_variance: RunningVariance = "biased",
+        scale: bool = True,
+        shift: bool = True,
+        track: bool = True,
         backend: str = "numpy",
         dtype: str = "float32",
     ) -> None:
-        import numpy as np
-
-        if isinstance(num_features, bool) or not isinstance(num_features, int) or num_features < 0:
-            raise ShapeError(
-                f"polybn.BatchNorm: num_features must be an int of 0 or more; got {num_features!r} "
-                "(the number of channels)"
-            )
-        if dtype not in ("float32", "float64"):
-            raise DTypeError(
-                f"polybn.BatchNorm: dtype must be 'float32' or 'float64'; got {dtype!r} "
-                "(of the statistics: half types only store values)"
-            )
-        self.num_features, self.momentum, self.eps, self.axis = num_features, momentum, eps, axis
+        self.num_features, self._dtype = _features(num_features), _dtype(dtype)
+        if momentum is not None:
+            check_momentum("BatchNorm", momentum)
+        check_eps("BatchNorm", eps, self._dtype)
+        check_running_variance("BatchNorm", running_variance)
+        self.momentum, self.eps, self.axis = momentum, eps, check_axis("BatchNorm", axis)
         self.running_variance: RunningVariance = running_variance
-        self._backend = find_backend(backend)
-        self.gamma: Array = self._backend.asarray(np.ones(num_features, dtype))
-        self.beta: Array = self._backend.asarray(np.zeros(num_features, dtype))
-        self.running_mean: Array = self._backend.asarray(np.zeros(num_features, dtype))
-        self.running_var: Array = self._backend.asarray(np.ones(num_features, dtype))
+        self._name = find_backend(backend).name
+        self._lock = os.getpid(), threading.RLock()
+        self.gamma: Array | None = self._filled(1) if scale else None
+        self.beta: Array | None = self._filled(0) if shift else None
+        self.running_mean: Array | None = self._filled(0) if track else None
+        self.running_var: Array | None = self._filled(1) if track else None
+        self.updates = 0
 
     def __call__(self, x: Array, *, training: bool, where: Array | None = None) -> Array:
         """Normalize ``x``; in training, take its statistics into the running ones.
@@ -93,7 +109,9 @@ class BatchNorm:
         ----------
         x : array, shape (N, C, ...)
         training : bool
+            False normalizes with the running statistics and changes nothing: a frozen layer.
         where : array of bool, optional
+            Broadcasts to the shape of ``x``.
 
         Returns
         -------
@@ -105,8 +123,9 @@ class BatchNorm:
         BackendError, ShapeError, DTypeError, DomainError
             As :func:`polybn.batch_norm`; the layer is then unchanged.
         """
-        result = self._backend.batch_norm(x, *self._state(), training=training, where=where, **self._options())
-        self.running_mean, self.running_var = result.running_mean, result.running_var
+        with self._guard():
+            result = batch_norm(x, *self._state(), training=training, where=where, **self._options())
+            self._keep(result.running_mean, result.running_var, training)
         return result.y
 
     def vjp(self, x: Array, *, training: bool, where: Array | None = None) -> tuple[Array, Pullback]:
@@ -116,6 +135,7 @@ class BatchNorm:
         ----------
         x : array, shape (N, C, ...)
         training : bool
+            False differentiates the frozen layer, with the running statistics as constants of the batch.
         where : array of bool, optional
             Broadcasts to the shape of ``x``.
 
@@ -131,11 +151,61 @@ class BatchNorm:
         BackendError, ShapeError, DTypeError, DomainError
             As :func:`polybn.batch_norm`; the layer is then unchanged.
         """
-        result, pullback = self._backend.batch_norm_vjp(
-            x, *self._state(), training=training, where=where, **self._options()
-        )
-        self.running_mean, self.running_var = result.running_mean, result.running_var
+        with self._guard():
+            result, pullback = batch_norm_vjp(x, *self._state(), training=training, where=where, **self._options())
+            self._keep(result.running_mean, result.running_var, training)
         return result.y, pullback
+
+    def reset(self) -> None:
+        """Set the running statistics back to mean 0 and variance 1, as if nothing had been seen; parameters stay."""
+        with self._guard():
+            if self.running_mean is not None:
+                self.running_mean, self.running_var = self._filled(0), self._filled(1)
+            self.updates = 0
+
+    def recalibrate(self, batches: Iterable[Array]) -> None:
+        """Replace the running statistics by those of a whole data set, put together from its batches.
+
+        Mean and variance are those of all values together, whatever the sizes of the batches and their order: their
+        moments are merged (S15), which an average of batch statistics only approximates.
+
+        Parameters
+        ----------
+        batches : iterable of array, shape (N, C, ...)
+            At least one.
+
+        Raises
+        ------
+        ShapeError
+            If there is no batch, or one does not have C channels.
+        BackendError, DTypeError
+            As :func:`polybn.moments`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import polybn
+        >>> layer = polybn.BatchNorm(1)
+        >>> layer.recalibrate(np.array(x, np.float32)[:, None] for x in ([1, 2], [6]))
+        >>> layer.running_mean.tolist(), layer.running_var.round(3).tolist()
+        ([3.0], [4.667])
+        """
+        total = None
+        for batch in batches:
+            part = moments(batch, axis=self.axis)
+            if tuple(part.mean.shape) != (self.num_features,):
+                raise ShapeError(
+                    f"polybn.BatchNorm.recalibrate: a batch must have {self.num_features} channels; got shape "
+                    f"{tuple(batch.shape)} with channel axis {self.axis} (nothing was changed)"
+                )
+            total = part if total is None else merge_moments(total, part)
+        if total is None:
+            raise ShapeError(
+                "polybn.BatchNorm.recalibrate: batches must have one array or more; got none (nothing was changed)"
+            )
+        with self._guard():
+            self.running_mean = total.mean
+            self.running_var = total.variance(unbiased=self.running_variance == "unbiased")
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Copy parameters and running statistics to the host.
@@ -143,12 +213,17 @@ class BatchNorm:
         Returns
         -------
         dict of str to ndarray, shape (C,)
-            ``gamma``, ``beta``, ``running_mean`` and ``running_var``.
+            ``gamma``, ``beta``, ``running_mean`` and ``running_var``, those that the layer has; ``updates``, an
+            integer, where the momentum is None.
         """
-        return {name: self._backend.to_numpy(getattr(self, name)) for name in _NAMES}
+        import numpy as np
+
+        arrays = dict(zip(NAMES, self._state(), strict=True))
+        state = {name: self._backend.to_numpy(array) for name, array in arrays.items() if array is not None}
+        return state if self.momentum is not None else state | {"updates": np.array(self.updates)}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Replace all four arrays by copies of those in ``state``, or none of them.
+        """Replace all arrays by copies of those in ``state``, or none of them.
 
         Parameters
         ----------
@@ -158,48 +233,77 @@ class BatchNorm:
         Raises
         ------
         DomainError
-            If names are missing or unknown.
+            If names are missing or unknown, or a running variance is negative, NaN or infinite.
         ShapeError, DTypeError
             If an array has another shape or dtype than the layer's.
         """
-        import numpy as np
-
-        if set(state) != set(_NAMES):
-            raise DomainError(
-                f"polybn.BatchNorm.load_state_dict: state must have the names {', '.join(_NAMES)}; "
-                f"got {', '.join(sorted(state)) or 'none'} (nothing was loaded)"
-            )
-        for name, own in self.state_dict().items():
-            given = state[name]
-            if not isinstance(given, np.ndarray):
-                raise DTypeError(
-                    f"polybn.BatchNorm.load_state_dict: {name} must be a NumPy array; got {type_name(given)} "
-                    "(as state_dict returns; nothing was loaded)"
-                )
-            if given.shape != own.shape:
-                raise ShapeError(
-                    f"polybn.BatchNorm.load_state_dict: {name} must have shape {own.shape}; got {given.shape} "
-                    "(num_features fixes it; nothing was loaded)"
-                )
-            if given.dtype != own.dtype:
-                raise DTypeError(
-                    f"polybn.BatchNorm.load_state_dict: {name} must have dtype {own.dtype}; got {given.dtype} "
-                    "(the layer's dtype; nothing was loaded)"
-                )
-        loaded = {name: self._backend.asarray(state[name]) for name in _NAMES}
-        for name, value in loaded.items():
-            setattr(self, name, value)
+        checked = check_state(state, self.state_dict())
+        updates = int(checked.pop("updates", 0))
+        loaded = {name: self._backend.asarray(value) for name, value in checked.items()}
+        with self._guard():
+            for name, value in loaded.items():
+                setattr(self, name, value)
+            self.updates = updates
 
     def __repr__(self) -> str:
+        absent = {"scale": self.gamma, "shift": self.beta, "track": self.running_mean}
+        without = "".join(f"{word}=False, " for word, array in absent.items() if array is None)
         return (
             f"BatchNorm({self.num_features}, momentum={self.momentum}, eps={self.eps}, axis={self.axis}, "
-            f"running_variance={self.running_variance!r}, backend={self._backend.name!r})"
+            f"running_variance={self.running_variance!r}, {without}backend={self._name!r})"
         )
 
-    def _state(self) -> tuple[Array, Array, Array, Array]:
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=(os.getpid(), threading.RLock()))
+
+    @property
+    def _backend(self) -> Backend:
+        return find_backend(self._name)
+
+    def _guard(self) -> AbstractContextManager[Any]:
+        # A process that was forked while another thread trained would find the lock taken, and nobody to release it.
+        if self._lock[0] != os.getpid():
+            self._lock = os.getpid(), threading.RLock()
+        return self._lock[1]
+
+    def _filled(self, value: float) -> Array:
+        import numpy as np
+
+        return self._backend.asarray(np.full(self.num_features, value, self._dtype))
+
+    def _keep(self, mean: Array | None, variance: Array | None, training: bool) -> None:
+        self.running_mean, self.running_var = mean, variance
+        self.updates += bool(training)
+
+    def _state(self) -> tuple[Array | None, Array | None, Array | None, Array | None]:
         return self.gamma, self.beta, self.running_mean, self.running_var
 
     def _options(self) -> dict[str, Any]:
+        momentum = self.updates / (self.updates + 1) if self.momentum is None else self.momentum
         return {
-            "momentum": self.momentum, "eps": self.eps, "axis": self.axis, "running_variance": self.running_variance,
+            "momentum": momentum, "eps": self.eps, "axis": self.axis, "running_variance": self.running_variance,
         }  # fmt: skip
+
+
+def _features(num_features: Any) -> int:
+    try:
+        if not isinstance(num_features, bool) and operator.index(num_features) >= 0:
+            return operator.index(num_features)
+    except TypeError:
+        pass
+    raise ShapeError(
+        f"polybn.BatchNorm: num_features must be an int of 0 or more; got {num_features!r} (the number of channels)"
+    )
+
+
+def _dtype(dtype: Any) -> str:
+    name = dtype if isinstance(dtype, str) else dtype_name(dtype)
+    if name not in ("float32", "float64"):
+        raise DTypeError(
+            f"polybn.BatchNorm: dtype must be 'float32' or 'float64'; got {dtype!r} "
+            "(of the statistics: half types only store values)"
+        )
+    return name

@@ -1,6 +1,6 @@
 """Backends under test, clause marks and Hypothesis profiles.
 
-All four backends are listed in every run. One that cannot run here is skipped with its reason, unless
+All backends of this tree are listed in every run. One that cannot run here is skipped with its reason, unless
 POLYBN_REQUIRE names it: then the run stops before its first test.
 """
 
@@ -14,14 +14,19 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-import polybn
+from polybn import dispatch
+from polybn.spec import traits_of
 from tests.emulation import UNSEEN_VALUES
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX has float64 only if it is told so before it makes an array
 
-BACKENDS = ("numpy", "cupy", "jax", "mxnet")
-SHARES = {"jax": 6}
-REASONS = {name: polybn.dispatch.why_not(name) for name in BACKENDS}
+# Those of this tree: a backend that is deleted is no longer tested, and nothing else changes.
+BACKENDS = tuple(name for name in dispatch._names() if not dispatch._is_foreign(dispatch._entries()[name]))
+REASONS = {name: dispatch.why_not(name) for name in BACKENDS}
+TRAITS = {name: traits_of(dispatch.backend(name)) for name, reason in REASONS.items() if reason is None}
+COMPILING = {name for name, traits in TRAITS.items() if traits.jit is not None}
+BLIND = {name for name, traits in TRAITS.items() if not traits.sees_values}
+SHARE = 6
 
 # dev is quick, ci is repeatable, nightly looks for news. Deadlines are off: speed is no matter of tests.
 _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -41,9 +46,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Draw fewer cases where a library compiles for every shape and option: half a second each, on JAX."""
+    """Draw fewer cases where a library compiles for every shape and option, which may take half a second."""
     backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")  # type: ignore[attr-defined]
-    usual, share = settings.default, SHARES.get(str(backend), 1)
+    usual, share = settings.default, SHARE if backend in COMPILING else 1
     assert usual is not None
     settings.register_profile("share", usual, max_examples=max(1, usual.max_examples // share))
     settings.register_profile("whole", usual)
@@ -77,8 +82,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         parameters = getattr(item, "callspec", None)
-        if parameters and parameters.params.get("backend") == "cupy" and any(key in item.name for key in UNSEEN_VALUES):
-            reason = "on a GPU, errors that depend on values are NaN instead: test_cupy_values.py"
+        if parameters and parameters.params.get("backend") in BLIND and any(key in item.name for key in UNSEEN_VALUES):
+            reason = "the backend answers errors that depend on values with NaN (Traits.sees_values)"
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
@@ -92,7 +97,7 @@ def _parameter(name: str) -> object:
 def as_readers_have_it(monkeypatch: pytest.MonkeyPatch) -> Generator[None, None, None]:
     """For examples of pages and docstrings: JAX's own default, which is no float64; Keras on NumPy, as pages say."""
     monkeypatch.setenv("KERAS_BACKEND", "numpy")
-    if REASONS["jax"] is not None:
+    if REASONS.get("jax", "absent") is not None:
         yield
         return
     import jax

@@ -127,10 +127,10 @@ BATCH_NORM = [
     Fault("F11 eps 5e-324 float64", DomainError, alone(x=randoms(SHAPE, "f8"), eps=5e-324), _DOUBLE.format("5e-324")),
     *(Fault(f"F12 momentum {momentum!r}", DomainError, {"momentum": momentum},
             f"momentum must lie in [0, 1]; got {momentum!r} (...weight of the OLD value; PyTorch...)")
-      for momentum in (-0.1, 1.1, 2, float("nan"), True, False, Fraction(5, 4), np.float64(-1))),
+      for momentum in (-0.1, 1.1, 2, float("nan"), Fraction(5, 4), np.float64(-1))),
     *(Fault(f"F12 momentum {momentum!r}", DTypeError, {"momentum": momentum},
             f"momentum must be a Python number; got {kind(momentum)} (...OLD...)")
-      for momentum in (None, "0.9", 0.9j, [0.9], np.array(0.9))),
+      for momentum in (None, True, False, "0.9", 0.9j, [0.9], np.array(0.9))),
     *(Fault(f"F12 running_variance {name_of(value)}", DomainError, {"running_variance": value},
             f"running_variance must be 'biased' or 'unbiased'; got {value!r} (...m / (m - 1))")
       for value in (None, True, "sample", "Biased", ["biased"], np.array(["biased", "unbiased"]))),
@@ -145,7 +145,7 @@ BATCH_NORM = [
           "training=False; got None for running_mean and running_var (inference normalizes with them...)"),
     *(Fault(f"F16 training {training!r}", DTypeError, {"training": training},
             f"training must be True or False; got {kind(training)} (batch statistics or running statistics...)")
-      for training in (None, 0, 1, "train", np.True_, np.array(True))),
+      for training in (None, 0, 1, "train", np.array(True))),
     *(fault._replace(arguments={**fault.arguments, "training": False}) for fault in IMPOSSIBLE_VARIANCE),
 ]  # fmt: skip
 

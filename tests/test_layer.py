@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import polybn
+from polybn import dispatch
 from polybn.spec import BackendError, DomainError, DTypeError, ShapeError
 
 NAMES = ("gamma", "beta", "running_mean", "running_var")
@@ -132,7 +133,8 @@ RULE = "state must have the names gamma, beta, running_mean, running_var"
 BAD_STATES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "missing": (spoilt(gamma=None), DomainError, f"{RULE}; got beta, running_mean, running_var (nothing was loaded)"),
     "unknown": (spoilt(weight=np.ones(3)), DomainError,
-                f"{RULE}; got beta, gamma, running_mean, running_var, weight (nothing was loaded)"),
+                f"{RULE}; got beta, gamma, running_mean, running_var, weight "
+                "(weight is gamma here; nothing was loaded)"),
     "empty": ({}, DomainError, f"{RULE}; got none (nothing was loaded)"),
     "shape": (spoilt(running_var=np.ones(4, "f4")), ShapeError,
               "running_var must have shape (3,); got (4,) (num_features fixes it; nothing was loaded)"),
@@ -182,8 +184,9 @@ BAD_LAYERS: list[tuple[dict[str, Any], type[Exception], str]] = [
       for number in (-1, 1.5, True, "3", None, (3,))),
     *(({"dtype": dtype}, DTypeError, f"polybn.BatchNorm: dtype must be 'float32' or 'float64'; got {dtype!r} "
        "(of the statistics: half types only store values)")
-      for dtype in ("float16", "f4", None, np.float32, ["float32"])),
-    ({"backend": "torch"}, BackendError, "polybn.backend: name must be one of cupy, jax, mxnet, numpy; got 'torch' "
+      for dtype in ("float16", "f4", None, np.float16, ["float32"])),
+    ({"backend": "torch"}, BackendError, f"polybn.backend: name must be one of {', '.join(dispatch._names())}; "
+     "got 'torch' "
      "(a package adds one by an entry point in the group 'polybn.backends')"),
 ]  # fmt: skip
 
@@ -201,6 +204,7 @@ def test_a_layer_without_channels_works(backend: str) -> None:
     module = polybn.backend(backend)
     layer = polybn.BatchNorm(0, backend=backend)
     assert tuple(layer(module.asarray(np.zeros((7, 0, 5), "f4")), training=True).shape) == (7, 0, 5)
+    assert layer.running_var is not None
     assert math.prod(layer.running_var.shape) == 0
 
 

@@ -24,7 +24,7 @@ def frozen(case: Case) -> Case:
 def results(case: Case) -> Iterator[Array]:
     result, pullback = polybn.batch_norm_vjp(*case.arrays().values(), **case.options(), where=case.where)
     alone = polybn.batch_norm(*case.arrays().values(), **case.options(), where=case.where)
-    gradients, second = pullback.vjp(case.dy)  # type: ignore[attr-defined]
+    gradients, second = pullback.vjp(case.dy)
     moments = polybn.moments(case.x, axis=case.axis, where=case.where)
     merged = (
         polybn.merge_moments(moments, polybn.moments(case.x[:0], axis=case.axis))

@@ -1,4 +1,4 @@
-"""What the properties draw: calls that an adapter says it can serve."""
+"""Calls that an adapter says it can serve: what the properties draw from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from polybn.conformance.cases import Case, rows
-from polybn.conformance.strategies import OFFSETS, POWERS, SCALES, WIDE, Lattice, lattice, sample
+from polybn.conformance.lattice import Lattice, lattice
+from polybn.conformance.strategies import OFFSETS, POWERS, SCALES, WIDE, sample
 
 if TYPE_CHECKING:
     from polybn.conformance.adapter import Info
@@ -35,7 +36,7 @@ FEW = 2
 
 def kappas(info: Info, dtype: str) -> tuple[float, ...]:
     """Return the values of kappa to draw for a dtype, none above the one declared."""
-    most = math.inf if info.max_kappa is None else info.max_kappa / 2  # what is drawn scatters by 1.4
+    most = math.inf if info.max_kappa is None else info.max_kappa / 2  # means are up to 1.4 times as far away
     return tuple(k for k in KAPPAS[dtype] if k <= most)
 
 
@@ -99,7 +100,7 @@ def cases(
     """Draw a random call without constant channels."""
     dtype = draw(st.sampled_from([d for d in dtypes if d in info.dtypes]))
     shape, axis = pick(draw, few(info, all_shapes(draw(st.sampled_from(info.ranks)), info.axes == "second")))
-    # One choice where there could be four: drawing is what most of the time goes into.
+    # One draw in place of four: drawing takes most of the time.
     constants = few(info, tuple(itertools.product(eps, momenta)))
     kappa, scale, (epsilon, momentum) = pick(
         draw, tuple(itertools.product(kappas(info, dtype), SCALES[dtype], constants))
@@ -120,8 +121,8 @@ def lattices(draw: st.DrawFn, info: Info, *, far: bool = False, wide: bool = Fal
     rest, axis, channels = pick(draw, few(info, all_lattice_shapes(rank, info.axes == "second", most_channels)))
     power, rho = pick(draw, few(info, all_powers(dtype, wide)))
     offset = draw(st.sampled_from((OFFSETS[dtype],) if far else offsets(info)))
-    made = lattice(draw(SEEDS), dtype, channels, rest, axis % rank, power, offset, rho)
-    return expecting(info, made)
+    made = lattice(draw(SEEDS), dtype, channels, rest, axis % rank, power, offset)
+    return expecting(info, made, momentum=rho)
 
 
 def offsets(info: Info) -> list[int]:
@@ -129,17 +130,18 @@ def offsets(info: Info) -> list[int]:
     return [k for k in (0, 1, 17) if info.max_kappa is None or k / math.sqrt(5) <= info.max_kappa]
 
 
-def expecting(info: Info, made: Lattice) -> Lattice:
-    """Ask a lattice call for the running variance that an adapter declares."""
-    return made._replace(case=made.case._replace(running_variance=info.running_variance))
+def expecting(info: Info, made: Lattice, momentum: float = 0.75) -> Lattice:
+    """Ask a lattice call for the running variance that an adapter declares, and for this momentum."""
+    return made._replace(case=made.case._replace(running_variance=info.running_variance, momentum=momentum))
 
 
 def fixed_lattice(info: Info, seed: int, dtype: str, channels: int, rest: tuple[int, ...], **options: Any) -> Lattice:
     """Make a lattice call with the channel axis second."""
-    return expecting(info, lattice(seed, dtype, channels, rest, 1, **options))
+    momentum = options.pop("momentum", 0.75)
+    return expecting(info, lattice(seed, dtype, channels, rest, 1, **options), momentum)
 
 
-def served(info: Info, shape: tuple[int, ...]) -> tuple[int, ...]:
+def fitted(info: Info, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Fill up, or fold, the last axes of a shape ``(N, C, ...)`` until its rank is one that the adapter serves."""
     rank = min(info.ranks, key=lambda r: (abs(r - len(shape)), r))
     head, tail = shape[: rank - 1], shape[rank - 1 :]
@@ -152,17 +154,17 @@ def served(info: Info, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def plain(info: Info, seed: int, dtype: str, shape: tuple[int, ...], **options: Any) -> Case:
     """Make a random call with the channel axis second."""
-    return sample(seed, dtype, served(info, shape), 1, running_variance=info.running_variance, **options)
+    return sample(seed, dtype, fitted(info, shape), 1, running_variance=info.running_variance, **options)
 
 
 def small(info: Info, seed: int, dtype: str) -> Lattice:
     """Make a lattice call of 32 values a channel."""
-    shape = served(info, (8, 5, 4))
+    shape = fitted(info, (8, 5, 4))
     return fixed_lattice(info, seed, dtype, 5, (shape[0], *shape[2:]), offset=offsets(info)[-1])
 
 
 class Seeded(NamedTuple):
-    """What a fixed shape is filled from."""
+    """A seed and a dtype to fill a fixed shape with."""
 
     seed: int
     dtype: str

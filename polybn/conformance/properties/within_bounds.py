@@ -1,4 +1,4 @@
-"""P22 to P29, P33 and P36: random data, within a rigorous bound of the exact result, value by value."""
+"""Random data: every result lies within a rigorous bound of the exact one, value by value."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from polybn.conformance import oracle
 from polybn.conformance.cases import Case, rows
-from polybn.conformance.properties import drawn
-from polybn.conformance.properties.kinds import Property, certified
+from polybn.conformance.properties import served
+from polybn.conformance.properties.compare import certified
 from polybn.conformance.properties.model import Model
+from polybn.conformance.properties.property import Property
 from polybn.conformance.runner import Violation, run
 from polybn.conformance.strategies import sample
 
@@ -25,7 +26,7 @@ SAFETY = 1 + 1e-6
 
 
 def everything(adapter: Adapter, info: Info, case: Case) -> float:
-    """P22."""
+    """Hold all results of one call to their bounds."""
     return certified(info, case, run(adapter, info, case)).ratio
 
 
@@ -42,8 +43,8 @@ def affines(draw: st.DrawFn, info: Info, *, eps: float = 2.0**-7, factors: tuple
     """Draw whole numbers, and a factor and a shift that keep them whole."""
     most = 2000 if info.max_kappa is None else int(5 * info.max_kappa)
     shift, factor = draw(st.integers(-most, most)), draw(st.sampled_from(factors))
-    shape = drawn.served(info, (7, 3, 11))
-    base = sample(draw(drawn.SEEDS), "float32", shape, 1, eps=eps, kappa=0.5, running_variance=info.running_variance)
+    shape = served.fitted(info, (7, 3, 11))
+    base = sample(draw(served.SEEDS), "float32", shape, 1, eps=eps, kappa=0.5, running_variance=info.running_variance)
     x = np.rint(base.x.astype(np.float64) * 8)
     assert base.beta is not None
     first = base._replace(x=x.astype(np.float32), beta=np.zeros_like(base.beta))
@@ -52,7 +53,7 @@ def affines(draw: st.DrawFn, info: Info, *, eps: float = 2.0**-7, factors: tuple
 
 
 def equivariant(adapter: Adapter, info: Info, pair: Affine) -> float:
-    """P23 to P25."""
+    """Shift and scale x: y keeps its values, and takes the sign of the factor."""
     first, second = (run(adapter, info, case, gradients=False) for case in (pair.case, pair.other))
     a, c = certified(info, pair.case, first), certified(info, pair.other, second)
     apart = np.abs(np.sign(pair.factor) * rows(first.y, 1) - rows(second.y, 1))
@@ -68,7 +69,10 @@ def _demand(name: str, error: Floats, bound: Floats, words: str) -> float:
 
 
 def spread(adapter: Adapter, info: Info, case: Case) -> float:
-    """P26: the variance of y + e is within ``2 sqrt(var(y) mean(e^2)) + mean(e^2)`` of that of y."""
+    """Measure mean and variance of y.
+
+    The variance of y + e is within ``2 sqrt(var(y) mean(e^2)) + mean(e^2)`` of that of y.
+    """
     outcome, worst = run(adapter, info, case, gradients=False), 0.0
     envelope = certified(info, case, outcome).y
     for c, (x, y, bound) in enumerate(zip(rows(case.x, case.axis), rows(outcome.y, case.axis), envelope, strict=True)):
@@ -84,8 +88,9 @@ def spread(adapter: Adapter, info: Info, case: Case) -> float:
 
 
 def twice(adapter: Adapter, info: Info, case: Case) -> float:
-    """P27: an error e of the argument becomes ``r (|e_i| + mean|e| + |xhat_i| mean|e xhat|)`` to first order.
+    """Normalize what has been normalized.
 
+    An error e of the argument becomes ``r (|e_i| + mean|e| + |xhat_i| mean|e xhat|)`` to first order.
     ``|xhat| <= sqrt(m)``; the hundredth covers the second order.
     """
     assert case.gamma is not None
@@ -109,7 +114,7 @@ def twice(adapter: Adapter, info: Info, case: Case) -> float:
 
 
 def orthogonal(adapter: Adapter, info: Info, case: Case) -> float:
-    """P28: to the sums of the bounds on dx."""
+    """Add up dx, and multiply it with ``x - mean``: both sums are known, to the sums of the bounds on dx."""
     outcome, worst = run(adapter, info, case), 0.0
     assert outcome.dx is not None
     envelope = certified(info, case, outcome).dx
@@ -132,22 +137,22 @@ def _gamma(case: Case) -> Any:
     return case.gamma
 
 
-class Tangent(NamedTuple):
-    """A call, and what a direction in x is drawn from."""
+class CaseAndSeed(NamedTuple):
+    """A call, and a seed to draw something more from."""
 
     case: Case
     seed: int
 
 
 @st.composite
-def tangents(draw: st.DrawFn, info: Info) -> Tangent:
-    """Draw a call and a direction."""
-    return Tangent(draw(drawn.cases(info)), draw(drawn.SEEDS))
+def with_seeds(draw: st.DrawFn, info: Info) -> CaseAndSeed:
+    """Draw a call in training and a seed."""
+    return CaseAndSeed(draw(served.cases(info)), draw(served.SEEDS))
 
 
-def adjoint(adapter: Adapter, info: Info, tangent: Tangent) -> float:
-    """P29: J from the exact formula, so that no finite difference comes in."""
-    case, rng = tangent.case, np.random.default_rng(tangent.seed)
+def adjoint(adapter: Adapter, info: Info, pair: CaseAndSeed) -> float:
+    """Compare ``<J u, dy>`` with ``<u, dx>``; J is the exact formula, so no finite difference is needed."""
+    case, rng = pair.case, np.random.default_rng(pair.seed)
     outcome, worst, zero = run(adapter, info, case), 0.0, Fraction(0)
     assert outcome.dx is not None
     envelope = certified(info, case, outcome).dx
@@ -174,12 +179,12 @@ class Chain(NamedTuple):
 @st.composite
 def chains(draw: st.DrawFn, info: Info) -> Chain:
     """Draw up to five batches of one shape."""
-    case = draw(drawn.cases(info, momenta=(0.9, 0.99, 0.1, 1 / 3)))
-    return Chain(case, tuple(draw(st.lists(drawn.SEEDS, min_size=1, max_size=4))))
+    case = draw(served.cases(info, momenta=(0.9, 0.99, 0.1, 1 / 3)))
+    return Chain(case, tuple(draw(st.lists(served.SEEDS, min_size=1, max_size=4))))
 
 
 def many_batches(adapter: Adapter, info: Info, chain: Chain) -> float:
-    """P33."""
+    """Train on one batch after the other, beside the exact model."""
     case, worst = chain.case, 0.0
     assert case.running_mean is not None
     assert case.running_var is not None
@@ -196,10 +201,10 @@ def many_batches(adapter: Adapter, info: Info, chain: Chain) -> float:
     return worst
 
 
-def affine_inference(adapter: Adapter, info: Info, tangent: Tangent) -> float:
-    """P36: two inputs differ in the output by ``gamma r`` times their difference."""
-    case = tangent.case
-    rng, worst = np.random.default_rng(tangent.seed), 0.0
+def inference_is_affine(adapter: Adapter, info: Info, pair: CaseAndSeed) -> float:
+    """Infer for two inputs: the outputs differ by ``gamma r`` times the difference of the inputs."""
+    case = pair.case
+    rng, worst = np.random.default_rng(pair.seed), 0.0
     other = case._replace(x=rng.permuted(case.x.ravel()).reshape(case.x.shape))
     first, second = run(adapter, info, case), run(adapter, info, other)
     envelope = certified(info, case, first).y + certified(info, other, second).y
@@ -216,8 +221,24 @@ def affine_inference(adapter: Adapter, info: Info, tangent: Tangent) -> float:
     return worst
 
 
+def frozen(adapter: Adapter, info: Info, case: Case) -> float:
+    """Differentiate inference: no statistic depends on x there."""
+    return certified(info, case, run(adapter, info, case, gradients=True)).ratio
+
+
+def by_running(adapter: Adapter, info: Info, case: Case) -> float:
+    """Train, and compare y with inference by the statistics that came back."""
+    outcome = run(adapter, info, case, gradients=False)
+    inference = case._replace(training=False, running_mean=outcome.running_mean, running_var=outcome.running_var)
+    return certified(info, inference, outcome).ratio
+
+
+def _by_batch(info: Info) -> str | None:
+    return None if info.trains_by == "running" else "the adapter declares that training normalizes by the batch"
+
+
 def _any_call(info: Info) -> st.SearchStrategy[Case]:
-    return drawn.cases(info, training=None if info.infers else True)
+    return served.cases(info, training=None if info.infers else True)
 
 
 def _no_float32(info: Info) -> str | None:
@@ -229,13 +250,13 @@ def _only_halves(info: Info) -> str | None:
 
 
 def _wide(info: Info) -> st.SearchStrategy[Case]:
-    return drawn.cases(info, dtypes=("float32", "float64"))
+    return served.cases(info, dtypes=("float32", "float64"))
 
 
 @st.composite
 def _idempotency(draw: st.DrawFn, info: Info) -> Case:
     """Draw calls near zero: the bound on BN(BN(x)) magnifies that on BN(x)."""
-    return draw(drawn.cases(info, dtypes=("float32", "float64"), eps=(1e-3, 0.2, 3.0)))
+    return draw(served.cases(info, dtypes=("float32", "float64"), eps=(1e-3, 0.2, 3.0)))
 
 
 PROPERTIES: Sequence[Property] = (
@@ -252,12 +273,16 @@ PROPERTIES: Sequence[Property] = (
     Property("P27", "Normalizing twice counts eps twice.",
              "S3", twice, _idempotency, (), _only_halves),
     Property("P28", "dx has the sum 0, and with x - mean the product gamma dgamma eps / (v + eps).",
-             "S13", orthogonal, drawn.cases, ("vjp",)),
+             "S13", orthogonal, served.cases, ("vjp",)),
     Property("P29", "The gradient is the adjoint of the exact derivative, for random directions and random dy.",
-             "S13", adjoint, tangents, ("vjp",)),
+             "S13", adjoint, with_seeds, ("vjp",)),
     Property("P33", "After k batches, the running statistics are the closed form, to the sum of the bounds.",
              "S4", many_batches, chains, ("running",)),
     Property("P36", "Inference is one slope and one shift per channel: gamma / sqrt(running_var + eps).",
-             "S5", affine_inference,
-             lambda info: st.builds(Tangent, drawn.cases(info, training=False), drawn.SEEDS), ("infer",)),
+             "S5", inference_is_affine,
+             lambda info: st.builds(CaseAndSeed, served.cases(info, training=False), served.SEEDS), ("infer",)),
+    Property("P42", "In inference, dx is dy times one slope, and dgamma and dbeta are sums: nothing depends on the batch.",
+             "S5 S13", frozen, lambda info: served.cases(info, training=False), ("infer", "infer_vjp")),
+    Property("P43", "Where training normalizes by the running statistics, it infers by the updated ones.",
+             "S5", by_running, served.cases, ("running",), _by_batch),
 )  # fmt: skip

@@ -1,60 +1,21 @@
-"""What a property is, and the comparisons that properties share."""
+"""How properties compare: with exact numbers, with an error bound, and with each other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polybn.conformance.bounds import VacuousBoundError
 from polybn.conformance.cases import Array, Case, Outcome, equal
 from polybn.conformance.certify import Certificate, certify
-from polybn.conformance.forms import VACUOUS, Form
+from polybn.conformance.forms import VACUOUS, Form, VacuousBoundError
 from polybn.conformance.runner import Violation
 
 if TYPE_CHECKING:
-    from hypothesis.strategies import SearchStrategy
+    from polybn.conformance.adapter import Info
 
-    from polybn.conformance.adapter import Adapter, Info
-
-Need: TypeAlias = Literal["infer", "vjp", "axes", "running"]
-UNTRACKED = "the adapter declares that it keeps no running statistics"
 VECTORS = ("gamma", "beta", "running_mean", "running_var")
-
-
-class Property(NamedTuple):
-    """Something that is true of every batch norm that keeps to the specification."""
-
-    id: str
-    """Such as ``"P7"``: what ``only`` and the file of expected failures name."""
-    title: str
-    """One sentence for the author of a batch norm."""
-    clause: str
-    """The clauses of :mod:`polybn.spec` that it follows from."""
-    check: Callable[[Adapter, Info, Any], float]
-    """Check one case: return the share of the error bound that was used, 0 where ``==`` held.
-
-    Raises :class:`~polybn.conformance.runner.Violation` otherwise, and VacuousBoundError where nothing is certified.
-    """
-    cases: Callable[[Info], SearchStrategy[Any] | Sequence[Any]]
-    """A strategy to draw cases from, or all the cases there are."""
-    needs: tuple[Need, ...] = ()
-    """Without which it does not apply."""
-    applies: Callable[[Info], str | None] = lambda info: None  # noqa: ARG005
-    """Return why it does not apply, for reasons that ``needs`` has no word for."""
-    slow: bool = False
-    """Whether it takes seconds and hundreds of megabytes; the profile dev leaves it out."""
-
-    def why_not(self, info: Info) -> str | None:
-        """Return why the property does not apply to what an adapter declares, or None."""
-        reasons = {
-            "infer": None if info.infers else "the adapter declares that it has no infer",
-            "vjp": None if info.differentiates else "the adapter declares that it has no vjp",
-            "axes": None if info.axes == "any" else "the adapter declares that the channel axis is always the second",
-            "running": None if info.tracks else UNTRACKED,
-        }
-        return next((why for need in self.needs if (why := reasons.get(need))), None) or self.applies(info)
 
 
 def widest(info: Info) -> Form:
@@ -63,7 +24,9 @@ def widest(info: Info) -> Form:
 
 
 def certified(info: Info, case: Case, outcome: Outcome, *, dtype: str | None = None) -> Certificate:
-    """Hold an outcome to the envelope of the widest class."""
+    """Compare an outcome with the exact one, within the bounds of the widest class."""
+    if case.training and info.trains_by == "running":
+        raise VacuousBoundError("training does not normalize by the batch: no bound says how far its y may be")
     try:
         return certify(case, outcome, form=widest(info), dtype=dtype, flushes=info.flushes)
     except VacuousBoundError:
@@ -176,4 +139,4 @@ def difference(got: Array | None, expected: Array | None) -> str:
     if not len(differ):
         return f"got dtype {got.dtype.name}, expected {expected.dtype.name}"
     place = tuple(int(i) for i in differ[0])
-    return f"at {list(place)} got {a[place]!r}, expected {b[place]!r} ({len(differ)} of {a.size} differ)"
+    return f"at {list(place)} got {float(a[place])!r}, expected {float(b[place])!r} ({len(differ)} of {a.size} differ)"

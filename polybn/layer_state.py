@@ -1,0 +1,57 @@
+"""What a layer accepts as its state: names, shapes, dtypes and variances, before anything is replaced."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from polybn.options import type_name
+from polybn.spec import DomainError, DTypeError, ShapeError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+NAMES = ("gamma", "beta", "running_mean", "running_var")
+ELSEWHERE = {
+    "weight": "gamma",
+    "bias": "beta",
+    "scale": "gamma",
+    "mean": "running_mean",
+    "var": "running_var",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+    "moving_var": "running_var",
+}
+"""What other frameworks call these arrays."""
+
+
+def check_state(state: Mapping[str, NDArray[Any]], own: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return the arrays of ``state`` in native byte order; each must fit the one of the layer's own state."""
+    import numpy as np
+
+    if set(state) != set(own):
+        known = ", ".join(f"{name} is {ELSEWHERE[name]} here" for name in sorted(state) if name in ELSEWHERE)
+        _refuse(
+            DomainError, f"state must have the names {', '.join(own)}; got {', '.join(sorted(state)) or 'none'}", known
+        )
+    for name, value in own.items():
+        given = state[name]
+        if not isinstance(given, np.ndarray):
+            _refuse(DTypeError, f"{name} must be a NumPy array; got {type_name(given)}", "as state_dict returns")
+        if given.shape != value.shape:
+            _refuse(ShapeError, f"{name} must have shape {value.shape}; got {given.shape}", "num_features fixes it")
+        if given.dtype.newbyteorder("=") != value.dtype:
+            _refuse(DTypeError, f"{name} must have dtype {value.dtype}; got {given.dtype}", "the layer's dtype")
+    bad = [] if "running_var" not in own else ~((state["running_var"] >= 0) & np.isfinite(state["running_var"]))
+    if np.any(bad):
+        first = int(np.argmax(bad))
+        rule = "running_var must be finite and not negative"
+        got = f"got {float(state['running_var'][first])!r} in channel {first}"
+        _refuse(DomainError, f"{rule}; {got}", "no batch has such a variance, except one that holds NaN or overflows")
+    return {name: state[name].astype(value.dtype) for name, value in own.items()}
+
+
+def _refuse(error: type[Exception], words: str, because: str) -> None:
+    reason = f"{because}; " if because else ""
+    raise error(f"polybn.BatchNorm.load_state_dict: {words} ({reason}nothing was loaded)")
