@@ -204,7 +204,7 @@ def _program(calls: Sequence[Call], names: tuple[str, str], words: str) -> str:
 def _source(name: str) -> str:
     """Prefer a backend of PolyBN, in one of its forms too (``"jax-jit"``), to an adapter of the same name."""
     known = installed()
-    return f"polybn-{name}" if name in known or name.partition("-")[0] in known and name not in ADAPTERS else name
+    return f"polybn-{name}" if name in known or (name.partition("-")[0] in known and name not in ADAPTERS) else name
 
 
 def _serves(info: Info, case: Case) -> bool:
