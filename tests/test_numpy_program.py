@@ -1,4 +1,4 @@
-"""The NumPy network in each of its forms: the compiled kernels for each instruction set, and plain NumPy without them."""
+"""The NumPy network in each form: compiled kernels for every instruction set, and plain NumPy without them."""
 
 from __future__ import annotations
 
