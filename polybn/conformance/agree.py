@@ -21,7 +21,7 @@ from polybn.conformance.certify import shares
 from polybn.conformance.channels import measure
 from polybn.conformance.lattice import in_inference, lattice
 from polybn.conformance.reproducer import MAKE, program
-from polybn.conformance.runner import Call, CallError, Recorder, Violation, run
+from polybn.conformance.runner import Call, Recorder, Violation, run
 from polybn.conformance.strategies import LARGEST_KAPPA, SCALES, sample
 from polybn.dispatch import installed
 from polybn.spec import DomainError
@@ -113,6 +113,8 @@ def agree(
         If there are fewer than two, or one is named twice.
     ImportError
         If one cannot run here; the message says why.
+    CallError
+        If one raises where it should return a result; the message says what.
 
     Examples
     --------
@@ -172,10 +174,7 @@ def _compare(case: Case, subjects: list[_Subject], *, exact: bool) -> Iterator[D
     outcomes, recorders = {}, {}
     for name, adapter, info in asked:
         recorders[name] = Recorder(adapter)
-        try:
-            outcomes[name] = run(recorders[name], info, case)
-        except CallError:  # a call that fails for one and not for another is a difference without bound
-            outcomes[name] = Outcome(np.full_like(case.x, np.nan))
+        outcomes[name] = run(recorders[name], info, case)
     infos = {subject.name: subject.info for subject in asked}
     limits = {name: _limits(case, info) for name, info in infos.items()}
     for first, second in combinations(outcomes, 2):
@@ -204,11 +203,12 @@ def _program(calls: Sequence[Call], names: tuple[str, str], words: str) -> str:
 def _source(name: str) -> str:
     """Prefer a backend of PolyBN, in one of its forms too (``"jax-jit"``), to an adapter of the same name."""
     known = installed()
-    return f"polybn-{name}" if name in known or name.partition("-")[0] in known and name not in ADAPTERS else name
+    return f"polybn-{name}" if name in known or (name.partition("-")[0] in known and name not in ADAPTERS) else name
 
 
 def _serves(info: Info, case: Case) -> bool:
-    return (info.axes == "any" or case.axis == 1) and case.x.ndim in info.ranks
+    axis, inference = info.axes == "any" or case.axis == 1, case.training or info.infers
+    return axis and inference and case.x.ndim in info.ranks
 
 
 def _limits(case: Case, info: Info) -> dict[str, Array]:
