@@ -65,14 +65,13 @@ def form_for(array: Array) -> Any:
 
 def moments(arguments: Arguments) -> Moments:
     """Measure ``x`` in a form that merges (S15)."""
-    x, recorded = arguments.x, tape.is_recording()
+    x = arguments.x
     form = form_for(x)
-    held = form.hold(arguments) if recorded else arguments
     with tape.paused(), np.errstate(all="ignore"):
-        found = form.moments(held)
+        found = form.moments(arguments)
     result = Moments(*_send(found, x))
-    if recorded:
-        pull = partial(derivatives.of_moments, form, held, found)
+    if tape.is_recording():
+        pull = partial(derivatives.of_moments, form, form.hold(arguments), found)
         tape.record(pull, {"x": x}, result[1:])
     return result
 
