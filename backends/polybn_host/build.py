@@ -10,20 +10,24 @@ from pathlib import Path
 
 import cffi
 
-ROOT = Path(__file__).parent / "kernels"
-SOURCES = ("drive", "finish_double", "finish_wide", "instructions", "isa_avx2", "isa_avx512", "isa_baseline", "pool")
+ROOT = Path(__file__).parent
+KERNELS = ("drive", "finish_double", "finish_wide", "instructions", "isa_avx2", "isa_avx512", "isa_baseline", "pool")
+NETWORK = ("network", "isa_avx2", "isa_avx512", "isa_baseline")
+FOLDERS = {"kernels": KERNELS, "network": NETWORK}
+# setuptools wants paths relative to setup.py.
+BASE = "backends/polybn_host"
 
 ffi = cffi.FFI()
-ffi.cdef((ROOT / "interface.h").read_text())
+for folder in FOLDERS:
+    ffi.cdef((ROOT / folder / "interface.h").read_text())
 ffi.set_source(
     "polybn_host._kernels",
-    '#include <stdint.h>\n#include "interface.h"',
-    # setuptools wants paths relative to setup.py.
-    sources=[f"backends/polybn_host/kernels/{source}.c" for source in SOURCES],
-    include_dirs=["backends/polybn_host/kernels"],
-    depends=[f"backends/polybn_host/kernels/{path.name}" for path in sorted(ROOT.iterdir())],
+    '#include <stdint.h>\n#include "kernels/interface.h"\n#include "network/interface.h"',
+    sources=[f"{BASE}/{folder}/{source}.c" for folder, sources in FOLDERS.items() for source in sources],
+    include_dirs=[BASE],
+    depends=[f"{BASE}/{path.relative_to(ROOT)}" for folder in FOLDERS for path in sorted((ROOT / folder).iterdir())],
     # Sums are written in the order in which they are added, and no product is fused into one.
-    extra_compile_args=["-std=gnu11", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden"],
-    libraries=["pthread"],
+    extra_compile_args=["-std=gnu11", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-fms-extensions"],
+    libraries=["m", "pthread"],
     optional=True,
 )

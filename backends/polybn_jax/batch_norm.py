@@ -44,9 +44,13 @@ def fold(arguments: Arguments) -> Affine:
     return _fold(operands_of(arguments), number(arguments.eps, arguments.dtype))
 
 
-@jax.jit
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """Combine the statistics of two parts (S15)."""
+    return _merge_moments(a, b)
+
+
+@jax.jit
+def _merge_moments(a: Moments, b: Moments) -> Moments:
     count, dtype = a.count + b.count, a.mean.dtype
     n_a, n_b = (z.count.astype(dtype) for z in (a, b))
     share = n_b / jnp.maximum(count, 1).astype(dtype)
@@ -123,7 +127,7 @@ def _check_counts(arguments: Arguments, plan: Plan) -> None:
     if not arguments.unbiased or where is None or plan.axis_name is not None or isinstance(where, jax.core.Tracer):
         return
     kept: NDArray[np.bool_] = np.moveaxis(np.broadcast_to(np.asarray(where), arguments.x.shape), plan.axis, 0)
-    single = np.flatnonzero(np.count_nonzero(kept.reshape(arguments.channels, -1), axis=1) == 1)
+    single = np.flatnonzero(np.count_nonzero(kept.reshape(arguments.channels, arguments.m), axis=1) == 1)
     if len(single):
         fail_single_value(arguments.function, f"where keeps one value in channel {single[0]}")
 
