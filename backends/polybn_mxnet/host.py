@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -30,9 +31,11 @@ class Residuals(NamedTuple):
 
 
 def hold(arguments: Arguments) -> Arguments:
-    """Copy the arrays of a call, so that what is written to them later does not reach its derivative."""
-    x, gamma, beta, mean, var, where = (None if z is None else arrays.view(z).copy() for z in arguments[1:7])
-    return arguments._replace(x=x, gamma=gamma, beta=beta, running_mean=mean, running_var=var, where=where)
+    """Copy what the derivative of a call reads, so that what is written there later does not reach it."""
+    read = ("x", "gamma", "where") if arguments.training else ("x", "gamma", "where", "running_mean", "running_var")
+    given = {name: getattr(arguments, name) for name in read}
+    copies: dict[str, Any] = {name: None if z is None else arrays.view(z).copy() for name, z in given.items()}
+    return arguments._replace(**copies)
 
 
 def forward(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, Any]:
@@ -50,20 +53,18 @@ def forward(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, A
     return mean, var, Residuals(counts, saved)
 
 
-def backward(arguments: Arguments, residuals: Any, dy: Array, dx: Array) -> Gradients:
-    """Write ``dx``; return the other gradients (S13)."""
+def backward(arguments: Arguments, residuals: Any, dy: Array, into: Mapping[str, Array]) -> None:
+    """Write the gradients that are wanted, by name (S13)."""
     if not isinstance(residuals, Residuals):
-        gradients: Gradients = plain.backward(_seen(arguments), residuals, arrays.values(dy))
-        arrays.write(gradients.x, dx)
-        return gradients
-    dgamma, dbeta, *statistics = _vectors(4, arguments)
-    dmean, dvar = (None, None) if arguments.training else statistics
+        gradients = plain.backward(_seen(arguments), residuals, arrays.values(dy))._asdict()
+        for name, array in into.items():
+            arrays.write(gradients[name], array)
+        return
     given = arguments.x, arguments.where, residuals.counts, arguments.gamma, dy, residuals.saved
     kernels.backward(
-        _geometry(arguments, arrays.describe(dx)), [*map(_address, given)],
-        [*map(_address, (dx, dgamma, dbeta, dmean, dvar))], eps=arguments.eps, training=arguments.training,
+        _geometry(arguments, arrays.describe(dy)), [*map(_address, given)],
+        [_address(into.get(name)) for name in Gradients._fields], eps=arguments.eps, training=arguments.training,
     )  # fmt: skip
-    return Gradients(dx, dgamma, dbeta, dmean, dvar)
 
 
 def double_backward(arguments: Arguments, _: Any, dy: Array, cotangents: Gradients) -> SecondGradients:

@@ -7,13 +7,15 @@ results of every sum.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import numpy as np
 
 from polybn.arguments import fail_single_value
 from polybn.spec import Arguments, Array, Gradients, Moments, SecondGradients
-from polybn_mxnet import arrays, statistics
+from polybn_mxnet import arrays, statistics, tape
 from polybn_mxnet.arrays import Host
 from polybn_mxnet.compat import mxnet as mx
 from polybn_mxnet.statistics import Statistics
@@ -24,6 +26,20 @@ Rows: TypeAlias = Any  # mxnet.numpy.ndarray, (C, m)
 # float64 values, too, err by less than 64 u, and the equal residues of a constant channel add up exactly (S8). MXNet's
 # own sums add up one value after another, and its float32 products with ones erred by 3 u at a mean of 1e4.
 CHUNK = 64
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _aside(function: F) -> F:
+    """Keep what a function does out of the user's record, and NumPy's warnings out of sight."""
+
+    @wraps(function)
+    def aside(*arguments: Any) -> Any:
+        with tape.paused(), np.errstate(all="ignore"):
+            return function(*arguments)
+
+    return cast("F", aside)
 
 
 class Residuals(NamedTuple):
@@ -44,6 +60,7 @@ def hold(arguments: Arguments) -> Arguments:
     return arguments
 
 
+@_aside
 def forward(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, Residuals]:
     """Write ``y``; return the running statistics, and what the derivative needs."""
     training, size = arguments.training, arguments.channels * arguments.m
@@ -68,24 +85,27 @@ def forward(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, R
     return mean, variance, Residuals(kept, counts, s, gamma, xhat)
 
 
-def backward(arguments: Arguments, residuals: Residuals, dy: Array, dx: Array) -> Gradients:
-    """Write ``dx``; return the other gradients (S13)."""
+@_aside
+def backward(arguments: Arguments, residuals: Residuals, dy: Array, into: Mapping[str, Array]) -> None:
+    """Write the gradients that are wanted, by name (S13)."""
     kept, counts, s, gamma, xhat = residuals
     if xhat is None:
-        return Gradients(dx, *(np.zeros(arguments.channels, arguments.dtype) for _ in range(4)))
-    g = _gather(dy, arguments, kept)
-    wide, m = _sums(g, xhat), np.maximum(counts, 1)
-    sum_g, sum_gx = (z.astype(arguments.dtype) for z in wide)
-    rows = _project(g, xhat, *(z / m for z in wide)) if arguments.training else g
-    r = s.inverse_root()
-    slopes = (r,) if gamma is None else (r, gamma)
-    for slope in slopes:
-        rows = _scaled(rows, slope)
-    _scatter(_keep(rows, kept), dx, arguments)
-    scale = np.prod(slopes, axis=0)
-    return Gradients(dx, sum_gx, sum_g, -scale * sum_g, -scale * r * sum_gx / 2)
+        vectors = [np.zeros(arguments.channels)] * 4
+    else:
+        g = _gather(dy, arguments, kept)
+        sum_g, sum_gx = _sums(g, xhat)
+        r, m = s.inverse_root(), np.maximum(counts, 1)
+        rows = _scaled(_project(g, xhat, sum_g / m, sum_gx / m) if arguments.training else g, r)
+        rows, scale = (rows, r) if gamma is None else (_scaled(rows, gamma), r * gamma)
+        if "x" in into:
+            _scatter(_keep(rows, kept), into["x"], arguments)
+        vectors = [sum_gx, sum_g, -scale * sum_g, -scale * r * sum_gx / 2]
+    for name, vector in zip(Gradients._fields[1:], vectors, strict=True):
+        if name in into:
+            arrays.write(vector.astype(arguments.dtype), into[name])
 
 
+@_aside
 def moments(arguments: Arguments) -> Moments:
     """Measure ``x``; the results are on the host."""
     kept, counts = _mask(arguments)
@@ -93,6 +113,7 @@ def moments(arguments: Arguments) -> Moments:
     return Moments(counts, s.mean(), np.ldexp(s.v * counts, 2 * s.exponent).astype(arguments.dtype))
 
 
+@_aside
 def double_backward(arguments: Arguments, residuals: Residuals, dy: Array, cotangents: Gradients) -> SecondGradients:
     """Differentiate :func:`backward`; the formulas are those of :class:`polybn.pullback.SecondPullback`."""
     vectors = (np.zeros(arguments.channels) if z is None else arrays.fetch(z).astype(float) for z in cotangents[1:])
