@@ -133,11 +133,11 @@ def values(array: Array) -> Host:
     return wide(view(array))
 
 
-def fetch(array: Array) -> Host:
-    """Copy a vector to the host, from any context; one that is there already stays as it is."""
-    if isinstance(array, np.ndarray):
+def fetch(array: Any) -> Any:
+    """Copy values to the host, from any context, those of bfloat16 in float32; None and host arrays stay as they are."""
+    if array is None or isinstance(array, np.ndarray):
         return array
-    return view(array).copy() if is_on_host(array) else np.asarray(array.asnumpy())
+    return wide(view(array).copy() if is_on_host(array) else np.asarray(array.asnumpy()))
 
 
 def new(what: Description, kind: type) -> Array:

@@ -86,7 +86,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 def fold(arguments: Arguments) -> Affine:
     """Turn inference into ``scale * x + shift``."""
     inputs = derivatives.inputs(arguments)
-    gamma, beta, mean, var = (None if array is None else arrays.fetch(array) for array in arguments[2:6])
+    gamma, beta, mean, var = map(arrays.fetch, arguments[2:6])
     held = arguments._replace(gamma=gamma, beta=beta, running_mean=mean, running_var=var)
     result = Affine(*_send(host.fold(held), arguments.running_mean))
     if tape.is_recording():

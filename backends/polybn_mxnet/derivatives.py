@@ -22,12 +22,8 @@ class Pull(NamedTuple):
 
     def __call__(self, cotangents: Sequence[Array], into: Mapping[str, Array]) -> None:
         """Write the gradients that are wanted, by name."""
-        form_of(self.residuals).backward(self.arguments, self.residuals, cotangents[0], into)
-
-
-def form_of(residuals: Any) -> Any:
-    """Return the module that made them."""
-    return operators if isinstance(residuals, operators.Residuals) else host
+        form: Any = operators if isinstance(self.residuals, operators.Residuals) else host
+        form.backward(self.arguments, self.residuals, cotangents[0], into)
 
 
 def inputs(arguments: Arguments) -> dict[str, Array]:
@@ -43,11 +39,18 @@ def backward(arguments: Arguments, residuals: Any, dy: Array) -> Gradients:
     return Gradients(*map(into.get, Gradients._fields))
 
 
-def double_backward(arguments: Arguments, residuals: Any, dy: Array, cotangents: Gradients) -> SecondGradients:
-    """Differentiate :func:`backward`."""
-    found = form_of(residuals).double_backward(arguments, residuals, dy, cotangents)
-    given = inputs(arguments) | {"dy": arguments.x}
-    return SecondGradients(*(_sent(value, given.get(name)) for name, value in found._asdict().items()))
+def double_backward(
+    arguments: Arguments,
+    residuals: Any,  # noqa: ARG001  # what the first derivative needs does not help here
+    dy: Array,
+    cotangents: Gradients,
+) -> SecondGradients:
+    """Differentiate :func:`backward`, on the host."""
+    found = host.double_backward(arguments, dy, cotangents)._asdict()
+    given = {"dy": dy, **inputs(arguments)}
+    return SecondGradients(
+        *(arrays.rounded(found[name], given[name]) if name in given else None for name in SecondGradients._fields)
+    )
 
 
 def of_moments(
@@ -81,8 +84,3 @@ def of_fold(arguments: Arguments, cotangents: Sequence[Array], into: Mapping[str
 def _write(into: Mapping[str, Array], gradients: Mapping[str, Host]) -> None:
     for name, array in into.items():
         arrays.write(gradients[name], array)
-
-
-def _sent(value: Any, like: Array | None) -> Array | None:
-    """Bring a result to the kind of array that one is; None where there is none."""
-    return None if value is None or like is None else value if arrays.inspect(value) else arrays.rounded(value, like)

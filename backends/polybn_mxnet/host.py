@@ -67,12 +67,12 @@ def backward(arguments: Arguments, residuals: Any, dy: Array, into: Mapping[str,
     )  # fmt: skip
 
 
-def double_backward(arguments: Arguments, _: Any, dy: Array, cotangents: Gradients) -> SecondGradients:
-    """Differentiate :func:`backward`, by NumPy from the start; the results are on the host."""
-    given = _seen(arguments)
+def double_backward(arguments: Arguments, dy: Array, cotangents: Gradients) -> SecondGradients:
+    """Differentiate :func:`backward`, from the start, for arrays of any context; the results are on the host."""
+    x, gamma, beta, mean, var, where = map(arrays.fetch, arguments[1:7])
+    given = arguments._replace(x=x, gamma=gamma, beta=beta, running_mean=mean, running_var=var, where=where)
     residuals = plain.forward(given, differentiable=True)[1]
-    of = Gradients(*(None if z is None else arrays.values(z) for z in cotangents))
-    return plain.double_backward(given, residuals, arrays.values(dy), of)
+    return plain.double_backward(given, residuals, arrays.fetch(dy), Gradients(*map(arrays.fetch, cotangents)))
 
 
 def moments(arguments: Arguments) -> Moments:
