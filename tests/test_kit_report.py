@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 import pytest
 
 from polybn import conformance
-from polybn.conformance.report import Report, Result
+from polybn.conformance.html import page as page_of
+from polybn.conformance.report import Report
+from polybn.conformance.result import Result
 from tests import kit_adapters as kit
 
 ONLY = ["convention-momentum", "P1", "P5", "P18", "P22", "P38", "P38b", "stateful", "grade-float32", "grade-float64"]
@@ -31,7 +33,7 @@ def report() -> Report:
 
 @pytest.fixture(scope="module")
 def page(report: Report) -> str:
-    return report.to_html()
+    return page_of(report)
 
 
 def test_text(report: Report) -> None:
@@ -154,13 +156,13 @@ def test_html_shows_failures_and_programs(report: Report, page: str) -> None:
 
 def test_html_without_grades_needs_no_matplotlib(monkeypatch: pytest.MonkeyPatch, report: Report) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    assert "<figure>" not in conformance.check(kit.Right(), only=["P16"]).to_html()
+    assert "<figure>" not in page_of(conformance.check(kit.Right(), only=["P16"]))
     with pytest.raises(ImportError, match=r"pip install .polybn\[plot\]"):
-        report.to_html()
+        page_of(report)
 
 
 def test_html_is_the_same_for_the_same_findings(report: Report, page: str) -> None:
-    assert report.to_html() == page
+    assert page_of(report) == page
 
 
 @pytest.mark.parametrize(
