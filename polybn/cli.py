@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from polybn import __version__, atomic, cli_check, dispatch
+from polybn import __version__, atomic, cli_agree, cli_check, dispatch
 from polybn.lenet import fashion_mnist, networks, training
 from polybn.lenet import program as programs
 from polybn.lenet.display import EpochDisplay
@@ -257,6 +257,7 @@ def bench(
 
 
 app.command()(cli_check.check)
+app.command()(cli_agree.agree)
 
 
 def main() -> None:

@@ -77,6 +77,11 @@ def backends() -> dict[str, str | None]:
     return {name: why_not(name) for name in _names()}
 
 
+def installed() -> tuple[str, ...]:
+    """List the names of all installed backends, without importing them."""
+    return _names()
+
+
 def why_not(name: str) -> str | None:
     """Return None if the named backend can compute here, else the reason in one line."""
     try:

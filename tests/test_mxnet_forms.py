@@ -1,13 +1,12 @@
-"""The forms of the passes: Numba's loops, NumPy on MXNet's memory, and MXNet's operators, which devices run.
+"""The two forms: the host's functions on MXNet's memory, and MXNet's operators, which GPU contexts run.
 
 Bounds are in units in the last place of the dtype, u; where nothing is stated, bits are equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,9 +19,7 @@ from tests.conftest import REASONS
 if REASONS["mxnet"] is not None:
     pytest.skip(f"mxnet: {REASONS['mxnet']}", allow_module_level=True)
 
-pytest.importorskip("numba", reason="without Numba there is one form on the host")
-
-from polybn_mxnet import fused, passes, rows
+from polybn_mxnet.batch_norm import operators_only
 from polybn_mxnet.compat import mxnet as mx
 
 Host = NDArray[Any]
@@ -56,15 +53,6 @@ def run(given: Case, training: bool = True, eps: float = 1e-5) -> dict[str, Host
     return {name: array.asnumpy() for name, array in arrays.items() if array is not None}
 
 
-@contextmanager
-def form(which: Any) -> Iterator[None]:
-    token = passes._forced.set(which)
-    try:
-        yield
-    finally:
-        passes._forced.reset(token)
-
-
 def same(one: dict[str, Host], other: dict[str, Host]) -> bool:
     return one.keys() == other.keys() and all(one[name].tobytes() == other[name].tobytes() for name in one)
 
@@ -93,11 +81,10 @@ BOUNDS = {"float32": 2, "float64": 8}  # sums of float64 are as exact as a float
 @pytest.mark.parametrize("mean", MEANS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("shape", "axis"), LAYOUTS)
-@pytest.mark.parametrize("which", [rows.HOST, rows.DEVICE], ids=["host", "device"])
-def test_forms_agree(which: Any, shape: tuple[int, ...], axis: int, dtype: str, mean: float, training: bool) -> None:
+def test_forms_agree(shape: tuple[int, ...], axis: int, dtype: str, mean: float, training: bool) -> None:
     given = case(shape, axis, dtype, mean)
     ours = run(given, training)
-    with form(which):
+    with operators_only():
         others = run(given, training)
     u = np.finfo(dtype).eps / 2
     assert ours.keys() == others.keys()
@@ -106,41 +93,8 @@ def test_forms_agree(which: Any, shape: tuple[int, ...], axis: int, dtype: str, 
     assert all(distance <= BOUNDS[dtype] for distance in far.values()), far
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@pytest.mark.parametrize(("shape", "axis"), LAYOUTS)
-def test_the_short_way_gives_the_bits_of_the_long_one(
-    shape: tuple[int, ...], axis: int, dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = case(shape, axis, dtype, mean=100.0, scale=0.25)
-    short = run(given)
-    monkeypatch.setattr(fused, "train", None)
-    assert same(short, run(given))
-
-
-@pytest.mark.parametrize("running_variance", ["biased", "unbiased"])
-@pytest.mark.parametrize("momentum", [0, 0.25, 1])
-def test_the_short_way_has_every_option(
-    momentum: float, running_variance: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = case((11, 5, 19), 1, "float32", mean=-3.0)
-    x, vectors = mx.nd.array(given.x), [mx.nd.array(z) for z in given.vectors]
-
-    def results() -> list[bytes]:
-        options: dict[str, Any] = {"momentum": momentum, "running_variance": running_variance, "eps": 0.5}
-        found = [
-            *polybn.batch_norm(x, *vectors, training=True, **options),
-            *polybn.batch_norm(x, None, vectors[1], training=True, **options),
-            *polybn.batch_norm(x, vectors[0], None, *vectors[2:], training=True, **options),
-        ]
-        return [b"" if array is None else array.asnumpy().tobytes() for array in found]
-
-    short = results()
-    monkeypatch.setattr(fused, "train", None)
-    assert short == results()
-
-
 @pytest.mark.parametrize("wild", [1e25, 1e-25, 0.0, np.inf])
-def test_a_channel_out_of_range_takes_the_long_way_and_leaves_the_others_their_bits(wild: float) -> None:
+def test_a_channel_out_of_range_leaves_the_others_their_bits(wild: float) -> None:
     given = case((7, 5, 29), 1, "float32", mean=3.0)
     tame = run(given, eps=0)
     spoiled = given._replace(x=given.x.copy())
@@ -150,24 +104,11 @@ def test_a_channel_out_of_range_takes_the_long_way_and_leaves_the_others_their_b
     for name in tame:
         pick = (slice(None), others) if tame[name].ndim == 3 else others
         assert found[name][pick].tobytes() == tame[name][pick].tobytes(), name
-    with form(rows.HOST):
+    with operators_only():
         expected = run(spoiled, eps=0)["y"]
     u = np.finfo(np.float32).eps / 2
     assert np.array_equal(np.isnan(found["y"]), np.isnan(expected))
     assert np.nanmax(abs(found["y"] - expected)) <= 2 * u * (1 + np.nanmax(abs(expected)))
-
-
-@pytest.mark.parametrize(("shape", "axis"), [*LAYOUTS, ((2, 11, 37), 1)])
-def test_the_number_of_threads_changes_no_bit(
-    shape: tuple[int, ...], axis: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = case(shape, axis, "float32", mean=50.0)
-    trained, frozen = run(given), run(given, training=False)
-    monkeypatch.setattr(fused, "SMALL", 1)
-    for threads in (2, 3, 7):
-        monkeypatch.setattr(fused, "threads", lambda threads=threads: threads)
-        assert same(run(given), trained)
-        assert same(run(given, training=False), frozen)
 
 
 def test_calls_from_several_threads_do_not_meet() -> None:
@@ -222,12 +163,26 @@ def test_a_call_waits_for_what_is_still_computed() -> None:
         assert y.tobytes() == polybn.batch_norm(mx.nd.array(late.asnumpy()), training=True).y.asnumpy().tobytes()
 
 
-@pytest.mark.parametrize("which", [fused, rows.HOST], ids=["fused", "host"])
-def test_no_form_writes_to_its_arguments(which: Any) -> None:
+@pytest.mark.parametrize("scope", [contextlib.nullcontext, operators_only], ids=["host", "operators"])
+def test_no_form_writes_to_its_arguments(scope: Any) -> None:
     given = case((11, 3, 19), 1, "float32", mean=5.0)
     arrays = [mx.nd.array(host) for host in (given.x, *given.vectors)]
     dy = mx.nd.array(given.dy)
-    with form(which):
+    with scope():
         polybn.batch_norm_vjp(*arrays, training=True)[1](dy)
     held = [array.asnumpy().tobytes() for array in (*arrays, dy)]
     assert held == [host.tobytes() for host in (given.x, *given.vectors, given.dy)]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scope", [contextlib.nullcontext, operators_only], ids=["host", "operators"])
+def test_what_overflows_a_half_is_infinite_in_silence(scope: Any) -> None:
+    """In y, in dx, and in second derivatives."""
+    given = case((11, 3, 19), 1, "float16", mean=5.0)
+    x, dy = (mx.nd.array(host, dtype="float16") for host in (given.x, given.dy))
+    with scope():
+        result, pullback = polybn.batch_norm_vjp(x, mx.nd.full(3, 1e7), training=True)
+        gradients, second = pullback.vjp(dy)
+        of = second(polybn.spec.Gradients(dy, None, None))
+    for array in (result.y, gradients.x, of.dy, of.x):
+        assert np.isinf(array.asnumpy()).any()
