@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from polybn import conformance
 from polybn.conformance import Info, runner, trial
-from polybn.conformance.cases import DTYPES, Array
+from polybn.conformance.cases import DTYPES, Array, case_of
 from polybn.conformance.forms import VacuousBoundError
-from polybn.conformance.properties import PROPERTIES, Property, layouts, served
+from polybn.conformance.properties import PROPERTIES, Property, layouts, served, whole_range
 from polybn.conformance.reproducer import expression, program, source_of
 from polybn.conformance.runner import CallError, KitAdapterError, Recorder, Violation, remember, run
 from polybn.conformance.strategies import sample
@@ -283,8 +283,9 @@ def test_warnings_about_nothing_are_heard() -> None:
 
 
 def test_every_property_was_shown_to_fail() -> None:
-    """Hold the tests above to the list: what is not in it has a test of its own here or in test_kit_check.py."""
-    here = Path(__file__).read_text() + (Path(__file__).parent / "test_kit_check.py").read_text()
+    """Compare the tests of three files with the list of properties."""
+    names = ("test_kit_properties.py", "test_kit_check.py", "test_kit_authors.py")
+    here = "".join((Path(__file__).parent / name).read_text() for name in names)
     assert not [name for name in BY_ID if f'"{name}"' not in here]
 
 
@@ -529,3 +530,48 @@ def test_served_shapes_keep_channels_and_values() -> None:
             assert len(got) in ranks
             assert got[1] == shape[1]
             assert np.prod(got) == np.prod(shape)
+
+
+class Small(Reference):
+    """Right near 1, and wrong where a scaling by powers of two is left out."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def exponent(self, rows: Array, eps: float) -> Array:
+        k: Array = super().exponent(rows, eps)
+        return 0 * k if self.what == "squares" else k
+
+    def exponent_of(self, values: Array) -> Array:
+        k: Array = super().exponent_of(values)
+        return 0 * k if self.what == "products" else k
+
+
+@pytest.mark.parametrize(
+    ("what", "names"), [("nothing", set()), ("squares", {"G1", "G2"}), ("products", {"G2", "G3", "G4"})]
+)
+def test_the_whole_range_is_seen(what: str, names: set[str]) -> None:
+    info = Reference().info()._replace(dtypes=("float32",))
+    tried = {name: attempt(BY_ID[name], Small(what), info, DEV, 3) for name in ("G1", "G2", "G3", "G4")}
+    assert {name for name, one in tried.items() if one.error is not None} == names
+    assert all(one.cases for one in tried.values())
+
+
+@pytest.mark.parametrize(
+    ("x", "dy", "vectors", "training", "name", "right"),
+    [
+        # Reported accidents: a constant channel whose eps vanishes when it is scaled; products in a bad order.
+        ([3e38] * 4, [1, 0, 0, 0], (1, 0, 0, 1), True, "dx", 237.17),
+        ([1, 2, 3, 5], [3e38, 0, 0, -3e38], (1e-3, 0, 0, 1), True, "dx", 4.06e34),
+        ([1e30, 2e30, 3e30, 5e30], [1e-14, 0, 0, 0], (1e30, 0, 0, 1), True, "dx", 2.704e-15),
+        ([3e38], [0], (1, 0, -3e38, 1e38), False, "y", 6e19),
+        ([3e38], [0], (0, 0.5, 0, 0.5), False, "y", 0.5),
+    ],
+)
+def test_the_whole_range_knows_the_exact_results(
+    x: list[float], dy: list[float], vectors: tuple[float, ...], training: bool, name: str, right: float
+) -> None:
+    rows = (np.array(values, np.float32)[:, None] for values in (x, dy))
+    case = case_of(next(rows), ([v] for v in vectors), next(rows), training=training)
+    exact, _, _ = whole_range._exact(case)
+    assert float(exact[name][0]) == pytest.approx(right, rel=1e-3)

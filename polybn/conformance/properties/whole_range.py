@@ -284,7 +284,7 @@ def _words(name: str, i: int, got: float, exact: Fraction, case: Case) -> str:
     place = f" of value {i}" if name in ("y", "dx") else ""
     sizes = f"x = {_short(x)}, " + (f"dy = {_short(dy)}, " if name.startswith("d") else "")
     return (
-        f"{name}{place} must be {_decimal(exact)}; got {got:.6g} "
+        f"{name}{place} must be {_decimal(exact)}; got {got!r} "
         f"({mode}, {sizes}{', '.join(given)}, eps = {case.eps:g})"
     )
 
@@ -295,7 +295,7 @@ def _short(values: list[float]) -> str:
 
 def _decimal(exact: Fraction) -> str:
     try:
-        return f"{float(exact):.6g}"
+        return repr(float(exact))
     except OverflowError:
         return "infinity" if exact > 0 else "-infinity"
 
