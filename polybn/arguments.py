@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple, NoReturn
 
 from polybn.options import (
@@ -67,6 +67,7 @@ class Known(NamedTuple):
     dtype: str
 
 
+@cache
 def dtype_name(dtype: Any) -> str:
     """Name a dtype in the same words for every library: ``float32``, never ``<class 'numpy.float32'>``.
 

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from polybn import __version__, atomic, cli_check, dispatch
+from polybn import __version__, atomic, cli_agree, cli_check, dispatch
 from polybn.console import err, out
 from polybn.lenet.commands.compare import compare
 from polybn.lenet.commands.data import data
@@ -103,6 +103,7 @@ def bench(
 
 
 app.command()(cli_check.check)
+app.command()(cli_agree.agree)
 
 
 def main() -> None:

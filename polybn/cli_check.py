@@ -1,9 +1,13 @@
-"""``polybn check``: hold a batch norm against the specification."""
+"""``polybn check``: check a batch norm against the specification."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,18 +15,26 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
 from polybn.atomic import write_atomic
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
+    from polybn.conformance.apart import Begun, Order
+    from polybn.conformance.finding import Finding
+    from polybn.conformance.grades import Letter
     from polybn.conformance.report import Report
+    from polybn.conformance.result import Result
 
 out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
 err = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
-STYLES = {"pass": "green", "fail": "bold red", "expected failure": "yellow", "not certified": "magenta"}
+STYLES = {"pass": "green", "fail": "bold red", "echo": "red", "expected failure": "yellow", "not certified": "magenta"}
+WIDTH = 80
+"""Columns of a line that is printed for a check."""
+REWRITE = 2.0
+"""Seconds between two versions of a file that is written while the check goes on."""
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it."""
 
 
 def check(
@@ -38,8 +50,12 @@ def check(
         ),
     ] = None,
     jit: Annotated[
-        bool, typer.Option("--jit", help="With --backend jax: call it inside jax.jit, as in a user's own program.")
+        bool, typer.Option("--jit", help="With --backend: call it inside its library's jit, as a user's program does.")
     ] = False,
+    new_adapter: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.py", help="Instead, write an adapter that runs, for you to fill in."),
+    ] = None,
     profile: Annotated[
         Literal["dev", "ci", "nightly"],
         typer.Option(help="50, 300 or 20,000 random cases a property; ci always draws the same ones."),
@@ -57,16 +73,26 @@ def check(
     only: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Check this only, such as P7; may be given several times.")
     ] = None,
+    list_ids: Annotated[bool, typer.Option("--list", help="Instead, list everything that can be checked.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only what to know first, and the verdict.")
+    ] = False,
     at_least: Annotated[
         Literal["S", "K", "T", "N", "F", "O"] | None,
         typer.Option(help="Also fail if the grade of a dtype is worse than this; S is the best.", show_default=False),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Draw the cases of an earlier report again.")] = None,
+    limit: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=1, help="The time limit of each check.", show_default=False)
+    ] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write everything as JSON.")
     ] = None,
     html_out: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Also write one HTML page, with pictures.")
+    ] = None,
+    junit_out: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE", help="Also write JUnit XML, for CI services.")
     ] = None,
     peers: Annotated[
         bool, typer.Option("--peers", help="Instead, compare the accuracy of every library that is installed here.")
@@ -78,77 +104,210 @@ def check(
 ) -> None:
     """Check a batch norm against the specification, property by property, and grade its accuracy.
 
-    The exit code is 1 if something failed that was not expected to, or if a grade is worse than --at-least.
+    The report begins with the one sentence that the author of the batch norm needs. The exit code is 1 if something
+    failed that was not expected to, or if a grade is worse than --at-least. The batch norm runs in a process of its
+    own: it may crash, exit or hang. Files are written while the check goes on; Ctrl-C keeps what was found.
 
     Grades say which algorithm could have made errors as large as these: S, within 4 units in the last place at any
     mean; K, free of kappa, so the mean does not matter; T, two passes, sums in a tree; N, two passes, sums in any
     order; F, Welford's or Chan's first-order recurrence; O, one pass.
 
-    [dim]polybn check --backend numpy
-    polybn check --adapter my_package.batch_norm:MyAdapter --html report.html
+    [dim]polybn check --new-adapter my_adapter.py
+    polybn check --adapter my_adapter:MyBatchNorm --html report.html
+    polybn check --backend numpy
     polybn check --adapter pytorch --dtype float32 --xfail known.txt
     polybn check --backend numpy --only P7 --only P22
     polybn check --backend numpy --at-least K
     polybn check --backend jax --jit --only grade-float32
     polybn check --peers --json peers.json[/dim]
     """
+    if list_ids:
+        _list()
+        return
+    if new_adapter is not None:
+        _write_skeleton(new_adapter)
+        return
     if peers:
         _compare_peers(json_out, into or [])
         return
-    from polybn import conformance
+    from polybn.conformance.apart import Order
+    from polybn.conformance.check import chosen
+    from polybn.conformance.expected import read
 
-    source = _source(backend, adapter, jit=jit)
-    if html_out is not None:
-        _require_matplotlib()  # before the checks, not after them
-    if adapter is not None:  # a command that was installed does not look where it is run, and there the adapter lies
+    order = Order(_source(backend, adapter, jit=jit), profile, tuple(dtype) if dtype else None, seed, limit, not only)
+    check = Checking(
+        chosen(only or None), read(xfail) if xfail else {}, _files(json_out, html_out, junit_out), quiet=quiet
+    )
+    if adapter is not None:  # an installed command has no '' in sys.path; the adapter is in the working directory
         sys.path.insert(0, str(Path.cwd()))
-    subject = conformance.resolve(source)
-    with _bar() as bar:
-        task = bar.add_task("")
-        report = conformance.check(
-            subject, profile=profile, only=only or None, xfail=xfail, dtypes=dtype or None, seed=seed, source=source,
-            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
-        )  # fmt: skip
-    _show(report)
-    for path, text in ((json_out, report.to_json), (html_out, report.to_html)):
-        if path is not None:
-            write_atomic(path, text().encode())
-            out.print(f"Written to {path}")
+    report = check.run(order)
     worse = [] if at_least is None else _worse(report, at_least)
     for line in worse:
         out.print(line)
+    if report.missing:
+        raise typer.Exit(INTERRUPTED)
     if worse or not report.ok:
         raise typer.Exit(1)
 
 
+@dataclass
+class Checking:
+    """A check as it goes on: what was found so far is printed and written."""
+
+    wanted: list[str]
+    reasons: dict[str, str]
+    files: dict[Path, Callable[[Report], str]]
+    """What to write, by path."""
+    quiet: bool = False
+    findings: list[Finding] = field(default_factory=list)
+    begun: Begun | None = None
+    profile: str = ""
+    start: float = field(default_factory=time.perf_counter)
+
+    def run(self, order: Order) -> Report:
+        """Check, until the end or an interruption; print and write the report."""
+        self.profile = order.profile
+        try:
+            with _bar() as bar:
+                self._watch(order, bar)
+        except KeyboardInterrupt:
+            err.print("Interrupted: the report has what was found so far.")
+        report = self.report()
+        for path, text in self.files.items():
+            write_atomic(path, text(report).encode())
+        out.print(f"{report.advice}\n{report.verdict}" if self.quiet else f"\n{report}")
+        for result in report.failures if not self.quiet else ():
+            if result.reproducer:
+                out.print(f"\nTo repeat {result.id}:\n{_plain(result.reproducer)}")
+        for path in self.files:
+            out.print(f"Written to {path}")
+        return report
+
+    def _watch(self, order: Order, bar: Progress) -> None:
+        from polybn.conformance.apart import Begun, examine
+        from polybn.conformance.check import fitting
+
+        task, written = bar.add_task("starting", total=len(self.wanted)), 0.0
+        for message in examine(order, self.wanted):
+            if isinstance(message, Begun):
+                self.begun = message
+                if order.everything:
+                    self.wanted[:] = fitting(self.wanted, message.info)
+            else:
+                self.findings.append(message)
+                self._tell(message.result)
+                if time.monotonic() - written > REWRITE:
+                    self._write_drafts()
+                    written = time.monotonic()
+            done = len(self.findings)
+            comes = self.wanted[done] if done < len(self.wanted) else ""
+            bar.update(task, completed=done, total=len(self.wanted), description=comes)
+
+    def report(self) -> Report:
+        """Put together what was found so far."""
+        from polybn.conformance.adapter import Info
+        from polybn.conformance.check import Setting, report_of
+
+        info = self.begun.info if self.begun else Info("the adapter", "not made yet")
+        seed, useless = (self.begun.seed, self.begun.useless) if self.begun else (0, "")
+        setting = Setting(info, self.profile, seed, time.perf_counter() - self.start, self.reasons)
+        return report_of(setting, self.findings, useless, () if useless else self.wanted[len(self.findings) :])
+
+    def _tell(self, result: Result) -> None:
+        if self.quiet:
+            return
+        status = "known" if result.status == "fail" and result.id in self.reasons else SHORT[result.status]
+        line = f"{status:<6} {result.id:<{8 if len(result.id) <= 8 else 28}} "
+        room = WIDTH - len(line)
+        title = result.title if len(result.title) <= room else f"{result.title[: room - 3].rstrip()}..."
+        out.print(line + title, style=STYLES.get(result.status, "dim") if result.status != "pass" else None)
+
+    def _write_drafts(self) -> None:
+        """Write what is cheap to write: an HTML page has pictures, and comes last."""
+        report = self.report()
+        for path, text in self.files.items():
+            if path.suffix != ".html":
+                write_atomic(path, text(report).encode())
+
+
+SHORT = {
+    "pass": "pass", "fail": "FAIL", "echo": "echo", "expected failure": "known", "not certified": "unsure",
+    "not applicable": "n/a",
+}  # fmt: skip
+"""Statuses in a column."""
+
+
+def _list() -> None:
+    from polybn.conformance import IDS
+    from polybn.conformance.finding import clause_of, title_of
+
+    for name in IDS:
+        out.print(f"{name:<27} {title_of(name)} [{clause_of(name)}]")
+
+
+def _write_skeleton(path: Path) -> None:
+    from polybn.conformance import skeleton
+
+    module = path.stem
+    if path.suffix != ".py" or not module.isidentifier():
+        raise DomainError(f"polybn check: --new-adapter must name a Python module; got {path} (my_adapter.py is one)")
+    if path.exists():
+        raise DomainError(f"polybn check: --new-adapter must name a new file; got {path}, which exists (it is kept)")
+    _require_place(path, "--new-adapter")
+    write_atomic(path, skeleton.text(module).encode())
+    place = "" if path.parent == Path() else f"cd {path.parent} && "
+    out.print(f"Written to {path}. Fill it in, and check it:\n{place}polybn check --adapter {module}:MyBatchNorm")
+
+
+def _files(json_out: Path | None, html_out: Path | None, junit_out: Path | None) -> dict[Path, Callable[[Report], str]]:
+    """Return what to write where; before the checks, not after them, refuse what could not be written."""
+    from polybn.conformance import html, junit
+
+    if html_out is not None and find_spec("matplotlib") is None:
+        raise ImportError('polybn check: --html needs matplotlib for its pictures: pip install "polybn[plot]"')
+    wanted: dict[str, tuple[Path | None, Callable[[Report], str]]] = {
+        "--json": (json_out, lambda report: report.to_json()),
+        "--html": (html_out, html.page),
+        "--junit": (junit_out, junit.document),
+    }
+    for option, (path, _) in wanted.items():
+        if path is not None:
+            _require_place(path, option)
+    return {path: text for path, text in wanted.values() if path is not None}
+
+
+def _require_place(path: Path, option: str) -> None:
+    folder = path.parent
+    if path.is_dir():
+        raise DomainError(f"polybn check: {option} must name a file; got {path}, a folder (try {path / 'report'})")
+    if not folder.is_dir():
+        raise DomainError(f"polybn check: {option} must lie in a folder that exists; got {path} (mkdir -p {folder})")
+    if not os.access(folder, os.W_OK):
+        raise DomainError(f"polybn check: {option} must lie in a folder that can be written; got {path}")
+
+
 def _source(backend: str | None, adapter: str | None, *, jit: bool) -> str:
     """Name the adapter of what is to be checked."""
-    from polybn.conformance.adapters import ADAPTERS
-
     if (backend is None) == (adapter is None):
         both = "both" if backend is not None else "neither"
         raise DomainError(
-            f"polybn check: one of --backend and --adapter must be given; got {both} (what shall be checked?)"
+            f"polybn check: one of --backend and --adapter must be given; got {both} "
+            "(to begin an adapter: polybn check --new-adapter my_adapter.py)"
         )
-    name = str(adapter) if backend is None else f"polybn-{backend}"
-    if not jit:
-        return name
-    if backend is None or f"{name}-jit" not in ADAPTERS:
-        given = f"--adapter {adapter}" if backend is None else f"--backend {backend}"
-        raise DomainError(f"polybn check: --jit must come with --backend jax; got {given} (no other compiles calls)")
-    return f"{name}-jit"
+    if jit and backend is None:
+        raise DomainError(f"polybn check: --jit must come with --backend; got --adapter {adapter}")
+    return str(adapter) if backend is None else f"polybn-{backend}{'-jit' if jit else ''}"
 
 
-def _worse(report: Report, letter: str) -> list[str]:
-    from polybn.conformance.text import CLASSES
+def _worse(report: Report, letter: Letter) -> list[str]:
+    from polybn.conformance.grades import LETTERS, at_least
 
-    classes = list(CLASSES)
     if not report.grades:
         return [f"No dtype was graded, so none is of class {letter} or better."]
     return [
-        f"{grade.dtype} must be of class {letter}, {CLASSES[letter]}, or better; got {grade.letter} (see --at-least)."
+        f"{grade.dtype} must be of class {letter}, {LETTERS[letter]}, or better; got {grade.letter} (see --at-least)."
         for grade in report.grades
-        if classes.index(grade.letter) > classes.index(letter)
+        if not at_least(grade.letter, letter)
     ]
 
 
@@ -156,6 +315,8 @@ def _compare_peers(json_out: Path | None, into: list[Path]) -> None:
     from polybn.conformance import peers
     from polybn.conformance.adapters import ADAPTERS
 
+    if json_out is not None:
+        _require_place(json_out, "--json")
     measured = []
     with _bar() as bar:
         task = bar.add_task("", total=len(ADAPTERS))
@@ -172,11 +333,6 @@ def _compare_peers(json_out: Path | None, into: list[Path]) -> None:
             out.print(f"Written to {path}")
 
 
-def _require_matplotlib() -> None:
-    if find_spec("matplotlib") is None:
-        raise ImportError('polybn check: --html needs matplotlib for its pictures: pip install "polybn[plot]"')
-
-
 def _bar() -> Progress:
     return Progress(
         BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"),
@@ -184,22 +340,7 @@ def _bar() -> Progress:
     )  # fmt: skip
 
 
-def _show(report: Report) -> None:
-    table = Table(
-        "id", "result", "cases", "error / bound", "what it says", title=report.info.name, title_justify="left"
-    )
-    for result in report.results:
-        judged = result.status in ("pass", "fail", "not certified") and result.cases
-        table.add_row(
-            result.id,
-            Text(result.status, STYLES.get(result.status, "dim")),
-            f"{result.cases - result.vacuous:,}" if judged else "",
-            f"{result.share:.2g}" if result.share else "exact" if result.exact else "",
-            result.title,
-        )
-    out.print(table)
-    for result in report.failures:
-        if result.reproducer:
-            out.print(Text.assemble((f"\nTo repeat {result.id}:", "bold")))
-            out.print(result.reproducer)
-    out.print(f"\n{report}")
+def _plain(text: str) -> str:
+    from polybn.conformance.guard import plain
+
+    return plain(text)

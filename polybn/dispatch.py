@@ -77,6 +77,11 @@ def backends() -> dict[str, str | None]:
     return {name: why_not(name) for name in _names()}
 
 
+def installed() -> tuple[str, ...]:
+    """List the names of all installed backends, without importing them."""
+    return _names()
+
+
 def why_not(name: str) -> str | None:
     """Return None if the named backend can compute here, else the reason in one line."""
     try:
@@ -106,7 +111,7 @@ def backend_of(function: str, **arrays: object) -> Backend:
 
 def _fail_mixed(function: str, arrays: Mapping[str, object]) -> NoReturn:
     given = {name: value for name, value in arrays.items() if value is not None}
-    owners = {name: _owner(type(value)) for name, value in given.items()}
+    owners = {name: _owner(cast("Hashable", type(value))) for name, value in given.items()}
     unserved = [(name, given[name]) for name, owner in owners.items() if owner is None]
     if unserved or not owners:
         # Where all are None, speak of the first that may not be: gamma and beta may.

@@ -16,6 +16,7 @@ from polybn.spec import DTypeError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
@@ -262,7 +263,7 @@ class BatchNorm:
     def _backend(self) -> Backend:
         return find_backend(self._name)
 
-    def _guard(self) -> threading.RLock:  # type: ignore[valid-type]  # typeshed has a function for it before 3.13
+    def _guard(self) -> AbstractContextManager[Any]:
         # A process that was forked while another thread trained would find the lock taken, and nobody to release it.
         if self._lock[0] != os.getpid():
             self._lock = os.getpid(), threading.RLock()

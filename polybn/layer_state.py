@@ -43,14 +43,12 @@ def check_state(state: Mapping[str, NDArray[Any]], own: Mapping[str, NDArray[Any
             _refuse(ShapeError, f"{name} must have shape {value.shape}; got {given.shape}", "num_features fixes it")
         if given.dtype.newbyteorder("=") != value.dtype:
             _refuse(DTypeError, f"{name} must have dtype {value.dtype}; got {given.dtype}", "the layer's dtype")
-    if "running_var" in own and not ((state["running_var"] >= 0) & np.isfinite(state["running_var"])).all():
-        worst = int(np.argmin((state["running_var"] >= 0) & np.isfinite(state["running_var"])))
-        value = float(state["running_var"][worst])
-        _refuse(
-            DomainError,
-            f"running_var must be finite and not negative; got {value!r} in channel {worst}",
-            "no batch has such a variance, except one that holds NaN or overflows",
-        )
+    bad = [] if "running_var" not in own else ~((state["running_var"] >= 0) & np.isfinite(state["running_var"]))
+    if np.any(bad):
+        first = int(np.argmax(bad))
+        rule = "running_var must be finite and not negative"
+        got = f"got {float(state['running_var'][first])!r} in channel {first}"
+        _refuse(DomainError, f"{rule}; {got}", "no batch has such a variance, except one that holds NaN or overflows")
     return {name: state[name].astype(value.dtype) for name, value in own.items()}
 
 

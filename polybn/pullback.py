@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from polybn.arguments import check_cotangents, check_dy, check_record, describe_arrays
 from polybn.dispatch import backend
 from polybn.options import check_own
-from polybn.spec import Arguments, Description, Gradients, traits_of
+from polybn.spec import Arguments, BackendError, Description, Gradients, traits_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,8 +71,13 @@ class Pullback:
         Raises
         ------
         BackendError, ShapeError, DTypeError
-            As a call.
+            As a call, or if the backend has no second derivatives.
         """
+        if not hasattr(backend(self._name), "double_backward"):
+            raise BackendError(
+                f"polybn.batch_norm_vjp: backend must have second derivatives for vjp; got {self._name!r} "
+                "(it has no double_backward; differentiate twice with the library's own means)"
+            )
         return self(dy), SecondPullback(self._name, self._arguments, self._residuals, dy)
 
 

@@ -214,11 +214,14 @@ class Arguments(NamedTuple):
     function: str
     """Name of the public function, for error messages."""
     x: Array
-    gamma: Array | None
-    beta: Array | None
-    running_mean: Array | None
-    running_var: Array | None
-    where: Array | None
+    """None for ``fold``, which has no such argument."""
+    gamma: Array
+    """None if it was not given, as the four that follow."""
+    beta: Array
+    running_mean: Array
+    """In inference it is given, and so is the variance."""
+    running_var: Array
+    where: Array
     """Mask of the values that take part; it broadcasts to the shape of ``x``."""
     training: bool
     momentum: float
@@ -262,6 +265,8 @@ class Traits:
     """Whether the library has a batch norm of its own, which ``compile`` then offers as ``"native"``."""
     variants: Mapping[str, Callable[[], AbstractContextManager[Any]]] = field(default_factory=dict)
     """Context managers by name: inside of each, another implementation serves all calls. The kit grades each."""
+    sees_values: bool = True
+    """Whether a bad value is an error; False where the host would have to wait, and NaN comes out instead (S14)."""
     own: frozenset[str] = frozenset()
     """Keywords of its own that ``batch_norm``, ``batch_norm_vjp`` and ``moments`` pass on, such as ``axis_name``."""
     own_of_pullback: frozenset[str] = frozenset()
@@ -292,7 +297,7 @@ class Backend(Protocol):
     def describe(self) -> Mapping[str, str]:
         """Say what a bug report needs: versions of the library, and under ``"device"`` the device."""
 
-    def inspect(self, value: object, /) -> Description | None:
+    def inspect(self, value: Any, /) -> Description | None:
         """Describe an array of the library; return None for all else, such as subclasses with other meanings."""
 
     def asarray(self, host: NDArray[Any], /) -> Array:
@@ -313,7 +318,7 @@ class Backend(Protocol):
     def double_backward(
         self, arguments: Arguments, residuals: Any, dy: Array, cotangents: Gradients
     ) -> SecondGradients:
-        """Differentiate :meth:`backward`: a cotangent that is None stands for 0."""
+        """Differentiate :meth:`backward`; a cotangent that is None stands for 0. A backend may leave this out."""
 
     def moments(self, arguments: Arguments) -> Moments:
         """Measure ``x`` (S15); of the arguments ``x``, ``where`` and what is known of their shapes are filled in."""

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polybn.conformance import bounds, cases
-from polybn.conformance.bounds import FORMATS, SAFETY, Errors
+import polybn
+from polybn.conformance import bounds, cases, forms
+from polybn.conformance.bounds import SAFETY, Errors
 from polybn.conformance.cases import Array, Case, equal
 from polybn.conformance.channels import measure
+from polybn.conformance.forms import FORMATS
 
 if TYPE_CHECKING:
     from polybn.spec import Backend
@@ -23,7 +25,11 @@ class Outcome(cases.Outcome):
 
 def run(backend: Backend, case: Case) -> Outcome:
     """Make the call on a backend, with its pullback."""
-    return Outcome(*cases.run(backend, case))
+    arrays = {name: None if value is None else backend.asarray(value) for name, value in case.arrays().items()}
+    where = None if case.where is None else backend.asarray(case.where)
+    result, pullback = polybn.batch_norm_vjp(*arrays.values(), **case.options(), where=where)
+    gradients = pullback(backend.asarray(case.dy))
+    return Outcome._make(None if value is None else backend.to_numpy(value) for value in (*result, *gradients))
 
 
 def assert_others_equal(got: Outcome, base: Outcome, channel: int) -> None:
@@ -39,6 +45,6 @@ def errors(case: Case) -> list[Errors]:
     """Bound the statistics and normalized values of each channel (S2); raise where a bound certifies nothing."""
     found, f = [], FORMATS[case.x.dtype.name]
     for _, _, ch, _, _ in measure(case, cases.Outcome(np.zeros_like(case.x))):
-        e = bounds.normalized("K", ch, f, bounds.additions("K", ch.m, ch.length))
+        e = bounds.normalized("K", ch, f, forms.additions("K", ch.m, ch.length))
         found.append(Errors(SAFETY * e.mean, SAFETY * e.variance, SAFETY * e.root, SAFETY * e.xhat, e.size, e.h))
     return found

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 
-import polybn_jax
+import polybn
 
 DEVICES, SHAPE = 8, (16, 5, 3)
 SPLIT, WHOLE = PartitionSpec("i"), PartitionSpec()
@@ -35,7 +35,7 @@ def mask(kind: str) -> Any:
 
 def by_grad(axis_name: Any, training: bool, x: Any, dy: Any, where: Any, *vectors: Any) -> Any:
     def loss(*a: Any) -> Any:
-        result = polybn_jax.batch_norm(
+        result = polybn.batch_norm(
             *a, training=training, where=where, axis_name=axis_name, running_variance="unbiased", momentum=0.75
         )
         return (result.y * dy).sum(), tuple(result)
@@ -45,14 +45,14 @@ def by_grad(axis_name: Any, training: bool, x: Any, dy: Any, where: Any, *vector
 
 
 def by_pullback(axis_name: Any, training: bool, x: Any, dy: Any, where: Any, *vectors: Any) -> Any:
-    result, pullback = polybn_jax.batch_norm_vjp(
+    result, pullback = polybn.batch_norm_vjp(
         x, *vectors, training=training, where=where, axis_name=axis_name, running_variance="unbiased", momentum=0.75
     )
     return tuple(result), tuple(pullback(dy))[:3]
 
 
 def moments(axis_name: Any, _training: bool, x: Any, _dy: Any, where: Any, *_vectors: Any) -> Any:
-    return tuple(polybn_jax.moments(x, where=where, axis_name=axis_name))
+    return tuple(polybn.moments(x, where=where, axis_name=axis_name))
 
 
 @functools.cache
@@ -92,15 +92,13 @@ def main() -> None:
             for kappa in (1.0, 1e4):
                 compare(dtype, kappa, kind)
     x = jnp.asarray(np.full((16, 2), 1234.567), jnp.float32)
-    one = jax.vmap(lambda z: polybn_jax.batch_norm(z, training=True, axis_name="k").y, axis_name="k")(
-        x.reshape(8, 2, 2)
-    )
+    one = jax.vmap(lambda z: polybn.batch_norm(z, training=True, axis_name="k").y, axis_name="k")(x.reshape(8, 2, 2))
     assert not one.any()
     huge = arrays("float32", 0.0)[0] * jnp.float32(1e25)
-    y = jax.pmap(lambda z: polybn_jax.batch_norm(z, training=True, axis_name="k").y, axis_name="k")(
+    y = jax.pmap(lambda z: polybn.batch_norm(z, training=True, axis_name="k").y, axis_name="k")(
         huge.reshape(8, 2, 5, 3)
     )
-    assert np.abs(np.asarray(y).reshape(SHAPE) - polybn_jax.batch_norm(huge, training=True).y).max() <= 1e-5
+    assert np.abs(np.asarray(y).reshape(SHAPE) - polybn.batch_norm(huge, training=True).y).max() <= 1e-5
     sys.stdout.write("equal\n")
 
 

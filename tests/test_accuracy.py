@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 import polybn
-from polybn.conformance import bounds, oracle
+from polybn.conformance import forms, oracle
 from polybn.conformance.cases import DTYPES, Array, Case, rows
 from polybn.conformance.certify import certify, within, within_one
 from polybn.conformance.strategies import cases, sample
@@ -26,7 +26,7 @@ def test_everything_within_the_envelope(backend: str, case: Case) -> None:
     certify(case, run(polybn.backend(backend), case))
 
 
-def exact_rows(x: Array, eps: float) -> list[oracle.Row]:
+def exact_rows(x: Array, eps: float) -> list[oracle.ExactRow]:
     values = [oracle.row(channel) for channel in rows(x, 1).tolist()]
     one, zero = Fraction(1), Fraction(0)
     return [oracle.output(v, oracle.batch_statistics(v, Fraction(eps)), one, zero) for v in values]
@@ -77,7 +77,7 @@ def test_accuracy_table_halves(backend: str, dtype: str, mean: float) -> None:
     b = polybn.backend(backend)
     x = (mean + np.random.default_rng(0).normal(size=TABLE)).astype(DTYPES[dtype])
     y = rows(b.to_numpy(polybn.batch_norm(b.asarray(x), training=True).y), 1)
-    f = bounds.FORMATS[dtype]
+    f = forms.FORMATS[dtype]
     for exact, got in zip(exact_rows(x, 1e-5), y, strict=True):
         within("y", got, exact, 1e-6 + f.stored * (np.abs(exact.floats()) + 1e-6) + f.grain)
 
@@ -102,15 +102,15 @@ def test_fold_is_inference(backend: str, case: Case) -> None:
     scale, shift = (b.to_numpy(a) for a in folded)
     assert case.running_mean is not None
     assert case.running_var is not None
-    unit = bounds.FORMATS[case.x.dtype.name].unit
+    unit = forms.FORMATS[case.x.dtype.name].unit
     for c in range(len(scale)):
         gamma, beta = (default if v is None else float(v[c]) for v, default in ((case.gamma, 1.0), (case.beta, 0.0)))
         mean = Fraction(float(case.running_mean[c]))
         exact = Fraction(gamma) * oracle.inverse_root(Fraction(float(case.running_var[c])) + Fraction(case.eps))
         # eps, the sum, the root (these three are halved), the quotient, the product.
-        within_one("scale", float(scale[c]), exact, bounds.roundings(5, unit) * abs(float(exact)))
+        within_one("scale", float(scale[c]), exact, forms.roundings(5, unit) * abs(float(exact)))
         product = abs(float(mean * exact))
         within_one(
             "shift", float(shift[c]), Fraction(beta) - mean * exact,
-            bounds.roundings(7, unit) * product + bounds.roundings(1, unit) * (product + abs(beta)),
+            forms.roundings(7, unit) * product + forms.roundings(1, unit) * (product + abs(beta)),
         )  # fmt: skip

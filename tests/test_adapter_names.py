@@ -88,7 +88,11 @@ def test_numpy_gets_its_lost_names_for_the_import_of_mxnet_only(monkeypatch: pyt
 @pytest.mark.parametrize(
     ("path", "error", "words"),
     [
-        ("torch", DomainError, r"adapter must be one of polybn-numpy, .*, or 'package.module:Class'; got 'torch'"),
+        (
+            "torch",
+            DomainError,
+            r"adapter must be one of pytorch, .*, 'polybn-NAME', or 'package.module:Class'; got 'torch'",
+        ),
         ("", DomainError, "got ''"),
         (":", DomainError, "got ':'"),
         ("math:", DomainError, "got 'math:'"),

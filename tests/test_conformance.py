@@ -9,11 +9,11 @@ from hypothesis import settings
 
 from polybn import conformance
 from polybn.conformance.check import GRADES, Subject, find, prepare
-from polybn.conformance.grades import CLASSES
+from polybn.conformance.grades import LADDER
 from polybn.conformance.report import Result
 
 CHECKS = [name for name in conformance.IDS if not name.startswith("grade-")]
-KAPPA_FREE = CLASSES[: CLASSES.index("K") + 1]
+KAPPA_FREE = LADDER[: LADDER.index("K") + 1]
 SEED = 20
 
 

@@ -19,15 +19,20 @@ from typing import Any
 import pytest
 
 import polybn
-from polybn.conformance import oracle, stateful, strategies
-from tests.conftest import REASONS
+from polybn.conformance import stateful, strategies
+from tests.conftest import BACKENDS, REASONS
 
 ROOT = Path(__file__).parents[1]
 MODULES = [polybn, *(value for name in polybn.__all__ if isinstance(value := getattr(polybn, name), ModuleType))]
-MODULES += [polybn.arguments, oracle, stateful, strategies]
-INNER = ("polybn.arguments.", "polybn.conformance.oracle.", "polybn.conformance.stateful.")
-"""Modules for authors of backends and of tests; their pages show what calls them."""
-IDIOMS = {"jax": "polybn_jax.nnx", "mxnet": "polybn_mxnet.gluon"}
+MODULES += [polybn.conformance, stateful, strategies]
+INNER = ("polybn.conformance.stateful.", "polybn.spec.")
+"""Modules for authors of tests and of backends: a line for each function says what it does."""
+IDIOMS = {
+    f"polybn_{name}.{idiom}": name
+    for name in BACKENDS
+    for idiom in ("nnx", "gluon", "public")
+    if (ROOT / f"backends/polybn_{name}/{idiom}.py").exists()
+}
 """What a backend offers to its library's own people, beside the protocol."""
 REFERENCE = re.compile(r"\b(see|as|to) :(func|meth):`", re.IGNORECASE)
 """A function may point to the one that explains its arguments."""
@@ -72,11 +77,15 @@ def raises_itself(function: Callable[..., Any]) -> bool:
     return any(isinstance(node, ast.Raise) for node in ast.walk(ast.parse(source)))
 
 
-def flaws(function: Callable[..., Any]) -> list[str]:
+def flaws(function: Callable[..., Any], *, inner: bool = False) -> list[str]:
     """List what a function's docstring keeps from its reader."""
     doc = inspect.getdoc(function) or ""
     if not doc or REFERENCE.search(doc):
         return [] if doc else ["no docstring"]
+    if not re.match(r"[A-Z`].*[.:]$", doc.partition("\n")[0]):
+        return ["no one-line summary"]
+    if inner:
+        return []
     sections, signature = sections_of(doc), inspect.signature(function)
     parameters = {n: str(p.annotation) for n, p in signature.parameters.items() if n not in ("self", "cls")}
     entries = entries_of(sections.get("Parameters", ""))
@@ -89,14 +98,12 @@ def flaws(function: Callable[..., Any]) -> list[str]:
         found.append("no Returns")
     if raises_itself(function) and "Raises" not in sections:
         found.append("no Raises")
-    if not re.match(r"[A-Z`].*[.:]$", doc.partition("\n")[0]):
-        found.append("no one-line summary")
     return found
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_public_function_explains_its_arguments(name: str) -> None:
-    assert flaws(FUNCTIONS[name]) == []
+    assert flaws(FUNCTIONS[name], inner=name.startswith(INNER)) == []
 
 
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.startswith(INNER)])
@@ -117,7 +124,8 @@ def test_a_public_class_and_its_methods_have_docstrings(name: str) -> None:
     cls = CLASSES[name]
     own = {key: value for key, value in vars(cls).items() if inspect.isfunction(value) and not key.startswith("_")}
     assert [key for key, value in {name: cls, **own}.items() if not inspect.cleandoc(value.__doc__ or "")] == []
-    assert {key: found for key, value in own.items() if (found := flaws(value))} == {}
+    inner = name.startswith(INNER)
+    assert {key: found for key, value in own.items() if (found := flaws(value, inner=inner))} == {}
     assert not (cls.__doc__ or "").startswith(f"{cls.__name__}(")  # what dataclass and NamedTuple make up
     if "__init__" in vars(cls) and not hasattr(cls, "__dataclass_fields__") and not getattr(cls, "_is_protocol", False):
         entries = entries_of(sections_of(inspect.getdoc(cls) or "").get("Parameters", ""))
@@ -172,18 +180,19 @@ def test_the_examples_of_a_backend_run(backend: str, tmp_path: Path, monkeypatch
         run_examples(name)
 
 
-def test_the_functions_of_a_backend_are_explained_there_or_in_the_protocol(backend: str) -> None:
+def test_each_function_of_a_backend_says_what_it_does(backend: str) -> None:
     module: Any = polybn.backend(backend)
-    found = {name: flaws(getattr(module, name)) for name in module.__all__ if name != "name"}
+    functions = {name: value for name in module.__all__ if inspect.isfunction(value := getattr(module, name))}
+    found = {name: flaws(value, inner=True) for name, value in functions.items()}
     assert {name: all_flaws for name, all_flaws in found.items() if all_flaws} == {}
 
 
-@pytest.mark.parametrize("library", IDIOMS)
-def test_what_a_backend_offers_to_its_own_people_is_explained(library: str) -> None:
-    if REASONS[library] is not None:
-        pytest.skip(f"{library}: {REASONS[library]}")
-    pytest.importorskip(IDIOMS[library], reason="the backend runs without the library of its layers")
-    names = dict(public(importlib.import_module(IDIOMS[library])))
+@pytest.mark.parametrize("idiom", IDIOMS)
+def test_what_a_backend_offers_to_its_own_people_is_explained(idiom: str) -> None:
+    if REASONS[IDIOMS[idiom]] is not None:
+        pytest.skip(f"{IDIOMS[idiom]}: {REASONS[IDIOMS[idiom]]}")
+    pytest.importorskip(idiom, reason="the backend runs without the library of its layers")
+    names = dict(public(importlib.import_module(idiom)))
     assert names
     for name, value in names.items():
         assert not inspect.isfunction(value) or flaws(value) == []

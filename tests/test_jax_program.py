@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from polybn import dispatch
 from polybn.lenet import networks
 from polybn.lenet.networks import BatchNorm, Convolution, Dense, MaxPool, Network, Sigmoid
 from polybn.lenet.program import compile
-from polybn.spec import BackendError
+from polybn.spec import BackendError, traits_of
 from tests import reference_lenet as reference
 from tests.reference_lenet import Named
 from tests.test_program import SPEC, Sample, bits, check, compiled, exact_step, program_step, sample
@@ -204,11 +206,8 @@ def test_lenet_trains_with_the_batch_norm_of_flax() -> None:
 
 
 def test_native_without_flax(monkeypatch: pytest.MonkeyPatch) -> None:
-    from polybn_jax import program
-
-    monkeypatch.setattr(program, "find_spec", lambda name: None)
-    words = (
-        r"^polybn\.train: norm must be 'spec' or None where Flax is not installed; got 'native' .*pip install flax\)$"
-    )
-    with pytest.raises(BackendError, match=words):
-        compile(networks.lenet("native"), dispatch.backend("jax"), networks.initial_state(SPEC, 0), batch_size=4)
+    module = dispatch.backend("jax")
+    assert traits_of(module).native_norm == (find_spec("flax") is not None)
+    monkeypatch.setattr(module, "traits", replace(traits_of(module), native_norm=False))
+    with pytest.raises(BackendError, match=r"^polybn\.train: norm must be 'spec' or None on the jax backend; got "):
+        compile(networks.lenet("native"), module, networks.initial_state(SPEC, 0), batch_size=4)

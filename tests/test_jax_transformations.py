@@ -250,7 +250,7 @@ def test_donated_buffers(training: bool) -> None:
 @BOTH
 def test_values_do_not_retrace(training: bool) -> None:
     """New arrays, a new momentum and a new eps run what is compiled; a new shape compiles once."""
-    call, programs = Call(training), importlib.import_module("polybn_jax.batch_norm")._normalize
+    call, programs = Call(training), importlib.import_module("polybn_jax.batch_norm")._forward
     call(*call.arrays)
     before = programs._cache_size()
     for seed in (7, 8):
@@ -284,13 +284,33 @@ def test_checks_under_tracing() -> None:
     assert np.isfinite(np.asarray(jax.jit(lambda w: single(where=w))(jnp.asarray(where)).running_var)).all()
 
 
-def test_numpy_arrays_are_not_converted() -> None:
-    import polybn_jax
+@BOTH
+def test_jaxs_own_checks_of_gradients(training: bool) -> None:
+    """``check_grads`` hands in NumPy arrays for its differences: the functions in JAX's words convert them."""
+    from jax.test_util import check_grads
 
-    for function in (polybn_jax.batch_norm, polybn_jax.moments):
-        options: dict[str, Any] = {} if function is polybn_jax.moments else {"training": True}
-        with pytest.raises(polybn.BackendError, match=r"x must be a plain JAX array; got numpy\.ndarray"):
-            function(np.ones(SHAPE, np.float32), **options)
+    from polybn_jax.public import batch_norm
+
+    call = Call(training)
+    check_grads(lambda *a: batch_norm(*a, **call.options).y, call.arrays, order=2, modes=("fwd", "rev"))
+
+
+def test_the_functions_in_jaxs_words_convert() -> None:
+    from polybn_jax import public
+
+    call = Call(True, where=jnp.asarray(np.arange(7 * 3 * 5).reshape(SHAPE) % 4 > 0))
+    hosts = [np.asarray(a) for a in call.arrays]
+    options = call.options | {"where": np.asarray(call.options["where"])}
+    result, pullback = public.batch_norm_vjp(*hosts, **options)
+    expected = call(*call.arrays)
+    for got in (result, public.batch_norm(*hosts, **options)):
+        assert all(
+            isinstance(z, jax.Array) and equal(np.asarray(z), np.asarray(e)) for z, e in zip(got, expected, strict=True)
+        )
+    near(list(pullback(call.dy))[:3], call.gradients()[:3])
+    near(public.moments(hosts[0], axis=-1), polybn.moments(call.arrays[0], axis=-1))
+    synced = jax.vmap(lambda z: public.batch_norm(z, training=True, axis_name="i").y, axis_name="i")(call.arrays[0])
+    near(synced, polybn.batch_norm(call.arrays[0], training=True, axis=2).y)
 
 
 def test_nothing_travels_to_the_host() -> None:

@@ -14,14 +14,23 @@ from hypothesis import strategies as st
 
 import polybn
 from polybn.conformance import bounds, certify
-from polybn.conformance.bounds import FORMATS, FORMS, VacuousBoundError, additions, format_of, roundings
 from polybn.conformance.cases import DTYPES, Array, Case, Outcome, rows
-from polybn.conformance.cases import run as run_backend
 from polybn.conformance.certify import within, within_one
 from polybn.conformance.channels import measure
-from polybn.conformance.forms import Channel, Form, measured
-from polybn.conformance.oracle import Row
+from polybn.conformance.forms import (
+    FORMATS,
+    FORMS,
+    Channel,
+    Form,
+    VacuousBoundError,
+    additions,
+    format_of,
+    measured,
+    roundings,
+)
+from polybn.conformance.oracle import ExactRow
 from polybn.conformance.strategies import LARGEST_KAPPA, sample
+from tests.cases import run as run_backend
 from tests.kit_variants import VARIANTS, Plain, in_order, run, two_pass
 
 HONEST: dict[str, Form] = {
@@ -444,7 +453,7 @@ def test_a_vacuous_bound_names_itself() -> None:
 
 
 def test_within() -> None:
-    exact = Row([1, 2], 2)
+    exact = ExactRow([1, 2], 2)
     assert within("z", [0.5, 1.25], exact, [1.0, 0.5]) == 0.5
     with pytest.raises(AssertionError, match=r"value 1 is 1\.25, exactly 1\.0; error 0\.25 is 2\.5 times"):
         within("z", [0.5, 1.25], exact, [1.0, 0.1])

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from polybn import cli_check, conformance
 from polybn.conformance import conventions, expected
+from polybn.conformance.grades import LETTERS
 from polybn.conformance.report import Report
-from polybn.conformance.text import CLASSES
 from polybn.spec import DomainError
 from tests import kit_adapters as kit
 from tests.kit_variants import VARIANTS, Plain
@@ -296,7 +296,7 @@ def test_command_demands_a_grade_that_is_there() -> None:
 
 def test_command_explains_the_letters() -> None:
     said = " ".join(invoke("--help").output.replace("│", " ").split())
-    assert [letter for letter in CLASSES if letter != "-" and f" {letter}, " not in said] == []
+    assert [letter for letter in LETTERS if letter != "-" and f" {letter}, " not in said] == []
     assert "--at-least" in said
 
 

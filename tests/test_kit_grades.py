@@ -14,7 +14,7 @@ from polybn.conformance.adapter import Info
 from polybn.conformance.adapters.backend import BackendAdapter
 from polybn.conformance.cases import DTYPES, Array, Case, Outcome
 from polybn.conformance.families import FAMILIES
-from polybn.conformance.grades import CLASSES, Grade, Letter, grade, holds, silent, uncertified
+from polybn.conformance.grades import LADDER, Grade, Letter, grade, holds, silent, uncertified
 from polybn.conformance.runner import run as run_adapter
 from tests.kit_variants import VARIANTS, Plain, in_a_tree, run, two_pass
 
@@ -94,9 +94,9 @@ def test_one_vacuous_bound_costs_k_and_not_t() -> None:
     rows = list(graded("wide").rows)
     assert holds(rows, "S")
     assert holds(rows, "K")
-    none: dict[str, float | None] = dict.fromkeys(CLASSES)
+    none: dict[str, float | None] = dict.fromkeys(LADDER)
     rows[-1] = rows[-1]._replace(ratio=none)
-    assert [name for name in CLASSES if holds(rows, name)] == ["T", "N", "F", "O"]
+    assert [name for name in LADDER if holds(rows, name)] == ["T", "N", "F", "O"]
     near = [row._replace(ratio=none) if row.family == "N(0, 1)" else row for row in rows]
     assert not holds([row for row in near if "N(0, 1)" in row.family and "last" not in row.family], "T")
 
@@ -105,14 +105,14 @@ def test_rows_say_what_happened() -> None:
     (row,) = (r for r in graded("tree").rows if (r.family, r.m) == ("constant 1234.567", 31))
     assert row.kappa == math.inf
     assert row.case.x.shape == (31, 3, 1, 1)
-    assert set(row.bounds) == set(row.ratio) == set(CLASSES)
+    assert set(row.bounds) == set(row.ratio) == set(LADDER)
     near = next(r for r in graded("tree").rows if (r.family, r.m) == ("N(0, 1)", 1024))
     assert 1 <= near.kappa < 1.1
-    for name in CLASSES:
+    for name in LADDER:
         assert (near.bounds[name] is None) == (near.ratio[name] is None)
     assert near.error <= near.bounds["T"] <= near.bounds["N"]  # type: ignore[operator]
     assert all(
-        (row.bounds[name] is None) == (row.ratio[name] is None) for row in graded("tree").rows for name in CLASSES
+        (row.bounds[name] is None) == (row.ratio[name] is None) for row in graded("tree").rows for name in LADDER
     )
 
 

@@ -17,7 +17,7 @@ from polybn.conformance import oracle
 from polybn.conformance.cases import Case, Outcome
 from polybn.conformance.channels import measure
 from polybn.conformance.doubles import Double, add, distance, double, multiply
-from polybn.conformance.oracle import Row
+from polybn.conformance.oracle import ExactRow
 from polybn.conformance.strategies import LARGEST_KAPPA, sample
 
 DIGITS = decimal.Context(prec=60, Emax=10**6, Emin=-(10**6))
@@ -100,7 +100,7 @@ def close(exact: list[Fraction], other: list[Decimal], *, relative: Fraction) ->
     return all(abs(a - Fraction(b)) <= relative * size for a, b in zip(exact, other, strict=True))
 
 
-def fractions_of(values: Row) -> list[Fraction]:
+def fractions_of(values: ExactRow) -> list[Fraction]:
     return [Fraction(n, values.denominator) for n in values.numerators]
 
 
@@ -187,7 +187,7 @@ def test_measured_distances_are_upper_bounds(seed: int, dtype: str, far: bool, t
         s, gamma = exact_statistics(case, x, c), Fraction(float(case.gamma[c]))
         d = oracle.derivatives(x, dy, s, gamma, training=training)
         exact_y = oracle.output(x, s, gamma, Fraction(float(case.beta[c])))
-        exact_dx = Row(
+        exact_dx = ExactRow(
             [n << k if k > 0 else n for n in d.x.numerators], d.x.denominator << -k if k < 0 else d.x.denominator
         )
         slope = abs(float(gamma * s.root * Fraction(2) ** k))
@@ -208,7 +208,7 @@ def scaled(case: Case, power: int) -> Case:
     return case._replace(x=x, running_mean=mean, running_var=var, eps=math.ldexp(case.eps, 2 * power))
 
 
-def exact_statistics(case: Case, x: Row, c: int) -> oracle.Statistics:
+def exact_statistics(case: Case, x: ExactRow, c: int) -> oracle.Statistics:
     if case.training:
         return oracle.batch_statistics(x, Fraction(case.eps))
     assert case.running_mean is not None

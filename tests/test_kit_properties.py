@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from polybn import conformance
 from polybn.conformance import Info, runner
-from polybn.conformance.bounds import VacuousBoundError
 from polybn.conformance.cases import DTYPES, Array
-from polybn.conformance.properties import PROPERTIES, drawn, layouts
+from polybn.conformance.forms import VacuousBoundError
+from polybn.conformance.properties import PROPERTIES, layouts, served
 from polybn.conformance.reproducer import expression, program, source_of
 from polybn.conformance.runner import CallError, KitAdapterError, Recorder, Violation, remember, run
 from polybn.conformance.strategies import sample
@@ -302,8 +302,8 @@ def test_where_shapes_are_compiled_few_are_drawn() -> None:
         attempt(BY_ID[name], spy, spy.info(), DEV._replace(examples=200), 0)
         assert {dtype for *_, dtype in calls} == {"float16", "float32"}
         assert {len(shape) for shape, *_ in calls} == {2, 3}
-        assert len(calls) == 2 * 2 * drawn.FEW
-        assert drawn.FEW <= len(options) <= 2 * drawn.FEW
+        assert len(calls) == 2 * 2 * served.FEW
+        assert served.FEW <= len(options) <= 2 * served.FEW
 
 
 @pytest.mark.parametrize(
@@ -521,7 +521,7 @@ def test_drawn_calls_do_not_depend_on_the_settings_of_others() -> None:
 def test_served_shapes_keep_channels_and_values() -> None:
     for ranks in ((2,), (3,), (4,), (5,), (2, 3, 4, 5)):
         for shape in ((5, 7, 3), (4, 65, 4, 2), (9, 3), (0, 5, 3, 2)):
-            got = drawn.served(Info("a", "1", ranks=ranks), shape)
+            got = served.fitted(Info("a", "1", ranks=ranks), shape)
             assert len(got) in ranks
             assert got[1] == shape[1]
             assert np.prod(got) == np.prod(shape)

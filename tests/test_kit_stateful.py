@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from polybn import conformance
 from polybn.conformance import oracle, stateful
-from polybn.conformance.bounds import VacuousBoundError
 from polybn.conformance.cases import rows
+from polybn.conformance.forms import VacuousBoundError
 from polybn.conformance.properties.model import Model
 from polybn.conformance.runner import Violation, run
 from polybn.conformance.strategies import sample

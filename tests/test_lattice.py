@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import polybn
 from polybn.conformance.cases import DTYPES, Array, equal, statistics_dtype
-from polybn.conformance.lattice import many_values, more_than_float32_counts
-from polybn.conformance.strategies import Lattice, lattice, lattices
+from polybn.conformance.lattice import Lattice, lattice, many_values, more_than_float32_counts
+from polybn.conformance.strategies import lattices
 from tests.cases import run
 
 """The pattern of variance 5: its squares add up exactly in float32 as far as m = 2^21."""

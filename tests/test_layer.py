@@ -204,6 +204,7 @@ def test_a_layer_without_channels_works(backend: str) -> None:
     module = polybn.backend(backend)
     layer = polybn.BatchNorm(0, backend=backend)
     assert tuple(layer(module.asarray(np.zeros((7, 0, 5), "f4")), training=True).shape) == (7, 0, 5)
+    assert layer.running_var is not None
     assert math.prod(layer.running_var.shape) == 0
 
 

@@ -215,6 +215,7 @@ def test_a_frozen_layer_learns_and_keeps_its_statistics() -> None:
     y, pullback = layer.vjp(x, training=False)
     gradients = pullback(draw(2))
     assert layer.gamma is not None
+    assert gradients.gamma is not None
     layer.gamma = layer.gamma - np.float32(0.01) * gradients.gamma
     after = layer.state_dict()
     assert np.array_equal(after["running_mean"], before["running_mean"])

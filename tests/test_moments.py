@@ -10,12 +10,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import polybn
-from polybn.conformance import bounds, oracle
+from polybn.conformance import bounds, forms, oracle
 from polybn.conformance.cases import DTYPES, Array, Case, equal, rows, statistics_dtype
 from polybn.conformance.certify import within_one
 from polybn.conformance.forms import Format
+from polybn.conformance.lattice import lattice
 from polybn.conformance.oracle import Parts
-from polybn.conformance.strategies import cases, lattice, sample
+from polybn.conformance.strategies import cases, sample
 from polybn.spec import Moments
 from tests.cases import errors
 
@@ -37,13 +38,13 @@ def parts(moments: Moments) -> list[Parts]:
 
 def mean_bound(values: Array, dtype: str) -> tuple[Parts, float, float]:
     """Return the exact moments of one channel's values, and bounds on mean and m2."""
-    exact, f, m = oracle.parts(oracle.row(values.tolist())), bounds.FORMATS[dtype], len(values)
+    exact, f, m = oracle.parts(oracle.row(values.tolist())), forms.FORMATS[dtype], len(values)
     if m == 0 or exact.m2 == 0:
         return exact, 0.0, 0.0
     x = values[:, None].astype(DTYPES[dtype])
     (e,) = errors(Case(x, None, None, None, None, np.zeros_like(x), eps=0.0))
     m2 = m * e.variance
-    return exact, e.mean, bounds.SAFETY * (m2 + bounds.roundings(1, f.unit) * (float(exact.m2) + m2))
+    return exact, e.mean, bounds.SAFETY * (m2 + forms.roundings(1, f.unit) * (float(exact.m2) + m2))
 
 
 @pytest.mark.clause("S15")
@@ -101,8 +102,8 @@ def merge_bounds(a: Parts, b: Parts, f: Format) -> tuple[float, float]:
     """Bound what one merge adds to the errors of its parts: the roundings of S15's two lines."""
     n = a.m + b.m
     distance, weight = abs(float(b.mean - a.mean)), a.m * b.m / n
-    mean = bounds.roundings(5, f.unit) * (abs(float(a.mean)) + distance * b.m / n) + f.tiny
-    m2 = bounds.roundings(8, f.unit) * (float(a.m2) + float(b.m2) + distance**2 * weight) + f.tiny
+    mean = forms.roundings(5, f.unit) * (abs(float(a.mean)) + distance * b.m / n) + f.tiny
+    m2 = forms.roundings(8, f.unit) * (float(a.m2) + float(b.m2) + distance**2 * weight) + f.tiny
     return bounds.SAFETY * mean, bounds.SAFETY * m2
 
 
@@ -121,7 +122,7 @@ def test_one_merge(backend: str, seed: int, dtype: str, sizes: list[int], kappa:
     triples = zip(*(parts(host(backend, z)) for z in pieces), parts(merged), strict=True)
     for a, b, got in triples:
         exact = oracle.merge(a, b)
-        mean, m2 = merge_bounds(a, b, bounds.FORMATS[dtype])
+        mean, m2 = merge_bounds(a, b, forms.FORMATS[dtype])
         assert got.m == exact.m == sum(sizes)
         within_one("mean", float(got.mean), exact.mean, mean)
         within_one("m2", float(got.m2), exact.m2, m2)
@@ -136,7 +137,7 @@ def test_one_merge(backend: str, seed: int, dtype: str, sizes: list[int], kappa:
 )
 def test_associative(backend: str, seed: int, dtype: str, sizes: list[int], kappa: float) -> None:
     """(a b) c, a (b c) and (c b) a agree with the moments of all values, to first order in u kappa."""
-    x, f = sample(seed, dtype, (sum(sizes), 3), kappa=kappa).x, bounds.FORMATS[dtype]
+    x, f = sample(seed, dtype, (sum(sizes), 3), kappa=kappa).x, forms.FORMATS[dtype]
     pieces = cut(x, sizes)
     assume(all((np.ptp(z.astype(float), axis=0) > 0).all() for z in pieces))
     a, b, c = (measure(backend, z) for z in pieces)
@@ -156,11 +157,11 @@ def tree_bound(pieces: list[Array], exact: Parts, dtype: str, f: Format) -> tupl
     largest = max(abs(float(p.mean)) for p, _, _ in found)
     spread = max(float(p.mean) for p, _, _ in found) - min(float(p.mean) for p, _, _ in found)
     leaf = max(mean for _, mean, _ in found)
-    e = leaf + 2 * bounds.roundings(5, f.unit) * (largest + 2 * spread + leaf) + 2 * f.tiny
+    e = leaf + 2 * forms.roundings(5, f.unit) * (largest + 2 * spread + leaf) + 2 * f.tiny
     weight = exact.m / 4  # n_a n_b / n is a quarter of n at most, and there are two merges
     drift = 2 * weight * (4 * (spread + e) * e + 4 * e**2)
     total = float(exact.m2) + drift + sum(m2 for _, _, m2 in found)
-    m2 = sum(m2 for _, _, m2 in found) + drift + bounds.roundings(20, f.unit) * total
+    m2 = sum(m2 for _, _, m2 in found) + drift + forms.roundings(20, f.unit) * total
     return e, m2 * bounds.SAFETY
 
 
@@ -210,10 +211,10 @@ def test_counts_are_exact(backend: str) -> None:
 def test_moments_out_of_range(backend: str, dtype: str, scale: float) -> None:
     """The mean of huge values is right and m2 infinity; that of tiny values is right and m2 the nearest number."""
     x = (scale * np.clip(np.random.default_rng(3).normal(0.5, 1, (61, 3)), -4, 4)).astype(DTYPES[dtype])
-    moments, f = host(backend, measure(backend, x)), bounds.FORMATS[dtype]
+    moments, f = host(backend, measure(backend, x)), forms.FORMATS[dtype]
     for values, mean, m2 in zip(rows(x, 1), moments.mean, moments.m2, strict=True):
         exact = oracle.parts(oracle.row(values.tolist()))
-        within_one("mean", float(mean), exact.mean, bounds.roundings(60, f.unit) * float(np.abs(values / 61).sum()))
+        within_one("mean", float(mean), exact.mean, forms.roundings(60, f.unit) * float(np.abs(values / 61).sum()))
         assert m2 == (0.0 if scale < 1 else np.inf)
 
 

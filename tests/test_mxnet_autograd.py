@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import copy
+import pickle
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=f"mxnet: {WHY_NOT}")
 if WHY_NOT is None:
     import mxnet as mx
 
-    from polybn_mxnet import fused, passes
+    from polybn_mxnet.batch_norm import operators_only
 
 Array = NDArray[Any]
 NAMES = ("x", "gamma", "beta", "running_mean", "running_var")
@@ -34,15 +36,10 @@ def arrays(shape: tuple[int, ...], dtype: str = "float32") -> dict[str, Array]:
     return {"x": x, **given, "dy": rng.normal(size=shape).astype(dtype)}
 
 
-@pytest.fixture(params=["kernels", "rows", "operators"])
+@pytest.fixture(params=["host", "operators"])
 def form(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Compute in each of the three forms."""
-    with contextlib.ExitStack() as stack:
-        if request.param == "rows":
-            patch = stack.enter_context(pytest.MonkeyPatch.context())
-            patch.setattr(passes, "fused", None)
-        elif request.param == "operators":
-            stack.enter_context(passes.operators_only())
+    """Compute in each of the two forms."""
+    with operators_only() if request.param == "operators" else contextlib.nullcontext():
         yield str(request.param)
 
 
@@ -202,7 +199,7 @@ def test_an_empty_batch_is_recorded() -> None:
 
 def test_contexts_do_not_mix() -> None:
     x, gamma = mx.nd.ones((5, 3)), mx.nd.ones(3, ctx=mx.cpu(1))
-    words = r"polybn.batch_norm: all arrays must be in one MXNet context; got x: cpu\(0\), gamma: cpu\(1\)"
+    words = r"polybn.batch_norm: all arrays must be on one device; got x: cpu\(0\), gamma: cpu\(1\)"
     with pytest.raises(polybn.BackendError, match=words):
         polybn.batch_norm(x, gamma, training=True)
     y = polybn.batch_norm(x.as_in_context(mx.cpu(1)), gamma, training=True).y
@@ -217,18 +214,73 @@ def test_sparse_arrays_are_refused() -> None:
         polybn.batch_norm(x, training=True)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("shape", [*SHAPES, (5, 7, 3, 17)])
-def test_any_number_of_threads_gives_the_same_bits(
-    dtype: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    host = arrays(shape, dtype)
-    given = [mx.nd.array(host[name], dtype=host[name].dtype) for name in NAMES]
-    seen = []
-    monkeypatch.setattr(fused, "SMALL", 0)
-    for threads in (1, 2, 3):
-        monkeypatch.setattr(fused, "threads", lambda count=threads: count)
-        result, pullback = polybn.batch_norm_vjp(*given, training=True)
-        gradients = pullback(mx.nd.array(host["dy"], dtype=dtype))
-        seen.append([a.asnumpy() for a in (*result, *gradients) if a is not None])
-    assert all(np.array_equal(a, b) for other in seen[1:] for a, b in zip(seen[0], other, strict=True))
+# What is made of vectors is differentiated, too.
+
+
+def gradients_of(loss: Callable[..., Any], host: dict[str, Array], name: str) -> tuple[float, Array]:
+    given = {key: mx.nd.array(value, dtype=value.dtype) for key, value in host.items()}
+    given[name].attach_grad()
+    with mx.autograd.record():
+        value = loss(**given)
+    value.backward()
+    return float(value.asscalar()), given[name].grad.asnumpy()
+
+
+def assert_differentiated(loss: Callable[..., Any], host: dict[str, Array], name: str) -> None:
+    """Compare a derivative along a random direction with a central difference, in float64."""
+    gradient = gradients_of(loss, host, name)[1]
+    direction, step = np.random.default_rng(3).normal(size=gradient.shape), 1e-5
+    above, below = (
+        gradients_of(loss, host | {name: host[name] + sign * step * direction}, name)[0] for sign in (1, -1)
+    )
+    assert (gradient * direction).sum() == pytest.approx((above - below) / (2 * step), rel=1e-6)
+
+
+@pytest.mark.clause("S15")
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_moments_that_were_merged_are_differentiated(form: str, masked: bool, axis: int) -> None:
+    host = arrays((11, 3, 7), "float64")
+    rng, channels = np.random.default_rng(8), host["x"].shape[axis]
+    kept = rng.random(host["x"].shape) < 0.7 if masked else np.full(host["x"].shape, True)
+    weights = [mx.nd.array(rng.normal(size=channels), dtype="float64") for _ in range(2)]
+
+    def loss(x: Any, **_: Any) -> Any:
+        parts = ((x[:4], kept[:4]), (x[4:], kept[4:]))
+        one, other = (polybn.moments(part, axis=axis, where=mx.nd.array(where, dtype="bool")) for part, where in parts)
+        merged = polybn.merge_moments(one, other)
+        return (merged.mean * weights[0]).sum() + (merged.m2 * weights[1]).sum()
+
+    assert_differentiated(loss, {"x": host["x"]}, "x")
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_a_folded_norm_is_differentiated(form: str, name: str) -> None:
+    host = {key: arrays((11, 3, 7), "float64")[key] for key in NAMES[1:]}
+    weights = [mx.nd.array(w, dtype="float64") for w in np.random.default_rng(9).normal(size=(2, 3))]
+
+    def loss(**given: Any) -> Any:
+        folded = polybn.fold(*given.values(), eps=0.5)
+        return (folded.scale * weights[0]).sum() + (folded.shift * weights[1] + given["gamma"] ** 2).sum()
+
+    assert_differentiated(loss, host, name)
+
+
+def test_a_pullback_travels(form: str) -> None:
+    """It copies and pickles, and says the same afterwards, whatever is written to the arguments of the call."""
+    host = arrays((7, 3, 5))
+    given, dy = attached(host, "nd"), mx.nd.array(host["dy"])
+    _, pullback = polybn.batch_norm_vjp(*given.values(), training=True)
+    right = [z.asnumpy().tobytes() for z in pullback(dy)[:3] if z is not None]
+    others = [copy.deepcopy(pullback), pickle.loads(pickle.dumps(pullback))]
+    given["x"][:] = 7
+    for other in others:
+        assert [z.asnumpy().tobytes() for z in other(dy)[:3] if z is not None] == right
+
+
+def test_a_layer_travels() -> None:
+    layer = polybn.BatchNorm(3, backend="mxnet")
+    x = mx.nd.array(arrays((7, 3, 5))["x"])
+    layer(x, training=True)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert np.array_equal(other(x, training=False).asnumpy(), layer(x, training=False).asnumpy())

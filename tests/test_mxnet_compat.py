@@ -246,3 +246,21 @@ y = polybn.batch_norm(x, training=True, eps=0.0).y
 atexit.register(lambda: print((polybn.batch_norm(x, training=True, eps=0.0).y == y).asnumpy().all()))
 """
     assert printed(code).strip() == "True"
+
+
+@runs
+def test_a_program_that_recorded_a_call_beside_jax_ends_in_silence() -> None:
+    """JAX keeps MXNet's modules alive while Python takes their names away; MXNet's callbacks come after that."""
+    pytest.importorskip("jax", exc_type=ImportError)
+    code = """
+import polybn
+from polybn_mxnet.compat import mxnet as mx
+x = mx.nd.arange(15).reshape((5, 3))
+x.attach_grad()
+with mx.autograd.record():
+    y = polybn.batch_norm(x, training=True).y
+import jax
+y.backward()
+"""
+    done = run(code)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -17,7 +17,7 @@ from tests.conftest import REASONS
 if REASONS["mxnet"] is not None:
     pytest.skip(f"mxnet: {REASONS['mxnet']}", allow_module_level=True)
 
-import polybn_mxnet
+import polybn
 from polybn_mxnet.compat import mxnet as mx
 from polybn_mxnet.gluon import BatchNorm
 
@@ -103,9 +103,7 @@ def test_the_bits_of_the_function(mode: str, kind: str, shape: tuple[int, ...], 
         given = [array(value, kind) for value in state.values()]
         for seed in (5, 6):
             x, dy = (array(draw(shape, seed=seed + i), kind) for i in (0, 10))
-            result, pullback = polybn_mxnet.batch_norm_vjp(
-                x, *given, training=train_mode, momentum=0.75, eps=1e-3, axis=axis
-            )
+            result, pullback = polybn.batch_norm_vjp(x, *given, training=train_mode, momentum=0.75, eps=1e-3, axis=axis)
             y = backward(block, x, dy, train_mode=train_mode)
             gradients = pullback(dy)
             assert type(y) is type(x)
@@ -129,7 +127,7 @@ def test_cast(mode: str, dtype: str, inner: str) -> None:
     x, dy = array(host), array((draw(host.shape, dtype, 3) / 300 - 1).astype(dtype))
     y = backward(block, x, dy)
     fresh = (np.full(3, value, inner) for value in (1, 0, 0, 1))
-    result, pullback = polybn_mxnet.batch_norm_vjp(x, *map(array, fresh), training=True)
+    result, pullback = polybn.batch_norm_vjp(x, *map(array, fresh), training=True)
     assert {np.dtype(getattr(block, name).data().dtype).name for name in NAMES} == {inner}
     assert np.dtype(y.dtype).name == dtype
     assert bits(y, x.grad, block.gamma.grad()) == bits(result.y, *pullback(dy)[:2])
@@ -144,7 +142,7 @@ def test_without_gamma_or_beta(mode: str, scale: bool, center: bool) -> None:
     x, dy = array(draw((5, 3, 7))), array(draw((5, 3, 7), seed=8))
     given = {name: array(value) for name, value in state.items()}
     given |= {name: None for name, kept in (("gamma", scale), ("beta", center)) if not kept}
-    result, pullback = polybn_mxnet.batch_norm_vjp(x, **given, training=True)
+    result, pullback = polybn.batch_norm_vjp(x, **given, training=True)
     trainer = mx.gluon.Trainer(block.collect_params(), "sgd", {"learning_rate": 0.5, "wd": 0.1})
     y = backward(block, x, dy)
     trainer.step(1)
@@ -159,7 +157,7 @@ def test_unbiased_running_variance(mode: str) -> None:
     state = state_of(3)
     block = block_with(state, mode, running_variance="unbiased")
     x = array(draw((2, 3)))
-    result = polybn_mxnet.batch_norm(x, *map(array, state.values()), training=True, running_variance="unbiased")
+    result = polybn.batch_norm(x, *map(array, state.values()), training=True, running_variance="unbiased")
     backward(block, x, x)
     assert bits(block.running_var.data()) == bits(result.running_var)
 
@@ -198,7 +196,7 @@ def test_prediction_changes_nothing(mode: str) -> None:
     state = state_of(3)
     block, frozen = block_with(state, mode), block_with(state, mode, use_global_stats=True)
     x = array(draw((5, 3, 2)))
-    right = bits(polybn_mxnet.batch_norm(x, *map(array, state.values()), training=False).y)
+    right = bits(polybn.batch_norm(x, *map(array, state.values()), training=False).y)
     assert bits(block(x)) == right
     with autograd.record(train_mode=False):
         recorded = block(x)
@@ -217,7 +215,7 @@ def test_training_without_a_record_counts_as_training(mode: str) -> None:
     x = array(draw((5, 3, 2)))
     with autograd.train_mode():
         y = block(x)
-    assert bits(y) == bits(polybn_mxnet.batch_norm(x, *map(array, state.values()), training=True).y)
+    assert bits(y) == bits(polybn.batch_norm(x, *map(array, state.values()), training=True).y)
     assert contents(block)["running_mean"] != state["running_mean"].tobytes()
 
 
@@ -234,7 +232,7 @@ def test_two_forwards_before_their_backwards(mode: str) -> None:
         ys = [block(x) for x in xs]
     autograd.backward(ys, [dy, dy])
     gamma, beta = array(state["gamma"]), array(state["beta"])
-    right = [polybn_mxnet.batch_norm_vjp(x, gamma, beta, training=True)[1](dy).x for x in xs]
+    right = [polybn.batch_norm_vjp(x, gamma, beta, training=True)[1](dy).x for x in xs]
     assert bits(*(x.grad for x in xs)) == bits(*right)
 
 
@@ -264,7 +262,7 @@ def test_a_frozen_parameter_leaves_the_other_gradients_alone(mode: str, frozen: 
     getattr(block, frozen).grad_req = "null"
     x, dy = (array(draw((5, 3, 2), seed=seed)) for seed in (0, 4))
     backward(block, x, dy)
-    right = polybn_mxnet.batch_norm_vjp(x, *map(array, state.values()), training=True)[1](dy)
+    right = polybn.batch_norm_vjp(x, *map(array, state.values()), training=True)[1](dy)
     other = "beta" if frozen == "gamma" else "gamma"
     assert bits(x.grad, getattr(block, other).grad()) == bits(right.x, getattr(right, other))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,3 +162,15 @@ def test_a_network_that_diverged_has_scores(value: float) -> None:
     scores = program.logits(program.place(s.images, s.labels))
     assert scores.shape == (3, 10)
     assert np.isnan(scores).all()
+
+
+def test_programs_give_their_memory_back() -> None:
+    """At once: the garbage collector does not see how much MXNet holds."""
+    s = sample(SPEC, 64)
+    sizes = []
+    for _ in range(40):
+        program = compiled("mxnet", s)
+        losses_of(program, program.place(s.images, s.labels), np.arange(64))
+        del program
+        sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20)
+    assert sizes[-1] - sizes[9] < 8

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import polybn
-from polybn.conformance import bounds, oracle
+from polybn.conformance import forms, oracle
 from polybn.conformance.cases import DTYPES, Case, equal, rows, statistics_dtype
 from polybn.conformance.certify import certify, within
 from polybn.conformance.strategies import cases, sample
@@ -76,7 +76,7 @@ def test_constant_channels(backend: str, dtype: str, value: float, eps: float) -
 @given(seed=st.integers(0, 2**32), m=st.sampled_from((2, 3, 7, 100)), value=st.sampled_from((0.0, 0.1, -1234.567)))
 def test_gradient_of_a_constant_channel(backend: str, dtype: str, seed: int, m: int, value: float) -> None:
     """With eps > 0 a constant channel has ``dx = gamma (dy - mean(dy)) / sqrt(eps)``, which is 0 for constant dy."""
-    b, f = polybn.backend(backend), bounds.FORMATS[dtype]
+    b, f = polybn.backend(backend), forms.FORMATS[dtype]
     case = sample(seed, dtype, (m, 3), eps=0.25)
     case = case._replace(x=np.full((m, 3), value).astype(case.x.dtype))
     assert case.gamma is not None
@@ -85,8 +85,8 @@ def test_gradient_of_a_constant_channel(backend: str, dtype: str, seed: int, m: 
         gamma, g = Fraction(float(case.gamma[c])), oracle.row(dy.tolist())
         exact = oracle.combine(-2 * gamma * oracle.total(g) / m, (2 * gamma, g))
         # The mean of dy, its subtraction, and the products; xhat is exactly 0.
-        h = bounds.additions("K", m, m)
-        bound = 2 * abs(float(gamma)) * bounds.roundings(h + 8, f.unit) * (np.abs(dy) + np.abs(dy).mean())
+        h = forms.additions("K", m, m)
+        bound = 2 * abs(float(gamma)) * forms.roundings(h + 8, f.unit) * (np.abs(dy) + np.abs(dy).mean())
         within("dx", rows(dx, 1)[c], exact, (bound + f.stored * np.abs(exact.floats())) * 1.001 + f.grain + f.tiny)
     flat = run(b, case._replace(dy=np.full_like(case.dy, 0.75)))
     assert not flat.dx.any()
@@ -160,7 +160,7 @@ def test_subnormal_values_without_eps(backend: str, dtype: str, grain: float) ->
 )
 def test_tiny_eps_above_tinier_values(backend: str, dtype: str, eps: float, scale: float) -> None:
     """With the variance nothing beside a tiny eps, xhat = c / sqrt(eps), dx = gamma (dy - mean(dy)) / sqrt(eps)."""
-    b, f = polybn.backend(backend), bounds.FORMATS[dtype]
+    b, f = polybn.backend(backend), forms.FORMATS[dtype]
     case = sample(10, dtype, (17, 3), scale=scale, kappa=2.0, eps=eps)._replace(beta=None)
     outcome = run(b, case)
     assert case.gamma is not None
@@ -168,7 +168,7 @@ def test_tiny_eps_above_tinier_values(backend: str, dtype: str, eps: float, scal
         row, g, gamma = oracle.row(x.tolist()), oracle.row(dy.tolist()), Fraction(float(case.gamma[c]))
         s = oracle.batch_statistics(row, Fraction(eps))
         # All roundings of S2, S3 and S13 together, on sums of absolute values; xhat is below 1e-5.
-        n, slope = bounds.roundings(3 * bounds.additions("K", 17, 17) + 30, f.unit), float(abs(gamma) * s.root)
+        n, slope = forms.roundings(3 * forms.additions("K", 17, 17) + 30, f.unit), float(abs(gamma) * s.root)
         y_bound = n * slope * (np.abs(x) + np.abs(x).mean()) + f.tiny
         within("y", rows(outcome.y, 1)[c], oracle.output(row, s, gamma, Fraction(0)), y_bound)
         dx_bound = n * slope * (np.abs(dy) + np.abs(dy).mean())
@@ -189,7 +189,7 @@ def test_variance_and_eps_overflow_in_inference(backend: str, dtype: str, varian
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_never_finite_and_wrong_in_inference(backend: str, dtype: str) -> None:
     """At the ends of the range an inference value is right or not finite."""
-    b, f = polybn.backend(backend), bounds.FORMATS[dtype]
+    b, f = polybn.backend(backend), forms.FORMATS[dtype]
     top = float(np.finfo(dtype).max) * 0.9
     x = np.array([[top, -top, 1.0, top / 4]], dtype)
     for mean, variance in ((top, 1.0), (-top, top), (top / 2, top / 2), (0.0, top)):
@@ -203,7 +203,7 @@ def test_never_finite_and_wrong_in_inference(backend: str, dtype: str) -> None:
             )
             exact = oracle.output(oracle.row([float(x[0, c])]), s, Fraction(1), Fraction(0))
             if math.isfinite(got):
-                within("y", [got], exact, [bounds.roundings(9, f.unit) * abs(exact.floats()[0]) + f.tiny])
+                within("y", [got], exact, [forms.roundings(9, f.unit) * abs(exact.floats()[0]) + f.tiny])
 
 
 @pytest.mark.clause("S10")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import polybn
-from polybn.conformance import bounds
+from polybn.conformance import forms
 from polybn.conformance.cases import DTYPES, Array, Case, equal, same, statistics_dtype
 from polybn.conformance.strategies import cases
 from polybn.spec import RunningVariance
@@ -46,7 +46,7 @@ def test_bessel(backend: str, dtype: str, m: int, power: int, rho: float, kind: 
     assert outcome.running_var is not None
     assert np.array_equal(outcome.running_mean, s * (rho * old_mean + (1 - rho) * offset))
     exact = s**2 * (rho * old_var + (1 - rho) * (biased if kind == "biased" else unbiased))
-    unit = bounds.FORMATS[dtype].unit
+    unit = forms.FORMATS[dtype].unit
     assert (np.abs(outcome.running_var - exact) <= 2 * unit * exact).all()
     # The output takes the biased variance, whatever the running one takes.
     assert np.array_equal(outcome.y.astype(float), (k / (2 if m == 5 else 4)).astype(x.dtype).astype(float))

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import polybn
-from polybn.conformance import bounds, oracle
+from polybn.conformance import forms, oracle
 from polybn.conformance.cases import Array, Case, equal, rows
 from polybn.conformance.forms import VACUOUS, VacuousBoundError
 from polybn.conformance.strategies import sample
@@ -102,7 +102,7 @@ def shares(x: Array, case: Case, c: int) -> tuple[Array, float, float]:
     No term has more than six factors r and xhat, each within ``eta (|xhat| + 1)``, and no more than three sums are
     nested. The complex step runs in float64 without the correction of S2: its mean errs by ``g(m) mean|x|``.
     """
-    values, f, m = oracle.row(x.tolist()), bounds.FORMATS[case.x.dtype.name], len(x)
+    values, f, m = oracle.row(x.tolist()), forms.FORMATS[case.x.dtype.name], len(x)
     assert case.running_mean is not None
     assert case.running_var is not None
     old = (case.running_mean[c : c + 1], case.running_var[c : c + 1])
@@ -115,9 +115,9 @@ def shares(x: Array, case: Case, c: int) -> tuple[Array, float, float]:
         s = oracle.given_statistics(m, mean, variance, Fraction(case.eps))
     r, xhat = float(s.root), np.asarray(oracle.centered(values, s).floats()) * float(s.root)
     eta = max(float((e.xhat / (e.size + 1)).max()), e.root / r)
-    own = (1 + eta) ** 6 * (1 + bounds.roundings(3 * e.h + 40, f.unit)) - 1
-    coarse = bounds.roundings(m + 8, 2.0**-53) * 3 * (1 + r * float(np.abs(x).mean() + abs(float(s.mean))))
-    reference = (1 + coarse) ** 6 * (1 + bounds.roundings(4 * m + 40, 2.0**-53)) - 1
+    own = (1 + eta) ** 6 * (1 + forms.roundings(3 * e.h + 40, f.unit)) - 1
+    coarse = forms.roundings(m + 8, 2.0**-53) * 3 * (1 + r * float(np.abs(x).mean() + abs(float(s.mean))))
+    reference = (1 + coarse) ** 6 * (1 + forms.roundings(4 * m + 40, 2.0**-53)) - 1
     if own + 8 * reference > VACUOUS:
         raise VacuousBoundError(f"a share of {own + 8 * reference:.3g} certifies nothing")
     return xhat, r, own + 8 * reference
@@ -127,7 +127,7 @@ def assert_second(backend: str, case: Case, cotangents: Cotangents) -> None:
     """Compare every second derivative of every channel with its complex step."""
     got = second(backend, case, cotangents)
     assert (got.gamma is None) == (case.gamma is None)
-    f = bounds.FORMATS[case.x.dtype.name]
+    f = forms.FORMATS[case.x.dtype.name]
     kept = rows(np.broadcast_to(True if case.where is None else case.where, case.x.shape), case.axis) > 0
     tables = [rows(z, case.axis) for z in (case.dy, case.x, cotangents.x, got.dy, got.x)]
     for c, keep in enumerate(kept):

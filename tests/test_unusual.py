@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 import polybn
-from polybn import arguments
+from polybn import arguments, options
 from polybn.arguments import Arrays, Options
 from polybn.spec import Description, DomainError, DTypeError, Gradients, Moments
 from tests.faults import ARRAYS, GOOD, PARAMETERS, SHAPE, STATISTICS, randoms
@@ -29,7 +29,7 @@ def everything(call: Mapping[str, Any]) -> Results:
     """Run all functions of PolyBN on one NumPy call; collect every array that comes out."""
     forward = polybn.batch_norm(**call)
     result, pullback = polybn.batch_norm_vjp(**call)
-    gradients, second = pullback.vjp(call["x"])  # type: ignore[attr-defined]  # the NumPy backend's own
+    gradients, second = pullback.vjp(call["x"])
     moments = polybn.moments(call["x"])
     folded = polybn.fold(**{name: call[name] for name in PARAMETERS})
     merged = polybn.merge_moments(moments, moments)
@@ -157,7 +157,7 @@ def test_f22_byte_order_changes_no_value(dtype: str, training: bool, layout: str
 
 def test_f22_cotangents_and_moments_of_either_byte_order_agree() -> None:
     _, pullback = polybn.batch_norm_vjp(**GOOD)
-    gradients, second = pullback.vjp(GOOD["x"])  # type: ignore[attr-defined]  # the NumPy backend's own
+    gradients, second = pullback.vjp(GOOD["x"])
     moments = polybn.moments(GOOD["x"])
     swapped = Gradients(*(None if array is None else swap(array) for array in gradients))
     assert same(list(second(swapped)), list(second(gradients)))
@@ -169,7 +169,7 @@ def test_f22_cotangents_and_moments_of_either_byte_order_agree() -> None:
 @pytest.mark.parametrize("number", [np.float16(0.3), np.float32(0.3), np.float64(0.3), Fraction(1, 3), np.int8(1), 1])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_any_real_number_is_a_number(number: Any, dtype: str) -> None:
-    arguments.check_eps("fold", number, dtype)
+    options.check_eps("fold", number, dtype)
     call: dict[str, Any] = {name: randoms(value.shape, dtype) for name, value in GOOD.items() if name in ARRAYS}
     given = polybn.batch_norm(**call, training=True, eps=number, momentum=number)
     plain = polybn.batch_norm(**call, training=True, eps=float(number), momentum=float(number))

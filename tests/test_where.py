@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import polybn
 from polybn.conformance.cases import DTYPES, Array, Case, equal, rows, same, statistics_dtype
 from polybn.conformance.certify import certify
-from polybn.conformance.strategies import cases, lattice, sample
+from polybn.conformance.lattice import lattice
+from polybn.conformance.strategies import cases, sample
 from polybn.spec import RunningVariance
 from tests.cases import run
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polybn.lenet import networks
-from polybn.lenet.networks import BatchNorm, Convolution, Dense, MaxPool, Network, Row, Sigmoid
+from polybn.lenet.networks import BatchNorm, Convolution, Dense, Layer, MaxPool, Row, Sigmoid
 from polybn_jax import layers, norms
 from polybn_jax.norms import Axis
 
@@ -17,49 +17,56 @@ Values: TypeAlias = dict[str, jax.Array]
 
 
 class Stage(NamedTuple):
-    """A layer, with the max-pool that it does on the way or whose squares it prepares; 1 for none."""
+    """A layer, with the max-pool that it does on the way; it hashes, for compiled programs go by their layers."""
 
-    row: Row
+    name: str
+    layer: Layer
+    input_shape: tuple[int, ...]
+    parameters: tuple[str, ...]
+    """Full names of what is trained."""
     pool: int
+    """Side of the squares that a batch norm or a max-pool reduces, or that a convolution prepares; 1 for none."""
+
+
+Chain: TypeAlias = tuple[Stage, ...]
 
 
 def forward(
-    network: Network, values: Values, images: jax.Array, *, training: bool, axis: Axis = None
+    chain: Chain, values: Values, images: jax.Array, *, training: bool, axis: Axis = None
 ) -> tuple[jax.Array, Values]:
     """Map images ``(n, H * W * C)``, in bytes, to logits ``(n, classes)`` and, in training, new running statistics."""
-    channels, height, width = network.input_shape
+    channels, height, width = chain[0].input_shape
     x = (images.astype(jnp.float32) / 255).reshape(-1, height, 1, width * channels)
     statistics: Values = {}
-    for row, pool in _stages(network):
-        own = {name.partition(".")[2]: values[name] for name in row.parameters | row.statistics}
-        match row.layer:
+    for stage in chain:
+        own = {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{stage.name}.")}
+        match stage.layer:
             case Convolution():
-                x = layers.convolution(x, own["weight"], own["bias"], pool)
+                x = layers.convolution(x, own["weight"], own["bias"], stage.pool)
             case Dense():
-                x = layers.dense(x, own["weight"], own["bias"], row.input_shape)
+                x = layers.dense(x, own["weight"], own["bias"], stage.input_shape)
             case Sigmoid():
                 x = layers.sigmoid(x)
             case MaxPool():
-                x = layers.max_pool(layers.to_squares(x, pool, row.input_shape[0]), jnp.ones(row.input_shape[0]))
+                channels = stage.input_shape[0]
+                x = layers.max_pool(layers.to_squares(x, stage.pool, channels), jnp.ones(channels))
             case BatchNorm():
-                x, updated = _normalize(x, own, row, pool, axis, training=training)
-                statistics |= {f"{row.name}.{name}": value for name, value in updated.items()}
+                x, updated = _normalize(x, own, stage, axis, training=training)
+                statistics |= {f"{stage.name}.{key}": value for key, value in updated.items()}
     return x.reshape(len(images), -1), statistics
 
 
-def _normalize(
-    x: jax.Array, own: Values, row: Row, pool: int, axis: Axis, *, training: bool
-) -> tuple[jax.Array, Values]:
+def _normalize(x: jax.Array, own: Values, stage: Stage, axis: Axis, *, training: bool) -> tuple[jax.Array, Values]:
     """Normalize and pool; return new running statistics, too, in training."""
-    layer = row.layer
+    layer = stage.layer
     assert isinstance(layer, BatchNorm)
-    if len(row.input_shape) == 1:
+    if len(stage.input_shape) == 1:
         x = x.reshape(len(x), -1)
     if layer.implementation == "native":
         return norms.native(x, own, layer, axis, training=training)
     values = x
-    if pool > 1:
-        x = layers.to_squares(x, pool, row.input_shape[0])
+    if stage.pool > 1:
+        x = layers.to_squares(x, stage.pool, stage.input_shape[0])
         values = layers.max_pool(x, jnp.sign(own["gamma"]))
     if not training:
         return norms.inference(values, own, layer.eps), {}
@@ -69,28 +76,27 @@ def _normalize(
     return y, {name: rho * own[name] + (one - rho) * value for name, value in batch.items()}
 
 
-def _stages(network: Network) -> list[Stage]:
-    """Put each max-pool before the sigmoid and into the batch norm that it follows: both are monotonic."""
-    stages: list[Stage] = []
-    for row in networks.rows(network):
+def stages(rows: Sequence[Row]) -> Chain:
+    """Let each batch norm do the max-pool that follows it: it is monotonic, and a quarter of the work is left."""
+    found: list[Stage] = []
+    for row in rows:
+        stage = Stage(row.name, row.layer, row.input_shape, tuple(row.parameters), 1)
         if not isinstance(row.layer, MaxPool):
-            stages.append(Stage(row, 1))
+            found.append(stage)
         elif row.layer.size > 1:
-            _pool(stages, row, row.layer.size)
-    return stages
+            _pool(found, stage._replace(pool=row.layer.size))
+    return tuple(found)
 
 
-def _pool(stages: list[Stage], row: Row, size: int) -> None:
-    place = len(stages)
-    while place and isinstance(stages[place - 1].row.layer, Sigmoid):
-        place -= 1
-    before = stages[place - 1].row.layer if place else None
-    if isinstance(before, BatchNorm) and before.implementation == "spec" and stages[place - 1].pool == 1:
-        place -= 1
-        stages[place] = Stage(stages[place].row, size)
+def _pool(found: list[Stage], pool: Stage) -> None:
+    """Add a max-pool, and tell the convolution that feeds it to leave its result in squares."""
+    last = found[-1] if found else None
+    if last and isinstance(last.layer, BatchNorm) and last.layer.implementation == "spec" and last.pool == 1:
+        found[-1] = last._replace(pool=pool.pool)
     else:
-        stages.insert(place, Stage(row, size))
-    while place and isinstance(stages[place - 1].row.layer, (BatchNorm, Sigmoid)) and stages[place - 1].pool == 1:
+        found.append(pool)
+    place = len(found) - 2
+    while place >= 0 and isinstance(found[place].layer, BatchNorm | Sigmoid) and found[place].pool == 1:
         place -= 1
-    if place and isinstance(stages[place - 1].row.layer, Convolution):
-        stages[place - 1] = Stage(stages[place - 1].row, size)
+    if place >= 0 and isinstance(found[place].layer, Convolution):
+        found[place] = found[place]._replace(pool=pool.pool)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from polybn_jax.reductions import spread, total, totals
+from polybn_jax.reductions import spread, spread_both, total, totals
 
 AxisName: TypeAlias = Any
 """A name of a mapped or mesh axis, or a tuple of them, over which statistics are synchronised; None for none."""
@@ -66,8 +66,10 @@ class Statistics(NamedTuple):
     variance: jax.Array
 
 
-def running_statistics(mean: jax.Array, variance: jax.Array, eps: jax.Array) -> Statistics:
+def running_statistics(mean: jax.Array | None, variance: jax.Array | None, eps: jax.Array) -> Statistics:
     """Take running statistics in place of the batch's (S5)."""
+    assert mean is not None
+    assert variance is not None
     r, zero = inverse_root(variance, eps), jnp.zeros_like(mean)
     return Statistics(mean, zero, r, zero + 1, r, mean, variance)
 
@@ -131,6 +133,56 @@ def _batch_statistics_jvp(axis_name, primals, tangents):  # type: ignore[no-unty
     variance = 2 * product / s.scale
     zero = jnp.zeros_like(mean)
     return s, Statistics(mean * s.scale, zero, -s.r * inner, zero, -s.slope * inner, mean, variance)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(6,))
+def normalize(
+    x: jax.Array,
+    gamma: jax.Array | None,
+    beta: jax.Array | None,
+    s: Statistics,
+    kept: jax.Array | None,
+    counts: jax.Array | None,  # noqa: ARG001  # the tangent rule reads both
+    axis_name: AxisName,  # noqa: ARG001
+) -> jax.Array:
+    """Normalize, scale and shift (S3); 0 in deleted places.
+
+    ``s`` are statistics of the batch (``counts`` given), or running statistics. The tangent rule is that of the whole
+    call: in training the tangent of ``x`` stands for that of ``s``, too.
+    """
+    y = standardized(x, s, kept)
+    if gamma is not None:
+        y = y * spread(gamma, y)
+    if beta is not None:
+        y = y + spread(beta, y)
+    return mask(y, kept)
+
+
+@normalize.defjvp
+def _normalize_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
+    x, gamma, _, s, kept, counts = primals
+    y = normalize(*primals, axis_name)
+    return y, tangent(x, gamma, s, kept, counts, axis_name, *tangents[:4])
+
+
+def tangent(  # type: ignore[no-untyped-def]
+    x, gamma, s, kept, counts, axis_name, dx, dgamma, dbeta, ds: Statistics
+) -> jax.Array:
+    """Map tangents of the arguments to that of ``y``; its transpose is S13."""
+    xhat = standardized(x, s, kept)
+    scale = s.slope if gamma is None else s.slope * gamma
+    a = mask(dx, kept) * spread(scale, xhat)
+    zero = jnp.zeros_like(scale)
+    shift, stretch = (zero if z is None else z for z in (dbeta, dgamma))
+    if counts is not None:
+        mean, product = averages(a, a * xhat, counts, axis_name)
+        shift, stretch = shift - mean, stretch - product
+    else:
+        shift = shift - scale * ds.mean
+        stretch = stretch - scale * (s.slope * ds.variance) / 2
+    shift, stretch = spread_both(shift, stretch, a)
+    dy = (a + shift) + xhat * stretch
+    return mask(dy, kept)
 
 
 def _measure(

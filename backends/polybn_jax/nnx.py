@@ -1,4 +1,4 @@
-"""Batch normalization as a Flax NNX module, with the numerics of :func:`polybn_jax.batch_norm`.
+"""Batch normalization as a Flax NNX module, with the numerics of :func:`polybn.batch_norm`.
 
 It needs Flax; importing :mod:`polybn_jax` does not import it.
 """
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from polybn.spec import RunningVariance
-from polybn_jax.batch_norm import batch_norm
 from polybn_jax.kernels import AxisName
+from polybn_jax.public import batch_norm
 
 
 class BatchNorm(nnx.Module):

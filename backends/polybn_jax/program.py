@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import jax
@@ -15,12 +14,10 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from polybn.lenet import networks
-from polybn.lenet.networks import Network, State
+from polybn.lenet.networks import Row, State
 from polybn.lenet.program import Steps
-from polybn.spec import BackendError, DomainError, ShapeError
 from polybn_jax import parallel
-from polybn_jax.chain import Values, forward
+from polybn_jax.chain import Chain, Values, forward, stages
 
 # A stretch reports when it is done, and each length is compiled once: at most this many steps, a divisor of the epoch.
 LONGEST = 20
@@ -40,56 +37,21 @@ class Report(NamedTuple):
     correct: jax.Array
 
 
-def compile(network: Network, state: State, *, batch_size: int, devices: int = 1) -> JaxProgram:
-    """Turn a network and its state, which is copied, into a program; see :class:`polybn.lenet.program.Program`.
+def compile(rows: Sequence[Row], state: State, *, batch_size: int, devices: int = 1) -> JaxProgram:
+    """Turn the layers of a network and its state, which is copied, into a program.
 
-    Parameters
-    ----------
-    network : Network
-    state : dict of str to ndarray
-        float32, by the names that :func:`polybn.lenet.networks.initial_state` gives.
-    batch_size : int
-        Images in a training step.
-    devices : int, default 1
-        How many devices share each step, ``batch_size / devices`` images each: the first ones of ``jax.devices()``.
-        After ``jax.distributed.initialize`` these are the devices of all processes, each of which makes the same
-        calls with the same arguments.
-
-    Returns
-    -------
-    Program
-
-    Raises
-    ------
-    BackendError
-        For ``norm="native"`` without Flax, or if there are fewer devices.
-    DomainError
-        If the batch size or the number of devices is not positive, or one does not divide the other.
-    ShapeError
-        If the layers do not fit each other, or the last one does not give a score for each class.
+    ``devices`` share each step, ``batch_size / devices`` images each: the first ones of ``jax.devices()``. After
+    ``jax.distributed.initialize`` these are the devices of all processes, each of which makes the same calls with the
+    same arguments.
     """
-    native = any(isinstance(layer, networks.BatchNorm) and layer.implementation == "native" for layer in network.layers)
-    if native and find_spec("flax") is None:
-        raise BackendError(
-            "polybn.train: norm must be 'spec' or None where Flax is not installed; got 'native' "
-            "(JAX has no batch norm of its own, and Flax's stands in for it: pip install flax)"
-        )
-    *_, last = networks.rows(network)
-    if len(last.output_shape) != 1:
-        raise ShapeError(
-            f"polybn.train: the last layer must give one score for each class, (classes,); got {last.output_shape} "
-            f"from {last.name} (end the network with a Dense layer)"
-        )
-    if batch_size < 1:
-        raise DomainError(f"polybn.train: batch_size must be 1 or more; got {batch_size} (images in a training step)")
-    return JaxProgram(network, state, batch_size, parallel.choose(devices, batch_size))
+    return JaxProgram(stages(rows), state, batch_size, parallel.choose(devices, batch_size))
 
 
 class JaxProgram:
     """A compiled network; fits :class:`polybn.lenet.program.Program`."""
 
-    def __init__(self, network: Network, state: State, batch_size: int, mesh: Mesh | None) -> None:
-        self._network, self._batch_size, self._mesh = network, batch_size, mesh
+    def __init__(self, chain: Chain, state: State, batch_size: int, mesh: Mesh | None) -> None:
+        self._chain, self._batch_size, self._mesh = chain, batch_size, mesh
         self._state = {name: parallel.put(np.asarray(value, np.float32), mesh) for name, value in state.items()}
 
     def place(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Data:
@@ -105,7 +67,7 @@ class JaxProgram:
             split = self._mesh is not None and n % self._mesh.size == 0
             placed = parallel.put(batches, self._mesh, parallel.BY_IMAGE if split else parallel.EVERYWHERE)
             self._state, report = _train(
-                self._state, data, placed, rate, network=self._network, mesh=self._mesh, split=split
+                self._state, data, placed, rate, chain=self._chain, mesh=self._mesh, split=split
             )
             loss, correct = (np.asarray(parallel.here(values)) for values in report)
             yield Steps(loss.astype(np.float64), correct.astype(np.int64), np.full(steps, n))
@@ -116,7 +78,7 @@ class JaxProgram:
         images = parallel.here(data.images)
         starts = range(0, len(images), self._batch_size)
         batches = (np.arange(start, min(start + self._batch_size, len(images)), dtype=np.int32) for start in starts)
-        return np.concatenate([_infer(state, images, batch, network=self._network) for batch in batches])
+        return np.concatenate([_infer(state, images, batch, chain=self._chain) for batch in batches])
 
     def state(self) -> State:
         """Copy every parameter and running statistic."""
@@ -133,15 +95,15 @@ def _stretches(order: NDArray[np.int32], batch_size: int) -> Iterator[NDArray[np
         yield order[None, full * batch_size :]
 
 
-@partial(jax.jit, static_argnames=("network", "mesh", "split"), donate_argnames=("state",))
+@partial(jax.jit, static_argnames=("chain", "mesh", "split"), donate_argnames=("state",))
 def _train(
-    state: Values, data: Data, batches: jax.Array, rate: jax.Array, *, network: Network, mesh: Mesh | None, split: bool
+    state: Values, data: Data, batches: jax.Array, rate: jax.Array, *, chain: Chain, mesh: Mesh | None, split: bool
 ) -> tuple[Values, Report]:
     """Take a step for each batch; with ``split``, each device works on its part of it, else all on the whole."""
     shards = 1 if mesh is None else mesh.size
 
     def run(state: Values, data: Data, batches: jax.Array, rate: jax.Array) -> tuple[Values, Report]:
-        take = partial(_step, network, data, rate, shards, split)
+        take = partial(_step, chain, data, rate, shards, split)
         result: tuple[Values, Report] = lax.scan(take, state, batches)
         return result
 
@@ -155,14 +117,14 @@ def _train(
 
 
 def _step(
-    network: Network, data: Data, rate: jax.Array, shards: int, split: bool, state: Values, batch: jax.Array
+    chain: Chain, data: Data, rate: jax.Array, shards: int, split: bool, state: Values, batch: jax.Array
 ) -> tuple[Values, Report]:
     images, labels = (values.at[batch].get(mode="clip") for values in data)
-    trained = {name: state[name] for row in networks.rows(network) for name in row.parameters}
+    trained = {name: state[name] for stage in chain for name in stage.parameters}
 
     def loss_of(trained: Values) -> tuple[jax.Array, tuple[jax.Array, Values]]:
         axis = parallel.AXIS if split else None
-        logits, statistics = forward(network, state | trained, images, training=True, axis=axis)
+        logits, statistics = forward(chain, state | trained, images, training=True, axis=axis)
         correct = jnp.count_nonzero(jnp.argmax(logits, axis=1) == labels).astype(jnp.float32)
         return _cross_entropy(logits, labels), (correct, statistics)
 
@@ -176,9 +138,9 @@ def _step(
     return state | statistics | moved, Report(loss, correct)
 
 
-@partial(jax.jit, static_argnames=("network",))
-def _infer(state: Values, images: jax.Array, batch: jax.Array, *, network: Network) -> jax.Array:
-    return forward(network, state, images.at[batch].get(mode="clip"), training=False)[0]
+@partial(jax.jit, static_argnames=("chain",))
+def _infer(state: Values, images: jax.Array, batch: jax.Array, *, chain: Chain) -> jax.Array:
+    return forward(chain, state, images.at[batch].get(mode="clip"), training=False)[0]
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -8,44 +8,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polybn_mxnet import memory
-from polybn_mxnet.batch_norm import batch_norm, batch_norm_vjp, fold, merge_moments, moments
+from polybn.spec import Traits
+from polybn_mxnet import arrays
+from polybn_mxnet.arrays import BFLOAT16, inspect
+from polybn_mxnet.batch_norm import fold, forward, merge_moments, moments, operators_only
 from polybn_mxnet.compat import mxnet as mx
-from polybn_mxnet.handles import BFLOAT16
+from polybn_mxnet.derivatives import backward, double_backward
 from polybn_mxnet.program import compile
 
 name = "mxnet"
+traits = Traits(library="MXNet", native_norm=True, variants={"operators": operators_only})
 
 
 def why_not() -> str | None:
-    """Return None if MXNet computed a batch norm here, in its current context, else what came out.
-
-    See :meth:`polybn.spec.Backend.why_not`.
-    """
-    y = batch_norm(asarray(np.array([[1.0], [3.0]])), training=True, eps=0).y.asnumpy()
-    return None if y.tolist() == [[-1.0], [1.0]] else f"batch_norm of [1, 3] gave {y.tolist()}"
+    """Return None if a computation ran in the current context and came back, else the reason why not."""
+    doubled = to_numpy(asarray(np.array([1.0, 3.0])) * 2)
+    return None if doubled.tolist() == [2, 6] else f"twice [1, 3] gave {doubled.tolist()}"
 
 
 def describe() -> dict[str, str]:
-    """Return the versions and the context that results depend on; see :meth:`polybn.spec.Backend.describe`."""
+    """Return the versions and the context that results depend on."""
     return {"mxnet": mx.__version__, "numpy": np.__version__, "device": str(mx.context.current_context())}
 
 
 def asarray(host: NDArray[Any], /) -> Any:
-    """Copy a NumPy array, of bfloat16, too, to an ``mxnet.nd.NDArray`` in the current context.
-
-    See :meth:`polybn.spec.Backend.asarray`.
-    """
+    """Copy a NumPy array, of bfloat16, too, to an ``mxnet.nd.NDArray`` in the current context."""
     if host.dtype.name == "bfloat16":
         host = np.ascontiguousarray(host).view(np.uint16).view(BFLOAT16)
-    return memory.send(host, mx.nd.empty(1))
+    return arrays.send(host, mx.nd.empty(1))
 
 
 def to_numpy(array: Any, /) -> NDArray[Any]:
-    """Copy an array to the host; bfloat16 as that of ``ml_dtypes`` where this is imported.
-
-    See :meth:`polybn.spec.Backend.to_numpy`.
-    """
+    """Copy an array to the host; bfloat16 as that of ``ml_dtypes`` where this is imported."""
     host: NDArray[Any] = array.asnumpy()
     if host.dtype == BFLOAT16:
         with contextlib.suppress(TypeError):
@@ -55,14 +49,17 @@ def to_numpy(array: Any, /) -> NDArray[Any]:
 
 __all__ = [
     "asarray",
-    "batch_norm",
-    "batch_norm_vjp",
+    "backward",
     "compile",
     "describe",
+    "double_backward",
     "fold",
+    "forward",
+    "inspect",
     "merge_moments",
     "moments",
     "name",
     "to_numpy",
+    "traits",
     "why_not",
 ]

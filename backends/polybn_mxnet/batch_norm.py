@@ -1,246 +1,103 @@
-"""The specification over MXNet arrays: ``batch_norm``, ``batch_norm_vjp``, ``moments``, ``merge_moments``, ``fold``."""
+"""The specification over MXNet arrays: the forward call, ``moments``, ``merge_moments`` and ``fold``.
+
+A call is computed in one of two forms: by :mod:`polybn_mxnet.host` where the host sees the memory, and by
+:mod:`polybn_mxnet.operators` where it does not. On MXNet's tape each call leaves its derivative.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from polybn.arguments import (
-    check_arrays,
-    check_fold,
-    check_merge_moments,
-    check_negative_variance,
-    fail_single_value,
-)
-from polybn.spec import Affine, Array, BatchNormResult, Moments, RunningVariance
-from polybn_mxnet import memory, statistics, tape
-from polybn_mxnet.case import Case, of_batch_norm, of_moments
-from polybn_mxnet.derivatives import Call, Pullback
-from polybn_mxnet.memory import Host
-from polybn_mxnet.passes import Passes, choose
-from polybn_mxnet.statistics import Settings, Statistics
+from polybn.spec import Affine, Arguments, Array, BatchNormResult, Moments
+from polybn_mxnet import arrays, derivatives, host, operators, tape
+from polybn_mxnet.arrays import Host
+
+_operators_only: ContextVar[bool] = ContextVar("polybn_mxnet_operators_only", default=False)
 
 
-def batch_norm(
-    x: Array,
-    gamma: Array | None = None,
-    beta: Array | None = None,
-    running_mean: Array | None = None,
-    running_var: Array | None = None,
+@contextlib.contextmanager
+def operators_only() -> Iterator[None]:
+    """Compute by MXNet's operators within this block, on the CPU, too: the form that GPU contexts run."""
+    token = _operators_only.set(True)
+    try:
+        yield
+    finally:
+        _operators_only.reset(token)
+
+
+def forward(
+    arguments: Arguments,
     *,
-    training: bool,
-    momentum: float = 0.9,
-    eps: float = 1e-5,
-    axis: int = 1,
-    running_variance: RunningVariance = "biased",
-    where: Array | None = None,
-) -> BatchNormResult:
-    """Normalize MXNet arrays; see :func:`polybn.batch_norm`.
-
-    Within ``mxnet.autograd.record()`` the output is recorded: ``backward`` reaches ``x``, ``gamma`` and ``beta``,
-    and in inference ``running_mean`` and ``running_var``, too. ``training`` decides which derivative that is, whatever
-    ``train_mode`` says.
-    """
-    return _forward(
-        "batch_norm", x, gamma, beta, running_mean, running_var, training=training, momentum=momentum, eps=eps,
-        axis=axis, running_variance=running_variance, where=where,
-    )[0]  # fmt: skip
-
-
-def batch_norm_vjp(
-    x: Array,
-    gamma: Array | None = None,
-    beta: Array | None = None,
-    running_mean: Array | None = None,
-    running_var: Array | None = None,
-    *,
-    training: bool,
-    momentum: float = 0.9,
-    eps: float = 1e-5,
-    axis: int = 1,
-    running_variance: RunningVariance = "biased",
-    where: Array | None = None,
-) -> tuple[BatchNormResult, Pullback]:
-    """Normalize and return the derivative, too; see :func:`polybn.batch_norm_vjp`.
-
-    The pullback holds no argument: write to them as you please.
-    """
-    result, call = _forward(
-        "batch_norm_vjp", x, gamma, beta, running_mean, running_var, training=training, momentum=momentum, eps=eps,
-        axis=axis, running_variance=running_variance, where=where,
-    )  # fmt: skip
-    return result, Pullback(call)
+    differentiable: bool,  # noqa: ARG001  # the statistics are at hand in any case
+) -> tuple[BatchNormResult, Any]:
+    """Normalize (S1 to S12)."""
+    x, recorded = arguments.x, tape.is_recording()
+    what = arrays.describe(x)
+    y = arrays.new(what, type(x))
+    held = form_for(x).hold(arguments) if recorded else arguments
+    mean, var, residuals = compute(held, y)
+    olds = arguments.running_mean, arguments.running_var
+    running = (
+        None if old is None or new is None else arrays.place(new, what.device, type(old))
+        for old, new in zip(olds, (mean, var), strict=True)
+    )
+    if recorded:
+        tape.record(derivatives.Pull(held, residuals), derivatives.inputs(arguments), [y])
+    return BatchNormResult(y, *running), residuals
 
 
-def moments(x: Array, *, axis: int = 1, where: Array | None = None) -> Moments:
-    """Return the mergeable statistics of an MXNet array; see :func:`polybn.moments`."""
-    check_arrays("moments", "MXNet", memory.is_array, x=x, where=where)
-    case = of_moments("moments", memory.described(x), axis, memory.described(where))
-    where = where if memory.deletes(where) else None  # a mask that deletes nothing gives the bits of none
-    passes = choose(case, where)
-    with np.errstate(all="ignore"):
-        kept, counts = _mask(passes, where, x, case)
-        mean, m2 = (np.zeros(case.channels, case.dtype) for _ in range(2))
-        if x.size:
-            s = _measure(passes, x, case, 0.0, kept, counts)
-            mean, m2 = s.mean(), np.ldexp(s.v * counts, 2 * s.exponent).astype(case.dtype)
-    return Moments(*(memory.send(z, x) for z in (counts.astype(np.int64), mean, m2)))
+def compute(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, Any]:
+    """Write ``y``; return the running statistics, on the host, and what the derivative needs."""
+    with tape.paused(), np.errstate(all="ignore"):
+        return form_for(y).forward(arguments, y)
+
+
+def form_for(array: Array) -> Any:
+    """Return the module that computes with an array."""
+    return operators if _operators_only.get() or not arrays.is_on_host(array) else host
+
+
+def moments(arguments: Arguments) -> Moments:
+    """Measure ``x`` in a form that merges (S15)."""
+    x, recorded = arguments.x, tape.is_recording()
+    form = form_for(x)
+    held = form.hold(arguments) if recorded else arguments
+    with tape.paused(), np.errstate(all="ignore"):
+        found = form.moments(held)
+    result = Moments(*_send(found, x))
+    if recorded:
+        pull = partial(derivatives.of_moments, form, held, found)
+        tape.record(pull, {"x": x}, result[1:])
+    return result
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
-    """Combine the statistics of two parts (S15); see :func:`polybn.merge_moments`."""
-    check_merge_moments("MXNet", memory.is_array, a, b)
-    memory.check_contexts(
-        "merge_moments",
-        **{f"a.{k}": memory.described(v) for k, v in a._asdict().items()},
-        **{f"b.{k}": memory.described(v) for k, v in b._asdict().items()},
-    )
-    (n_a, mean_a, m2_a), (n_b, mean_b, m2_b) = (map(memory.vector, part) for part in (a, b))
-    count = n_a + n_b
-    share = n_b / np.maximum(count, 1)
-    with np.errstate(all="ignore"):
-        distance = mean_b.astype(np.float64) - mean_a
-        mean = (mean_a + distance * share).astype(mean_a.dtype)
-        m2 = (m2_a.astype(np.float64) + m2_b + distance * distance * share * n_a).astype(m2_a.dtype)
-    conditions = [n_b == 0, n_a == 0]
-    merged = count, np.select(conditions, [mean_a, mean_b], mean), np.select(conditions, [m2_a, m2_b], m2)
-    return Moments(*(memory.send(host, like) for host, like in zip(merged, a, strict=True)))
+    """Combine the statistics of two parts (S15)."""
+    parts = [Moments(*map(arrays.fetch, part)) for part in (a, b)]
+    result = Moments(*_send(host.merge_moments(*parts), a.mean))
+    if tape.is_recording():
+        inputs = {"a.mean": a.mean, "a.m2": a.m2, "b.mean": b.mean, "b.m2": b.m2}
+        tape.record(partial(derivatives.of_merge_moments, *parts), inputs, result[1:])
+    return result
 
 
-def fold(
-    gamma: Array | None, beta: Array | None, running_mean: Array, running_var: Array, *, eps: float = 1e-5
-) -> Affine:
-    """Turn inference into ``scale * x + shift``; see :func:`polybn.fold`."""
-    arrays = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
-    check_arrays("fold", "MXNet", memory.is_array, **arrays)
-    check_fold(**arrays, eps=eps)
-    memory.check_contexts("fold", **{name: memory.described(array) for name, array in arrays.items()})
-    scale_by, shift_by, mean, variance = map(memory.vector, arrays.values())
-    _check_variance("fold", variance)
-    with np.errstate(all="ignore"):
-        scale = statistics.inverse_root(variance, variance.dtype.type(eps))
-        if scale_by is not None:
-            scale *= scale_by
-        shift = -mean * scale
-        if shift_by is not None:
-            shift += shift_by
-    return Affine(memory.send(scale, running_mean), memory.send(shift, running_mean))
+def fold(arguments: Arguments) -> Affine:
+    """Turn inference into ``scale * x + shift``."""
+    inputs = derivatives.inputs(arguments)
+    gamma, beta, mean, var = (None if array is None else arrays.fetch(array) for array in arguments[2:6])
+    held = arguments._replace(gamma=gamma, beta=beta, running_mean=mean, running_var=var)
+    result = Affine(*_send(host.fold(held), arguments.running_mean))
+    if tape.is_recording():
+        tape.record(partial(derivatives.of_fold, held), inputs, result)
+    return result
 
 
-def _forward(
-    function: str,
-    x: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    running_mean: Array | None,
-    running_var: Array | None,
-    *,
-    training: bool,
-    momentum: float,
-    eps: float,
-    axis: int,
-    running_variance: str,
-    where: Array | None,
-) -> tuple[BatchNormResult, Call]:
-    arrays = {"x": x, "gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
-    check_arrays(function, "MXNet", memory.is_array, **arrays, where=where)
-    given = [memory.described(array) for array in (*arrays.values(), where)]
-    case = of_batch_norm(
-        function, *given, training=training, momentum=momentum, eps=eps, axis=axis, running_variance=running_variance
-    )
-    y, settings = memory.new(case.x, type(x)), Settings(float(momentum), float(eps), running_variance)
-    call, *running = compute(function, arrays, case, y, training, settings, where)
-    pairs = zip(running, (running_mean, running_var), strict=True)
-    context = case.x.context
-    result = BatchNormResult(y, *(None if new is None else memory.place(new, context, type(old)) for new, old in pairs))
-    tape.record(call, y)
-    return result, call
-
-
-def compute(
-    function: str,
-    arrays: dict[str, Array | None],
-    case: Case,
-    y: Array,
-    training: bool,
-    settings: Settings,
-    where: Array | None = None,
-) -> tuple[Call, Host | None, Host | None]:
-    """Write ``y``; return what its derivative needs, and the running statistics. Only values are yet to be checked."""
-    x: Array
-    x, *vectors = arrays.values()
-    where = where if memory.deletes(where) else None  # a mask that deletes nothing gives the bits of none
-    passes = choose(case, where)
-    if training and where is None and passes.train is not None and case.channels * case.count:
-        done = passes.train(x, case, vectors, settings, y)
-        if done is not None:
-            counts = np.full(case.channels, case.count)
-            call = Call(arrays, passes, case, True, None, counts, done.statistics, done.gamma, done.xhat)
-            return call, done.running_mean, done.running_var
-    return _compute(function, passes, arrays, case, y, training, settings, where)
-
-
-def _compute(
-    function: str,
-    passes: Passes,
-    arrays: dict[str, Array | None],
-    case: Case,
-    y: Array,
-    training: bool,
-    settings: Settings,
-    where: Array | None,
-) -> tuple[Call, Host | None, Host | None]:
-    x: Array = arrays["x"]
-    gamma, beta, mean, variance = map(memory.vector, list(arrays.values())[1:])
-    with tape.paused(), np.errstate(all="ignore"):
-        kept, counts = _mask(passes, where, x, case)
-        if training and settings.running_variance == "unbiased" and np.any(counts == 1):
-            fail_single_value(function, f"where keeps one value in channel {int(np.argmax(counts == 1))}")
-        if not training:
-            _check_variance(function, variance)
-            s = statistics.from_running(mean, variance, settings.eps)
-        elif x.size:
-            s = _measure(passes, x, case, settings.eps, kept, counts)
-            if mean is not None and variance is not None:
-                mean, variance = _update(mean, variance, s, settings, counts)
-        else:
-            s = _nothing(case)
-        xhat = passes.normalize(x, case, s, gamma, beta, kept, y) if x.size else None
-    return Call(arrays, passes, case, training, kept, counts, s, gamma, xhat), mean, variance
-
-
-def _mask(passes: Passes, where: Array | None, x: Array, case: Case) -> tuple[Any, Host]:
-    if x.size:
-        return passes.mask(where, x.shape, case)
-    return None, np.zeros(case.channels, np.int64)
-
-
-def _measure(passes: Passes, x: Array, case: Case, eps: float, kept: Any, counts: Host) -> Statistics:
-    exponent = np.zeros(case.channels, np.int32)
-    m1, delta, v = passes.measure(x, case, exponent, kept, counts)
-    strayed = statistics.out_of_range(v, eps)
-    if strayed.any():
-        exponent = np.where(strayed, statistics.exponents(passes.largest(x, case, kept), eps), exponent)
-        m1, delta, v = passes.measure(x, case, exponent, kept, counts)
-    r = statistics.inverse_root(v, np.ldexp(v.dtype.type(eps), -2 * exponent))
-    return Statistics(m1, delta, v, r, exponent)
-
-
-def _update(mean: Host, variance: Host, s: Statistics, settings: Settings, counts: Host) -> tuple[Host, Host]:
-    batch, momentum = s.variance(), settings.momentum
-    if settings.running_variance == "unbiased":
-        batch = (batch * (counts / np.maximum(counts - 1, 1))).astype(batch.dtype)
-    return statistics.blend(mean, s.mean(), momentum, counts), statistics.blend(variance, batch, momentum, counts)
-
-
-def _nothing(case: Case) -> Statistics:
-    zero = np.zeros(case.channels, case.dtype)
-    return Statistics(zero, zero, zero, zero, np.zeros(case.channels, np.int32))
-
-
-def _check_variance(function: str, running_var: Host) -> None:
-    bad = ~((running_var >= 0) & (running_var < np.inf))
-    if bad.any():
-        first = int(np.argmax(bad))
-        check_negative_variance(function, int(bad.sum()), first, float(running_var[first]))
+def _send(vectors: Sequence[Host], like: Array) -> list[Array]:
+    what = arrays.describe(like)
+    return [arrays.place(vector, what.device, type(like)) for vector in vectors]

@@ -1,81 +1,95 @@
-"""Clause S13 over MXNet arrays: the pullback of one call."""
+"""Clause S13 over MXNet arrays, and the derivatives of what is made of vectors; each as a call, and for the tape."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from polybn.arguments import check_arrays, check_dy
-from polybn.spec import Array, Gradients
-from polybn_mxnet import handles, memory
-from polybn_mxnet.case import VECTORS, Case
-from polybn_mxnet.memory import Host
-from polybn_mxnet.passes import Passes
-from polybn_mxnet.second_order import SecondPullback
-from polybn_mxnet.statistics import Statistics
+from polybn.spec import Arguments, Array, Gradients, Moments, SecondGradients
+from polybn_mxnet import arrays, host, operators, tape
+from polybn_mxnet.arrays import Host
+
+VECTORS = ("gamma", "beta", "running_mean", "running_var")
+SECOND = ("gamma", "running_mean", "running_var")
 
 
-class Call(NamedTuple):
-    """One forward call: what it was given, and the values that its derivative needs, which are its own."""
+class Pull(NamedTuple):
+    """The derivative of one call of ``batch_norm``, as :data:`polybn_mxnet.tape.Pull` says."""
 
-    arrays: dict[str, Array | None]
-    passes: Passes
-    case: Case
-    training: bool
-    kept: Any
-    counts: Host
-    statistics: Statistics
-    gamma: Host | None
-    xhat: Any
+    arguments: Arguments
+    residuals: Any
 
-    def differentiate(self, dy: Array, dx: Array | None) -> dict[str, Host]:
-        """Write dx, where it is wanted, and return the gradients of what there is one of per channel (S13)."""
-        case = self.case
-        if self.xhat is None:  # there are no values
-            return dict.fromkeys(VECTORS, np.zeros(case.channels, case.dtype))
-        with np.errstate(all="ignore"):
-            r = self.statistics.inverse_root()
-            slopes = r, np.ones_like(r) if self.gamma is None else self.gamma
-            sum_g, sum_gx = self.passes.pull(
-                dy, self.xhat, case, self.counts, self.training, slopes, self.kept, dx
-            )  # fmt: skip
-            if self.training:
-                return {"gamma": sum_gx, "beta": sum_g}
-            slope = slopes[0] * slopes[1]
-            return dict(zip(VECTORS, (sum_gx, sum_g, -slope * sum_g, -slope * r * sum_gx / 2), strict=True))
-
-    def carries_gradient(self, name: str) -> bool:
-        """Tell whether an argument was given and the output depends on it (S13)."""
-        return self.arrays[name] is not None and not (self.training and name.startswith("running"))
+    def __call__(self, cotangents: Sequence[Array], dx: Array) -> Mapping[str, Host | None]:
+        """Write ``dx``; return the gradients of the vectors, on the host."""
+        (dy,) = cotangents
+        form = operators if isinstance(self.residuals, operators.Residuals) else host
+        with tape.paused(), np.errstate(all="ignore"):
+            gradients: Gradients = form.backward(self.arguments, self.residuals, dy, dx)
+        return gradients._asdict()
 
 
-class Pullback:
-    """The derivative of one call of :func:`batch_norm_vjp`, as a function of ``dy``; call it as often as you like."""
+def inputs(arguments: Arguments) -> dict[str, Array]:
+    """Name the arrays that were given and carry a gradient (S13)."""
+    named = zip(("x", *VECTORS), arguments[1:6], strict=True)
+    absent = ("running_mean", "running_var") if arguments.training else ()
+    return {name: array for name, array in named if array is not None and name not in absent}
 
-    def __init__(self, call: Call) -> None:
-        self._call = call
 
-    def __call__(self, dy: Array, /) -> Gradients:
-        """Map a cotangent of ``y`` to cotangents of the arguments."""
-        call = self._call
-        check_arrays("batch_norm_vjp", "MXNet", memory.is_array, dy=dy)
-        if dy is None:
-            check_dy(dy, call.case.x)
-        of_x, of_dy = call.case.x, handles.describe(dy)
-        if of_dy != of_x:
-            check_dy(of_dy, of_x)
-            memory.check_contexts("batch_norm_vjp", x=of_x, dy=of_dy)
-        dx = memory.new(of_x, type(call.arrays["x"]))
-        vectors = call.differentiate(dy, dx)
-        return Gradients(
-            dx,
-            *(
-                memory.place(vectors[k], of_x.context, type(call.arrays[k])) if call.carries_gradient(k) else None
-                for k in VECTORS
-            ),
-        )
+def backward(arguments: Arguments, residuals: Any, dy: Array) -> Gradients:
+    """Map a cotangent of ``y`` to cotangents of the arguments (S13)."""
+    what, given = arrays.describe(dy), inputs(arguments)
+    dx = arrays.new(what, type(arguments.x))
+    vectors = Pull(arguments, residuals)([dy], dx)
+    return Gradients(dx, *(_sent(vectors[name], arguments.dtype, given.get(name), what.device) for name in VECTORS))
 
-    def vjp(self, dy: Array, /) -> tuple[Gradients, SecondPullback]:
-        """Return the gradients for ``dy``, and the pullback of the map from ``dy`` and the arguments to them."""
-        return self(dy), SecondPullback(self._call, dy)
+
+def double_backward(arguments: Arguments, residuals: Any, dy: Array, cotangents: Gradients) -> SecondGradients:
+    """Differentiate :func:`backward`."""
+    form = operators if isinstance(residuals, operators.Residuals) else host
+    x, given = arguments.x, inputs(arguments)
+    with tape.paused(), np.errstate(all="ignore"):
+        found = form.double_backward(arguments, residuals, dy, cotangents)
+        like_x = (arrays.rounded(z, x) if isinstance(z, np.ndarray) else z for z in found[:2])
+        device = arrays.describe(x).device
+        named = found._asdict()
+        vectors = (_sent(named[name], arguments.dtype, given.get(name), device) for name in SECOND)
+        return SecondGradients(*like_x, *vectors)
+
+
+def of_moments(
+    form: Any, arguments: Arguments, found: Moments, cotangents: Sequence[Array], dx: Array
+) -> Mapping[str, Host]:
+    """Differentiate ``moments``: ``dmean / count + 2 * (x - mean) * dm2`` has the form of inference."""
+    dmean, dm2 = map(arrays.fetch, cotangents)
+    shift = dmean / np.maximum(found.count, 1).astype(dmean.dtype)
+    vectors = dict(zip(VECTORS, (2 * dm2, shift, found.mean, np.ones_like(dmean)), strict=True))
+    with tape.paused(), np.errstate(all="ignore"):
+        form.forward(arguments._replace(training=False, **vectors), dx)
+    return {}
+
+
+def of_merge_moments(a: Moments, b: Moments, cotangents: Sequence[Array], _: Array) -> Mapping[str, Host]:
+    """Differentiate ``merge_moments`` (S15)."""
+    dmean, dm2 = (arrays.fetch(z).astype(float) for z in cotangents)
+    share = b.count / np.maximum(a.count + b.count, 1)
+    along = (dmean + 2 * dm2 * (b.mean.astype(float) - a.mean) * a.count) * share
+    gradients = {"a.mean": dmean - along, "b.mean": along, "a.m2": dm2, "b.m2": dm2}
+    return {name: gradient.astype(a.mean.dtype) for name, gradient in gradients.items()}
+
+
+def of_fold(arguments: Arguments, cotangents: Sequence[Array], _: Array) -> Mapping[str, Host]:
+    """Differentiate ``fold``."""
+    dscale, dshift = (arrays.fetch(z).astype(float) for z in cotangents)
+    mean, gamma = arguments.running_mean, 1.0 if arguments.gamma is None else arguments.gamma
+    square = arguments.running_var.astype(float) + arguments.eps
+    r = np.divide(1, np.sqrt(square), out=np.zeros_like(square), where=square != 0)
+    slope = (dscale - mean * dshift) * r
+    gradients = slope, dshift, -gamma * r * dshift, -gamma * slope * r * r / 2
+    return {name: gradient.astype(mean.dtype) for name, gradient in zip(VECTORS, gradients, strict=True)}
+
+
+def _sent(vector: Host | None, dtype: str, given: Array | None, device: Any) -> Array | None:
+    """Bring a gradient to the kind of array that was given; None where none was."""
+    return None if vector is None or given is None else arrays.place(vector.astype(dtype), device, type(given))

@@ -1,8 +1,9 @@
 """Batch norm as a Gluon block: the specification where ``gluon.nn.BatchNorm`` stood.
 
-On arrays the block is :func:`polybn_mxnet.batch_norm`. In a symbol, which is what ``hybridize`` makes of a block, it
+On arrays the block is :func:`polybn.batch_norm`. In a symbol, which is what ``hybridize`` makes of a block, it
 is the operator ``polybn_batch_norm``: a recorded Python function cannot be part of a symbol, an
-``mxnet.operator.CustomOp`` can. Both run the same code and give the same bits.
+``mxnet.operator.CustomOp`` can. MXNet calls it in a thread of its own when the inputs are there. Both run the same
+code and give the same bits.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from polybn.arguments import check_batch_norm, check_moments, dtype_name
-from polybn.spec import Array, RunningVariance
-from polybn_mxnet import memory
-from polybn_mxnet.batch_norm import batch_norm
+from polybn.arguments import Arrays, Known, Options, check_batch_norm, check_moments, dtype_name
+from polybn.functional import batch_norm
+from polybn.spec import Arguments, Array, Description, RunningVariance
+from polybn_mxnet import arrays, tape
+from polybn_mxnet.batch_norm import compute
 from polybn_mxnet.compat import mxnet as mx
-from polybn_mxnet.operator import OPERATOR
+from polybn_mxnet.derivatives import Pull
+
+OPERATOR = "polybn_batch_norm"
+_REQUESTS = {"null": tape.NULL, "write": tape.WRITE, "inplace": tape.WRITE, "add": tape.ADD}
 
 
 class BatchNorm(mx.gluon.HybridBlock):
@@ -84,15 +89,13 @@ class BatchNorm(mx.gluon.HybridBlock):
         running_variance: RunningVariance = "biased",
         **kwargs: Any,
     ) -> None:
-        check_batch_norm(  # the options, on behalf of batches to come
-            "gluon.BatchNorm", np.empty((2, 0), np.float32), None, None, None, None,
-            training=True, momentum=momentum, eps=epsilon, axis=1, running_variance=running_variance, where=None,
-        )  # fmt: skip
+        any_batch = Arrays(Description((2, 0), "float32"))
+        check_batch_norm("gluon.BatchNorm", any_batch, Options(True, momentum, epsilon, 1, running_variance))
         super().__init__(**kwargs)
         self._axis, self._scale, self._center, self._frozen = axis, bool(scale), bool(center), bool(use_global_stats)
-        self._options: dict[str, Any] = {
-            "axis": axis, "momentum": float(momentum), "eps": float(epsilon), "running_variance": running_variance,
-        }  # fmt: skip
+        self._options = dict[str, Any](
+            axis=axis, momentum=float(momentum), eps=float(epsilon), running_variance=running_variance
+        )
 
         def parameter(name: str, init: Any, trained: bool) -> Any:
             return self.params.get(
@@ -111,8 +114,9 @@ class BatchNorm(mx.gluon.HybridBlock):
 
     def forward(self, x: Array) -> Array:
         """Normalize ``x``, shape ``(N, C, ...)``; within ``autograd.record()`` by its own statistics."""
-        if memory.is_array(x):  # before Gluon asks a symbol for the number of channels, whose errors say less
-            check_moments("gluon.BatchNorm", memory.described(x), axis=self._axis, where=None)
+        what = arrays.inspect(x)
+        if what is not None:  # before Gluon asks a symbol for the number of channels, whose errors say less
+            check_moments("gluon.BatchNorm", Arrays(what), self._axis)
         return super().forward(x)
 
     def hybrid_forward(self, F: Any, x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any) -> Any:
@@ -126,7 +130,7 @@ class BatchNorm(mx.gluon.HybridBlock):
         )  # fmt: skip
         if training:
             for old, new in zip((running_mean, running_var), result[1:], strict=True):
-                memory.overwrite(old, new)
+                arrays.overwrite(old, new)
         return result.y
 
     def _symbol(self, *inputs: Any) -> Any:
@@ -140,3 +144,87 @@ class BatchNorm(mx.gluon.HybridBlock):
         options = {"scale": self._scale, "center": self._center, "use_global_stats": self._frozen, **self._options}
         words = ", ".join(f"{name}={value!r}" for name, value in options.items())
         return f"BatchNorm({words}, in_channels={self.gamma.shape[0] or None})"
+
+
+class Operator(mx.operator.CustomOp):
+    """One place in a running graph. MXNet makes another where a forward pass starts before the last one's backward."""
+
+    def __init__(self, flags: list[bool], options: Options) -> None:
+        super().__init__()
+        self._scale, self._center, self._frozen = flags
+        self._options = options
+        self._known: dict[bool, Known] = {}
+
+    def forward(
+        self, is_train: bool, req: list[str], in_data: list[Array], out_data: list[Array], aux: list[Array]
+    ) -> None:
+        """Write ``y``, and in training the running statistics."""
+        training = bool(is_train) and not self._frozen
+        arguments = self._arguments(in_data, aux, training)
+        y = out_data[0] if _REQUESTS[req[0]] == tape.WRITE else arrays.empty(in_data[0])
+        *running, self._residuals = compute(arguments, y)
+        self._training = training
+        if y is not out_data[0]:
+            self.assign(out_data[0], req[0], y)
+        for host, array in zip(running, aux, strict=True):
+            if training and host is not None:
+                arrays.write(host, array)
+
+    def backward(
+        self, req: list[str], out_grad: list[Array], in_data: list[Array], out_data: list[Array],
+        in_grad: list[Array], aux: list[Array],
+    ) -> None:  # fmt: skip
+        """Write the gradients (S13); what is not used has gradient 0."""
+        arguments, wanted = self._arguments(in_data, aux, self._training), {}
+        for name, array, request in zip(("x", "gamma", "beta"), in_grad, req, strict=True):
+            if getattr(arguments, name) is None:
+                self.assign(array, request, 0)
+            elif request != "null":
+                wanted[name] = array, _REQUESTS[request]
+        tape.write_gradients(Pull(arguments, self._residuals), out_grad, wanted)
+
+    def _arguments(self, in_data: list[Array], aux: list[Array], training: bool) -> Arguments:
+        x, gamma, beta = in_data
+        given = Arrays(x, gamma if self._scale else None, beta if self._center else None, *aux)
+        options = self._options._replace(training=training)
+        if training not in self._known:  # shapes and dtypes are those that MXNet made the operator for
+            what = Arrays(*(None if array is None else arrays.describe(array) for array in given))
+            self._known[training] = check_batch_norm("gluon.BatchNorm", what, options)
+        numbers = options.momentum, options.eps, options.running_variance == "unbiased"
+        return Arguments("gluon.BatchNorm", *given, training, *numbers, *self._known[training])
+
+
+class Properties(mx.operator.CustomOpProp):
+    """What MXNet must know of the operator before it runs. Options arrive as strings, those of a loaded symbol, too."""
+
+    def __init__(
+        self, scale: str, center: str, frozen: str, axis: str, momentum: str, eps: str, running_variance: str
+    ) -> None:
+        super().__init__(need_top_grad=True)
+        self._flags = [flag == "True" for flag in (scale, center, frozen)]
+        self._options = Options(True, float(momentum), float(eps), int(axis), running_variance)
+
+    def list_arguments(self) -> list[str]:
+        """Name the inputs."""
+        return ["data", "gamma", "beta"]
+
+    def list_auxiliary_states(self) -> list[str]:
+        """Name what a forward pass changes."""
+        return ["running_mean", "running_var"]
+
+    def infer_shape(self, in_shape: list[list[int]]) -> tuple[list[list[int]], ...]:
+        """Give every vector the length of the channel axis."""
+        channels = [in_shape[0][self._options.axis]]
+        return [in_shape[0], channels, channels], [in_shape[0]], [channels, channels]
+
+    def infer_type(self, in_type: list[Any]) -> tuple[list[Any], ...]:
+        """Give ``y`` the type of ``x``, and the vectors that of the statistics (S6)."""
+        vector = np.float64 if in_type[0] == np.float64 else np.float32
+        return [in_type[0], vector, vector], [in_type[0]], [vector, vector]
+
+    def create_operator(self, ctx: Any, in_shapes: Any, in_dtypes: Any) -> Operator:
+        """Make the operator for inputs of these shapes and types."""
+        return Operator(self._flags, self._options)
+
+
+mx.operator.register(OPERATOR)(Properties)

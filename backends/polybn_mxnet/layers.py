@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from polybn.lenet import networks
-from polybn.lenet.networks import Network, State
+from polybn.lenet.networks import Row, State
 from polybn.spec import Array
 from polybn_mxnet.compat import mxnet as mx
 from polybn_mxnet.gluon import BatchNorm
@@ -18,12 +19,11 @@ nn = mx.gluon.nn
 class Classifier(mx.gluon.HybridBlock):
     """A network: from bytes ``(n, C, H, W)`` to scores ``(n, classes)``."""
 
-    def __init__(self, network: Network, context: Any) -> None:
+    def __init__(self, rows: Sequence[Row], context: Any) -> None:
         super().__init__()
-        rows = networks.rows(network)
         blocks = {row.name: _block(row) for row in rows}
         self.chain = nn.HybridSequential()
-        self.chain.add(*(blocks[row.name] for row in _pool_early(rows)))
+        self.chain.add(*blocks.values())
         self.initialize(mx.init.Zero(), ctx=context)
         self.arrays = {
             name: getattr(blocks[row.name], name.partition(".")[2])
@@ -80,16 +80,7 @@ def descend(parameters: list[Array], gradients: list[Array], *, rate: float, ima
 _AT_ONCE = 45  # arrays that MXNet's operator takes: https://mxnet.apache.org/versions/1.9.1/api/python/docs/api/ndarray
 
 
-def _pool_early(rows: list[networks.Row]) -> list[networks.Row]:
-    """Move each max-pool before the sigmoid that it follows: sigmoids rise, so the result is the same for less work."""
-    result: list[networks.Row] = []
-    for row in rows:
-        early = isinstance(row.layer, networks.MaxPool) and result and isinstance(result[-1].layer, networks.Sigmoid)
-        result.insert(len(result) - 1 if early else len(result), row)
-    return result
-
-
-def _block(row: networks.Row) -> Any:
+def _block(row: Row) -> Any:
     inputs = row.input_shape[0]
     match row.layer:
         case networks.Convolution(channels, kernel):

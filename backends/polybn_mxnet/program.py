@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polybn.lenet import networks
-from polybn.lenet.networks import Network, State
+from polybn.lenet.networks import Row, State
 from polybn.lenet.program import Steps
-from polybn.spec import Array, DomainError, ShapeError
+from polybn.spec import Array
 from polybn_mxnet.compat import mxnet as mx
 from polybn_mxnet.layers import Classifier, Objective, descend
 
@@ -26,55 +26,26 @@ class Data(NamedTuple):
     labels: Array
 
 
-def compile(network: Network, state: State, *, batch_size: int) -> MXNetProgram:
-    """Turn a network and its state, which is copied, into a program; see :class:`polybn.lenet.program.Program`.
-
-    It runs in MXNet's current context.
-
-    Parameters
-    ----------
-    network : Network
-        With ``norm="native"`` it takes ``gluon.nn.BatchNorm``, with ``"spec"`` :class:`polybn_mxnet.gluon.BatchNorm`.
-    state : dict of str to ndarray
-        float32, by the names that :func:`polybn.lenet.networks.initial_state` gives.
-    batch_size : int
-        Images in a training step.
-
-    Returns
-    -------
-    Program
-
-    Raises
-    ------
-    DomainError
-        If the batch size is not positive.
-    ShapeError
-        If the layers do not fit each other, or the last one does not give a score for each class.
-    """
-    *_, last = networks.rows(network)
-    if len(last.output_shape) != 1:
-        raise ShapeError(
-            f"polybn.train: the last layer must give one score for each class, (classes,); got {last.output_shape} "
-            f"from {last.name} (end the network with a Dense layer)"
-        )
-    if batch_size < 1:
-        raise DomainError(f"polybn.train: batch_size must be 1 or more; got {batch_size} (images in a training step)")
-    return MXNetProgram(network, state, batch_size)
+def compile(rows: Sequence[Row], state: State, *, batch_size: int) -> MXNetProgram:
+    """Turn the layers of a network and its state, which is copied, into a program in MXNet's current context."""
+    return MXNetProgram(rows, state, batch_size)
 
 
 class MXNetProgram:
     """A compiled network; fits :class:`polybn.lenet.program.Program`."""
 
-    def __init__(self, network: Network, state: State, batch_size: int) -> None:
-        self._batch_size, self._classes = batch_size, networks.rows(network)[-1].output_shape[0]
+    def __init__(self, rows: Sequence[Row], state: State, batch_size: int) -> None:
+        self._batch_size, self._classes = batch_size, rows[-1].output_shape[0]
         self._context = mx.context.current_context()
-        self._classifier = Classifier(network, self._context)
+        self._classifier = Classifier(rows, self._context)
         self._classifier.load(state)
         self._objective = Objective(self._classifier)
         self._objective.hybridize(static_alloc=True, static_shape=True)
-        trained = [self._classifier.arrays[name] for row in networks.rows(network) for name in row.parameters]
+        trained = [self._classifier.arrays[name] for row in rows for name in row.parameters]
         self._parameters = [parameter.data() for parameter in trained]
         self._gradients = [parameter.grad() for parameter in trained]
+        # A Gluon block refers to itself, and the garbage collector does not see how much memory of MXNet it holds.
+        weakref.finalize(self, self._objective.apply, lambda block: vars(block).clear()).atexit = False
 
     def place(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Data:
         """Copy images ``(N, C, H, W)`` and labels ``(N,)`` to the context."""

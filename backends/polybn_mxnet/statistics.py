@@ -1,33 +1,22 @@
-"""What there is one of per channel, on the host, in the type of the statistics: clauses S3, S4 and S10."""
+"""The arithmetic on one value per channel for the form in operators: clauses S3, S4 and S10, on the host."""
 
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polybn_mxnet.memory import Host
-
-
-class Settings(NamedTuple):
-    """The options of a call that change numbers."""
-
-    momentum: float
-    eps: float
-    running_variance: str
-
-    def correction(self, count: int) -> float:
-        """Return what the variance of so many values is multiplied by before the running one takes it in (S4)."""
-        return count / (count - 1) if self.running_variance == "unbiased" and count > 1 else 1.0
+from polybn.arguments import fail_variance
+from polybn.spec import Arguments
+from polybn_mxnet.arrays import Host
 
 
 class Statistics(NamedTuple):
     """Statistics in the form of S2 and S3, shape ``(C,)`` each; they describe the values times ``2^-exponent``.
 
-    The exponent is 0 but for the channels that S10 rescues.
+    The exponent is 0 except in the channels that S10 rescues.
     """
 
     m1: Host
@@ -49,9 +38,13 @@ class Statistics(NamedTuple):
         return np.ldexp(self.r, -self.exponent)
 
 
-def from_running(mean: Host, variance: Host, eps: float) -> Statistics:
-    """Take running statistics for the batch's (S5)."""
-    r = inverse_root(variance, variance.dtype.type(eps))
+def from_running(arguments: Arguments, mean: Host, variance: Host) -> Statistics:
+    """Take running statistics in place of the batch's (S5)."""
+    bad = ~((variance >= 0) & (variance < np.inf))
+    if bad.any():
+        first = int(np.argmax(bad))
+        fail_variance(arguments.function, int(bad.sum()), first, float(variance[first]))
+    r = inverse_root(variance, variance.dtype.type(arguments.eps))
     return Statistics(mean, np.zeros_like(mean), variance, r, np.zeros(mean.shape, np.int32))
 
 
@@ -61,7 +54,7 @@ def inverse_root(variance: Host, eps: Host | np.floating) -> Host:
     r = np.zeros_like(square)
     np.divide(1, np.sqrt(square), out=r, where=square != 0)
     overflowed = np.isinf(square) & np.isfinite(variance)
-    if overflowed.any():  # a quarter of each does not
+    if overflowed.any():  # the sum of a quarter of each stays in range
         r[overflowed] = 0.5 / np.sqrt(variance / 4 + eps / 4)[overflowed]
     return r
 
@@ -69,14 +62,9 @@ def inverse_root(variance: Host, eps: Host | np.floating) -> Host:
 def out_of_range(v: Host, eps: float) -> NDArray[np.bool_]:
     """Find the channels whose ``v + eps`` overflowed or came near underflow (S10)."""
     square = v + v.dtype.type(eps)
-    strayed: NDArray[np.bool_] = ~np.isfinite(square) | (square < smallest(v.dtype.name))
+    smallest = np.finfo(v.dtype).smallest_normal * v.dtype.type(2.0**64)
+    strayed: NDArray[np.bool_] = ~np.isfinite(square) | (square < smallest)
     return strayed
-
-
-@cache
-def smallest(dtype: str) -> float:
-    """Return the least ``v + eps`` that is far enough from underflow (S10)."""
-    return float(np.finfo(dtype).smallest_normal) * 2.0**64
 
 
 def exponents(largest: Host, eps: float) -> NDArray[np.int32]:
@@ -85,7 +73,16 @@ def exponents(largest: Host, eps: float) -> NDArray[np.int32]:
     return np.where(np.isfinite(magnitude), np.frexp(magnitude)[1], 0).astype(np.int32)
 
 
-def blend(old: Host, batch: Host, momentum: float, counts: Host) -> Host:
+def update(arguments: Arguments, old: tuple[Host, Host], s: Statistics, counts: Host) -> tuple[Host, Host]:
+    """Return the new running statistics (S4)."""
+    variance = s.variance()
+    if arguments.unbiased:
+        variance = (variance * (counts / np.maximum(counts - 1, 1))).astype(variance.dtype)
+    mean, var = (_blend(*pair, arguments.momentum, counts) for pair in zip(old, (s.mean(), variance), strict=True))
+    return mean, var
+
+
+def _blend(old: Host, batch: Host, momentum: float, counts: Host) -> Host:
     """Move ``old`` towards ``batch``: exact at the ends (S4), and not at all where nothing was kept (S12)."""
     if momentum in (0, 1):
         new = old if momentum == 1 else batch

@@ -10,20 +10,36 @@ import atexit
 import ctypes
 import itertools
 import traceback
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, TypeAlias
 
-from polybn_mxnet import memory
+from polybn.spec import Array
+from polybn_mxnet import arrays
+from polybn_mxnet.arrays import Host
 from polybn_mxnet.compat import mxnet as mx
 
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from polybn.spec import Array
-    from polybn_mxnet.derivatives import Call
-
 NULL, WRITE, ADD = 0, 1, 3  # OpReqType of MXNet
-_recorded: dict[int, tuple[Call, tuple[str, ...], Any]] = {}
+Pull: TypeAlias = Callable[[Sequence[Array], Array], Mapping[str, Any]]
+"""Writes the gradient of ``x`` to its last argument; returns those of the vectors, on the host, by name."""
+
+
+class Recorded(NamedTuple):
+    """What MXNet's tape refers to by a number."""
+
+    pull: Pull
+    inputs: tuple[str, ...]
+    entry: Any
+    """The structure whose address MXNet keeps."""
+
+
+_recorded: dict[int, Recorded] = {}
 _keys = itertools.count(1)
+
+
+def is_recording() -> bool:
+    """Tell whether a tape runs."""
+    return bool(mx.autograd.is_recording())
 
 
 def paused() -> AbstractContextManager[Any]:
@@ -32,49 +48,47 @@ def paused() -> AbstractContextManager[Any]:
     return scope
 
 
-def record(call: Call, y: Array) -> None:
-    """Put a call on the tape, where one is running."""
-    if not mx.autograd.is_recording():
-        return
-    inputs: dict[str, Any] = {name: array for name, array in call.arrays.items() if call.carries_gradient(name)}
+def record(pull: Pull, inputs: Mapping[str, Array], outputs: Sequence[Array]) -> None:
+    """Put a call on the running tape."""
     key = next(_keys)
     entry = mx.base.MXCallbackList(2, _CALLBACKS, (ctypes.c_void_p * 2)(key, key))
-    _recorded[key] = call, tuple(inputs), entry  # MXNet keeps the address of the entry
-    handles = (ctypes.c_void_p * len(inputs))(*(array.handle.value for array in inputs.values()))
-    mx.base.check_call(
-        mx.base._LIB.MXCustomFunctionRecord(len(inputs), handles, 1, ctypes.byref(y.handle), ctypes.byref(entry))
-    )
+    _recorded[key] = Recorded(pull, tuple(inputs), entry)
+    given, made = ((ctypes.c_void_p * len(z))(*(a.handle.value for a in z)) for z in (inputs.values(), outputs))
+    mx.base.check_call(mx.base._LIB.MXCustomFunctionRecord(len(given), given, len(made), made, ctypes.byref(entry)))
 
 
 def _backward(outputs: int, inputs: int, pointers: Any, requests: Any, is_train: int, key: int) -> bool:
-    """Fill in the gradients of one call; MXNet calls this from a thread of its own when dy is there."""
+    """Fill in the gradients of one call; MXNet calls this from a thread of its own when the cotangents are there."""
     try:
-        call, names, _ = _recorded[key]
-        dy, *gradients = (mx.nd.NDArray(mx.base.NDArrayHandle(pointers[i])) for i in range(1 + inputs))
-        wanted = dict(zip(names, zip(gradients, requests[:inputs], strict=True), strict=True))
-        differentiate(call, dy, {name: target for name, target in wanted.items() if target[1] != NULL})
+        call = _recorded[key]
+        given = [mx.nd.NDArray(mx.base.NDArrayHandle(pointers[i])) for i in range(outputs + inputs)]
+        targets = zip(given[outputs:], requests[:inputs], strict=True)
+        write_gradients(call.pull, given[:outputs], dict(zip(call.inputs, targets, strict=True)))
     except Exception:
         traceback.print_exc()
         return False
     return True
 
 
-def differentiate(call: Call, dy: Array, wanted: dict[str, tuple[Array, int]]) -> None:
+def write_gradients(pull: Pull, cotangents: Sequence[Array], wanted: Mapping[str, tuple[Array, int]]) -> None:
     """Write or add the gradients, by name, as MXNet requests."""
-    dx, request = wanted.pop("x", (None, NULL))
-    into = memory.empty(dx) if dx is not None and request == ADD else dx
-    vectors = call.differentiate(dy, into)
-    if into is not dx:
-        memory.add(into, dx)
-    for name, (gradient, request) in wanted.items():
+    target, request = wanted.get("x", (cotangents[0], NULL))
+    dx = target if request == WRITE else arrays.empty(target)
+    gradients = pull(cotangents, dx)
+    if request == ADD:
+        arrays.add(dx, target)
+    for name in wanted.keys() - {"x"}:
+        target, request = wanted[name]
+        gradient: Host = gradients[name]
         if request == ADD:
-            memory.add(memory.send(vectors[name], gradient), gradient)
-        else:
-            memory.put(vectors[name], gradient)
+            arrays.add(arrays.send(gradient, target), target)
+        elif request != NULL:
+            arrays.write(gradient, target)
 
 
-def _forget(key: int) -> bool:
-    _recorded.pop(key, None)
+def _forget(key: int, recorded: dict[int, Recorded] = _recorded) -> bool:
+    # The dictionary is an argument because MXNet may call when the names of this module are gone.
+    recorded.pop(key, None)
     return True
 
 
@@ -84,6 +98,6 @@ _CALLBACKS = (ctypes.CFUNCTYPE(ctypes.c_int) * 2)(
     *(ctypes.cast(function, ctypes.CFUNCTYPE(ctypes.c_int)) for function in (_BACKWARD, _FORGET))
 )
 
-# MXNet's thread waits for ever for an interpreter that has ended, and MXNet for its thread:
+# MXNet's thread waits without end for an interpreter that has ended, and MXNet for its thread:
 # https://github.com/apache/mxnet/pull/14451
 atexit.register(mx.nd.waitall)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polybn.arguments import dtype_name
 from polybn.spec import Description, Traits
 from polybn_numpy.batch_norm import fold, forward, merge_moments, moments
 from polybn_numpy.derivatives import backward, double_backward
@@ -22,9 +23,9 @@ def why_not() -> str | None:
     return None
 
 
-def inspect(value: object, /) -> Description | None:
+def inspect(value: Any, /) -> Description | None:
     """Describe an ndarray; None for subclasses that change its meaning: masked arrays, matrices, quantities."""
-    return Description(value.shape, value.dtype.name) if type(value) in (np.ndarray, np.memmap) else None
+    return Description(value.shape, dtype_name(value.dtype)) if type(value) in (np.ndarray, np.memmap) else None
 
 
 def describe() -> dict[str, str]:

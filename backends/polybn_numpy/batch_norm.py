@@ -103,7 +103,7 @@ def _normalize(call: Call) -> Array:
     """Compute ``y`` block by block; in training, fill in the statistics on the way."""
     arguments, (mask, _, statistics) = call
     x, gamma, beta = arguments.x, arguments.gamma, arguments.beta
-    y = np.empty_like(x)
+    y: Array = np.empty_like(x)
     source, target = (blocks.channels_first(a, arguments.axis) for a in (x, y))
 
     def normalize(block: slice) -> None:

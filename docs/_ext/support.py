@@ -8,20 +8,36 @@ ran on the device, and whether it passed. What has no record was never run, and 
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parents[1] / "results"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-PLANNED = (("numpy", "cpu"), ("cupy", "gpu"), ("jax", "cpu"), ("jax", "gpu"), ("mxnet", "cpu"), ("mxnet", "gpu"))
-"""Backends and the kinds of device that they are written for."""
+
+
+def _planned() -> list[tuple[str, str]]:
+    """List backends and the kinds of device that they are written for, by the extras that install their libraries.
+
+    An extra for CUDA, such as ``cupy-cuda12x`` or ``mxnet-cu112``, means GPUs; one without, or none at all, the CPU.
+    """
+    project = tomllib.loads((RESULTS.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    modules = dict[str, str]()
+    for name, module in project["entry-points"]["polybn.backends"].items():
+        modules.setdefault(module, name)
+    found = []
+    for name in modules.values():
+        extras = [extra for extra in project["optional-dependencies"] if extra.partition("-")[0] == name]
+        cuda = [extra for extra in extras if "-cu" in extra]
+        found += [(name, "cpu")] * (not extras or len(cuda) < len(extras)) + [(name, "gpu")] * bool(cuda)
+    return found
 
 
 class Record(NamedTuple):
     """One run of the conformance kit on a backend of PolyBN."""
 
     backend: str
-    """By name, and how it was called if not as it is: ``"jax, in jax.jit"``."""
+    """By name, and in which form if not the usual one: ``"jax, jit"``."""
     kind: str
     """``"cpu"`` or ``"gpu"``."""
     device: str
@@ -34,7 +50,7 @@ class Record(NamedTuple):
 
     @property
     def library(self) -> str:
-        """The backend's name, without what is said of how it was called."""
+        """The backend's name, without its form."""
         return self.backend.partition(",")[0]
 
 
@@ -54,6 +70,9 @@ def read(path: Path) -> Record:
         verdict=_verdict(data["results"]) + (_others(beside, device) if beside != path and beside.exists() else ""),
         letters={grade["dtype"]: grade["letter"] for grade in data["grades"]},
     )
+
+
+PLANNED = _planned()
 
 
 def to_markdown(records: list[Record]) -> str:

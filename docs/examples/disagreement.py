@@ -31,7 +31,7 @@ def wave() -> NDArray[np.float32]:
     return (10_000 + 0.05 * np.sin(2 * np.pi * np.arange(96) / 48)).astype(np.float32).reshape(1, 1, 8, 12)
 
 
-def exact() -> oracle.Row:
+def exact() -> oracle.ExactRow:
     """Return the batch norm of the wave in rational arithmetic."""
     channel = oracle.row(wave().ravel().tolist())
     statistics = oracle.batch_statistics(channel, Fraction(EPS))

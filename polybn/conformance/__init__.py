@@ -1,12 +1,12 @@
-"""The conformance kit: prove that a batch norm, anybody's, agrees with the specification, and grade how well.
+"""The conformance kit: check that a batch norm, anybody's, agrees with the specification, and grade how well.
 
 Write an adapter, four methods over NumPy arrays (:class:`Adapter`), and hand it to :func:`check`::
 
     report = conformance.check(MyAdapter())
     print(report)
 
-or, in a test suite, ``test_my_batch_norm = conformance.parametrize(MyAdapter)``. What is checked, and what each of
-it is called, is in ``IDS`` and ``PROPERTIES``. Checking needs Hypothesis: ``pip install "polybn[conformance]"``;
+or, in a test suite, ``test_my_batch_norm = conformance.parametrize(MyAdapter)``. ``IDS`` lists everything that is
+checked; ``PROPERTIES`` explains the properties. Checking needs Hypothesis: ``pip install "polybn[conformance]"``;
 writing an adapter does not.
 """
 
@@ -20,16 +20,18 @@ from polybn.conformance.adapters import resolve
 _missing = ""
 if TYPE_CHECKING:
     from polybn.conformance import stateful, strategies
-    from polybn.conformance.check import IDS, check
+    from polybn.conformance.check import check
+    from polybn.conformance.finding import IDS
     from polybn.conformance.plugin import parametrize
     from polybn.conformance.properties import PROPERTIES
     from polybn.conformance.report import Report
     from polybn.conformance.runner import KitAdapterError, Violation
 else:
-    # Not when first asked for: `check` is a module, too, whose import would put it in the function's place.
+    # Imported at once: importing the module `check` later would replace the function of the same name.
     try:
         from polybn.conformance import stateful, strategies
-        from polybn.conformance.check import IDS, check
+        from polybn.conformance.check import check
+        from polybn.conformance.finding import IDS
         from polybn.conformance.plugin import parametrize
         from polybn.conformance.properties import PROPERTIES
         from polybn.conformance.report import Report

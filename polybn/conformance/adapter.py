@@ -1,8 +1,8 @@
 """What the kit asks of a batch norm: four methods, NumPy in, NumPy out, and a declaration of its conventions.
 
-Nothing is guessed. What a library means by momentum, which variance it keeps, what it does with one value
-per channel or with none, its adapter declares; the kit detects each of them from exact inputs, too, and a
-declaration that does not match what was seen is a failure.
+What a library means by momentum, which variance it keeps, what it does with one value per channel or with none, its
+adapter declares. The kit also detects each convention from inputs with exact answers; a declaration that does not
+match what was seen is a failure.
 """
 
 from __future__ import annotations
@@ -16,46 +16,50 @@ if TYPE_CHECKING:
 
 
 class Info(NamedTuple):
-    """What an adapter declares; :func:`polybn.conformance.check` holds it to it."""
+    """What an adapter declares; :func:`polybn.conformance.check` looks whether it is true."""
 
     name: str
-    """For people: ``"PyTorch, channels last"``."""
+    """The name for people: ``"PyTorch, channels last"``."""
     version: str
-    """Of the library, with what else results depend on: ``"2.13.0, CPU"``."""
+    """The version of the library, with what else results depend on: ``"2.13.0, CPU"``."""
     momentum: Literal["old", "new"] = "old"
-    """Which value the library's momentum weighs: the old running value (the specification), or the new one."""
+    """The value that the library's momentum weighs: the old running value (the specification), or the new one."""
     running_variance: Literal["biased", "unbiased"] = "biased"
-    """What the running variance takes in."""
+    """The variance that the running variance takes in."""
     single_value: Literal["beta", "error"] = "beta"
-    """Training on one value per channel: the output is beta, or an error is raised."""
+    """Training on one value per channel returns beta, or raises an error."""
     empty: Literal["kept", "changed", "error"] = "kept"
-    """Training on no values: running statistics are kept, or changed (NaN as a rule), or an error is raised."""
+    """Training on no values keeps the running statistics, changes them (to NaN as a rule), or raises an error."""
     dtypes: tuple[str, ...] = ("float32",)
-    """Of x, among float16, bfloat16 (from ml_dtypes), float32 and float64. Parameters and statistics travel as float32,
-    and as float64 with float64 x."""
+    """The dtypes of x, among float16, bfloat16 (from ml_dtypes), float32 and float64. Parameters and statistics travel
+    as float32, and as float64 with float64 x."""
     axes: Literal["any", "second"] = "any"
-    """Whether any channel axis is served, or only axis 1."""
+    """Any channel axis is served, or axis 1 only."""
     ranks: tuple[int, ...] = (2, 3, 4, 5)
-    """Of x."""
+    """The ranks of x."""
     tracks: bool = True
-    """Whether ``train`` updates running statistics. Where not, it hands back any of the right shape, unread."""
+    """Whether ``train`` updates running statistics. If not, it returns any of the right shape, which nobody reads."""
     infers: bool = True
-    """Whether ``infer`` is there."""
+    """Whether the method ``infer`` exists."""
     differentiates: bool = True
-    """Whether ``vjp`` is there."""
+    """Whether the method ``vjp`` exists."""
     flushes: bool = False
     """Whether subnormal numbers are flushed to zero."""
     compiles: bool = False
     """Whether each new shape is compiled, which takes long: random calls then have one of a few shapes and options."""
     max_kappa: float | None = None
     """For one-pass algorithms: the largest ``sqrt(1 + mean^2 / variance)`` at which results are meant to be right."""
+    trains_by: Literal["batch", "running"] = "batch"
+    """Training normalizes by the statistics of the batch (the specification), or by the updated running ones."""
+    differentiates_inference: bool = False
+    """Whether the method ``infer_vjp`` exists, the derivative of a frozen batch norm."""
 
 
 class Adapter(Protocol):
     """One implementation of batch norm, as the kit sees it. ``momentum`` means what :class:`Info` declares."""
 
     def info(self) -> Info:
-        """Declare name, version and conventions.
+        """Declare name, version and conventions; the same each time.
 
         Returns
         -------
@@ -69,6 +73,7 @@ class Adapter(Protocol):
         beta: Array,
         running_mean: Array,
         running_var: Array,
+        /,
         *,
         momentum: float,
         eps: float,
@@ -79,11 +84,11 @@ class Adapter(Protocol):
         Parameters
         ----------
         x : ndarray, shape (N, C, ...)
-            Of one of the dtypes and ranks that :meth:`info` declares.
+            One of the dtypes and ranks that :meth:`info` declares.
         gamma, beta, running_mean, running_var : ndarray, shape (C,)
             float32, or float64 with float64 ``x``.
         momentum : float
-            As the library means it.
+            What :meth:`info` declares it to weigh.
         eps : float
             Added to the variance.
         axis : int
@@ -93,11 +98,11 @@ class Adapter(Protocol):
         -------
         y : ndarray, shape and dtype of x
         running_mean, running_var : ndarray, shape (C,)
-            Updated.
+            The updated statistics.
         """
 
     def infer(
-        self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, *, eps: float, axis: int
+        self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, /, *, eps: float, axis: int
     ) -> Array:
         """Normalize by running statistics; arguments are as :meth:`train` has them.
 
@@ -107,7 +112,7 @@ class Adapter(Protocol):
         """
 
     def vjp(
-        self, x: Array, gamma: Array, beta: Array, dy: Array, *, eps: float, axis: int
+        self, x: Array, gamma: Array, beta: Array, dy: Array, /, *, eps: float, axis: int
     ) -> tuple[Array, Array, Array]:
         """Differentiate ``sum(y * dy)`` in training mode; arguments are as :meth:`train` has them.
 
@@ -120,7 +125,10 @@ class Adapter(Protocol):
         ndarray, shape and dtype of x
             The gradient of ``x``.
         ndarray, shape (C,)
-            That of ``gamma``.
+            The gradient of ``gamma``.
         ndarray, shape (C,)
-            That of ``beta``.
+            The gradient of ``beta``.
         """
+
+    # One more method is optional: def infer_vjp(self, x, gamma, beta, running_mean, running_var, dy, /, *, eps, axis)
+    # returns the gradients of x, gamma and beta in inference. An adapter that has it declares differentiates_inference.

@@ -31,8 +31,6 @@ from typing import NamedTuple
 import numpy as np
 
 from polybn.conformance.forms import (
-    FORMATS,
-    FORMS,
     VACUOUS,
     Channel,
     Floats,
@@ -40,7 +38,6 @@ from polybn.conformance.forms import (
     Format,
     VacuousBoundError,
     additions,
-    format_of,
     given,
     measured,
     roundings,
@@ -71,7 +68,7 @@ def envelope(form: Form, ch: Channel, f: Format, h: int | None = None) -> dict[s
     ch : Channel
         The exact magnitudes; see :func:`polybn.conformance.channels.measure`.
     f : Format
-        The roundings; see :func:`format_of`.
+        The roundings; see :func:`polybn.conformance.forms.format_of`.
     h : int, optional
         The longest chain of additions, if not the form's.
 
@@ -205,23 +202,3 @@ def _refuse(what: str, bound: float, size: float) -> None:
         raise VacuousBoundError(
             f"the bound {bound:.3g} on {what} is above 2^-4 of its size, {size:.3g}: it certifies nothing"
         )
-
-
-__all__ = [
-    "FORMATS",
-    "FORMS",
-    "SAFETY",
-    "Channel",
-    "Errors",
-    "Form",
-    "Format",
-    "VacuousBoundError",
-    "additions",
-    "envelope",
-    "format_of",
-    "gradients",
-    "normalized",
-    "output",
-    "roundings",
-    "running",
-]

@@ -1,4 +1,4 @@
-"""One call of batch norm as host arrays, what came out of it, and how to make it on any backend."""
+"""One call of batch norm as host arrays, and what came out of it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-import polybn
-
 if TYPE_CHECKING:
-    from polybn.spec import Backend, RunningVariance
+    from polybn.spec import RunningVariance
 
 Array = NDArray[Any]
 
@@ -41,22 +39,12 @@ class Case(NamedTuple):
     running_variance: RunningVariance = "biased"
 
     def arrays(self) -> dict[str, Array | None]:
-        """Return the arguments that may be given by position.
-
-        Returns
-        -------
-        dict of str to ndarray or None
-        """
+        """Return the arguments that may be given by position."""
         names = ("x", "gamma", "beta", "running_mean", "running_var")
         return {name: getattr(self, name) for name in names}
 
     def options(self) -> dict[str, Any]:
-        """Return the keyword arguments, but for ``where``.
-
-        Returns
-        -------
-        dict of str to Any
-        """
+        """Return the keyword arguments, but for ``where``."""
         names = ("training", "momentum", "eps", "axis", "running_variance")
         return {name: getattr(self, name) for name in names}
 
@@ -67,10 +55,6 @@ class Case(NamedTuple):
         ----------
         axis : int
             The new place.
-
-        Returns
-        -------
-        Case
         """
         x, dy = (np.ascontiguousarray(np.moveaxis(a, self.axis, axis)) for a in (self.x, self.dy))
         where = None if self.where is None else np.moveaxis(np.broadcast_to(self.where, self.x.shape), self.axis, axis)
@@ -99,15 +83,6 @@ def case_of(x: Array, vectors: Iterable[Any], dy: Array, **options: Any) -> Case
     """Make a call of the vectors gamma, beta, running_mean and running_var, in the dtype that belongs to x."""
     gamma, beta, mean, var = (np.asarray(v).astype(statistics_dtype(x)) for v in vectors)
     return Case(x, gamma, beta, mean, var, dy, **options)
-
-
-def run(backend: Backend, case: Case) -> Outcome:
-    """Make the call on a backend, with its pullback."""
-    arrays = {name: None if value is None else backend.asarray(value) for name, value in case.arrays().items()}
-    where = None if case.where is None else backend.asarray(case.where)
-    result, pullback = polybn.batch_norm_vjp(*arrays.values(), **case.options(), where=where)
-    gradients = pullback(backend.asarray(case.dy))
-    return Outcome._make(None if value is None else backend.to_numpy(value) for value in (*result, *gradients))
 
 
 def same(a: Outcome, b: Outcome) -> bool:

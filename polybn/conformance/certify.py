@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from polybn.conformance import bounds
+from polybn.conformance import bounds, forms
 from polybn.conformance.cases import Case, Outcome
 from polybn.conformance.channels import Measured, measure
 from polybn.conformance.forms import Form
-from polybn.conformance.oracle import Row
+from polybn.conformance.oracle import ExactRow
 
 Floats = NDArray[np.float64]
 
@@ -60,10 +60,6 @@ def certify(
     additions : int, optional
         The longest chain of additions in a sum, if not the form's.
 
-    Returns
-    -------
-    Certificate
-
     Raises
     ------
     AssertionError
@@ -83,7 +79,7 @@ def certify(
     Traceback (most recent call last):
     AssertionError: y of channel 0: value 1 is -0.25; its error 1 is 2.46e+06 times its bound 4.06e-07 (form K)
     """
-    f = bounds.format_of(dtype or case.x.dtype.name, arithmetic=arithmetic, flushes=flushes)
+    f = forms.format_of(dtype or case.x.dtype.name, arithmetic=arithmetic, flushes=flushes)
     count = case.x.size // max(case.x.shape[case.axis], 1)
     y, dx = (np.zeros((case.x.shape[case.axis], count)) for _ in range(2))
     worst = 0.0
@@ -113,7 +109,7 @@ def _hold(name: str, measured: Measured, limits: Floats, form: Form) -> float:
     return float(found[worst])
 
 
-def within(what: str, got: Floats | Sequence[float], exact: Row, bound: Floats | Sequence[float]) -> float:
+def within(what: str, got: Floats | Sequence[float], exact: ExactRow, bound: Floats | Sequence[float]) -> float:
     """Assert that each value lies within its bound of the exact one; return the largest share of a bound used."""
     values = np.asarray(got, np.float64)
     assert np.isfinite(values).all(), f"{what} is not finite: {values[~np.isfinite(values)][:3]}"
@@ -130,4 +126,4 @@ def within(what: str, got: Floats | Sequence[float], exact: Row, bound: Floats |
 
 def within_one(what: str, got: float, exact: Fraction, bound: float) -> float:
     """Assert the same of a single number."""
-    return within(what, [got], Row([exact.numerator], exact.denominator), [bound])
+    return within(what, [got], ExactRow([exact.numerator], exact.denominator), [bound])

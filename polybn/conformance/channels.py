@@ -20,7 +20,7 @@ from polybn.conformance import oracle
 from polybn.conformance.cases import Array, Case, Outcome, rows, statistics_dtype
 from polybn.conformance.doubles import Double, add, distance, double, multiply, negative
 from polybn.conformance.forms import Channel, Floats
-from polybn.conformance.oracle import Derivatives, Row, Statistics
+from polybn.conformance.oracle import Derivatives, ExactRow, Statistics
 
 EASE = 400
 """Float64 squares and splits magnitudes from ``2^-EASE`` to ``2^EASE``."""
@@ -50,10 +50,6 @@ def measure(case: Case, outcome: Outcome) -> Iterator[Measured]:
         The call; finite.
     outcome : Outcome
         What came out of it.
-
-    Yields
-    ------
-    Measured
 
     Raises
     ------
@@ -139,11 +135,11 @@ def _output(x: Floats, s: Statistics, gamma: float, beta: float) -> tuple[Double
     return add(scaled, double(beta)), slack if c.high.any() else np.zeros_like(size), np.abs(c.high)
 
 
-def _scalars(x: Row, dy: Row, s: Statistics, gamma: Fraction, *, training: bool) -> Derivatives:
+def _scalars(x: ExactRow, dy: ExactRow, s: Statistics, gamma: Fraction, *, training: bool) -> Derivatives:
     """Return the derivatives of S13, but for dx; ``sum(dy c) = sum(dy x) - mean sum(dy)``."""
     total = oracle.total(dy)
     along, slope = oracle.dot(dy, x) - s.mean * total, gamma * s.root
-    none = Row([], 1)
+    none = ExactRow([], 1)
     if training:
         return Derivatives(none, s.root * along, total, Fraction(0), Fraction(0))
     curvature = along / s.square if s.square else Fraction(0)

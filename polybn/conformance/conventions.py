@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from polybn.conformance.cases import DTYPES, Case, statistics_dtype
+from polybn.conformance.cases import DTYPES, Case, rows, statistics_dtype
 from polybn.conformance.lattice import lattice
-from polybn.conformance.properties import drawn
-from polybn.conformance.properties.kinds import UNTRACKED, changed
+from polybn.conformance.properties import served
+from polybn.conformance.properties.compare import changed
+from polybn.conformance.properties.property import UNTRACKED
 from polybn.conformance.runner import CallError, KitAdapterError, run
 
 if TYPE_CHECKING:
     from polybn.conformance.adapter import Adapter, Info
     from polybn.conformance.cases import Outcome
 
+UNSEEN = "not seen"
+"""What was seen of a convention that nothing can be told about."""
 CLOSE = 1e-3
 """Candidates are told apart to this; roundings are far below it, and conventions far above."""
 
@@ -27,18 +30,26 @@ class Convention(NamedTuple):
     name: str
     declared: str
     seen: str
-    """In the words of the declaration, or what else was found."""
+    """What was seen, in the words of the declaration, or what else was found."""
     clause: str
     explanation: str
-    """What it means, and what the specification says; for people."""
+    """What the convention is about, and what the specification says; for people."""
     specification: str
     """What the specification would declare."""
+    advice: str = ""
+    """One sentence for the author: what to declare, or what no declaration covers; empty if the declaration is true."""
+    correction: tuple[tuple[str, Any], ...] = ()
+    """The fields of :class:`~polybn.conformance.Info` that would make the declaration true, with their values."""
 
     @property
     def ok(self) -> bool:
         """Whether the declaration is true."""
-        # To declare that subnormal numbers are flushed is to ask for room, not a promise.
-        return self.seen == self.declared or (self.name == "flushes" and self.declared == "yes")
+        return not self.advice
+
+    @property
+    def known(self) -> bool:
+        """Whether the convention could be seen."""
+        return self.seen != UNSEEN
 
     @property
     def differs(self) -> bool:
@@ -47,19 +58,7 @@ class Convention(NamedTuple):
 
 
 def detect(adapter: Adapter, info: Info) -> list[Convention]:
-    """Find out what an adapter does wherever libraries disagree.
-
-    Parameters
-    ----------
-    adapter : Adapter
-        Which is called a few times for each convention.
-    info : Info
-        What it declares.
-
-    Returns
-    -------
-    list of Convention
-        One for each name in :data:`NAMES` that can be seen.
+    """Find out what an adapter does wherever libraries disagree: one for each of :data:`NAMES` that can be seen.
 
     Examples
     --------
@@ -72,48 +71,52 @@ def detect(adapter: Adapter, info: Info) -> list[Convention]:
 
 
 def why_not(info: Info, name: str) -> str | None:
-    """Return why a convention cannot be seen, or None: some are seen in running statistics alone.
+    """Return why a convention cannot be seen, or None: some are seen in running statistics alone."""
+    return UNTRACKED if name in ("momentum", "running_variance", "flushes", "trains_by") and not info.tracks else None
 
-    Parameters
-    ----------
-    info : Info
-    name : str
-        One of :data:`NAMES`.
 
-    Returns
-    -------
-    str or None
-    """
-    return UNTRACKED if name in ("momentum", "running_variance", "flushes") and not info.tracks else None
+def clause_of(name: str) -> str:
+    """Return the clause of the specification that a convention is about."""
+    return _CONVENTIONS[name][0]
 
 
 def detect_one(adapter: Adapter, info: Info, name: str) -> Convention:
-    """Find out about one convention.
-
-    Parameters
-    ----------
-    adapter : Adapter
-    info : Info
-    name : str
-        One of :data:`NAMES`.
-
-    Returns
-    -------
-    Convention
-    """
+    """Find out about one convention."""
     clause, look, declared, specification, explanation = _CONVENTIONS[name]
+    if name == "single_value" and info.running_variance == "unbiased":
+        specification = "error"  # the specification refuses an unbiased variance of one value
+    found = Convention(name, declared(info), "", clause, explanation, specification)
     try:
         seen = look(adapter, info)
     except (CallError, KitAdapterError) as error:
         seen = f"nothing, because {error}"
-    if name == "single_value" and info.running_variance == "unbiased":
-        specification = "error"  # the specification refuses an unbiased variance of one value
-    return Convention(name, declared(info), seen, clause, explanation, specification)
+        return found._replace(seen=seen, advice=f"The convention {name} could not be seen: {error}")
+    found = found._replace(seen=seen)
+    # Who declares that subnormal numbers are flushed asks for room; kept ones do no harm.
+    if seen in (found.declared, UNSEEN) or (name == "flushes" and found.declared == "yes"):
+        return found
+    correction = _correction(name, seen)
+    if correction is None:
+        return found._replace(advice=f"{_NOT.get(name, f'{name} is')} {seen}, which no declaration covers")
+    said = _SEEN.get((name, seen), f"The {name} that are served are {seen or 'none'}")
+    return found._replace(advice=f"{said}: declare {name}={correction!r}", correction=((name, correction),))
+
+
+def _correction(name: str, seen: str) -> Any:
+    """Return the value to declare for what was seen, or None if there is none."""
+    words = [value for known, value in _SEEN if known == name]
+    if name == "flushes":
+        return {"yes": True, "no": False}.get(seen)
+    if name == "ranks":
+        return tuple(map(int, seen.split(", "))) if seen else None
+    if name == "dtypes":
+        return tuple(seen.split(", ")) if seen else None
+    return seen if seen in words else None
 
 
 def _plain(info: Info, **options: Any) -> Case:
     """Make a lattice call of five values: mean 2, biased variance 2, unbiased 2.5; old mean 8, old variance 4."""
-    shape = drawn.served(info, (5, 3))
+    shape = served.fitted(info, (5, 3))
     dtype = "float32" if "float32" in info.dtypes else info.dtypes[0]
     made = lattice(1, dtype, 3, (5, *shape[2:]), 1, offset=0)
     wide = statistics_dtype(made.case.x)
@@ -124,11 +127,7 @@ def _plain(info: Info, **options: Any) -> Case:
 
 def _nearest(value: float, candidates: dict[str, float]) -> str:
     near = [name for name, of in candidates.items() if abs(value - of) <= CLOSE * abs(of)]
-    return (
-        near[0]
-        if near
-        else f"neither: {value:.6g} where {', '.join(f'{n} gives {v:g}' for n, v in candidates.items())}"
-    )
+    return near[0] if near else f"{value:.6g} where {', '.join(f'{n} gives {v:g}' for n, v in candidates.items())}"
 
 
 def _momentum(adapter: Adapter, info: Info) -> str:
@@ -145,7 +144,7 @@ def _running_variance(adapter: Adapter, info: Info) -> str:
     variance = 2 * float(_vector(run(adapter, info, case, gradients=False), "running_var")[0]) - 4
     candidates = {
         "biased": 2.0, "unbiased": 2.5, "the standard deviation": 2**0.5, "the variance plus eps": 2 + case.eps,
-        "1 / sqrt(variance + eps)": (2 + case.eps) ** -0.5, "nothing": 4.0,
+        "1 / sqrt(variance + eps)": (2 + case.eps) ** -0.5, "the old value again": 4.0,
     }  # fmt: skip
     return _nearest(variance, candidates)
 
@@ -158,14 +157,17 @@ def _single_value(adapter: Adapter, info: Info) -> str:
     case = _plain(info)
     case = case._replace(x=case.x[:1].copy(), dy=case.dy[:1].copy())
     try:
-        y = run(adapter, info, case, gradients=False).y
+        outcome = run(adapter, info, case, gradients=False)
     except CallError:
         return "error"
     assert case.beta is not None
-    beta = case.beta.reshape((1, 3) + (1,) * (y.ndim - 2)).astype(y.dtype)
-    return (
-        "beta" if np.array_equal(y, beta) else f"neither: y = {y.ravel().tolist()} where beta is {case.beta.tolist()}"
-    )
+    beta = case.beta.reshape((1, 3) + (1,) * (outcome.y.ndim - 2)).astype(outcome.y.dtype)
+    if info.trains_by == "batch" and not np.array_equal(outcome.y, beta):
+        return f"y = {outcome.y.ravel().tolist()} where beta is {case.beta.tolist()}"
+    for name in ("running_mean", "running_var") if info.tracks else ():
+        if not np.isfinite(_vector(outcome, name)).all():
+            return f"{float(_vector(outcome, name)[0])} in {name}"
+    return "beta"
 
 
 def _empty(adapter: Adapter, info: Info) -> str:
@@ -179,20 +181,49 @@ def _empty(adapter: Adapter, info: Info) -> str:
     return "kept" if kept else "changed"
 
 
+_TINY = {"float32": 2.0**-140, "float64": 2.0**-1060, "bfloat16": 2.0**-131}
+"""Subnormal numbers whose halves are subnormal, too."""
+
+
 def _flushes(adapter: Adapter, info: Info) -> str:
-    if "float32" not in info.dtypes:
-        return "no"
-    tiny = np.float32(2.0**-140)
-    case = _plain(info, momentum=0.0)
-    case = case._replace(x=np.full_like(case.x, tiny), running_mean=np.zeros(3, np.float32))
-    mean = _vector(run(adapter, info, case, gradients=False), "running_mean")
-    return (
-        "no"
-        if np.array_equal(mean, np.full(3, tiny))
-        else "yes"
-        if not mean.any()
-        else f"neither: the mean of 2^-140 is {mean[0]}"
-    )
+    dtype = next((name for name in _TINY if name in info.dtypes), None)
+    if dtype is None:
+        return "yes" if info.flushes else "no"
+    # With the weights one half, the sense of momentum does not matter; normal numbers show that it is used at all.
+    normal, tiny = 2.0**-90, _TINY[dtype]
+    if _mean_of(adapter, info, dtype, normal) != normal / 2:
+        return UNSEEN
+    mean = _mean_of(adapter, info, dtype, tiny)
+    return {tiny / 2: "no", 0.0: "yes"}.get(mean, f"a mean of {mean} for values {tiny}")
+
+
+def _mean_of(adapter: Adapter, info: Info, dtype: str, value: float) -> float:
+    """Return the running mean after training on equal values, with old and new weighed alike, from 0."""
+    case = lattice(1, dtype, 3, (*fitted_rest(info, 4),), 1).case
+    x, wide = np.full_like(case.x, value), statistics_dtype(case.x)
+    case = case._replace(x=x, momentum=0.5, eps=1e-5, running_mean=np.zeros(3, wide))
+    return float(_vector(run(adapter, info, case, gradients=False), "running_mean")[0])
+
+
+def fitted_rest(info: Info, m: int) -> tuple[int, ...]:
+    """Return a shape without channels, of m values, that the adapter serves."""
+    shape = served.fitted(info, (m, 3))
+    return (shape[0], *shape[2:])
+
+
+def _trains_by(adapter: Adapter, info: Info) -> str:
+    case = _plain(info, momentum=0.5)
+    outcome = run(adapter, info, case, gradients=False)
+    mean, var = (_vector(outcome, name).astype(np.float64) for name in ("running_mean", "running_var"))
+    gamma, beta = (np.asarray(v, np.float64)[:, None] for v in (case.gamma, case.beta))
+    x, y = rows(case.x, 1), rows(outcome.y, 1)
+    by_batch = gamma * (x - 2) * (2 + case.eps) ** -0.5 + beta
+    by_running = gamma * (x - mean[:, None]) / np.sqrt(np.abs(var[:, None]) + case.eps) + beta
+    near = {
+        name for name, right in {"batch": by_batch, "running": by_running}.items()
+        if np.abs(y - right).max() <= 0.02 * np.abs(right).max()
+    }  # fmt: skip
+    return near.pop() if len(near) == 1 else UNSEEN
 
 
 def _axes(adapter: Adapter, info: Info) -> str:
@@ -243,6 +274,31 @@ def _text(values: tuple[Any, ...]) -> str:
     return ", ".join(map(str, values))
 
 
+_SEEN = {
+    ("momentum", "old"): "Your momentum weighs the old value",
+    ("momentum", "new"): "Your momentum weighs the new value",
+    ("running_variance", "biased"): "Your running variance takes in the biased variance",
+    ("running_variance", "unbiased"): "Your running variance takes in the unbiased variance",
+    ("single_value", "beta"): "Training on one value per channel returns beta",
+    ("single_value", "error"): "Training on one value per channel raises an error",
+    ("empty", "kept"): "Training on no values keeps the running statistics",
+    ("empty", "changed"): "Training on no values changes the running statistics",
+    ("empty", "error"): "Training on no values raises an error",
+    ("axes", "any"): "Any axis may be the channel axis",
+    ("axes", "second"): "Only the second axis may be the channel axis",
+    ("flushes", "yes"): "Subnormal numbers are flushed to zero",
+    ("flushes", "no"): "Subnormal numbers are kept",
+    ("trains_by", "batch"): "Training normalizes by the statistics of the batch",
+    ("trains_by", "running"): "Training normalizes by the running statistics",
+}
+"""What was seen, in a sentence, where it can be declared."""
+_NOT = {
+    "momentum": "The new running mean is",
+    "running_variance": "Your running variance takes in",
+    "single_value": "Training on one value per channel gives",
+    "flushes": "Training on subnormal numbers gives",
+}
+"""How a sentence begins about what nothing can declare."""
 _Look = tuple[str, Callable[["Adapter", "Info"], str], Callable[["Info"], str], str, str]
 _CONVENTIONS: dict[str, _Look] = {
     "momentum": (
@@ -276,10 +332,15 @@ _CONVENTIONS: dict[str, _Look] = {
         "S6", _dtypes, lambda i: _text(i.dtypes), ", ".join(DTYPES),
         "the dtypes of x that are served; the specification: these four",
     ),
+    "trains_by": (
+        "S2", _trains_by, lambda i: i.trains_by, "batch",
+        "what training normalizes by: the statistics of the batch, or the running ones after their update; the "
+        "specification: the batch",
+    ),
     "flushes": (
         "S2", _flushes, lambda i: "yes" if i.flushes else "no", "no",
         "whether subnormal numbers are flushed to zero; the specification leaves them",
     ),
 }  # fmt: skip
 NAMES = tuple(_CONVENTIONS)
-"""Of all conventions that are detected."""
+"""The names of all conventions that are detected."""

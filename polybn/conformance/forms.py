@@ -104,10 +104,6 @@ def format_of(dtype: str, *, arithmetic: str | None = None, flushes: bool = Fals
         Whether subnormal numbers are flushed to zero. Those of float16 never are: they are normal numbers of the
         arithmetic, and conversions keep them in every mode.
 
-    Returns
-    -------
-    Format
-
     Examples
     --------
     >>> format_of("float16").unit == 2**-24, format_of("float16").stored == 2**-11

@@ -19,7 +19,23 @@ from polybn.conformance.lattice import Lattice, in_inference, lattice
 VERSION = 1
 FORMAT = "polybn-golden"
 
-# Seed, dtype, C, shape without channels, channel axis, exponent of s, offset, momentum, training.
+
+class Recipe(NamedTuple):
+    """How to make one frozen call with :func:`~polybn.conformance.lattice.lattice`."""
+
+    seed: int
+    dtype: str
+    channels: int
+    rest: tuple[int, ...]
+    """The shape without channels."""
+    axis: int
+    power: int
+    """The exponent of s."""
+    offset: int
+    momentum: float
+    training: bool
+
+
 RECIPES: dict[str, tuple[int, str, int, tuple[int, ...], int, int, int, float, bool]] = {
     "f32-two-axes": (1, "float32", 3, (4,), 1, 0, 0, 0.75, True),
     "f32-images": (2, "float32", 3, (2, 2, 4), 1, 0, 17, 0.5, True),
@@ -73,10 +89,6 @@ def load(version: int = VERSION) -> tuple[Golden, ...]:
     version : int
         Of the vectors; the newest by default.
 
-    Returns
-    -------
-    tuple of Golden
-
     Raises
     ------
     ValueError
@@ -102,7 +114,7 @@ def generate() -> str:
     str
         JSON.
     """
-    entries = [_entry(name, *recipe) for name, recipe in RECIPES.items()]
+    entries = [_entry(name, Recipe(*recipe)) for name, recipe in RECIPES.items()]
     text = json.dumps({"format": FORMAT, "version": VERSION, "cases": entries}, indent=1) + "\n"
     return re.sub(r"[\[{]\n *[^\[\]{}]*(\[\n *[\d,\s]+\])?[^\[\]{}]*[\]}]", _on_one_line, text)
 
@@ -139,10 +151,6 @@ def from_hex(written: dict[str, Any]) -> Array:
     written : dict
         With ``dtype``, ``shape`` and ``bits``.
 
-    Returns
-    -------
-    ndarray
-
     Examples
     --------
     >>> from_hex({"dtype": "float16", "shape": [2], "bits": "3c00 c000"}).tolist()
@@ -158,18 +166,16 @@ def _on_one_line(found: re.Match[str]) -> str:
     return re.sub(r"\n *", " ", found[0]).replace("[ ", "[").replace(" ]", "]").replace("{ ", "{").replace(" }", "}")
 
 
-def _entry(
-    name: str, seed: int, dtype: str, channels: int, rest: tuple[int, ...], axis: int, power: int, offset: int,
-    momentum: float, training: bool,
-) -> dict[str, Any]:  # fmt: skip
-    made = lattice(seed, dtype, channels, rest, axis, power, offset, momentum)
-    made = made if training else in_inference(made, seed)
+def _entry(name: str, recipe: Recipe) -> dict[str, Any]:
+    made = lattice(recipe.seed, recipe.dtype, recipe.channels, recipe.rest, recipe.axis, recipe.power, recipe.offset)
+    made = made._replace(case=made.case._replace(momentum=recipe.momentum))
+    made = made if recipe.training else in_inference(made, recipe.seed)
     case, numbers = made.case, {"eps": made.case.eps, "momentum": made.case.momentum}
     inputs = {**{k: v for k, v in case.arrays().items() if v is not None}, "dy": case.dy}
     return {
         "name": name,
-        "training": training,
-        "axis": axis,
+        "training": recipe.training,
+        "axis": recipe.axis,
         **{key: {"value": repr(value), "bits": to_hex(np.array([value]))["bits"]} for key, value in numbers.items()},
         "inputs": {key: to_hex(value) for key, value in inputs.items()},
         "expected": {key: to_hex(value) for key, value in _answers(made).items()},

@@ -33,13 +33,24 @@ from polybn.conformance.cases import DTYPES, Array, Case, Outcome, case_of
 from polybn.conformance.certify import shares
 from polybn.conformance.channels import Measured, measure
 from polybn.conformance.families import FAMILIES, RESTS, Family
-from polybn.conformance.forms import FORMS, Channel, Floats, Form, Format, VacuousBoundError
+from polybn.conformance.forms import FORMS, Channel, Floats, Form, Format, VacuousBoundError, format_of
 
 if TYPE_CHECKING:
     from polybn.conformance.adapter import Adapter, Info
 
 Letter: TypeAlias = Literal["S", "K", "T", "N", "F", "O", "-"]
-CLASSES: tuple[Letter, ...] = ("S", *FORMS)
+LETTERS: dict[Letter, str] = {
+    "S": "4 ulp, at any mean",
+    "K": "independent of the mean",
+    "T": "two passes, sums in a tree",
+    "N": "two passes, sums in any order",
+    "F": "Welford's or Chan's recurrence",
+    "O": "one pass",
+    "-": "no class of algorithms",
+}
+"""What each letter stands for, from the best to none."""
+LADDER: tuple[Letter, ...] = ("S", *FORMS)
+"""The letters that have bounds."""
 ULPS = 4
 ANCHOR = FAMILIES["float32"][0].name
 """A class holds only if it certifies this family at some m."""
@@ -53,13 +64,15 @@ class Row(NamedTuple):
     """``sqrt(1 + mean^2 / variance)``, the largest of the channels."""
     m: int
     error: float
-    """Largest error of y; NaN or infinite if y was."""
+    """The largest error of y; NaN or infinite if y was."""
     bounds: dict[str, float | None]
-    """By class: the largest bound on y; None if not certified."""
+    """The largest bound on y by class; None if not certified."""
     ratio: dict[str, float | None]
-    """By class: the largest error of anything, as a share of its bound; the class holds here if it is 1 at most."""
+    """The largest error of anything by class, as a share of its bound; the class holds here if it is 1 at most."""
     case: Case
     """The input."""
+    offender: str = ""
+    """The result that is farthest beyond the widest bounds, with its error; empty where all is within them."""
     in_range: bool = True
     """Whether the squares of x stay in the range of float32, or of float64 for float64."""
 
@@ -94,10 +107,6 @@ def grade(
     progress : callable, optional
         Called with the number of rows done and the number of all.
 
-    Returns
-    -------
-    Grade
-
     Examples
     --------
     >>> from polybn.conformance.adapters.backend import BackendAdapter
@@ -114,7 +123,14 @@ def grade(
     ]
     rows = []
     for i, (family, m, last) in enumerate(planned):
-        rows.append(_row(adapter, info, dtype, run, family, m, last=last, seed=i))
+        case = _case(info, dtype, family, m, last=last, seed=i)
+        name = f"{family.name}, channels last" if last else family.name
+        try:
+            outcome = run(adapter, info, case)
+        except AssertionError:  # the call failed: no class holds
+            rows.append(_failed(name, m, case, in_range=family.in_range))
+        else:
+            rows.append(_row(info, name, case, outcome, in_range=family.in_range))
         if progress is not None:
             progress(i + 1, len(planned))
     return Grade(dtype, _letter(dtype, rows), tuple(rows))
@@ -143,10 +159,6 @@ def silent(grade: Grade) -> tuple[Row, ...]:
     ----------
     grade : Grade
         Any.
-
-    Returns
-    -------
-    tuple of Row
     """
     return tuple(row for row in grade.rows if not row.in_range and (row.ratio["K"] or 0) > 1)
 
@@ -160,10 +172,6 @@ def holds(rows: list[Row], name: str) -> bool:
         All of a dtype.
     name : str
         The class.
-
-    Returns
-    -------
-    bool
     """
     ratios = [row.ratio[name] for row in rows]
     certified = [ratio for ratio in ratios if ratio is not None]
@@ -172,60 +180,60 @@ def holds(rows: list[Row], name: str) -> bool:
     return (everywhere or name not in ("S", "K")) and anchored and all(ratio <= 1 for ratio in certified)
 
 
+def at_least(letter: Letter, demanded: Letter) -> bool:
+    """Tell whether a letter is the one demanded, or a better one."""
+    order = list(LETTERS)
+    return order.index(letter) <= order.index(demanded)
+
+
 def _letter(dtype: str, rows: list[Row]) -> Letter:
-    for name in CLASSES:
+    for name in LADDER:
         if holds(rows, name) and (name != "S" or dtype in ("float32", "float64")):
             return name
     return "-"
 
 
-def _row(
-    adapter: Adapter,
-    info: Info,
-    dtype: str,
-    run: Callable[[Adapter, Info, Case], Outcome],
-    family: Family,
-    m: int,
-    *,
-    last: bool,
-    seed: int,
-) -> Row:
-    case = _case(info, dtype, family, m, last=last, seed=seed)
-    name = f"{family.name}, channels last" if last else family.name
-    f = bounds.format_of(dtype, flushes=info.flushes)
+def _failed(name: str, m: int, case: Case, *, in_range: bool) -> Row:
+    none: dict[str, float | None] = dict.fromkeys(LADDER)
+    return Row(name, math.nan, m, math.nan, none, dict.fromkeys(LADDER, math.inf), case, "a failed call", in_range)
+
+
+def _row(info: Info, name: str, case: Case, outcome: Outcome, *, in_range: bool) -> Row:
+    f, m = format_of(case.x.dtype.name, flushes=info.flushes), case.x.size // case.x.shape[case.axis]
     try:
-        found = list(measure(case, run(adapter, info, case)))
-    except AssertionError:  # the call failed: no class holds
-        none: dict[str, float | None] = dict.fromkeys(CLASSES)
-        failed: dict[str, float | None] = dict.fromkeys(CLASSES, math.inf)
-        return Row(name, math.nan, m, math.nan, none, failed, case, family.in_range)
+        found = list(measure(case, outcome))
+    except AssertionError:
+        return _failed(name, m, case, in_range=in_range)
     limits: dict[str, float | None] = {}
     ratio: dict[str, float | None] = {}
-    for letter in CLASSES:
+    offender = ""
+    for letter in LADDER:
         try:
-            judged = [_judge(letter, one, f, in_range=family.in_range) for one in found]
+            judged = [_judge(letter, one, f, in_range=in_range) for one in found]
         except VacuousBoundError:
             limits[letter] = ratio[letter] = None
         else:
-            limits[letter], ratio[letter] = (max(values) for values in zip(*judged, strict=True))
+            limits[letter], ratio[letter] = (max(values) for values in list(zip(*judged, strict=True))[:2])
+            share, worst = max((share, whose) for _, share, whose in judged)
+            offender = worst if share > 1 else ""
     kappa = max(_kappa(one.channel) for one in found)
     error = float(np.max([_worst(one) for one in found]))
-    return Row(name, kappa, m, error, limits, ratio, case, family.in_range)
+    return Row(name, kappa, m, error, limits, ratio, case, offender, in_range)
 
 
-def _judge(letter: Letter, one: Measured, f: Format, *, in_range: bool) -> tuple[float, float]:
-    """Return the largest bound on y, and the largest share of any bound."""
+def _judge(letter: Letter, one: Measured, f: Format, *, in_range: bool) -> tuple[float, float, str]:
+    """Return the largest bound on y, the largest share of any bound, and whose share it is."""
     form: Form = "K" if letter == "S" or letter == "-" else letter
     limits = bounds.envelope(form, one.channel, f)
     if letter == "S" and not one.channel.constant:
         limits["y"] = _ulps(one.channel, f)
-    worst = 0.0
+    worst = (0.0, "")
     for name, errors in one.errors.items():
         found = shares(errors, limits[name])
         if not in_range:  # NaN and infinity are honest there
             found = np.where(np.isfinite(one.got[name]), found, 0.0)
-        worst = max(worst, float(found.max()))
-    return float(limits["y"].max()), worst
+        worst = max(worst, (float(found.max()), f"an error of {float(errors.max()):.3g} in {name}"))
+    return float(limits["y"].max()), *worst
 
 
 def _ulps(ch: Channel, f: Format) -> Floats:

@@ -8,7 +8,9 @@ import re
 from html import escape
 from typing import TYPE_CHECKING
 
-from polybn.conformance.text import CLASSES, failures, verdict
+from polybn.conformance.grades import LETTERS
+from polybn.conformance.guard import plain
+from polybn.conformance.report import facts, failures
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from polybn.conformance.grades import Grade, Row
-    from polybn.conformance.report import Report, Result
+    from polybn.conformance.report import Report
+    from polybn.conformance.result import Result
 
 # Okabe and Ito's palette, which people with any colour vision can tell apart; they stand out from light and dark.
 COLOURS = {"K": "#009E73", "T": "#E69F00", "N": "#D55E00", "F": "#CC79A7", "O": "#56B4E9"}
@@ -24,7 +27,7 @@ STYLES = {"K": "-", "T": "--", "N": "-.", "F": ":", "O": (0, (1, 3))}
 NEAREST, FARTHEST = 1e-2, 1e15
 """Where the axis of mean / std begins and ends."""
 ENOUGH = 5
-"""Points that make a picture."""
+"""The number of points that make a picture."""
 FLOOR = 1e-17
 """The lower edge where there are no bounds to see."""
 GREY = "#808080"
@@ -52,14 +55,6 @@ figure { margin: 0 } figure svg { width: 100%; height: auto; color: inherit }
 def page(report: Report) -> str:
     """Return a report as an HTML page.
 
-    Parameters
-    ----------
-    report : Report
-
-    Returns
-    -------
-    str
-
     Raises
     ------
     ImportError
@@ -68,20 +63,28 @@ def page(report: Report) -> str:
     name = escape(report.info.name)
     body = [
         f"<h1>{name}</h1><p class=facts>{escape(report.info.version)}</p>",
-        f'<p class="verdict{"" if report.ok else " bad"}">{escape(verdict(report))}</p>',
+        f'<p class="verdict{"" if report.ok else " bad"}">{escape(report.verdict)}</p>',
+        f"<p>{escape(report.advice)}</p>" if report.advice != report.verdict else "",
         _list("Differs from the specification by declaration", report.deviations),
         _accuracy(report.grades),
         _failures(report),
-        _list("Errors in the file of expected failures", report.errors),
+        _list("Errors", report.errors),
+        _list(
+            "Echoes, which go away with true declarations",
+            [f"{r.id}: {r.reason}" for r in report.results if r.reason and r.status == "echo"],
+        ),
+        _list("Notes", report.notes),
         _conventions(report),
         _results(report.results),
-        _facts(report),
+        f"<p class=facts>{escape(facts(report))}</p>",
     ]
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{name}: conformance of batch normalization</title><style>{STYLE}</style>"
     )
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
+    return plain(
+        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
+    )
 
 
 def _list(title: str, lines: Sequence[str]) -> str:
@@ -124,7 +127,7 @@ class Markup(str):
 
 
 def _mark(status: str, text: str) -> Markup:
-    kind = status if status in ("pass", "fail") else "other"
+    kind = status if status in ("pass", "fail") else "fail" if status == "echo" else "other"
     return Markup(f"<span class={kind}>{escape(text)}</span>")
 
 
@@ -136,16 +139,10 @@ def _table(title: str, heads: Iterable[str], rows: Iterable[Iterable[str]]) -> s
     return f"<h2>{title}</h2><div class=scroll><table><tr>{head}</tr>{''.join(lines)}</table></div>"
 
 
-def _facts(report: Report) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    again = f"profile {report.profile}, seed {report.seed}, {report.seconds:.1f} s"
-    return f"<p class=facts>{escape(again)}; {escape(versions)}</p>"
-
-
 def _accuracy(grades: Sequence[Grade]) -> str:
     if not grades:
         return ""
-    items = "".join(f"<li><b>{g.letter}</b>{g.dtype}<br><small>{CLASSES[g.letter]}</small></li>" for g in grades)
+    items = "".join(f"<li><b>{g.letter}</b>{g.dtype}<br><small>{LETTERS[g.letter]}</small></li>" for g in grades)
     text = (
         "<p>A mark is the largest error of y for one input, against how far its values lie from zero; hollow ones are "
         "inputs that are not normally distributed. Lines are what the classes of algorithms are allowed for the "

@@ -30,6 +30,8 @@ ODD = {5: ((-2, -1, 0, 1, 2), 2, 2), 9: ((-3, -3, -3, 0, 0, 0, 3, 3, 3), 4, 10)}
 """By m: the pattern, q and ``eps / s^2``."""
 TIGHT = (3, 1, 4)
 """The pattern of variance 5: its squares add up exactly in float32 as far as m = 2^21."""
+WIDEST = 2**14
+"""As far as this m, the squares of all patterns add up exactly in float32."""
 
 
 class Lattice(NamedTuple):
@@ -58,11 +60,10 @@ def lattice(
     axis: int,
     power: int = 0,
     offset: int = 0,
-    momentum: float = 0.75,
-    *,
-    tight: bool = False,
 ) -> Lattice:
-    """Make a lattice call in training.
+    """Make a lattice call in training, of momentum 0.75.
+
+    Any multiple of 1/4 leaves the running statistics exact. More than WIDEST values a channel have the pattern TIGHT.
 
     Parameters
     ----------
@@ -81,14 +82,6 @@ def lattice(
         ``s = 2**power``.
     offset : int, default 0
         Each channel's is this or its negative.
-    momentum : float, default 0.75
-        A multiple of 1/4, so that running statistics are exact.
-    tight : bool, default False
-        Use only the narrowest pattern, whose sums stay exact for the largest m.
-
-    Returns
-    -------
-    Lattice
 
     Raises
     ------
@@ -103,7 +96,7 @@ def lattice(
     """
     rng = np.random.default_rng(seed)
     m, s = math.prod(rest), 2.0**power
-    k, q, eps = _numerators(rng, channels, m, tight=tight)
+    k, q, eps = _numerators(rng, channels, m)
     offsets = rng.choice([-offset, offset], (channels, 1))
     g = rng.integers(-8, 9, (channels, m)) if m not in ODD else m * rng.integers(-1, 2, (channels, m))
     gamma = 2.0 ** rng.integers(-2, 3, (channels, 1)) * rng.choice([-1, 1], (channels, 1))
@@ -129,20 +122,20 @@ def lattice(
         shaped(g).astype(x.dtype),
         axis=axis,
         eps=eps * s**2,
-        momentum=momentum,
+        momentum=0.75,
     )
     unbiased = variance * m / (m - 1) if m in ODD else None
     y, dx = shaped(gamma * (k / q) + beta), shaped(dx)
     return Lattice(case, y, offsets[:, 0] * s, variance, unbiased, dx, (sum_gk / q)[:, 0], sum_g[:, 0].astype(float))
 
 
-def _numerators(rng: np.random.Generator, channels: int, m: int, *, tight: bool) -> tuple[Array, Array, int]:
+def _numerators(rng: np.random.Generator, channels: int, m: int) -> tuple[Array, Array, int]:
     if m in ODD:
         pattern, root, eps = ODD[m]
         return rng.permuted(np.tile(pattern, (channels, 1)), axis=1), np.full((channels, 1), root), eps
     if m % 4 or not m:
         raise ValueError(f"polybn.conformance.lattice: m must be 5, 9 or a multiple of 4; got {m} (rest fixes it)")
-    patterns = np.asarray([TIGHT] if tight else PATTERNS)
+    patterns = np.asarray(PATTERNS if m <= WIDEST else [TIGHT])
     a, b, q = patterns[rng.integers(0, len(patterns), channels)].T[:, :, None]
     return rng.permuted(np.tile(np.concatenate([-a, -b, b, a], axis=1), (1, m // 4)), axis=1), q, 11
 
@@ -213,7 +206,7 @@ def many_values(m: int = 131_072, dtype: str = "float32") -> Lattice:
     Lattice
         All results exact.
     """
-    made = lattice(m, dtype, 3, (m,), 1, offset=3, tight=True)
+    made = lattice(m, dtype, 3, (m,), 1, offset=3)
     # sum(dy) = m and sum(dy k) = 5 m, whatever m is: dx = gamma / q (k - 5 k / q^2).
     k, (_, _, q) = (rows(made.case.x, 1) - made.mean[:, None]), TIGHT
     gamma = np.asarray(made.case.gamma, np.float64)

@@ -8,10 +8,13 @@ import numpy as np
 
 from polybn.conformance.cases import Array
 
+GAP = 77
+"""What lies between and before the values: whoever reads it gets wrong results."""
+
 
 def _with_step(array: Array, step: int) -> Array:
     """Spread an array over ``|step|`` times as much memory along each axis, backwards if step is negative."""
-    spread = np.zeros([abs(step) * n for n in array.shape], array.dtype)
+    spread = np.full([abs(step) * n for n in array.shape], GAP, array.dtype)
     view = spread[tuple(slice(None, None, step) for _ in array.shape)]
     view[...] = array
     return view
@@ -22,37 +25,26 @@ def _channels_last(array: Array) -> Array:
 
 
 def _offset(array: Array) -> Array:
-    flat = np.zeros(array.size + 3, array.dtype)
+    flat = np.full(array.size + 3, GAP, array.dtype)
     flat[3:] = array.ravel()
     return flat[3:].reshape(array.shape)
 
 
 LAYOUTS: dict[str, Callable[[Array], Array]] = {
-    "C": lambda a: np.array(a, order="C"),
-    "Fortran": lambda a: np.array(a, order="F"),
-    "channels last": _channels_last,
-    "every second": lambda a: _with_step(a, 2),
-    "backwards": lambda a: _with_step(a, -1),
-    "every second, backwards": lambda a: _with_step(a, -2),
-    "offset": _offset,
-    "transposed": lambda a: a.swapaxes(0, -1).copy().swapaxes(0, -1),
+    "C order": lambda a: np.array(a, order="C"),
+    "Fortran order": lambda a: np.array(a, order="F"),
+    "channels last in memory": _channels_last,
+    "every second element": lambda a: _with_step(a, 2),
+    "negative strides": lambda a: _with_step(a, -1),
+    "every second element, backwards": lambda a: _with_step(a, -2),
+    "an offset view": _offset,
+    "transposed order": lambda a: a.swapaxes(0, -1).copy().swapaxes(0, -1),
 }
-"""Ways to lay the same array out in memory, by name."""
 """By name: functions from an array to one with the same values, laid out differently in fresh memory."""
 
 
 def repeated(array: Array) -> Array | None:
-    """Return the same values as a 0-stride view, where they repeat along an axis.
-
-    Parameters
-    ----------
-    array : ndarray
-        Any shape.
-
-    Returns
-    -------
-    ndarray or None
-        Read-only; None where no axis of two or more repeats.
+    """Return the same values as a read-only 0-stride view; None where they repeat along no axis of two or more.
 
     Examples
     --------

@@ -2,7 +2,7 @@
 
 Statistics are fractions, the inverse root has a relative error below ``2^-BITS``, and everything
 else is exact. Plain Python on purpose: no array library, no floating-point operation, no line shared with
-a backend. A channel is a :class:`Row`: many rational numbers over one denominator, so that a hundred
+a backend. A channel is a :class:`ExactRow`: many rational numbers over one denominator, so that a hundred
 thousand values cost integer operations and no greatest common divisors.
 """
 
@@ -16,19 +16,14 @@ from typing import NamedTuple
 BITS = 320
 
 
-class Row(NamedTuple):
+class ExactRow(NamedTuple):
     """Rational numbers over one positive denominator."""
 
     numerators: list[int]
     denominator: int
 
     def floats(self) -> list[float]:
-        """Round each number to float64, correctly.
-
-        Returns
-        -------
-        list of float
-        """
+        """Round each number to float64, correctly."""
         return [n / self.denominator for n in self.numerators]
 
     def distances(self, got: Iterable[float]) -> list[float]:
@@ -38,10 +33,6 @@ class Row(NamedTuple):
         ----------
         got : iterable of float
             Finite, and as many.
-
-        Returns
-        -------
-        list of float
         """
         pairs = (g.as_integer_ratio() for g in got)
         d = self.denominator
@@ -65,7 +56,7 @@ class Statistics(NamedTuple):
 class Derivatives(NamedTuple):
     """Cotangents of the arguments; those of the running statistics are 0 in training."""
 
-    x: Row
+    x: ExactRow
     gamma: Fraction
     beta: Fraction
     running_mean: Fraction
@@ -80,40 +71,27 @@ class Parts(NamedTuple):
     m2: Fraction
 
 
-def row(values: Iterable[float]) -> Row:
+def row(values: Iterable[float]) -> ExactRow:
     """Take finite floating-point numbers as they are.
-
-    Parameters
-    ----------
-    values : iterable of float
-
-    Returns
-    -------
-    Row
 
     Examples
     --------
     >>> from polybn.conformance import oracle
     >>> oracle.row([0.5, 3.0])
-    Row(numerators=[1, 6], denominator=2)
+    ExactRow(numerators=[1, 6], denominator=2)
     """
     ratios = [value.as_integer_ratio() for value in values]
     denominator = max((d for _, d in ratios), default=1)  # powers of two: the largest serves them all
-    return Row([n * (denominator // d) for n, d in ratios], denominator)
+    return ExactRow([n * (denominator // d) for n, d in ratios], denominator)
 
 
-def combine(constant: Fraction, *terms: tuple[Fraction, Row]) -> Row:
+def combine(constant: Fraction, *terms: tuple[Fraction, ExactRow]) -> ExactRow:
     """Return ``constant + sum(factor * row)``, value by value.
 
     Parameters
     ----------
-    constant : Fraction
-    *terms : tuple of Fraction and Row
+    *terms : tuple of Fraction and ExactRow
         Factors and rows of equal length.
-
-    Returns
-    -------
-    Row
     """
     factors = [factor / row.denominator for factor, row in terms]
     denominator = math.lcm(constant.denominator, *(f.denominator for f in factors))
@@ -122,34 +100,21 @@ def combine(constant: Fraction, *terms: tuple[Fraction, Row]) -> Row:
     for factor, (_, values) in zip(factors, terms, strict=True):
         scale = int(factor * denominator)
         total = [t + scale * n for t, n in zip(total, values.numerators, strict=True)]
-    return Row(total, denominator)
+    return ExactRow(total, denominator)
 
 
-def total(values: Row) -> Fraction:
-    """Add up a row.
-
-    Parameters
-    ----------
-    values : Row
-
-    Returns
-    -------
-    Fraction
-    """
+def total(values: ExactRow) -> Fraction:
+    """Add up a row."""
     return Fraction(sum(values.numerators), values.denominator)
 
 
-def dot(a: Row, b: Row) -> Fraction:
+def dot(a: ExactRow, b: ExactRow) -> Fraction:
     """Return the inner product of two rows.
 
     Parameters
     ----------
-    a, b : Row
+    a, b : ExactRow
         Of equal length.
-
-    Returns
-    -------
-    Fraction
     """
     products = (p * q for p, q in zip(a.numerators, b.numerators, strict=True))
     return Fraction(sum(products), a.denominator * b.denominator)
@@ -162,10 +127,6 @@ def inverse_root(square: Fraction) -> Fraction:
     ----------
     square : Fraction
         Not negative.
-
-    Returns
-    -------
-    Fraction
 
     Examples
     --------
@@ -181,18 +142,13 @@ def inverse_root(square: Fraction) -> Fraction:
     return Fraction(math.isqrt((up << 2 * shift) // down), 1 << shift)
 
 
-def batch_statistics(x: Row, eps: Fraction) -> Statistics:
+def batch_statistics(x: ExactRow, eps: Fraction) -> Statistics:
     """Measure a channel (S2).
 
     Parameters
     ----------
-    x : Row
+    x : ExactRow
         The channel's values.
-    eps : Fraction
-
-    Returns
-    -------
-    Statistics
 
     Examples
     --------
@@ -214,11 +170,6 @@ def given_statistics(m: int, mean: Fraction, variance: Fraction, eps: Fraction) 
     ----------
     m : int
         How many values the channel has.
-    mean, variance, eps : Fraction
-
-    Returns
-    -------
-    Statistics
     """
     square = variance + eps
     return Statistics(m, mean, variance, square, inverse_root(square))
@@ -231,10 +182,6 @@ def unbiased(s: Statistics) -> Fraction:
     ----------
     s : Statistics
         Of two values or more.
-
-    Returns
-    -------
-    Fraction
     """
     return s.variance * s.m / (s.m - 1)
 
@@ -248,45 +195,32 @@ def blend(old: Fraction, batch: Fraction, momentum: Fraction) -> Fraction:
         The running value, and the batch's.
     momentum : Fraction
         Weight of the old value.
-
-    Returns
-    -------
-    Fraction
     """
     return momentum * old + (1 - momentum) * batch
 
 
-def centered(x: Row, s: Statistics) -> Row:
+def centered(x: ExactRow, s: Statistics) -> ExactRow:
     """Subtract the mean.
 
     Parameters
     ----------
-    x : Row
+    x : ExactRow
         The channel's values.
     s : Statistics
         What it is normalized with.
-
-    Returns
-    -------
-    Row
     """
     return combine(-s.mean, (Fraction(1), x))
 
 
-def output(x: Row, s: Statistics, gamma: Fraction, beta: Fraction) -> Row:
+def output(x: ExactRow, s: Statistics, gamma: Fraction, beta: Fraction) -> ExactRow:
     """Normalize, scale and shift (S3, S5).
 
     Parameters
     ----------
-    x : Row
+    x : ExactRow
         The channel's values.
     s : Statistics
         What it is normalized with.
-    gamma, beta : Fraction
-
-    Returns
-    -------
-    Row
 
     Examples
     --------
@@ -300,26 +234,21 @@ def output(x: Row, s: Statistics, gamma: Fraction, beta: Fraction) -> Row:
     return combine(beta - slope * s.mean, (slope, x))
 
 
-def derivatives(x: Row, dy: Row, s: Statistics, gamma: Fraction, *, training: bool) -> Derivatives:
+def derivatives(x: ExactRow, dy: ExactRow, s: Statistics, gamma: Fraction, *, training: bool) -> Derivatives:
     """Map a cotangent of the output to cotangents of the arguments (S13).
 
     ``xhat = c * r``, so ``xhat * mean(g * xhat) = c * mean(g * c) / (v + eps)`` is rational.
 
     Parameters
     ----------
-    x : Row
+    x : ExactRow
         The channel's values.
-    dy : Row
+    dy : ExactRow
         The cotangent.
     s : Statistics
         What it is normalized with.
-    gamma : Fraction
     training : bool
         Whether the statistics are the batch's own.
-
-    Returns
-    -------
-    Derivatives
     """
     c, slope, sum_g = centered(x, s), gamma * s.root, total(dy)
     along = dot(dy, c)
@@ -331,26 +260,21 @@ def derivatives(x: Row, dy: Row, s: Statistics, gamma: Fraction, *, training: bo
     return Derivatives(dx, s.root * along, sum_g, zero, zero)
 
 
-def tangent(x: Row, s: Statistics, gamma: Fraction, dx: Row, dgamma: Fraction, dbeta: Fraction) -> Row:
+def tangent(x: ExactRow, s: Statistics, gamma: Fraction, dx: ExactRow, dgamma: Fraction, dbeta: Fraction) -> ExactRow:
     """Map tangents of x, gamma and beta to the tangent of the output, in training.
 
     The mean moves by ``mean(dx)`` and ``v`` by ``2 mean(c dx)``, hence ``r`` by ``-r mean(c dx) / (v + eps)``.
 
     Parameters
     ----------
-    x : Row
+    x : ExactRow
         The channel's values.
     s : Statistics
         What it is normalized with.
-    gamma : Fraction
-    dx : Row
+    dx : ExactRow
         The tangent of x.
     dgamma, dbeta : Fraction
         Those of gamma and beta.
-
-    Returns
-    -------
-    Row
     """
     c, slope = centered(x, s), gamma * s.root
     drift = dot(c, dx) / s.m / s.square
@@ -358,17 +282,13 @@ def tangent(x: Row, s: Statistics, gamma: Fraction, dx: Row, dgamma: Fraction, d
     return combine(shift, (slope, dx), (dgamma * s.root - slope * drift, c))
 
 
-def parts(x: Row) -> Parts:
+def parts(x: ExactRow) -> Parts:
     """Measure a channel in mergeable form; an empty one has mean 0.
 
     Parameters
     ----------
-    x : Row
+    x : ExactRow
         Its values; there may be none.
-
-    Returns
-    -------
-    Parts
     """
     if not x.numerators:
         return Parts(0, Fraction(0), Fraction(0))
@@ -377,16 +297,7 @@ def parts(x: Row) -> Parts:
 
 
 def merge(a: Parts, b: Parts) -> Parts:
-    """Return the moments of two parts together, by way of the raw sums (not the formula of S15).
-
-    Parameters
-    ----------
-    a, b : Parts
-
-    Returns
-    -------
-    Parts
-    """
+    """Return the moments of two parts together, by way of the raw sums (not the formula of S15)."""
     m = a.m + b.m
     if m == 0:
         return a

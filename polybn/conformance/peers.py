@@ -81,16 +81,7 @@ def run(names: Sequence[str] = tuple(ADAPTERS)) -> Iterator[Peer]:
 
 
 def measure(name: str) -> Peer:
-    """Measure one adapter in this process.
-
-    Parameters
-    ----------
-    name : str
-
-    Returns
-    -------
-    Peer
-    """
+    """Measure one adapter in this process."""
     from polybn.conformance.conventions import detect_one
 
     try:

@@ -1,4 +1,4 @@
-"""One line in a third party's pytest suite: each property, convention and grade becomes a test."""
+"""One line in anybody's pytest suite: each property, convention and grade becomes a test."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from polybn.conformance import expected
-from polybn.conformance.check import IDS, find, prepare, title_of
+from polybn.conformance.finding import IDS, find, title_of
+from polybn.conformance.subject import prepare, why_useless
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
@@ -82,14 +83,19 @@ def parametrize(
 
     @pytest.mark.parametrize("what", [mark(name) for name in ids])
     def test(what: str) -> None:
+        useless = why_useless(subject)
+        if useless:
+            pytest.fail(f"Nothing was checked: {useless}", pytrace=False)
         result = find(subject, what).result
         if result.status in ("not applicable", "not certified"):
             if what in reasons:
                 return  # strict: an expectation that nothing can fail is stale
             pytest.skip(f"{result.status}: {result.words}")
+        if result.status == "echo":
+            pytest.fail(f"{subject.info.name}: {result.reason}, and this passes\n{result.words}", pytrace=False)
         if result.status == "fail":
             text = f"\n\nTo repeat it:\n\n{result.reproducer}" if result.reproducer else ""
             pytest.fail(f"{subject.info.name}: {title_of(what)}\n{result.words}{text}", pytrace=False)
 
-    test.__doc__ = f"{subject.info.name} keeps to the specification of batch normalization."
+    test.__doc__ = f"{subject.info.name} agrees with the specification of batch normalization."
     return test

@@ -1,64 +1,40 @@
-"""What a check found, as data, as text, as JSON and as one HTML file."""
+"""What a check found, as data, as JSON and as text for a terminal, a log, or the message of a failing test."""
 
 from __future__ import annotations
 
 import json
 import math
 import platform
+import textwrap
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import numpy as np
 
 import polybn
+from polybn.conformance import advice
+from polybn.conformance.grades import LETTERS
+from polybn.conformance.guard import plain
+from polybn.conformance.result import Result, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from polybn.conformance.adapter import Info
     from polybn.conformance.conventions import Convention
     from polybn.conformance.grades import Grade
 
 FORMAT = 1
-"""Of the JSON; it grows when a field changes its meaning."""
-
-Status: TypeAlias = Literal["pass", "fail", "expected failure", "not certified", "not applicable"]
-
-
-class Result(NamedTuple):
-    """What came of one property, one convention, or one grade."""
-
-    id: str
-    title: str
-    clause: str
-    status: Status
-    words: str = ""
-    """Why it is not a pass."""
-    cases: int = 0
-    """How many were judged."""
-    vacuous: int = 0
-    """For how many of them an error bound was too wide to certify anything."""
-    share: float = 0.0
-    """Largest error, as a share of its bound; 0 where all was exact."""
-    worst: list[dict[str, object]] = []  # noqa: RUF012
-    """The calls with that error, as plain data."""
-    reproducer: str = ""
-    """A program that repeats the failure."""
-    seconds: float = 0.0
-    reason: str = ""
-    """Why a failure is expected."""
-
-    @property
-    def exact(self) -> bool:
-        """Whether it is a property of which ``==`` held in all cases."""
-        return self.status == "pass" and not self.share and "-" not in self.id
+"""The version of the JSON; it grows when a field changes its meaning."""
+WIDTH = 80
+"""Columns of the text."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`polybn.conformance.check` found.
+    """What :func:`polybn.conformance.check` found; ``print(report)`` begins with what its author should know first.
 
     Examples
     --------
@@ -71,24 +47,28 @@ class Report:
     info: Info
     profile: str
     seed: int
-    """With the profile, it repeats the check."""
+    """The seed; with the profile, it repeats the check."""
     seconds: float
     versions: Mapping[str, str]
     conventions: tuple[Convention, ...]
     results: tuple[Result, ...]
-    """Of conventions, properties, the stateful test and grades, in this order."""
+    """The results of conventions, properties, the stateful test and grades, in this order."""
     grades: tuple[Grade, ...]
     errors: tuple[str, ...]
-    """Of the file of expected failures."""
+    """What is wrong with the check itself: nothing could be checked, or an expectation is stale."""
+    notes: tuple[str, ...] = ()
+    """What else was noticed."""
+    missing: tuple[str, ...] = ()
+    """The ids that were not checked, because the check was interrupted."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed that was not expected to, and no expectation is stale."""
-        return not self.failures and not self.errors
+        """Whether nothing failed that was not expected to, everything was checked, and no expectation is stale."""
+        return not (self.failures or self.count("echo") or self.errors or self.missing)
 
     @property
     def failures(self) -> tuple[Result, ...]:
-        """What failed unexpectedly."""
+        """What failed unexpectedly; echoes of a wrong declaration are not among it."""
         return tuple(result for result in self.results if result.status == "fail")
 
     @property
@@ -100,12 +80,34 @@ class Report:
             if c.differs
         )
 
-    def count(self, status: Status) -> int:
+    @property
+    def advice(self) -> str:
+        """The one sentence that the author of the batch norm needs first."""
+        if self.errors and not self.results:
+            return self.errors[0]
+        return advice.first(self.results, self.info, [c.advice for c in self.conventions if not c.ok]) or self.verdict
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: does it conform, and how many checks came out how."""
+        statuses = ("pass", "fail", "echo", "expected failure", "not certified", "not applicable")
+        counts = [f"{n} {status}" for status in statuses if (n := self.count(status))]
+        counts += [f"{len(self.errors)} stale"] * bool(self.results and self.errors)
+        counts += [f"{len(self.missing)} not reached"] * bool(self.missing)
+        outcome = "conforms to the specification" if self.ok else "does not conform to the specification"
+        if self.ok and self.deviations:
+            outcome = "conforms to the specification, except for what it declares"
+        if self.ok and self.count("expected failure"):
+            outcome += " and the expected failures"
+        return f"{self.info.name} {outcome}: {', '.join(counts) or 'nothing was checked'}."
+
+    def count(self, status: str) -> int:
         """Count results of a status.
 
         Parameters
         ----------
         status : str
+            Such as ``"pass"``.
 
         Returns
         -------
@@ -123,6 +125,7 @@ class Report:
         data = {
             "format": FORMAT,
             "ok": self.ok,
+            "advice": self.advice,
             "date": date.today().isoformat(),
             "adapter": self.info._asdict(),
             "profile": self.profile,
@@ -134,39 +137,63 @@ class Report:
             "results": [result._asdict() for result in self.results],
             "grades": [_grade(grade) for grade in self.grades],
             "errors": self.errors,
+            "notes": self.notes,
+            "missing": self.missing,
         }
         return json.dumps(_plain(data), indent=1, allow_nan=False) + "\n"
 
-    def to_html(self) -> str:
-        """Return one HTML page that needs nothing else: pictures are in it.
-
-        Returns
-        -------
-        str
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
-        """
-        from polybn.conformance.html import page
-
-        return page(self)
-
     def __str__(self) -> str:
-        """Return the summary as text."""
-        from polybn.conformance.text import summary
+        """Return the report as text, 80 columns wide, what is most important first."""
+        return plain("\n\n".join(filter(None, self._parts())))
 
-        return summary(self)
+    def _parts(self) -> Iterable[str]:
+        if self.advice != self.verdict:
+            yield _fill(self.advice)
+        yield _section("Failures:", failures(self))
+        yield _section("Echoes, which go away with true declarations:", _echoes(self))
+        yield _section("Errors:", self.errors[1:] if self.advice in self.errors else self.errors)
+        yield _section(
+            "Not reached, because the check was interrupted:", [", ".join(self.missing)] if self.missing else []
+        )
+        yield _section("Accuracy:", [grade_line(grade) for grade in self.grades])
+        yield _section("Not certified, and no pass:", [_line(r) for r in self._of("not certified")])
+        yield _section("Not applicable:", [_line(r) for r in self._of("not applicable")])
+        yield _section("Expected failures:", [f"{r.id}: {r.reason}" for r in self._of("expected failure")])
+        yield _section("Differs from the specification by declaration:", self.deviations)
+        yield _section("Notes:", self.notes)
+        yield f"{_fill(f'{self.info.name}, {self.info.version}')}\n{_fill(facts(self))}"
+        yield _fill(self.verdict)
+
+    def _of(self, status: Status) -> list[Result]:
+        return [result for result in self.results if result.status == status]
+
+
+def grade_line(grade: Grade) -> str:
+    """Return what a grade says, in a line."""
+    worst = max((r for row in grade.rows if (r := row.ratio.get(grade.letter)) is not None), default=None)
+    used = "" if worst is None else f"; largest error {worst:.2g} of its bound"
+    return f"{grade.dtype}: class {grade.letter} ({LETTERS[grade.letter]}{used})"
+
+
+def failures(report: Report) -> list[str]:
+    """Return a paragraph for each failure; results that failed in the same way share one."""
+    groups = dict[str, list[Result]]()
+    for result in report.failures:
+        groups.setdefault(result.words, []).append(result)
+    return [
+        f"{', '.join(r.id for r in results)}: {results[0].title + ' ' if len(results) == 1 else ''}{words}"
+        for words, results in groups.items()
+    ]
+
+
+def facts(report: Report) -> str:
+    """Return how the check was made, and with what."""
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    return f"profile {report.profile}, seed {report.seed}, {report.seconds:.1f} s; {versions}"
 
 
 def versions() -> dict[str, str]:
-    """Return what results depend on, beside the library under test.
-
-    Returns
-    -------
-    dict of str to str
-    """
+    """Return what results depend on, beside the library under test."""
     return {
         "polybn": polybn.__version__,
         "python": platform.python_version(),
@@ -175,6 +202,30 @@ def versions() -> dict[str, str]:
         "machine": platform.machine(),
         "system": platform.system(),
     }
+
+
+def _echoes(report: Report) -> list[str]:
+    groups = dict[str, list[str]]()
+    for result in report.results:
+        if result.status == "echo":
+            groups.setdefault(result.reason, []).append(result.id)
+    return [f"{reason}: {', '.join(ids)}" for reason, ids in groups.items()]
+
+
+def _line(result: Result) -> str:
+    return f"{result.id}: {result.words}"
+
+
+def _fill(text: str) -> str:
+    return textwrap.fill(text, WIDTH, break_on_hyphens=False)
+
+
+def _section(title: str, lines: Iterable[str]) -> str:
+    wrapped = [
+        textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+        for line in lines
+    ]
+    return "\n".join([title, *wrapped]) if wrapped else ""
 
 
 def _grade(grade: Grade) -> dict[str, Any]:

@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polybn.conformance.runner import RETURNS, Call, Memory, Violation, remember
+from polybn.conformance.adapters import resolve
+from polybn.conformance.guard import OutOfTime, plain, time_limit
+from polybn.conformance.runner import RETURNS, Call, Memory, Recorder, Violation, remember
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from polybn.conformance.adapter import Adapter
+
+MAKE = "adapter = ...  # make your adapter here"
+NOT_REPEATED = """\
+# When this program was run, its calls did not return what they had returned before: they depend on earlier calls, or
+# on chance, or there are too many."""
+PATIENCE = 60
+"""Seconds for a program to repeat a failure."""
 LONG = 4096
 """Arrays of more bytes are compressed."""
 TOO_LONG = 200_000
@@ -35,34 +45,29 @@ def source_of(adapter: object) -> str | None:
     return None if needs or found is None or "." in cls.__qualname__ else f"{cls.__module__}:{cls.__qualname__}"
 
 
-def program(source: str | None, title: str, calls: Sequence[Call], error: BaseException) -> str:
+def program(source: str | None, what: str, calls: Sequence[Call], error: BaseException) -> str:
     """Return a Python program that repeats a failure.
 
     Parameters
     ----------
     source : str or None
         What makes the adapter: a name, or ``"module:Class"``; None leaves a line to fill in.
-    title : str
-        What was demanded.
+    what : str
+        What was demanded, and what was wrong.
     calls : sequence of Call
         What was done.
     error : BaseException
-        What was wrong; the arrays of a :class:`~polybn.conformance.runner.Violation` are shown side by side.
-
-    Returns
-    -------
-    str
+        The failure; the arrays of a :class:`~polybn.conformance.runner.Violation` are shown side by side.
     """
-    make = "adapter = ...  # make your adapter here" if source is None else f"adapter = resolve({source!r})"
-    lines = [f"# {line}" for line in textwrap.wrap(f"{title} {error}", 110)]
+    lines = [f"# {plain(line)}" for line in textwrap.wrap(what, 110)]
     too_large = "\n".join([*lines[:2], "# The arrays are too large to write down.", ""])
     if sum(len(memory.data) for call in calls for memory in call.arrays.values()) > TOO_LARGE:
         return too_large
-    lines += [*_imports(calls, source), "", make]
+    lines += [*_imports(calls, source), "", MAKE if source is None else f"adapter = resolve({source!r})"]
     for number, call in enumerate(calls, 1):
         lines += ["", f"# Call {number}"]
-        lines += [f"{name} = {expression(memory)}" for name, memory in call.arrays.items()]
-        options = "".join(f", {name}={value!r}" for name, value in _plain(call).items())
+        lines += [f"{n} = {call.shared[n] if n in call.shared else expression(m)}" for n, m in call.arrays.items()]
+        options = "".join(f", {name}={_number(value)}" for name, value in call.options.items())
         lines += [
             f"results = adapter.{call.method}({', '.join(call.arrays)}{options})",
             f"for name, value in zip({RETURNS[call.method]!r}, results if isinstance(results, tuple) else [results]):",
@@ -74,6 +79,20 @@ def program(source: str | None, title: str, calls: Sequence[Call], error: BaseEx
                 lines += ["", f"print({what + ':'!r}, {expression(remember(np.array(array)))}, sep='\\n')"]
     text = "\n".join(lines) + "\n"
     return text if len(text) <= TOO_LONG else too_large
+
+
+def repeats(text: str, adapter: Adapter, source: str | None, outcomes: Sequence[str]) -> bool:
+    """Run a program, and tell whether its calls return, to the bit, what was returned when the failure was found."""
+    recorder: Recorder | None = None
+    try:
+        with time_limit(PATIENCE):
+            recorder = Recorder(adapter if source is None else resolve(source))
+            lines = [line for line in text.splitlines() if not line.startswith("adapter = ")]
+            code = compile("\n".join(lines), "reproducer", "exec")
+            exec(code, {"__name__": "reproducer", "adapter": recorder, "print": lambda *_, **__: None})  # noqa: S102 (text from `program`)
+    except (OutOfTime, Exception, SystemExit) as error:  # the failure itself may be that a call raises
+        del error
+    return recorder is not None and recorder.outcomes == list(outcomes)
 
 
 def expression(memory: Memory) -> str:
@@ -98,8 +117,15 @@ def _imports(calls: Sequence[Call], source: str | None) -> list[str]:
     return wanted if source is None else [*wanted, "", "from polybn.conformance.adapters import resolve"]
 
 
+def _number(value: float) -> str:
+    """Return Python code for a number of its own type: NumPy's numbers may be what a failure is about."""
+    if not isinstance(value, np.generic):
+        return repr(value)
+    return f"np.{type(value).__name__}({value.item()!r})"
+
+
 def _plain(call: Call) -> dict[str, float | int]:
-    """Return options without NumPy's numbers, whose repr needs an import."""
+    """Return options as plain numbers."""
     return {name: value if isinstance(value, int) else float(value) for name, value in call.options.items()}
 
 

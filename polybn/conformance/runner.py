@@ -1,27 +1,34 @@
-"""Make the calls of a case through an adapter, hold it to its contract, and remember the calls for a reproducer."""
+"""Make the calls of a case through an adapter, check what it returns, and remember the calls for a reproducer."""
 
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+import hashlib
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from polybn.arguments import type_name
 from polybn.conformance.cases import Outcome, statistics_dtype
+from polybn.conformance.guard import OutOfTime
+from polybn.options import type_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from polybn.conformance.adapter import Adapter, Array, Info
     from polybn.conformance.cases import Case
 
+T = TypeVar("T")
 _Form: TypeAlias = tuple[tuple[int, ...], Any]
 RETURNS = {
     "train": ("y", "running_mean", "running_var"),
     "infer": ("y",),
     "vjp": ("dx", "dgamma", "dbeta"),
+    "infer_vjp": ("dx", "dgamma", "dbeta"),
 }
+_FORWARD = ("x", "gamma", "beta", "running_mean", "running_var")
+TAKES = {"train": _FORWARD, "infer": _FORWARD, "vjp": ("x", "gamma", "beta", "dy"), "infer_vjp": (*_FORWARD, "dy")}
 
 
 class Violation(AssertionError):  # noqa: N818
@@ -55,7 +62,7 @@ class Memory(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int
-    """Of the first element in ``data``."""
+    """The place of the first element in ``data``."""
     data: bytes
 
 
@@ -65,42 +72,76 @@ class Call(NamedTuple):
     method: str
     arrays: dict[str, Memory]
     options: dict[str, float | int]
+    shared: dict[str, str] = {}  # noqa: RUF012 (never written to)
+    """Names of arguments that are the same array as an earlier one, and the name of that one."""
 
 
 class Recorder:
-    """An adapter that remembers the calls made through it since ``calls`` was last emptied."""
+    """An adapter that remembers the calls made through it since ``calls`` was last emptied, and what came of them."""
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
         self.calls: list[Call] = []
+        self.outcomes: list[str] = []
+        """A digest of what each call returned or raised."""
+        self.inside = ""
+        """The method that was called and has not returned."""
+        self.since = 0.0
+        """When it was called, by :func:`time.monotonic`."""
 
     def info(self) -> Info:
-        """Hand on the declaration."""
+        """Return the adapter's declaration."""
         return self._adapter.info()
 
-    def train(
-        self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, **options: Any
-    ) -> tuple[Array, Array, Array]:
+    def train(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
         """Remember the call, and make it."""
-        arrays = {"x": x, "gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
-        self._remember("train", arrays, options)
-        return self._adapter.train(*arrays.values(), **options)
+        returned: tuple[Array, Array, Array] = self._call("train", arrays, options)
+        return returned
 
-    def infer(
-        self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, **options: Any
-    ) -> Array:
+    def infer(self, *arrays: Array, **options: Any) -> Array:
         """Remember the call, and make it."""
-        arrays = {"x": x, "gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
-        self._remember("infer", arrays, options)
-        return self._adapter.infer(*arrays.values(), **options)
+        returned: Array = self._call("infer", arrays, options)
+        return returned
 
-    def vjp(self, x: Array, gamma: Array, beta: Array, dy: Array, **options: Any) -> tuple[Array, Array, Array]:
+    def vjp(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
         """Remember the call, and make it."""
-        self._remember("vjp", {"x": x, "gamma": gamma, "beta": beta, "dy": dy}, options)
-        return self._adapter.vjp(x, gamma, beta, dy, **options)
+        returned: tuple[Array, Array, Array] = self._call("vjp", arrays, options)
+        return returned
 
-    def _remember(self, method: str, arrays: dict[str, Array], options: dict[str, Any]) -> None:
-        self.calls.append(Call(method, {name: remember(a) for name, a in arrays.items()}, options))
+    def infer_vjp(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
+        """Remember the call, and make it."""
+        returned: tuple[Array, Array, Array] = self._call("infer_vjp", arrays, options)
+        return returned
+
+    def forget(self) -> None:
+        """Forget all calls."""
+        self.calls, self.outcomes = [], []
+
+    def _call(self, method: str, arrays: tuple[Array, ...], options: dict[str, Any]) -> Any:
+        names = TAKES[method]
+        first = {id(array): name for name, array in reversed([*zip(names, arrays, strict=True)])}
+        shared = {n: first[id(a)] for n, a in zip(names, arrays, strict=True) if first[id(a)] != n}
+        memories = {name: remember(a) for name, a in zip(names, arrays, strict=True)}
+        self.calls.append(Call(method, memories, options, shared))
+        self.inside, self.since = method, time.monotonic()
+        try:
+            returned = getattr(self._adapter, method)(*arrays, **options)
+        except Exception as error:
+            self.inside = ""
+            self.outcomes.append(digest(error))
+            raise
+        self.inside = ""
+        self.outcomes.append(digest(returned))
+        return returned
+
+
+def digest(returned: object) -> str:
+    """Fingerprint what a call returned or raised: type, shape, dtype and bytes."""
+    found = hashlib.blake2b(type(returned).__name__.encode())
+    for value in returned if isinstance(returned, tuple | list) else [returned]:
+        if isinstance(value, np.ndarray):
+            found.update(f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes())
+    return found.hexdigest()
 
 
 def remember(array: Array) -> Memory:
@@ -117,13 +158,13 @@ def run(adapter: Adapter, info: Info, case: Case, *, gradients: bool | None = No
     Parameters
     ----------
     adapter : Adapter
-        Whose methods are called: ``train`` and ``vjp``, or ``infer``.
+        The methods that are called are ``train`` and ``vjp``, or ``infer`` and ``infer_vjp``.
     info : Info
-        What it declares; the momentum of the case, the weight of the OLD value, is translated.
+        Its declaration; the momentum of the case, the weight of the OLD value, is translated.
     case : Case
         ``running_variance`` is not passed on: it says what to expect. Parameters that are None become ones and zeros.
     gradients : bool, optional
-        Whether to call ``vjp``, too; by default in training if the adapter has it.
+        Whether to differentiate, too, if the adapter does; by default in training.
     as_is : bool, default False
         Hand over the arrays of the case themselves, strides and all, not copies.
 
@@ -139,15 +180,20 @@ def run(adapter: Adapter, info: Info, case: Case, *, gradients: bool | None = No
     KitAdapterError
         If a method returned anything but NumPy arrays of the right number, shape and dtype.
     """
-    x, _, gamma, beta, mean, var = _arguments(case, as_is=as_is)
+    x, dy, gamma, beta, mean, var = _arguments(case, as_is=as_is)
     whole, vector = _forms(case)
     options: dict[str, Any] = {"eps": case.eps, "axis": case.axis}
     if not case.training:
-        (y,) = _call(info, "infer", [whole], adapter.infer, x, gamma, beta, mean, var, **options)
-        return Outcome(y, case.running_mean, case.running_var)
+        forward = (x, gamma, beta, mean, var)
+        (y,) = _call(adapter, info, "infer", [whole], *forward, **options)
+        outcome = Outcome(y, case.running_mean, case.running_var)
+        if not (gradients and info.differentiates_inference):
+            return outcome
+        found = _call(adapter, info, "infer_vjp", [whole, vector, vector], *forward, dy, **options)
+        return outcome._replace(**dict(zip(RETURNS["infer_vjp"], found, strict=True)))
     weight = case.momentum if info.momentum == "old" else 1 - case.momentum
     y, new_mean, new_var = _call(
-        info, "train", [whole, vector, vector], adapter.train, x, gamma, beta, mean, var, momentum=weight, **options
+        adapter, info, "train", [whole, vector, vector], x, gamma, beta, mean, var, momentum=weight, **options
     )
     outcome = Outcome(y, new_mean, new_var) if info.tracks else Outcome(y)
     if gradients is False or not info.differentiates:
@@ -170,10 +216,6 @@ def backward(adapter: Adapter, info: Info, case: Case, *, as_is: bool = False) -
     as_is : bool, default False
         Hand over the arrays of the case themselves.
 
-    Returns
-    -------
-    dx, dgamma, dbeta : ndarray
-
     Raises
     ------
     CallError, KitAdapterError
@@ -182,7 +224,7 @@ def backward(adapter: Adapter, info: Info, case: Case, *, as_is: bool = False) -
     x, dy, gamma, beta, _, _ = _arguments(case, as_is=as_is)
     whole, vector = _forms(case)
     dx, dgamma, dbeta = _call(
-        info, "vjp", [whole, vector, vector], adapter.vjp, x, gamma, beta, dy, eps=case.eps, axis=case.axis
+        adapter, info, "vjp", [whole, vector, vector], x, gamma, beta, dy, eps=case.eps, axis=case.axis
     )
     return dx, dgamma, dbeta
 
@@ -202,24 +244,41 @@ def _arguments(case: Case, *, as_is: bool) -> list[Array]:
     ]
 
 
-def _call(info: Info, method: str, forms: Sequence[_Form], function: Any, *args: Any, **options: Any) -> list[Array]:
+def guarded(info: Info, method: str, function: Callable[[], T]) -> T:
+    """Make a call; whatever it raises, but for an interruption, becomes a :class:`CallError`."""
     try:
-        returned = function(*args, **options)
-    except Exception as error:  # whatever a library raises
-        text = str(error).strip().partition("\n")[0]
-        raise CallError(f"{info.name}.{method} raised {type_name(error)}: {text}") from error
+        return function()
+    except (KeyboardInterrupt, OutOfTime):
+        raise
+    except BaseException as error:  # whatever a library raises: SystemExit ends no check
+        text = _text_of(error)
+        raise CallError(f"{info.name}.{method} raised {type_name(error)}{text and ': '}{text}") from error
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error).strip().partition("\n")[0]
+    except Exception:  # an error that cannot even be shown
+        return ""
+
+
+def _call(adapter: Adapter, info: Info, method: str, forms: Sequence[_Form], *args: Any, **options: Any) -> list[Array]:
+    returned: Any = guarded(info, method, lambda: getattr(adapter, method)(*args, **options))
     names, line = RETURNS[method], f"(contract: polybn.conformance.adapter.Adapter.{method})"
     if len(names) == 1:
         returned = (returned,)
     if not isinstance(returned, tuple) or len(returned) != len(names):
-        length = f" of {len(returned)}" if hasattr(returned, "__len__") else ""
+        length = f" of {len(returned)}" if isinstance(returned, tuple | list) else ""
         raise KitAdapterError(
             f"{info.name}.{method} must return a tuple of {len(names)} NumPy arrays ({', '.join(names)}); "
             f"got {type_name(returned)}{length} {line}"
         )
     for name, value, (shape, dtype) in zip(names, returned, forms, strict=True):
-        if not isinstance(value, np.ndarray):
-            raise KitAdapterError(f"{info.name}.{method}: {name} must be a NumPy array; got {type_name(value)} {line}")
+        if type(value) is not np.ndarray:
+            fix = "np.array makes a plain one" if isinstance(value, np.ndarray) else line[1:-1]
+            raise KitAdapterError(
+                f"{info.name}.{method}: {name} must be a plain NumPy array; got {type_name(value)} ({fix})"
+            )
         if value.shape != shape or value.dtype != dtype:
             raise KitAdapterError(
                 f"{info.name}.{method}: {name} must have shape {shape} and dtype {np.dtype(dtype).name}; "

@@ -19,16 +19,18 @@ from hypothesis.stateful import (
 )
 
 from polybn.conformance import trial as trials
-from polybn.conformance.bounds import VacuousBoundError
 from polybn.conformance.cases import DTYPES, Array, Case, Outcome, statistics_dtype
-from polybn.conformance.properties import drawn
-from polybn.conformance.properties.kinds import same
+from polybn.conformance.forms import VacuousBoundError
+from polybn.conformance.properties import served
+from polybn.conformance.properties.compare import same
 from polybn.conformance.properties.model import Model
 from polybn.conformance.runner import KitAdapterError, Recorder, run
 from polybn.conformance.strategies import sample
 
 if TYPE_CHECKING:
     from polybn.conformance.adapter import Adapter, Info
+
+__all__ = ["machine"]
 
 ID = "stateful"
 TITLE = "Whatever is trained, inferred, saved, loaded and copied in whatever order, statistics are the closed form."
@@ -64,7 +66,7 @@ def machine(adapter: Adapter, info: Info) -> type[Any]:
     >>> TestRunningStatistics = conformance.stateful.machine(adapter, adapter.info()).TestCase
     """
     dtype = "float32" if "float32" in info.dtypes else info.dtypes[0]
-    kappas = drawn.kappas(info, dtype)
+    kappas = served.kappas(info, dtype)
 
     class RunningStatistics(RuleBasedStateMachine):
         """Several lives, each with statistics and a model of its own."""
@@ -81,7 +83,7 @@ def machine(adapter: Adapter, info: Info) -> type[Any]:
             self.saved: list[tuple[bytes, bytes, Model]] = []
 
         def _batch(self, seed: int, kappa: float, momentum: float) -> Case:
-            shape = drawn.served(info, (5 + seed % 4, CHANNELS, 2))
+            shape = served.fitted(info, (5 + seed % 4, CHANNELS, 2))
             return sample(seed, dtype, shape, 1, kappa=kappa, momentum=momentum, running_variance=info.running_variance)
 
         def _train(self, life: Life, case: Case) -> tuple[Outcome, Life]:
@@ -152,30 +154,13 @@ def machine(adapter: Adapter, info: Info) -> type[Any]:
     return RunningStatistics
 
 
-def attempt(adapter: Adapter, info: Info, profile: trials.Profile, seed: int, *, shrink: bool = True) -> trials.Tried:
-    """Run the state machine.
-
-    Parameters
-    ----------
-    adapter : Adapter
-    info : Info
-    profile : Profile
-        How many lives, and how many steps in each.
-    seed : int
-        Draws them.
-    shrink : bool, default True
-        Whether to look for a shorter life than the first that fails.
-
-    Returns
-    -------
-    Tried
-    """
-    recorder = Recorder(adapter)
+def attempt(recorder: Recorder, info: Info, profile: trials.Profile, seed: int, *, shrink: bool = True) -> trials.Tried:
+    """Run the state machine, as often and with as many steps as the profile says."""
     cls = machine(recorder, info)
     lives: list[Any] = []
 
     def begin() -> Any:
-        recorder.calls = []
+        recorder.forget()
         lives.append(None)
         return cls()
 
@@ -191,7 +176,8 @@ def attempt(adapter: Adapter, info: Info, profile: trials.Profile, seed: int, *,
     except (AssertionError, KitAdapterError) as violation:
         error = violation
     except errors.Flaky as flaky:
-        error, words = flaky, "not at every try: the same calls gave different results"
-    shares = cls.shares
-    calls = tuple(recorder.calls) if error else ()
-    return trials.Tried(len(lives), 0, max(shares, default=0.0) if error is None else 0.0, (), error, calls, words)
+        error, words = flaky, trials.UNSTABLE
+    share = max(cls.shares, default=0.0) if error is None else 0.0
+    calls, outcomes = (tuple(recorder.calls), tuple(recorder.outcomes)) if error else ((), ())
+    unstable = isinstance(error, errors.Flaky)
+    return trials.Tried(len(lives), 0, share, (), error, calls, words, outcomes=outcomes, unstable=unstable)

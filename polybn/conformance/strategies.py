@@ -194,7 +194,6 @@ def lattices(
     wide: bool = False,
     odd: bool = False,
     training: bool = True,
-    most_channels: int = 7,
     ranks: tuple[int, ...] = (2, 3, 4, 5),
     second: bool = False,
 ) -> Lattice:
@@ -210,8 +209,6 @@ def lattices(
         Make m 5 or 9, where the unbiased variance is exact, too; else a power of two from 4 to 64.
     training : bool, default True
         In inference, running statistics are not the batch's.
-    most_channels : int, default 7
-        C at most.
     ranks : tuple of int, default (2, 3, 4, 5)
         How many axes x may have.
     second : bool, default False
@@ -228,11 +225,12 @@ def lattices(
     dtype = draw(st.sampled_from([d for d in dtypes if not wide or d in WIDE]))
     low, high = (WIDE if wide else POWERS)[dtype]
     power = draw(st.sampled_from((low, high)) if wide else st.integers(low, high))
-    channels, size = draw(st.integers(1, most_channels)), draw(st.sampled_from(ranks)) - 1
+    channels, size = draw(st.integers(1, 7)), draw(st.sampled_from(ranks)) - 1
     rest = draw(_odd_sizes(size) if odd and training else _even_sizes(size))
     axis = 1 if second else draw(st.integers(0, size))
     offset, rho = draw(st.sampled_from((0, 1, 17, OFFSETS[dtype]))), draw(st.sampled_from((0.0, 0.25, 0.5, 0.75, 1.0)))
-    made = lattice(draw(st.integers(0, 2**32)), dtype, channels, rest, axis, power, offset, rho)
+    made = lattice(draw(st.integers(0, 2**32)), dtype, channels, rest, axis, power, offset)
+    made = made._replace(case=made.case._replace(momentum=rho))
     return made if training else in_inference(made, draw(st.integers(0, 2**32)))
 
 
@@ -272,4 +270,4 @@ def layouts(array: Array) -> st.SearchStrategy[Array]:
     return laid if zero is None else st.one_of(laid, st.just(zero))
 
 
-__all__ = ["Case", "Lattice", "cases", "lattice", "lattices", "layouts", "repeated", "sample", "shapes"]
+__all__ = ["cases", "lattices", "layouts", "sample", "shapes"]

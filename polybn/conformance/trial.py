@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, errors, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis.strategies import SearchStrategy
 
-from polybn.conformance.bounds import VacuousBoundError
+from polybn.conformance.forms import VacuousBoundError
 from polybn.conformance.runner import Call, KitAdapterError, Recorder
 
 if TYPE_CHECKING:
@@ -24,27 +24,32 @@ if TYPE_CHECKING:
 ProfileName = Literal["dev", "ci", "nightly"]
 
 
+UNSTABLE = "not at every try: the same calls gave different results"
+
+
 class Profile(NamedTuple):
     """How much to try."""
 
     examples: int
-    """Random cases a property."""
+    """The number of random cases a property."""
     shrinking: float
-    """Seconds to look for a smaller failing case."""
+    """The seconds to look for a smaller failing case."""
     runs: int
-    """Of the stateful test."""
+    """The number of runs of the stateful test."""
     steps: int
-    """In each of them, at most."""
+    """The number of steps in each of them, at most."""
     seed: int | None
-    """None draws one."""
+    """The seed; None draws one."""
+    seconds: float
+    """The time limit of each check."""
     slow: bool = True
     """Whether to check what takes long."""
 
 
 PROFILES: dict[str, Profile] = {
-    "dev": Profile(50, 1.0, 10, 12, None, slow=False),
-    "ci": Profile(300, 5.0, 40, 15, 0),
-    "nightly": Profile(20_000, 60.0, 1000, 30, None),
+    "dev": Profile(50, 1.0, 10, 12, None, 120, slow=False),
+    "ci": Profile(300, 5.0, 40, 15, 0, 600),
+    "nightly": Profile(20_000, 60.0, 1000, 30, None, 7200),
 }
 
 
@@ -52,11 +57,11 @@ class Tried(NamedTuple):
     """What came of many cases."""
 
     cases: int
-    """That were judged."""
+    """The number of cases that were judged."""
     vacuous: int
-    """Of which an error bound was too wide to certify anything."""
+    """The number of cases for which an error bound was too wide to certify anything."""
     share: float
-    """Largest share of an error bound that was used; 0 where all was exact."""
+    """The largest share of an error bound that was used; 0 where all was exact."""
     worst: tuple[Call, ...]
     """The calls with that share."""
     error: BaseException | None
@@ -64,9 +69,13 @@ class Tried(NamedTuple):
     calls: tuple[Call, ...]
     """The calls of that case."""
     words: str
-    """Of the last vacuous bound, or of what was odd about the failure."""
+    """What the last vacuous bound said, or what was odd about the failure."""
     listed: bool = False
     """Whether the cases were not drawn but chosen, each for a reason."""
+    outcomes: tuple[str, ...] = ()
+    """Digests of what these calls returned, for the program that repeats them."""
+    unstable: bool = False
+    """Whether the same calls gave different results."""
 
     @property
     def certified(self) -> bool:
@@ -77,17 +86,17 @@ class Tried(NamedTuple):
 class Trial:
     """A property on trial: call it with cases."""
 
-    def __init__(self, check: Callable[[Adapter, Info, Any], float], adapter: Adapter, info: Info) -> None:
-        self._check, self._recorder, self._info = check, Recorder(adapter), info
+    def __init__(self, check: Callable[[Adapter, Info, Any], float], recorder: Recorder, info: Info) -> None:
+        self._check, self._recorder, self._info = check, recorder, info
         self._cases = self._vacuous = 0
         self._share, self._worst = 0.0, tuple[Call, ...]()
         self._error: BaseException | None = None
-        self._calls = tuple[Call, ...]()
+        self._calls, self._outcomes = tuple[Call, ...](), tuple[str, ...]()
         self._words = ""
 
     def __call__(self, case: Any) -> None:
         """Judge a case; what is wrong with it is kept, and raised."""
-        self._recorder.calls = []
+        self._recorder.forget()
         self._cases += 1
         try:
             share = self._check(self._recorder, self._info, case)
@@ -96,48 +105,34 @@ class Trial:
             self._words = str(error)
         except (AssertionError, KitAdapterError) as error:
             self._error, self._calls = error, tuple(self._recorder.calls)
+            self._outcomes = tuple(self._recorder.outcomes)
             raise
         else:
             if share > self._share:
                 self._share, self._worst = share, tuple(self._recorder.calls)
 
-    def result(self, words: str = "") -> Tried:
+    def result(self, words: str = "", *, listed: bool = False, unstable: bool = False) -> Tried:
         """Sum up."""
         return Tried(
-            self._cases, self._vacuous, self._share, self._worst, self._error, self._calls, words or self._words
-        )
+            self._cases, self._vacuous, self._share, self._worst, self._error, self._calls, words or self._words,
+            listed, self._outcomes, unstable,
+        )  # fmt: skip
 
 
-def attempt(prop: Property, adapter: Adapter, info: Info, profile: Profile, seed: int, *, shrink: bool = True) -> Tried:
-    """Try a property that applies.
-
-    Parameters
-    ----------
-    prop : Property
-    adapter : Adapter
-    info : Info
-        What the adapter declares.
-    profile : Profile
-        How many cases to draw.
-    seed : int
-        Draws them.
-    shrink : bool, default True
-        Whether to look for a smaller case than the first that fails.
-
-    Returns
-    -------
-    Tried
-    """
-    trial, cases = Trial(prop.check, adapter, info), prop.cases(info)
+def attempt(
+    prop: Property, recorder: Recorder, info: Info, profile: Profile, seed: int, *, shrink: bool = True
+) -> Tried:
+    """Try a property that applies, on cases drawn from the seed or on all the cases that there are."""
+    trial, cases = Trial(prop.check, recorder, info), prop.cases(info)
     if isinstance(cases, SearchStrategy):
-        words = _search(trial, cases, profile, seed ^ zlib.crc32(prop.id.encode()), shrink=shrink)
-        return trial.result(words)
+        words, unstable = _search(trial, cases, profile, seed ^ zlib.crc32(prop.id.encode()), shrink=shrink)
+        return trial.result(words, unstable=unstable)
     try:
         for case in cases:
             trial(case)
     except (AssertionError, KitAdapterError):
         pass  # the trial keeps it
-    return trial.result()._replace(listed=True)
+    return trial.result(listed=True)
 
 
 def settings(profile: Profile, *, shrink: bool, examples: int) -> hypothesis_settings:
@@ -155,7 +150,8 @@ def settings(profile: Profile, *, shrink: bool, examples: int) -> hypothesis_set
     )
 
 
-def _search(trial: Trial, cases: SearchStrategy[Any], profile: Profile, seed: int, *, shrink: bool) -> str:
+def _search(trial: Trial, cases: SearchStrategy[Any], profile: Profile, seed: int, *, shrink: bool) -> tuple[str, bool]:
+    """Return words about the search, and whether results were unstable."""
     failed: set[bytes] = set()
     until = [float("inf")]
 
@@ -176,9 +172,9 @@ def _search(trial: Trial, cases: SearchStrategy[Any], profile: Profile, seed: in
     try:
         search()
     except (AssertionError, KitAdapterError):
-        return ""
+        return "", False
     except errors.Flaky:
-        return "not at every try: the same calls gave different results"
+        return UNSTABLE, True
     except errors.Unsatisfiable:
-        return "no case could be drawn that fits what the adapter declares"
-    return ""
+        return "no case could be drawn that fits what the adapter declares", False
+    return "", False

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from polybn.arguments import type_name
+from polybn.options import type_name
 from polybn.spec import DomainError, DTypeError, ShapeError
 
 Norm: TypeAlias = Literal["spec", "native"] | None
@@ -202,21 +202,6 @@ def pooled_first(rows: Sequence[Row]) -> list[Row]:
         if isinstance(row.layer, MaxPool) and len(result) > 1 and isinstance(result[-2].layer, Sigmoid):
             result[-2:] = [row, result[-2]._replace(input_shape=row.output_shape, output_shape=row.output_shape)]
     return result
-
-
-def has_native_norm(network: Network) -> bool:
-    """Tell whether a network asks for the batch norm of the backend's library."""
-    return any(isinstance(layer, BatchNorm) and layer.implementation == "native" for layer in network.layers)
-
-
-def check_scores(rows: Sequence[Row]) -> None:
-    """Check that a network ends in one score for each class."""
-    shape, name = (rows[-1].output_shape, rows[-1].name) if rows else ((), "no layer")
-    if len(shape) != 1:
-        raise ShapeError(
-            f"polybn.train: the last layer must give one score for each class, (classes,); got {shape} "
-            f"from {name} (end the network with a Dense layer)"
-        )
 
 
 def count_parameters(network: Network) -> int:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from polybn.lenet import networks
-from polybn.spec import BackendError, DomainError, traits_of
+from polybn.lenet.networks import BatchNorm
+from polybn.spec import BackendError, DomainError, ShapeError, traits_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,7 +140,7 @@ def compile(network: Network, backend: Backend, state: State, *, batch_size: int
         raise BackendError(
             f"polybn.train: backend must train networks; got {backend.name!r} (it has batch norm alone, no compile)"
         )
-    if networks.has_native_norm(network) and not traits.native_norm:
+    if _asks_for_native(network) and not traits.native_norm:
         raise BackendError(
             f"polybn.train: norm must be 'spec' or None on the {backend.name} backend; got 'native' "
             f"({traits.library or backend.name} has no batch norm of its own)"
@@ -152,7 +153,20 @@ def compile(network: Network, backend: Backend, state: State, *, batch_size: int
     if batch_size < 1:
         raise DomainError(f"polybn.train: batch_size must be 1 or more; got {batch_size} (images in a training step)")
     rows = networks.rows(network)
-    networks.check_scores(rows)
+    _check_scores(rows)
     options = {"devices": devices} if traits.several_devices else {}
     program: Program = trainer(networks.pooled_first(rows), state, batch_size=batch_size, **options)
     return program
+
+
+def _asks_for_native(network: Network) -> bool:
+    return any(isinstance(layer, BatchNorm) and layer.implementation == "native" for layer in network.layers)
+
+
+def _check_scores(rows: Sequence[Row]) -> None:
+    shape, name = (rows[-1].output_shape, rows[-1].name) if rows else ((), "no layer")
+    if len(shape) != 1:
+        raise ShapeError(
+            f"polybn.train: the last layer must give one score for each class, (classes,); got {shape} "
+            f"from {name} (end the network with a Dense layer)"
+        )

@@ -69,6 +69,7 @@ class BackendAdapter:
             dtypes=tuple(dtype for dtype in DTYPES if _holds(self._backend, dtype)),
             flushes=traits.flushes_subnormals,
             compiles=traits.jit is not None,
+            differentiates_inference=True,
         )
 
     def train(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
@@ -84,6 +85,11 @@ class BackendAdapter:
     def vjp(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
         """Call :func:`polybn.batch_norm_vjp` in training."""
         dx, dgamma, dbeta = self._call(_vjp, arrays, options)
+        return dx, dgamma, dbeta
+
+    def infer_vjp(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
+        """Call :func:`polybn.batch_norm_vjp` in inference."""
+        dx, dgamma, dbeta = self._call(_infer_vjp, arrays, options)
         return dx, dgamma, dbeta
 
     def _call(
@@ -131,6 +137,12 @@ def _infer(*arrays: Any, **options: Any) -> tuple[Any, ...]:
 
 def _vjp(x: Any, gamma: Any, beta: Any, dy: Any, **options: Any) -> tuple[Any, ...]:
     back = polybn.batch_norm_vjp(x, gamma, beta, training=True, **options)[1](dy)
+    return back.x, back.gamma, back.beta
+
+
+def _infer_vjp(*arrays: Any, **options: Any) -> tuple[Any, ...]:
+    *forward, dy = arrays
+    back = polybn.batch_norm_vjp(*forward, training=False, **options)[1](dy)
     return back.x, back.gamma, back.beta
 
 

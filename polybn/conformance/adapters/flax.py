@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from polybn.conformance.adapter import Array
 
 
+def _named(gamma: Array, beta: Array, mean: Array, var: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+    return {"scale": gamma, "bias": beta}, {"mean": mean, "var": var}
+
+
 class Linen:
     """``flax.linen.BatchNorm``."""
 
@@ -39,42 +43,29 @@ class Linen:
             compiles=True,
         )
 
-    def train(
-        self,
-        x: Array,
-        gamma: Array,
-        beta: Array,
-        running_mean: Array,
-        running_var: Array,
-        *,
-        momentum: float,
-        eps: float,
-        axis: int,
-    ) -> tuple[Array, Array, Array]:
+    def train(self, x: Array, *vectors: Array, momentum: float, eps: float, axis: int) -> tuple[Array, Array, Array]:
         """Apply the layer with ``batch_stats`` mutable."""
-        stats = {"mean": running_mean, "var": running_var}
+        params, stats = _named(*vectors)
         with precision(self._jax, x):
             layer = self._linen.BatchNorm(momentum=momentum, epsilon=eps, axis=axis, dtype=x.dtype)
-            y, new = self._train({"scale": gamma, "bias": beta}, stats, x, layer=layer)
+            y, new = self._train(params, stats, x, layer=layer)
         return np.array(y), np.array(new["mean"]), np.array(new["var"])
 
-    def infer(
-        self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, *, eps: float, axis: int
-    ) -> Array:
+    def infer(self, x: Array, *vectors: Array, eps: float, axis: int) -> Array:
         """Apply the layer with ``use_running_average=True``."""
-        stats = {"mean": running_mean, "var": running_var}
+        params, stats = _named(*vectors)
         with precision(self._jax, x):
             layer = self._linen.BatchNorm(epsilon=eps, axis=axis, dtype=x.dtype)
-            return np.array(self._infer({"scale": gamma, "bias": beta}, stats, x, layer=layer))
+            return np.array(self._infer(params, stats, x, layer=layer))
 
     def vjp(
         self, x: Array, gamma: Array, beta: Array, dy: Array, *, eps: float, axis: int
     ) -> tuple[Array, Array, Array]:
         """Differentiate by ``jax.vjp``."""
-        stats = {"mean": np.zeros_like(gamma), "var": np.ones_like(gamma)}
+        given, stats = _named(gamma, beta, np.zeros_like(gamma), np.ones_like(gamma))
         with precision(self._jax, x):
             layer = self._linen.BatchNorm(epsilon=eps, axis=axis, dtype=x.dtype)
-            params, dx = self._pull({"scale": gamma, "bias": beta}, stats, x, dy, layer=layer)
+            params, dx = self._pull(given, stats, x, dy, layer=layer)
         return np.array(dx), np.array(params["scale"]), np.array(params["bias"])
 
     def _forward(self, params: Any, stats: Any, x: Any, *, layer: Any) -> tuple[Any, Any]:
@@ -112,30 +103,17 @@ class NNX:
             compiles=True,
         )
 
-    def train(
-        self,
-        x: Array,
-        gamma: Array,
-        beta: Array,
-        running_mean: Array,
-        running_var: Array,
-        *,
-        momentum: float,
-        eps: float,
-        axis: int,
-    ) -> tuple[Array, Array, Array]:
+    def train(self, x: Array, *vectors: Array, momentum: float, eps: float, axis: int) -> tuple[Array, Array, Array]:
         """Call the layer in training; its statistics change in place."""
-        layer = self._layer(x, gamma, beta, momentum=momentum, epsilon=eps, axis=axis)
-        layer.mean[...], layer.var[...] = running_mean, running_var
+        layer = self._layer(x, *vectors[:2], momentum=momentum, epsilon=eps, axis=axis)
+        layer.mean[...], layer.var[...] = vectors[2:]
         y = self._call(layer, x)
         return np.array(y), np.array(layer.mean[...]), np.array(layer.var[...])
 
-    def infer(
-        self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, *, eps: float, axis: int
-    ) -> Array:
+    def infer(self, x: Array, *vectors: Array, eps: float, axis: int) -> Array:
         """Call the layer with ``use_running_average=True``."""
-        layer = self._layer(x, gamma, beta, epsilon=eps, axis=axis, use_running_average=True)
-        layer.mean[...], layer.var[...] = running_mean, running_var
+        layer = self._layer(x, *vectors[:2], epsilon=eps, axis=axis, use_running_average=True)
+        layer.mean[...], layer.var[...] = vectors[2:]
         return np.array(self._call(layer, x))
 
     def vjp(

@@ -38,29 +38,16 @@ class Standardize:
             compiles=True,
         )
 
-    def train(
-        self,
-        x: Array,
-        gamma: Array,
-        beta: Array,
-        running_mean: Array,
-        running_var: Array,
-        *,
-        momentum: float,  # noqa: ARG002
-        eps: float,
-        axis: int,
-    ) -> tuple[Array, Array, Array]:
+    def train(self, x: Array, *vectors: Array, momentum: float, eps: float, axis: int) -> tuple[Array, Array, Array]:  # noqa: ARG002
         """Standardize by batch statistics; nothing is tracked."""
         with precision(self._jax, x):
-            y = self._compiled(x, gamma, beta, eps=eps, axis=axis)
-        return np.array(y), running_mean.copy(), running_var.copy()
+            y = self._compiled(x, *vectors[:2], eps=eps, axis=axis)
+        return np.array(y), vectors[2].copy(), vectors[3].copy()
 
-    def infer(
-        self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, *, eps: float, axis: int
-    ) -> Array:
+    def infer(self, x: Array, *vectors: Array, eps: float, axis: int) -> Array:
         """Standardize by the given mean and variance."""
         with precision(self._jax, x):
-            return np.array(self._compiled(x, gamma, beta, running_mean, running_var, eps=eps, axis=axis))
+            return np.array(self._compiled(x, *vectors, eps=eps, axis=axis))
 
     def vjp(
         self, x: Array, gamma: Array, beta: Array, dy: Array, *, eps: float, axis: int
@@ -70,15 +57,11 @@ class Standardize:
             dx, dgamma, dbeta = self._pull(x, gamma, beta, dy, eps=eps, axis=axis)
         return np.array(dx), np.array(dgamma), np.array(dbeta)
 
-    def _affine(
-        self, x: Any, gamma: Any, beta: Any, mean: Any = None, variance: Any = None, *, eps: Any, axis: int
-    ) -> Any:
+    def _affine(self, x: Any, gamma: Any, beta: Any, *statistics: Any, eps: Any, axis: int) -> Any:
         axis %= x.ndim
         others = tuple(a for a in range(x.ndim) if a != axis)
-        gamma, beta, mean, variance = (
-            None if v is None else self._jax.numpy.expand_dims(v, others) for v in (gamma, beta, mean, variance)
-        )
-        standard = self._jax.nn.standardize(x, others, mean, variance, epsilon=eps)
+        gamma, beta, *given = (self._jax.numpy.expand_dims(v, others) for v in (gamma, beta, *statistics))
+        standard = self._jax.nn.standardize(x, others, *given, epsilon=eps)
         return (standard * gamma + beta).astype(x.dtype)
 
     def _gradients(self, x: Any, gamma: Any, beta: Any, dy: Any, *, eps: Any, axis: int) -> Any:

@@ -48,28 +48,15 @@ class Keras:
             differentiates=self._torch is not None,
         )
 
-    def train(
-        self,
-        x: Array,
-        gamma: Array,
-        beta: Array,
-        running_mean: Array,
-        running_var: Array,
-        *,
-        momentum: float,
-        eps: float,
-        axis: int,
-    ) -> tuple[Array, Array, Array]:
+    def train(self, x: Array, *vectors: Array, momentum: float, eps: float, axis: int) -> tuple[Array, Array, Array]:
         """Call the layer with ``training=True``; its moving statistics change in place."""
-        layer = self._layer(x, gamma, beta, running_mean, running_var, momentum=momentum, epsilon=eps, axis=axis)
+        layer = self._layer(x, *vectors, momentum=momentum, epsilon=eps, axis=axis)
         y = layer(self._tensor(x), training=True)
         return self._host(y), self._host(layer.moving_mean), self._host(layer.moving_variance)
 
-    def infer(
-        self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, *, eps: float, axis: int
-    ) -> Array:
+    def infer(self, x: Array, *vectors: Array, eps: float, axis: int) -> Array:
         """Call the layer with ``training=False``."""
-        layer = self._layer(x, gamma, beta, running_mean, running_var, epsilon=eps, axis=axis)
+        layer = self._layer(x, *vectors, epsilon=eps, axis=axis)
         return self._host(layer(self._tensor(x), training=False))
 
     def vjp(
@@ -84,12 +71,10 @@ class Keras:
         dx, dgamma, dbeta = map(self._host, gradients)
         return dx, dgamma, dbeta
 
-    def _layer(
-        self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, **options: Any
-    ) -> Any:
+    def _layer(self, x: Array, *vectors: Array, **options: Any) -> Any:
         layer = self._keras.layers.BatchNormalization(dtype=POLICIES[x.dtype.name], **options)
         layer.build(x.shape)
-        layer.set_weights([gamma, beta, running_mean, running_var])
+        layer.set_weights(vectors)
         return layer
 
     def _tensor(self, host: Array) -> Any:

@@ -37,20 +37,9 @@ class MXNet:
             dtypes=("float16", "float32", "float64"),
         )
 
-    def train(
-        self,
-        x: Array,
-        gamma: Array,
-        beta: Array,
-        running_mean: Array,
-        running_var: Array,
-        *,
-        momentum: float,
-        eps: float,
-        axis: int,
-    ) -> tuple[Array, Array, Array]:
+    def train(self, x: Array, *vectors: Array, momentum: float, eps: float, axis: int) -> tuple[Array, Array, Array]:
         """Run a forward and a backward pass, and fetch the output and the statistics."""
-        data, scale, shift, mean, var = map(self._array, (x, gamma, beta, running_mean, running_var))
+        data, scale, shift, mean, var = map(self._array, (x, *vectors))
         with self._recorded(data, scale, shift):
             y = self._mx.nd.BatchNorm(
                 data, scale, shift, mean, var, fix_gamma=False, momentum=momentum, eps=eps, axis=axis
@@ -58,11 +47,9 @@ class MXNet:
         y.backward()
         return y.asnumpy(), mean.asnumpy(), var.asnumpy()
 
-    def infer(
-        self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, *, eps: float, axis: int
-    ) -> Array:
+    def infer(self, x: Array, *vectors: Array, eps: float, axis: int) -> Array:
         """Call the operator outside ``autograd.record``."""
-        arrays = map(self._array, (x, gamma, beta, running_mean, running_var))
+        arrays = map(self._array, (x, *vectors))
         y: Array = self._mx.nd.BatchNorm(*arrays, fix_gamma=False, eps=eps, axis=axis).asnumpy()
         return y
 

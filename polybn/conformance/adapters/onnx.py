@@ -33,32 +33,19 @@ class Reference:
             differentiates=False,
         )
 
-    def train(
-        self,
-        x: Array,
-        gamma: Array,
-        beta: Array,
-        running_mean: Array,
-        running_var: Array,
-        *,
-        momentum: float,
-        eps: float,
-        axis: int,
-    ) -> tuple[Array, Array, Array]:
+    def train(self, x: Array, *vectors: Array, momentum: float, eps: float, axis: int) -> tuple[Array, Array, Array]:
         """Run the node with ``training_mode=1``."""
         refuse_other_axes("ONNX", x, axis)
-        node = model(self._onnx, x, gamma, training=True, momentum=momentum, epsilon=eps)
-        feed = dict(zip(INPUTS, (x, gamma, beta, running_mean, running_var), strict=True))
+        node = model(self._onnx, x, vectors[0], training=True, momentum=momentum, epsilon=eps)
+        feed = dict(zip(INPUTS, (x, *vectors), strict=True))
         y, mean, var = self._reference.ReferenceEvaluator(node).run(None, feed)
         return y, mean, var
 
-    def infer(
-        self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, *, eps: float, axis: int
-    ) -> Array:
+    def infer(self, x: Array, *vectors: Array, eps: float, axis: int) -> Array:
         """Run the node with ``training_mode=0``."""
         refuse_other_axes("ONNX", x, axis)
-        node = model(self._onnx, x, gamma, training=False, epsilon=eps)
-        feed = dict(zip(INPUTS, (x, gamma, beta, running_mean, running_var), strict=True))
+        node = model(self._onnx, x, vectors[0], training=False, epsilon=eps)
+        feed = dict(zip(INPUTS, (x, *vectors), strict=True))
         y: Array = self._reference.ReferenceEvaluator(node).run(None, feed)[0]
         return y
 
@@ -68,18 +55,12 @@ def model(onnx: Any, x: Array, parameter: Array, *, training: bool, **attributes
 
     Parameters
     ----------
-    onnx : module
-    x : array, shape (N, C, ...)
     parameter : array, shape (C,)
         Any of the four: they have one dtype.
     training : bool
         Three outputs then, y and the running statistics; else y alone.
     **attributes
         ``epsilon`` and ``momentum``; ONNX keeps them as float32.
-
-    Returns
-    -------
-    onnx.ModelProto
     """
     helper = onnx.helper
     kinds = [helper.np_dtype_to_tensor_dtype(a.dtype) for a in (x, *[parameter] * 4)]

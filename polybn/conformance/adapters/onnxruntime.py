@@ -29,29 +29,16 @@ class OnnxRuntime:
             differentiates=False,
         )
 
-    def train(
-        self,
-        x: Array,
-        gamma: Array,
-        beta: Array,
-        running_mean: Array,
-        running_var: Array,
-        *,
-        momentum: float,
-        eps: float,
-        axis: int,
-    ) -> tuple[Array, Array, Array]:
+    def train(self, x: Array, *vectors: Array, momentum: float, eps: float, axis: int) -> tuple[Array, Array, Array]:
         """Run the node with ``training_mode=1``."""
         refuse_other_axes("ONNX Runtime", x, axis)
-        y, mean, var = self._run(True, x, gamma, beta, running_mean, running_var, momentum=momentum, epsilon=eps)
+        y, mean, var = self._run(True, x, *vectors, momentum=momentum, epsilon=eps)
         return y, mean, var
 
-    def infer(
-        self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, *, eps: float, axis: int
-    ) -> Array:
+    def infer(self, x: Array, *vectors: Array, eps: float, axis: int) -> Array:
         """Run the node with ``training_mode=0``."""
         refuse_other_axes("ONNX Runtime", x, axis)
-        return self._run(False, x, gamma, beta, running_mean, running_var, epsilon=eps)[0]
+        return self._run(False, x, *vectors, epsilon=eps)[0]
 
     def _run(self, training: bool, x: Array, *parameters: Array, **attributes: float) -> list[Array]:
         node = model(self._onnx, x, parameters[0], training=training, **attributes).SerializeToString()

@@ -41,30 +41,17 @@ class PyTorch:
             ranks=tuple(self._formats) or (2, 3, 4, 5),
         )
 
-    def train(
-        self,
-        x: Array,
-        gamma: Array,
-        beta: Array,
-        running_mean: Array,
-        running_var: Array,
-        *,
-        momentum: float,
-        eps: float,
-        axis: int,
-    ) -> tuple[Array, Array, Array]:
+    def train(self, x: Array, *vectors: Array, momentum: float, eps: float, axis: int) -> tuple[Array, Array, Array]:
         """Normalize by batch statistics; the running ones are updated in place, in copies."""
         refuse_other_axes("PyTorch", x, axis)
-        scale, shift, mean, var = map(self._tensor, (gamma, beta, running_mean, running_var))
+        scale, shift, mean, var = map(self._tensor, vectors)
         y = self._torch.nn.functional.batch_norm(self._data(x), mean, var, scale, shift, True, momentum, eps)
         return self._host(y), self._host(mean), self._host(var)
 
-    def infer(
-        self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, *, eps: float, axis: int
-    ) -> Array:
+    def infer(self, x: Array, *vectors: Array, eps: float, axis: int) -> Array:
         """Normalize by running statistics."""
         refuse_other_axes("PyTorch", x, axis)
-        scale, shift, mean, var = map(self._tensor, (gamma, beta, running_mean, running_var))
+        scale, shift, mean, var = map(self._tensor, vectors)
         return self._host(
             self._torch.nn.functional.batch_norm(self._data(x), mean, var, scale, shift, training=False, eps=eps)
         )
@@ -87,7 +74,7 @@ class PyTorch:
 
     def _tensor(self, host: Array) -> Any:
         copy = np.array(host, order="C")
-        if copy.dtype.name == "bfloat16":  # a stranger to torch.from_numpy
+        if copy.dtype.name == "bfloat16":  # torch.from_numpy does not know it
             return self._torch.from_numpy(copy.view(np.int16)).view(self._torch.bfloat16)
         return self._torch.from_numpy(copy)
 

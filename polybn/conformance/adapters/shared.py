@@ -22,10 +22,6 @@ def load(module: str, requirements: str) -> Any:
     requirements : str
         What ``pip install`` needs to be told.
 
-    Returns
-    -------
-    module
-
     Raises
     ------
     ImportError
@@ -56,7 +52,6 @@ def refuse_other_axes(library: str, x: Array, axis: int) -> None:
     ----------
     library : str
         For people.
-    x : array, shape (N, C, ...)
     axis : int
         The channel axis that was asked for.
 

@@ -1,4 +1,4 @@
-"""Everything the kit demands of a batch norm, by the numbers of the properties.
+"""All properties that the kit asks of a batch norm, sorted by their ids.
 
 Of P1 to P41, those that four methods can express are here. P20 (defaults) and P32 (merging moments) are
 about functions that an adapter does not have; P30 and P31 are about the kit's own oracle and tests; and P41, that two
@@ -6,8 +6,17 @@ implementations agree, follows from P22: two results within their bounds of one 
 within the sum of the bounds of each other.
 """
 
-from polybn.conformance.properties import behaviour, envelope, exact, extremes, influence, layouts, symmetries
-from polybn.conformance.properties.kinds import Property
+from polybn.conformance.properties import (
+    behaviour,
+    exact,
+    extremes,
+    influence,
+    layouts,
+    symmetries,
+    whole_range,
+    within_bounds,
+)
+from polybn.conformance.properties.property import Property
 
 
 def _key(p: Property) -> tuple[str, int, str]:
@@ -19,7 +28,7 @@ PROPERTIES: tuple[Property, ...] = tuple(
     sorted(
         (
             p
-            for module in (exact, symmetries, layouts, behaviour, influence, envelope, extremes)
+            for module in (exact, symmetries, layouts, behaviour, influence, within_bounds, extremes, whole_range)
             for p in module.PROPERTIES
         ),
         key=_key,

@@ -1,20 +1,22 @@
-"""P15 to P21 and P40: constants, degenerate shapes, repetition, purity and types."""
+"""Constants, degenerate shapes, repeated calls, memory and types."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
 
-from polybn.conformance.bounds import VacuousBoundError
 from polybn.conformance.cases import Array, Case, Outcome, equal, statistics_dtype
-from polybn.conformance.properties import drawn
-from polybn.conformance.properties.kinds import VECTORS, Property, certified, changed, difference, returned, same
-from polybn.conformance.runner import CallError, Violation, backward, run
+from polybn.conformance.forms import VacuousBoundError
+from polybn.conformance.properties import served
+from polybn.conformance.properties.compare import VECTORS, certified, changed, difference, returned, same
+from polybn.conformance.properties.property import Property
+from polybn.conformance.runner import CallError, Violation, backward, guarded, run
 
 if TYPE_CHECKING:
     from polybn.conformance.adapter import Adapter, Info
@@ -47,8 +49,11 @@ def extremes(info: Info) -> Sequence[Constant]:
 
 
 def constant(adapter: Adapter, info: Info, made: Constant) -> float:
-    """P15: rounding of the mean, magnified by 1 / sqrt(eps), excuses what is not of class K or S."""
-    case = drawn.plain(info, 1, made.dtype, (made.many, 3), momentum=0.0)
+    """Train on equal values.
+
+    The mean of an honest algorithm below class K may be off by a rounding, which 1 / sqrt(eps) magnifies.
+    """
+    case = served.plain(info, 1, made.dtype, (made.many, 3), momentum=0.0)
     case = case._replace(x=np.full(case.x.shape, made.value).astype(case.x.dtype))
     assert case.beta is not None
     zero = np.zeros_like(case.beta)
@@ -93,9 +98,9 @@ SINGLE = ((1, 5), (1, 5, 1, 1))
 
 
 def single_value(adapter: Adapter, info: Info, which: tuple[str, tuple[int, ...]]) -> float:
-    """P16."""
+    """Train on one value per channel."""
     dtype, shape = which
-    case = drawn.plain(info, 1, dtype, shape, kappa=4.0, momentum=0.5)
+    case = served.plain(info, 1, dtype, shape, kappa=4.0, momentum=0.5)
     if info.single_value == "error":
         try:
             run(adapter, info, case, gradients=False)
@@ -115,7 +120,7 @@ def single_value(adapter: Adapter, info: Info, which: tuple[str, tuple[int, ...]
 
 
 def repeated(adapter: Adapter, info: Info, pair: tuple[Case, Case]) -> float:
-    """P17."""
+    """Make a call, another one, and the first one again."""
     case, other = pair
     first = run(adapter, info, case)
     run(adapter, info, other)
@@ -123,7 +128,7 @@ def repeated(adapter: Adapter, info: Info, pair: tuple[Case, Case]) -> float:
 
 
 def of_latest(adapter: Adapter, info: Info, case: Case) -> float:
-    """P17: frameworks keep what the forward pass saw for the backward pass."""
+    """Go forward with other values before going backward: frameworks keep what the forward pass saw."""
     first = run(adapter, info, case)
     run(adapter, info, case._replace(x=-case.x), gradients=False)
     names = ("dx", "dgamma", "dbeta")
@@ -154,14 +159,14 @@ def methods(adapter: Adapter, info: Info, case: Case) -> dict[str, Callable[[dic
 
 
 def pure(adapter: Adapter, info: Info, case: Case) -> float:
-    """P18: on the very arrays of the case; what comes back is compared with them, and again after another call."""
+    """Hand over the arrays themselves: none may change, and no result may share memory or change later."""
     given = {n: a.copy() for n, a in {**case.arrays(), "dy": case.dy}.items() if a is not None}
     before = {name: digest(a) for name, a in given.items()}
     run(adapter, info, changed(case, **given), as_is=True)  # errors and contract
     factors = {"x": -1, "dy": 0.5, "running_mean": -1, "running_var": 2}
     others = {name: (a * a.dtype.type(factors.get(name, 1))).astype(a.dtype) for name, a in given.items()}
     for method, call in methods(adapter, info, case).items():
-        returned = call(given)
+        returned = guarded(info, method, partial(call, given))
         for name, a in given.items():
             if digest(a) != before[name]:
                 raise Violation(
@@ -170,15 +175,15 @@ def pure(adapter: Adapter, info: Info, case: Case) -> float:
             if any(np.shares_memory(a, r) for r in returned):
                 raise Violation(f"what {method} returns must have its own memory; it shares that of {name}")
         kept = [digest(r) for r in returned]
-        call(others)
+        guarded(info, method, partial(call, others))
         if [digest(r) for r in returned] != kept:
             raise Violation(f"what {method} returned must stay as it is; the next call changed it")
     return 0.0
 
 
 def aliased(adapter: Adapter, info: Info, seed: tuple[int, str]) -> float:
-    """P19."""
-    case = drawn.plain(info, seed[0], seed[1], (7, 3, 5))
+    """Let one array stand for x and dy, and one for all four vectors."""
+    case = served.plain(info, seed[0], seed[1], (7, 3, 5))
     assert case.gamma is not None
     vector = np.abs(case.gamma)
     apart = changed(case, dy=case.x.copy(), **{n: vector.copy() for n in VECTORS})
@@ -190,7 +195,7 @@ def aliased(adapter: Adapter, info: Info, seed: tuple[int, str]) -> float:
 
 
 def types(adapter: Adapter, info: Info, case: Case) -> float:
-    """P21: the runner holds every call to shapes and dtypes; momentum and eps mean their value in any type."""
+    """Give momentum and eps as NumPy numbers; shapes and dtypes are checked at every call."""
     base = run(adapter, info, case)
     other = case._replace(momentum=np.float64(case.momentum), eps=np.float64(case.eps))
     return same("when momentum and eps are NumPy numbers", run(adapter, info, other), base)
@@ -200,9 +205,9 @@ EMPTY = ((0, 5), (0, 5, 3, 2), (7, 5, 0), (7, 0), (7, 0, 3))
 
 
 def empty(adapter: Adapter, info: Info, which: tuple[str, tuple[int, ...]]) -> float:
-    """P40."""
+    """Train on no values."""
     dtype, shape = which
-    case = drawn.plain(info, 2, dtype, shape, momentum=0.25)
+    case = served.plain(info, 2, dtype, shape, momentum=0.25)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         try:
@@ -230,22 +235,22 @@ def empty(adapter: Adapter, info: Info, which: tuple[str, tuple[int, ...]]) -> f
 def _shapes(shapes: Sequence[tuple[int, ...]]) -> Any:
     def fitting(info: Info) -> Sequence[tuple[str, tuple[int, ...]]]:
         found = [shape for shape in shapes if len(shape) in info.ranks]
-        return [(d, s) for d in info.dtypes for s in found or [drawn.served(info, shapes[0])]]
+        return [(d, s) for d in info.dtypes for s in found or [served.fitted(info, shapes[0])]]
 
     return fitting
 
 
 def _any_call(info: Info) -> st.SearchStrategy[Case]:
-    return drawn.cases(info, training=None if info.infers else True)
+    return served.cases(info, training=None if info.infers else True)
 
 
 def _weighed(info: Info) -> st.SearchStrategy[Case]:
     """Draw calls in which the old or the new statistics may have all the weight: then nothing need be computed."""
-    return drawn.cases(info, momenta=(0.9, 0.0, 1.0))
+    return served.cases(info, momenta=(0.9, 0.0, 1.0))
 
 
 def _pairs(info: Info) -> st.SearchStrategy[tuple[Case, Case]]:
-    return st.tuples(drawn.cases(info), drawn.cases(info))
+    return st.tuples(served.cases(info), served.cases(info))
 
 
 PROPERTIES: Sequence[Property] = (
@@ -258,11 +263,11 @@ PROPERTIES: Sequence[Property] = (
     Property("P17", "The same call gives the same bits, whatever was called in between.",
              "S7", repeated, _pairs),
     Property("P17b", "A gradient is that of the values it is given, whatever went forward before.",
-             "S7 S13", of_latest, drawn.cases, ("vjp",)),
+             "S7 S13", of_latest, served.cases, ("vjp",)),
     Property("P18", "No argument is written, no result shares memory with one, and no result changes later.",
              "S7", pure, _weighed),
     Property("P19", "One array may stand in several places: results are those of separate copies.",
-             "S7", aliased, lambda info: st.tuples(drawn.SEEDS, st.sampled_from(info.dtypes))),
+             "S7", aliased, lambda info: st.tuples(served.SEEDS, st.sampled_from(info.dtypes))),
     Property("P21", "y and dx have the dtype of x, all else that of the statistics, whatever the types of numbers.",
              "S6", types, _any_call),
     Property("P40", "No values: an empty y, running statistics as declared, gradients of 0, no warning.",

@@ -1,4 +1,4 @@
-"""P1 to P6: inputs whose exact answers are floating-point numbers, compared with ``==``."""
+"""Inputs whose exact answers are floating-point numbers: results are compared with ``==``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from polybn.conformance.bounds import VacuousBoundError
 from polybn.conformance.cases import Array, equal, statistics_dtype
+from polybn.conformance.forms import VacuousBoundError
 from polybn.conformance.lattice import Lattice, in_inference, many_values, more_than_float32_counts
-from polybn.conformance.properties import drawn
-from polybn.conformance.properties.kinds import Property, difference, exact
+from polybn.conformance.properties import served
+from polybn.conformance.properties.compare import difference, exact
+from polybn.conformance.properties.property import Property
 from polybn.conformance.runner import Violation, run
 
 if TYPE_CHECKING:
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def output(adapter: Adapter, info: Info, made: Lattice) -> float:
-    """P1, P5."""
+    """Compare y with the exact one."""
     outcome = run(adapter, info, made.case, gradients=False)
     return exact(info, made.case, outcome, {"y": made.y.astype(made.case.x.dtype)})
 
 
 def statistics(adapter: Adapter, info: Info, made: Lattice) -> float:
-    """P2: ``rho old + (1 - rho) batch``."""
+    """Compare both running statistics with ``rho old + (1 - rho) batch``."""
     case, m = made.case, made.case.x.size // len(made.mean)
     variance = made.variance
     if info.running_variance == "unbiased":
@@ -50,14 +51,14 @@ def odd(draw: st.DrawFn, info: Info) -> Lattice:
     """Draw a call with 5 or 9 values a channel, for which ``m / (m - 1)`` is exact."""
     dtype, m, power = draw(st.sampled_from(info.dtypes)), draw(st.sampled_from((5, 9))), draw(st.integers(-3, 3))
     rho = draw(st.sampled_from((0.0, 0.25, 0.5, 0.75, 1.0)))
-    offset = draw(st.sampled_from(drawn.offsets(info)))
-    shape = drawn.served(info, (m, 3))
+    offset = draw(st.sampled_from(served.offsets(info)))
+    shape = served.fitted(info, (m, 3))
     options = {"power": power, "offset": offset, "momentum": rho}
-    return drawn.fixed_lattice(info, draw(drawn.SEEDS), dtype, 3, (m, *shape[2:]), **options)
+    return served.fixed_lattice(info, draw(served.SEEDS), dtype, 3, (m, *shape[2:]), **options)
 
 
 def gradients(adapter: Adapter, info: Info, made: Lattice) -> float:
-    """P3."""
+    """Compare the three gradients with the exact ones."""
     outcome, wide = run(adapter, info, made.case), statistics_dtype(made.case.x)
     expected = {
         "dx": made.dx.astype(made.case.x.dtype),
@@ -68,7 +69,7 @@ def gradients(adapter: Adapter, info: Info, made: Lattice) -> float:
 
 
 def inference(adapter: Adapter, info: Info, made: Lattice) -> float:
-    """P4: the running statistics are not the batch's."""
+    """Infer with running statistics that are not the batch's, and compare y with the exact one."""
     other = in_inference(made, int(made.dbeta.sum()) % 997)
     return exact(info, other.case, run(adapter, info, other.case), {"y": other.y.astype(other.case.x.dtype)})
 
@@ -93,12 +94,12 @@ def sizes(info: Info) -> Sequence[Size]:
 
 
 def size(adapter: Adapter, info: Info, which: Size) -> float:
-    """P6."""
+    """Call with as many channels, or values a channel, and compare all results with the exact ones."""
     if which.values >= LONG:
-        made = drawn.expecting(info, _deepened(many_values(which.values, which.dtype), min(info.ranks)))
+        made = served.expecting(info, _deepened(many_values(which.values, which.dtype), min(info.ranks)))
     else:
-        shape = drawn.served(info, (which.values // 8, which.channels, 8))
-        made = drawn.fixed_lattice(info, which.channels, which.dtype, which.channels, (shape[0], *shape[2:]))
+        shape = served.fitted(info, (which.values // 8, which.channels, 8))
+        made = served.fixed_lattice(info, which.channels, which.dtype, which.channels, (shape[0], *shape[2:]))
     wide, dtype = statistics_dtype(made.case.x), made.case.x.dtype
     expected = {"y": made.y.astype(dtype), "running_mean": blend(0.75, made.case.running_mean, made.mean)}
     if info.differentiates:
@@ -114,7 +115,7 @@ def _deepened(made: Lattice, rank: int) -> Lattice:
 
 
 def count(adapter: Adapter, info: Info, value: float) -> float:
-    """P6: more equal values than float32 can count.
+    """Call with more equal values than float32 can count.
 
     Adding 2^24 numbers one by one may lose half of them, and no bound on so long a chain is of use. What no order of
     the sums explains is wrong: more than half of the mean or of the count; a variance above the square; and y and
@@ -152,17 +153,17 @@ def _no_float32(info: Info) -> str | None:
 
 PROPERTIES: Sequence[Property] = (
     Property("P1", "Where mean, variance and root are floating-point numbers, y is exactly the right one.",
-             "S1 S2 S3 S6", output, drawn.lattices),
+             "S1 S2 S3 S6", output, served.lattices),
     Property("P2", "There, the new running mean and variance are exactly rho * old + (1 - rho) * batch.",
-             "S4", statistics, drawn.lattices, ("running",)),
+             "S4", statistics, served.lattices, ("running",)),
     Property("P2b", "With 5 or 9 values a channel, the running variance is the declared one of biased and unbiased.",
              "S4", statistics, odd, ("running",)),
     Property("P3", "There, dx, dgamma and dbeta are exactly the right numbers.",
-             "S13", gradients, drawn.lattices, ("vjp",)),
+             "S13", gradients, served.lattices, ("vjp",)),
     Property("P4", "Inference normalizes by the running statistics that it was given, not by the batch's.",
-             "S5", inference, drawn.lattices, ("infer",)),
+             "S5", inference, served.lattices, ("infer",)),
     Property("P5", "Values a thousand deviations away from zero are normalized exactly, too.",
-             "S2", output, lambda info: drawn.lattices(info, far=True), (), _declared),
+             "S2", output, lambda info: served.lattices(info, far=True), (), _declared),
     Property("P6", "No number of channels or of values is too large: 70,000 channels, 2^20 values a channel.",
              "S1 S2 S3 S13", size, sizes),
     Property("P6b", "2^24 + 4 equal values, more than float32 can count, give beta, the value, and variance 0.",

@@ -1,4 +1,4 @@
-"""R1 to R4, clause S10: both ends of the range."""
+"""Both ends of the range: squares that overflow or vanish (S10)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from polybn.conformance.cases import DTYPES, Case, Outcome, rows
-from polybn.conformance.properties import drawn
+from polybn.conformance.properties import served
+from polybn.conformance.properties.compare import certified, take, take_outcome
 from polybn.conformance.properties.exact import gradients, output
-from polybn.conformance.properties.kinds import Property, certified, take, take_outcome
+from polybn.conformance.properties.property import Property
 from polybn.conformance.runner import Violation, run
 from polybn.conformance.strategies import sample
 
@@ -44,7 +45,7 @@ def small(info: Info) -> Sequence[Scale]:
 
 def make(info: Info, which: Scale) -> tuple[Case, Case, int]:
     """Return a call of such values, the same problem at a comfortable scale in float64, and the power between."""
-    shape = drawn.served(info, (31, 3, 11))
+    shape = served.fitted(info, (31, 3, 11))
     case = sample(7, which.dtype, shape, 1, eps=which.eps, running_variance=info.running_variance)
     x = (which.size * np.clip(np.random.default_rng(7).normal(0, 1, shape), -4, 4)).astype(DTYPES[which.dtype])
     power = math.frexp(which.size)[1]
@@ -57,7 +58,7 @@ def make(info: Info, which: Scale) -> tuple[Case, Case, int]:
 
 
 def never_wrong(adapter: Adapter, info: Info, which: Scale) -> float:
-    """R1: a channel with NaN or infinity in y passes; one with numbers only is held to its bound."""
+    """Train on values of this size: channels with NaN or infinity in y pass, the others must be within their bound."""
     case, small, _ = make(info, which)
     y = run(adapter, info, case, gradients=False).y
     finite = [c for c, values in enumerate(rows(y, 1)) if np.isfinite(values).all()]
@@ -65,7 +66,7 @@ def never_wrong(adapter: Adapter, info: Info, which: Scale) -> float:
 
 
 def rescued(adapter: Adapter, info: Info, which: Scale) -> float:
-    """R2, R4."""
+    """Train on values of this size: y must be finite, and all results within their bounds."""
     case, small, power = make(info, which)
     outcome = run(adapter, info, case)
     bad = [c for c, values in enumerate(rows(outcome.y, 1)) if not np.isfinite(values).all()]
@@ -101,9 +102,9 @@ PROPERTIES: Sequence[Property] = (
     Property("R2", "Values whose squares overflow are normalized all the same, and so are their gradients.",
              "S10", rescued, large, ("vjp",), _no_wide),
     Property("R3", "Where v + eps overflows or vanishes, y is as exact as ever.",
-             "S10", output, lambda info: drawn.lattices(info, wide=True), (), _no_wide),
+             "S10", output, lambda info: served.lattices(info, wide=True), (), _no_wide),
     Property("R3b", "Where v + eps overflows or vanishes, gradients are as exact as ever.",
-             "S10 S13", gradients, lambda info: drawn.lattices(info, wide=True), ("vjp",), _no_wide),
+             "S10 S13", gradients, lambda info: served.lattices(info, wide=True), ("vjp",), _no_wide),
     Property("R4", "With eps = 0, values whose squares vanish are normalized all the same, and so are their gradients.",
              "S10", rescued, small, ("vjp",), _no_wide),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""P34 to P39: what a result may depend on, and what it may not."""
+"""What a result may depend on, and what it may not."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from polybn.conformance.cases import Array, Case, equal, statistics_dtype
-from polybn.conformance.properties import drawn
-from polybn.conformance.properties.kinds import Property, agree, changed, same
+from polybn.conformance.properties import served
+from polybn.conformance.properties.compare import agree, changed, same
+from polybn.conformance.properties.property import Property
 from polybn.conformance.runner import Violation, run
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def ends(adapter: Adapter, info: Info, case: Case) -> float:
-    """P34."""
+    """Train with the momentum 1 and 0: the old statistics stay to the bit, or leave no trace."""
     wide, channels = statistics_dtype(case.x), case.x.shape[case.axis]
     old = [(np.arange(channels) + z).astype(wide) for z in (1e3 + 1 / 3, 7 + 1 / 7)]
     kept = run(adapter, info, case._replace(momentum=1.0, running_mean=old[0], running_var=old[1]), gradients=False)
@@ -33,7 +34,7 @@ def ends(adapter: Adapter, info: Info, case: Case) -> float:
 
 
 def unknown_state(adapter: Adapter, info: Info, case: Case) -> float:
-    """P35."""
+    """Train with strange running statistics and another momentum: y stays the same to the bit."""
     wide, channels = statistics_dtype(case.x), case.x.shape[case.axis]
     strange = [np.full(channels, z, wide) for z in (1e3, 7.0)]
     other = case._replace(running_mean=strange[0], running_var=strange[1], momentum=0.3)
@@ -42,7 +43,7 @@ def unknown_state(adapter: Adapter, info: Info, case: Case) -> float:
 
 
 def no_hidden_state(adapter: Adapter, info: Info, pair: tuple[Case, Case]) -> float:
-    """P37."""
+    """Infer and go backward between two equal calls, and train between two equal inferences."""
     case, other = pair
     first = run(adapter, info, case)
     run(adapter, info, other._replace(training=False))
@@ -57,7 +58,7 @@ def no_hidden_state(adapter: Adapter, info: Info, pair: tuple[Case, Case]) -> fl
 
 
 def by_value(adapter: Adapter, info: Info, case: Case) -> float:
-    """P37."""
+    """Infer for each part of a batch alone."""
     cut = 0 if case.axis % case.x.ndim else 1
     whole, runs = run(adapter, info, case), []
     for i in range(case.x.shape[cut]):
@@ -102,23 +103,26 @@ def poison(array: Array, made: Poisoned) -> Array:
 
 
 def nan_forward(adapter: Adapter, info: Info, made: Poisoned) -> float:
-    """P38."""
+    """Put NaN or infinity into one channel, and look at y."""
     return _nan(adapter, info, made, ("y",), gradients=False)
 
 
 def nan_statistics(adapter: Adapter, info: Info, made: Poisoned) -> float:
-    """P38: NaN, even where a mean of infinities would be infinite: nothing finite may come of it later (S9)."""
+    """Put NaN or infinity into one channel, and look at its running statistics.
+
+    They must be NaN even where a mean of infinities is infinite: nothing finite may come of it later (S9).
+    """
     return _nan(adapter, info, made, ("running_mean", "running_var"), gradients=False)
 
 
 def nan_backward(adapter: Adapter, info: Info, made: Poisoned) -> float:
-    """P38."""
+    """Put NaN or infinity into one channel, and look at dx and dgamma."""
     return _nan(adapter, info, made, ("dx", "dgamma"), gradients=True)
 
 
 def nan_dbeta(adapter: Adapter, info: Info, made: Poisoned) -> float:
-    """P38: dbeta is a sum of dy alone."""
-    case = drawn.plain(info, 2, made.dtype, made.shape)
+    """Put NaN or infinity into one channel of x, and look at dbeta, the sum of dy alone."""
+    case = served.plain(info, 2, made.dtype, made.shape)
     expected = run(adapter, info, case, gradients=True).dbeta
     got = run(adapter, info, case._replace(x=poison(case.x, made)), gradients=True).dbeta
     if not equal(got, expected):
@@ -128,7 +132,7 @@ def nan_dbeta(adapter: Adapter, info: Info, made: Poisoned) -> float:
 
 
 def _nan(adapter: Adapter, info: Info, made: Poisoned, names: Sequence[str], *, gradients: bool) -> float:
-    case = drawn.plain(info, 2, made.dtype, made.shape)
+    case = served.plain(info, 2, made.dtype, made.shape)
     case = case._replace(gamma=np.full(made.shape[1], made.gamma, statistics_dtype(case.x)))
     base = run(adapter, info, case, gradients=gradients)
     got = run(adapter, info, case._replace(x=poison(case.x, made)), gradients=gradients)
@@ -146,7 +150,7 @@ def _nan(adapter: Adapter, info: Info, made: Poisoned, names: Sequence[str], *, 
 
 
 def gamma_zero(adapter: Adapter, info: Info, case: Case) -> float:
-    """P39."""
+    """Call with gamma 0."""
     usual, zero = run(adapter, info, case), changed(case, gamma=0 * np.asarray(case.gamma))
     got = run(adapter, info, zero)
     shape = [-1 if axis == case.axis % case.x.ndim else 1 for axis in range(case.x.ndim)]
@@ -160,18 +164,18 @@ def gamma_zero(adapter: Adapter, info: Info, case: Case) -> float:
 
 
 def _pairs(info: Info) -> st.SearchStrategy[tuple[Case, Case]]:
-    return st.tuples(drawn.cases(info), drawn.cases(info))
+    return st.tuples(served.cases(info), served.cases(info))
 
 
 PROPERTIES: Sequence[Property] = (
     Property("P34", "With all the weight, the old statistic is kept to the bit; with none, the batch's replaces it.",
-             "S4", ends, drawn.cases, ("running",)),
+             "S4", ends, served.cases, ("running",)),
     Property("P35", "In training, y does not depend on the running statistics, nor on momentum.",
-             "S4", unknown_state, drawn.cases),
+             "S4", unknown_state, served.cases),
     Property("P37", "Inference and backward passes change nothing for later calls.",
              "S4 S5 S7", no_hidden_state, _pairs, ("infer",)),
     Property("P37b", "In inference a value's output does not depend on the rest of the batch.",
-             "S5", by_value, lambda info: drawn.cases(info, training=False), ("infer",)),
+             "S5", by_value, lambda info: served.cases(info, training=False), ("infer",)),
     Property("P38", "NaN and infinity in x stay in their channel, and leave nothing of its y but NaN.",
              "S9", nan_forward, poisoned),
     Property("P38b", "NaN and infinity in x leave nothing of its dx and dgamma but NaN, and change no other channel's.",
@@ -181,5 +185,5 @@ PROPERTIES: Sequence[Property] = (
     Property("P38d", "NaN and infinity in x leave nothing of its running statistics but NaN, and change no others.",
              "S9", nan_statistics, poisoned, ("running",)),
     Property("P39", "Where gamma is 0, y is beta, dx is 0, and dgamma is what it is for any gamma.",
-             "S3 S5 S13", gamma_zero, drawn.cases),
+             "S3 S5 S13", gamma_zero, served.cases),
 )  # fmt: skip

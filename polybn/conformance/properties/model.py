@@ -11,7 +11,7 @@ from polybn.conformance import bounds, oracle
 from polybn.conformance.cases import Array, Case, Outcome, rows
 from polybn.conformance.channels import measure
 from polybn.conformance.forms import Form, Format, format_of
-from polybn.conformance.properties.kinds import take, widest
+from polybn.conformance.properties.compare import take, widest
 from polybn.conformance.runner import Violation
 
 if TYPE_CHECKING:
@@ -39,12 +39,7 @@ class Model:
         self.limits = {name: np.zeros(len(mean)) for name in NAMES}
 
     def copy(self) -> Model:
-        """Return a model that goes on by itself.
-
-        Returns
-        -------
-        Model
-        """
+        """Return a model that goes on by itself."""
         twin = Model(self._info, np.zeros(0), np.zeros(0))
         twin.exact = {name: list(values) for name, values in self.exact.items()}
         twin.limits = {name: values.copy() for name, values in self.limits.items()}

@@ -1,4 +1,4 @@
-"""P7 to P14, but for P12: what must not change a bit, and what must change in a known way."""
+"""What must not change a bit, and what must change in a known way."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 from hypothesis import strategies as st
 
 from polybn.conformance.cases import Array, Case, Outcome, statistics_dtype
-from polybn.conformance.properties import drawn
-from polybn.conformance.properties.kinds import Property, agree, exact, same, take, take_outcome
+from polybn.conformance.lattice import Lattice
+from polybn.conformance.properties import served
+from polybn.conformance.properties.compare import agree, exact, same, take, take_outcome
+from polybn.conformance.properties.property import Property
 from polybn.conformance.runner import Violation, run
-from polybn.conformance.strategies import Lattice
 
 if TYPE_CHECKING:
     from polybn.conformance.adapter import Adapter, Info
@@ -55,13 +56,13 @@ def demand_all(what: str, got: Outcome, base: Outcome, factors: dict[str, float]
 @st.composite
 def scalings(draw: st.DrawFn, info: Info, training: bool = True) -> Change:
     """Draw a power of two to multiply x by; small float16 numbers would become subnormal on their way down."""
-    case = draw(drawn.cases(info, training=training))
+    case = draw(served.cases(info, training=training))
     largest = {"float16": 2, "bfloat16": 30, "float32": 30, "float64": 300}[case.x.dtype.name]
     return Change(case, draw(st.integers(0 if case.x.dtype == np.float16 else -largest, largest)))
 
 
 def scaling_x(adapter: Adapter, info: Info, change: Change) -> float:
-    """P7."""
+    """Multiply x by a power of two, and eps by its square."""
     case, factor = change.case, 2.0**change.power
     other = case._replace(
         x=scaled(case.x, factor), running_mean=scaled(case.running_mean, factor),
@@ -76,7 +77,7 @@ def scaling_x(adapter: Adapter, info: Info, change: Change) -> float:
 
 
 def negating_x(adapter: Adapter, info: Info, case: Case) -> float:
-    """P8: batch norm is odd."""
+    """Change the signs of x and beta: batch norm is an odd function."""
     negated: dict[str, Any] = {n: -getattr(case, n) for n in ("x", "beta", "running_mean")}
     base, got = run(adapter, info, case), run(adapter, info, case._replace(**negated))
     odd = {"y", "running_mean", "dgamma"} if case.training else {"y"}
@@ -88,11 +89,11 @@ def negating_x(adapter: Adapter, info: Info, case: Case) -> float:
 @st.composite
 def affine_scalings(draw: st.DrawFn, info: Info) -> Change:
     """Draw a small power of two and a sign."""
-    return Change(draw(drawn.cases(info)), draw(st.integers(-2, 2)), draw(st.sampled_from((-1, 1))))
+    return Change(draw(served.cases(info)), draw(st.integers(-2, 2)), draw(st.sampled_from((-1, 1))))
 
 
 def scaling_affine(adapter: Adapter, info: Info, change: Change) -> float:
-    """P9."""
+    """Multiply gamma and beta by a power of two, with a sign."""
     case, factor = change.case, change.sign * 2.0**change.power
     vectors: dict[str, Any] = {n: scaled(getattr(case, n), factor) for n in ("gamma", "beta")}
     base, got = run(adapter, info, case), run(adapter, info, case._replace(**vectors))
@@ -102,7 +103,7 @@ def scaling_affine(adapter: Adapter, info: Info, change: Change) -> float:
 
 
 def scaling_dy(adapter: Adapter, info: Info, change: Change) -> float:
-    """P9; no subnormal dy."""
+    """Multiply dy by a power of two that makes no subnormal number."""
     case = change.case
     factor = change.sign * 2.0 ** (abs(change.power) if case.dy.dtype == np.float16 else change.power)
     base, got = run(adapter, info, case), run(adapter, info, case._replace(dy=scaled(case.dy, factor)))
@@ -122,29 +123,29 @@ def choices(draw: st.DrawFn, info: Info) -> Channels:
     """Draw channels of a lattice call, in any order."""
     dtype, channels, seed = (
         draw(st.sampled_from(info.dtypes)),
-        draw(st.sampled_from(drawn.few(info, (2, 3, 7, 17, 65)))),
-        draw(drawn.SEEDS),
+        draw(st.sampled_from(served.few(info, (2, 3, 7, 17, 65)))),
+        draw(served.SEEDS),
     )
-    shape = drawn.served(info, (4, channels, 4, 2))
-    made = drawn.fixed_lattice(info, seed, dtype, channels, (shape[0], *shape[2:]), offset=drawn.offsets(info)[-1])
+    shape = served.fitted(info, (4, channels, 4, 2))
+    made = served.fixed_lattice(info, seed, dtype, channels, (shape[0], *shape[2:]), offset=served.offsets(info)[-1])
     training = True if not info.infers else draw(st.booleans())
     index = np.random.default_rng(seed).permutation(channels)[
-        : draw(st.sampled_from(drawn.few(info, range(1, channels + 1))))
+        : draw(st.sampled_from(served.few(info, range(1, channels + 1))))
     ]
     return Channels(made.case._replace(training=training), index)
 
 
 def channels(adapter: Adapter, info: Info, chosen: Channels) -> float:
-    """P10."""
+    """Select channels, in another order."""
     case, index = chosen
     got, whole = run(adapter, info, take(case, index)), run(adapter, info, case)
     what = "whatever other channels there are, in whatever order"
     return agree(info, what, (take(case, index), got, take_outcome(whole, case.axis, index)))
 
 
-def order(adapter: Adapter, info: Info, filled: drawn.Seeded) -> float:
-    """P11."""
-    case, rng = drawn.small(info, *filled).case, np.random.default_rng(filled.seed)
+def order(adapter: Adapter, info: Info, filled: served.Seeded) -> float:
+    """Shuffle the values of each channel."""
+    case, rng = served.small(info, *filled).case, np.random.default_rng(filled.seed)
     places = [rng.permutation(n) if axis != 1 else np.arange(n) for axis, n in enumerate(case.x.shape)]
 
     def shuffled(array: Array | None) -> Any:
@@ -157,7 +158,7 @@ def order(adapter: Adapter, info: Info, filled: drawn.Seeded) -> float:
 
 
 def negative_axis(adapter: Adapter, info: Info, case: Case) -> float:
-    """P13."""
+    """Count the channel axis from the other end."""
     rank = case.x.ndim
     other = case._replace(axis=case.axis - rank if case.axis >= 0 else case.axis + rank)
     base, got = run(adapter, info, case), run(adapter, info, other)
@@ -174,12 +175,12 @@ class Moved(NamedTuple):
 @st.composite
 def moves(draw: st.DrawFn, info: Info) -> Moved:
     """Draw another channel axis."""
-    made = draw(drawn.lattices(info))
+    made = draw(served.lattices(info))
     return Moved(made, draw(st.integers(0, made.case.x.ndim - 1)))
 
 
 def moved_axis(adapter: Adapter, info: Info, moved: Moved) -> float:
-    """P13."""
+    """Move the channel axis."""
     case = moved.made.case
     other = case.moved(moved.axis)
     base, got = run(adapter, info, case), run(adapter, info, other)
@@ -191,9 +192,9 @@ def moved_axis(adapter: Adapter, info: Info, moved: Moved) -> float:
     return agree(info, "when the channel axis is elsewhere", (other, got, expected))
 
 
-def twice(adapter: Adapter, info: Info, filled: drawn.Seeded) -> float:
-    """P14: y of [x; x] is y twice, its mean and biased variance stay, dgamma and dbeta double."""
-    made = drawn.small(info, *filled)
+def twice(adapter: Adapter, info: Info, filled: served.Seeded) -> float:
+    """Say everything twice: y of [x; x] is y twice, mean and biased variance stay, dgamma and dbeta double."""
+    made = served.small(info, *filled)
     case, m = made.case, made.case.x.size // 5
 
     def doubled(array: Array) -> Array:
@@ -219,7 +220,7 @@ def _either(info: Info) -> st.SearchStrategy[Change]:
 
 
 def _any_call(info: Info) -> st.SearchStrategy[Case]:
-    return drawn.cases(info, training=None if info.infers else True)
+    return served.cases(info, training=None if info.infers else True)
 
 
 PROPERTIES: Sequence[Property] = (
@@ -234,11 +235,11 @@ PROPERTIES: Sequence[Property] = (
     Property("P10", "A channel's results do not depend on which other channels there are, or in which order.",
              "S1", channels, choices),
     Property("P11", "Reordering the values of a channel reorders y and dx, and leaves statistics and gradients.",
-             "S1", order, drawn.seeds),
+             "S1", order, served.seeds),
     Property("P13", "Axis a and axis a - rank are the same axis.",
              "S1", negative_axis, _any_call, ("axes",)),
     Property("P13b", "Moving the channel axis moves it in y and dx, and changes nothing else.",
              "S1", moved_axis, moves, ("axes",)),
     Property("P14", "Saying everything twice repeats y and dx, keeps the biased variance, doubles dgamma and dbeta.",
-             "S1 S2 S4 S13", twice, drawn.seeds),
+             "S1 S2 S4 S13", twice, served.seeds),
 )  # fmt: skip

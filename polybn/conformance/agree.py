@@ -1,0 +1,232 @@
+"""Compare batch norms with each other: the same drawn calls to all of them, and the largest differences of each pair.
+
+Two results that each lie within their error bound of the exact one differ by the sum of both bounds at most. Where
+calls have exact answers (:mod:`polybn.conformance.lattice`), results that agree are equal bit by bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
+from textwrap import indent
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from polybn.conformance import bounds, forms
+from polybn.conformance.adapters import ADAPTERS, resolve
+from polybn.conformance.cases import Case, Outcome, rows
+from polybn.conformance.certify import shares
+from polybn.conformance.channels import measure
+from polybn.conformance.lattice import in_inference, lattice
+from polybn.conformance.reproducer import MAKE, program
+from polybn.conformance.runner import Call, Recorder, Violation, run
+from polybn.conformance.strategies import LARGEST_KAPPA, SCALES, sample
+from polybn.dispatch import installed
+from polybn.spec import DomainError
+
+if TYPE_CHECKING:
+    from polybn.conformance.adapter import Adapter, Array, Info
+
+SHAPES = ((7, 3), (2, 5), (11, 2, 3), (3, 2, 5, 7), (2, 13, 3, 1, 5))
+MANTISSA = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
+LOWEST = {"float16": -14, "bfloat16": -126, "float32": -126, "float64": -1022}
+"""Exponent of the smallest normal number."""
+
+
+class Difference(NamedTuple):
+    """The largest difference between two batch norms in one quantity of one dtype."""
+
+    first: str
+    second: str
+    quantity: str
+    """``"y"``, ``"dx"``, ``"dgamma"``, ``"dbeta"``, ``"running_mean"`` or ``"running_var"``."""
+    dtype: str
+    """Dtype of ``x``."""
+    ulps: float
+    """The difference in units in the last place of the larger of the two values."""
+    share: float
+    """The difference as a share of the sum of the two error bounds; above 1 at least one of the two is wrong."""
+    bits: bool
+    """Whether the two were equal bit by bit on all calls with exact answers."""
+    program: str
+    """A program that repeats the call with the largest share."""
+
+
+class Agreement(NamedTuple):
+    """What :func:`agree` found."""
+
+    names: list[str]
+    cases: int
+    """Number of calls that each batch norm was given."""
+    differences: list[Difference]
+
+    def worst(self, first: str, second: str) -> Difference:
+        """Return the difference with the largest share between two of the names."""
+        pair = {first, second}
+        return max((d for d in self.differences if {d.first, d.second} == pair), key=lambda d: d.share)
+
+    def within(self) -> bool:
+        """Tell whether every pair differs by no more than the sum of the two bounds."""
+        return all(difference.share <= 1 for difference in self.differences)
+
+    def to_json(self) -> str:
+        """Return everything as JSON."""
+        plain = {"names": self.names, "cases": self.cases, "differences": [d._asdict() for d in self.differences]}
+        return json.dumps(plain, indent=1) + "\n"
+
+
+class _Subject(NamedTuple):
+    name: str
+    adapter: Adapter
+    info: Info
+
+
+def agree(
+    adapters: Sequence[str],
+    *,
+    cases: int = 60,
+    seed: int = 0,
+    progress: Callable[[int], object] | None = None,
+) -> Agreement:
+    """Give the same calls to several batch norms and compare each with each.
+
+    Parameters
+    ----------
+    adapters : sequence of str
+        Names of installed backends of PolyBN, or what :func:`polybn.conformance.resolve` takes; two or more.
+    cases : int, default 60
+        Number of calls: dtypes, ranks, channel axes, distances from zero, training and inference take turns.
+    seed : int, default 0
+        Of everything random.
+    progress : callable, optional
+        Called with the number of calls that are done.
+
+    Returns
+    -------
+    Agreement
+
+    Raises
+    ------
+    DomainError
+        If there are fewer than two, or one is named twice.
+    ImportError
+        If one cannot run here; the message says why.
+    CallError
+        If one raises where it should return a result; the message says what.
+
+    Examples
+    --------
+    >>> from polybn.conformance.agree import agree
+    >>> found = agree(["numpy", "polybn-numpy"], cases=4)
+    >>> found.within(), max(difference.ulps for difference in found.differences)
+    (True, 0.0)
+    """
+    if len(set(adapters)) < max(2, len(adapters)):
+        raise DomainError(
+            f"polybn.conformance.agree: adapters must be two or more, each once; got {', '.join(adapters) or 'none'} "
+            "(names of backends that `polybn info` lists, or adapters that `polybn check --list` does)"
+        )
+    subjects = [_subject(name) for name in adapters]
+    best: dict[tuple[str, ...], Difference] = {}
+    for number in range(cases):
+        case, exact = _draw(number, seed)
+        for found in _compare(case, subjects, exact=exact):
+            key = found[:4]
+            old = best.get(key)
+            best[key] = found if old is None else _join(old, found)
+        if progress is not None:
+            progress(number + 1)
+    return Agreement(list(adapters), cases, list(best.values()))
+
+
+def _subject(name: str) -> _Subject:
+    adapter = resolve(_source(name))
+    return _Subject(name, adapter, adapter.info())
+
+
+def _join(old: Difference, new: Difference) -> Difference:
+    worse = new if new.share > old.share else old
+    return worse._replace(ulps=max(old.ulps, new.ulps), bits=old.bits and new.bits)
+
+
+def _draw(number: int, seed: int) -> tuple[Case, bool]:
+    """Return a call, and whether its answers are exact."""
+    rng = np.random.default_rng([seed, number])
+    dtype = tuple(MANTISSA)[number % 4]
+    training = number % 3 != 2
+    if number % 5 == 4:
+        made = lattice(int(rng.integers(2**32)), dtype, 3, (4, 2, 4), int(rng.integers(4)), offset=17)
+        return (made if training else in_inference(made)).case, True
+    shape = SHAPES[int(rng.integers(len(SHAPES)))]
+    options: dict[str, Any] = {
+        "axis": int(rng.integers(len(shape))),
+        "kappa": float(rng.choice((0.3, 3.0, 0.1 * LARGEST_KAPPA[dtype]))),
+        "scale": float(rng.choice(SCALES[dtype])),
+    }
+    return sample(int(rng.integers(2**32)), dtype, shape, **options, training=training), False
+
+
+def _compare(case: Case, subjects: list[_Subject], *, exact: bool) -> Iterator[Difference]:
+    dtype = case.x.dtype.name
+    asked = [subject for subject in subjects if dtype in subject.info.dtypes and _serves(subject.info, case)]
+    outcomes, recorders = {}, {}
+    for name, adapter, info in asked:
+        recorders[name] = Recorder(adapter)
+        outcomes[name] = run(recorders[name], info, case)
+    infos = {subject.name: subject.info for subject in asked}
+    limits = {name: _limits(case, info) for name, info in infos.items()}
+    for first, second in combinations(outcomes, 2):
+        for quantity, a in outcomes[first]._asdict().items():
+            b = getattr(outcomes[second], quantity)
+            if a is None or b is None or quantity not in limits[first]:
+                continue
+            if quantity == "running_var" and len({infos[name].running_variance for name in (first, second)}) > 1:
+                continue  # two names for two numbers
+            bound = limits[first][quantity] + limits[second][quantity]
+            gap, ulps = _distance(a, b, case.axis)
+            worst = float(np.nan_to_num(shares(gap, bound), nan=np.inf).max(initial=0.0))
+            most = float(ulps.max(initial=0.0))
+            words = f"{quantity} differs by {worst:.3g} of the bounds"
+            written = _program(recorders[first].calls, (first, second), words)
+            yield Difference(first, second, quantity, dtype, most, worst, not exact or most == 0, written)
+
+
+def _program(calls: Sequence[Call], names: tuple[str, str], words: str) -> str:
+    """Write calls down as a program that makes them with both."""
+    before, _, after = program(None, f"{' and '.join(names)}: {words}", calls, Violation(words)).partition(f"{MAKE}\n")
+    loop = f"for adapter in map(resolve, {[_source(name) for name in names]!r}):\n    print(adapter.info().name)\n"
+    return f"{before}from polybn.conformance.adapters import resolve\n\n{loop}{indent(after, '    ')}"
+
+
+def _source(name: str) -> str:
+    """Prefer a backend of PolyBN, in one of its forms too (``"jax-jit"``), to an adapter of the same name."""
+    known = installed()
+    return f"polybn-{name}" if name in known or (name.partition("-")[0] in known and name not in ADAPTERS) else name
+
+
+def _serves(info: Info, case: Case) -> bool:
+    axis, inference = info.axes == "any" or case.axis == 1, case.training or info.infers
+    return axis and inference and case.x.ndim in info.ranks
+
+
+def _limits(case: Case, info: Info) -> dict[str, Array]:
+    """Bound the error of each quantity, value by value, for class K, which PolyBN's own backends belong to."""
+    f = forms.format_of(case.x.dtype.name, flushes=info.flushes)
+    found: dict[str, list[Array]] = {}
+    for measured in measure(case, Outcome(np.zeros_like(case.x))):
+        for quantity, bound in bounds.envelope("K", measured.channel, f).items():
+            found.setdefault(quantity, []).append(bound)
+    return {quantity: np.concatenate(parts) for quantity, parts in found.items()}
+
+
+def _distance(a: Array, b: Array, axis: int) -> tuple[Array, Array]:
+    """Return differences in channel rows, and in units in the last place."""
+    left, right = (rows(z, axis).ravel() if z.ndim > 1 else z.astype(np.float64) for z in (a, b))
+    same = (left == right) | (np.isnan(left) & np.isnan(right))
+    with np.errstate(invalid="ignore"):
+        gap = np.where(same, 0.0, np.abs(left - right))
+    exponent = np.frexp(np.maximum(np.abs(left), np.abs(right)))[1] - 1
+    unit = np.ldexp(1.0, np.maximum(exponent, LOWEST[a.dtype.name]) - MANTISSA[a.dtype.name])
+    return gap, gap / unit

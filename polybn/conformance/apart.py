@@ -1,0 +1,161 @@
+"""Check an adapter in a process of its own, so that nothing it does, exiting or hanging, ends the check.
+
+The child sends each finding as soon as it has it. If the child dies, or is silent for too long, what it was doing is
+a failure, and another child goes on with the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple
+
+from polybn.conformance.adapter import Info
+from polybn.conformance.adapters import resolve
+from polybn.conformance.check import fitting
+from polybn.conformance.finding import Finding, clause_of, find, title_of
+from polybn.conformance.guard import Printed, silenced
+from polybn.conformance.result import Cause, Result
+from polybn.conformance.runner import CallError, guarded
+from polybn.conformance.subject import Subject, UnusableError, prepare, why_useless
+from polybn.spec import DomainError, DTypeError
+
+STARTING = 300.0
+"""Seconds for a child to import a library and to make the adapter."""
+MOMENT = 0.25
+"""Seconds between two looks at the child."""
+
+
+class Order(NamedTuple):
+    """What to check, and how thoroughly: as :func:`polybn.conformance.check` takes it."""
+
+    source: str
+    profile: str
+    dtypes: tuple[str, ...] | None
+    seed: int | None
+    seconds: float | None = None
+    """The time limit of each check; None for the profile's."""
+    everything: bool = False
+    """Whether the grades of dtypes that are not declared may be left out."""
+
+
+class Begun(NamedTuple):
+    """The child is ready to check."""
+
+    info: Info
+    seed: int
+    seconds: float
+    useless: str
+    """Why nothing can be checked; empty if something can."""
+
+
+def examine(order: Order, wanted: Sequence[str]) -> Iterator[Begun | Finding]:
+    """Yield what the adapter declares, and then a finding for each id that is wanted, whatever happens."""
+    rest, begun = list(wanted), None
+    while begun is None or rest:
+        with _child(order if begun is None else order._replace(seed=begun.seed), rest) as (process, pipe):
+            message = _next(process, pipe, STARTING)
+            if isinstance(message, Exception):
+                raise message
+            if not isinstance(message, Begun):
+                info = Info(order.source, "unknown version") if begun is None else begun.info
+                yield Begun(info, order.seed or 0, 0.0, f"{order.source} {message[1]} when it was made")
+                return
+            if begun is None:
+                begun = message
+                yield begun
+            if begun.useless:
+                return
+            while rest:
+                message = _next(process, pipe, begun.seconds * 3 + 30)  # the child keeps its time itself if it can
+                if not isinstance(message, Finding):
+                    yield _lost(rest.pop(0), *message)
+                    break
+                rest.pop(0)
+                yield message
+
+
+def _lost(name: str, cause: Cause, words: str) -> Finding:
+    result = Result(name, title_of(name), clause_of(name), "fail", f"the adapter {words}", cause=cause)
+    return Finding(result)
+
+
+@contextlib.contextmanager
+def _child(order: Order, wanted: Sequence[str]) -> Iterator[tuple[BaseProcess, Connection]]:
+    context = multiprocessing.get_context("spawn")  # a fork would inherit the threads' locks of libraries
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(order, list(wanted), theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield process, ours
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+
+
+def _next(process: BaseProcess, pipe: Connection, seconds: float) -> Any:
+    """Return the child's next message, or a cause and words about its end."""
+    waited = 0.0
+    while not pipe.poll(MOMENT):
+        waited += MOMENT
+        if waited >= seconds:
+            return "time", f"did not return within {seconds:g} s, and could not be interrupted"
+        if not process.is_alive() and not pipe.poll():
+            return "died", _end_of(process)
+    try:
+        return pipe.recv()
+    except EOFError:
+        process.join(5)
+        return "died", _end_of(process)
+
+
+def _end_of(process: BaseProcess) -> str:
+    code = process.exitcode or 0
+    if code < 0:
+        return f"ended the process by signal {signal.Signals(-code).name}"
+    return f"ended the process with exit status {code}"
+
+
+def _work(order: Order, wanted: list[str], pipe: Connection) -> None:
+    """Check in the child; an interruption from the keyboard is the parent's affair."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError):  # what compiled code prints
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    try:
+        with silenced(Printed()):
+            subject = _subject(order)
+        pipe.send(Begun(subject.info, subject.seed, subject.profile.seconds, why_useless(subject)))
+    except UnusableError as error:
+        pipe.send(Begun(Info(order.source, "unknown version"), 0, 0.0, str(error)))
+        return
+    except (DomainError, DTypeError, ImportError) as error:
+        pipe.send(error)
+        return
+    for name in fitting(wanted, subject.info) if order.everything else wanted:
+        try:
+            pipe.send(find(subject, name))
+        except KeyboardInterrupt:
+            pipe.send(_lost(name, "raised", "raised KeyboardInterrupt"))
+    pipe.close()
+
+
+def _subject(order: Order) -> Subject:
+    """Make the adapter; what its own code raises is a reason not to check."""
+    try:
+        adapter = guarded(Info(order.source, ""), "__init__", lambda: resolve(order.source))
+    except CallError as error:
+        cause = error.__cause__
+        if isinstance(cause, DomainError | DTypeError | ImportError):
+            raise cause from None
+        raise UnusableError(str(error)) from error
+    subject = prepare(adapter, order.profile, dtypes=order.dtypes, seed=order.seed, source=order.source)
+    if order.seconds is None:
+        return subject
+    return subject._replace(profile=subject.profile._replace(seconds=order.seconds))

@@ -1,0 +1,216 @@
+"""Check one thing about an adapter, whatever the adapter does, and say in words what was found."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import TYPE_CHECKING, NamedTuple
+
+from polybn.conformance import conventions, grades, reproducer, stateful
+from polybn.conformance.cases import DTYPES
+from polybn.conformance.guard import OutOfTime, Printed, silenced, time_limit
+from polybn.conformance.properties import PROPERTIES, Property
+from polybn.conformance.properties.property import UNTRACKED
+from polybn.conformance.result import Cause, Result
+from polybn.conformance.runner import CallError, KitAdapterError, Recorder, run
+from polybn.conformance.trial import Tried, attempt
+
+if TYPE_CHECKING:
+    from polybn.conformance.adapter import Info
+    from polybn.conformance.conventions import Convention
+    from polybn.conformance.grades import Grade
+    from polybn.conformance.subject import Subject
+
+GRADES = tuple(DTYPES)
+IDS = (
+    *(f"convention-{name}" for name in conventions.NAMES),
+    *(prop.id for prop in PROPERTIES),
+    stateful.ID,
+    *(f"grade-{dtype}" for dtype in GRADES),
+)
+"""The ids of everything that can be checked, in this order."""
+OF_GRADES = {"momentum", "running_variance", "flushes", "trains_by"}
+"""Conventions that a grade depends on."""
+
+
+class Finding(NamedTuple):
+    """A result, with what it was made from."""
+
+    result: Result
+    convention: Convention | None = None
+    grade: Grade | None = None
+    note: str = ""
+    """What else was noticed."""
+
+
+def title_of(name: str) -> str:
+    """Return the title of what an id stands for."""
+    kind, _, rest = name.partition("-")
+    if kind == "convention":
+        return f"What is declared about {rest.replace('_', ' ')} is what is seen."
+    if kind == "grade":
+        return f"The accuracy in {rest} is that of a class of algorithms."
+    return stateful.TITLE if name == stateful.ID else property_of(name).title
+
+
+def clause_of(name: str) -> str:
+    """Return the clauses that an id follows from."""
+    kind, _, rest = name.partition("-")
+    if kind == "convention":
+        return conventions.clause_of(rest)
+    if kind == "grade":
+        return "S2 S3"
+    return "S4 S5 S7" if name == stateful.ID else property_of(name).clause
+
+
+def property_of(name: str) -> Property:
+    """Return the property with an id."""
+    return next(prop for prop in PROPERTIES if prop.id == name)
+
+
+def find(subject: Subject, name: str) -> Finding:
+    """Check one of :data:`IDS`; a failure that comes from a declaration is marked as its echo."""
+    start, printed = time.perf_counter(), Printed()
+    # Libraries warn of overflow where overflow is what is tested; what must not warn listens for itself.
+    with warnings.catch_warnings(), silenced(printed):
+        warnings.simplefilter("ignore")
+        finding = _found(subject, name)
+        if finding.result.status == "fail" and finding.convention is None:
+            finding = _marked(subject, finding)
+    prints = f"The adapter prints while it is checked, first {printed.first!r}." if printed.first else ""
+    seconds = time.perf_counter() - start
+    return finding._replace(result=finding.result._replace(seconds=seconds), note=finding.note or prints)
+
+
+def _found(subject: Subject, name: str) -> Finding:
+    """Check one thing within its time; the kit's own errors accuse nobody."""
+    recorder, blank = Recorder(subject.adapter), Result(name, title_of(name), clause_of(name), "not certified")
+    limit = subject.profile.seconds
+    try:
+        with time_limit(limit):
+            return _look(subject, recorder, blank)
+    except OutOfTime:
+        hangs = recorder.inside and time.monotonic() - recorder.since > limit / 2
+        if hangs:
+            words = f"{subject.info.name}.{recorder.inside} did not return within {limit / 2:g} s"
+            return Finding(blank._replace(status="fail", words=words, cause="time"))
+        return Finding(blank._replace(words=f"not finished after {limit:g} s; nothing was wrong until then"))
+    except Exception as error:  # none of the adapter's: those are CallError and KitAdapterError
+        words = f"the kit itself failed here, which is no fault of yours: {type(error).__name__}: {error}"
+        return Finding(blank._replace(words=words))
+
+
+def _look(subject: Subject, recorder: Recorder, blank: Result) -> Finding:
+    kind, _, rest = blank.id.partition("-")
+    if kind == "convention":
+        return _convention(subject, recorder, blank, rest)
+    if kind == "grade":
+        return _grade(subject, recorder, blank, rest)
+    why = _why_not(subject, blank.id)
+    if why is not None:
+        return Finding(blank._replace(status="not applicable", words=why))
+    return Finding(_told(subject, blank, _tried(subject, recorder, subject.info, blank.id)))
+
+
+def _why_not(subject: Subject, name: str) -> str | None:
+    if name == stateful.ID:
+        return None if subject.info.tracks else UNTRACKED
+    prop = property_of(name)
+    if prop.slow and not subject.profile.slow:
+        return "it takes long: the profiles ci and nightly check it"
+    return prop.why_not(subject.info)
+
+
+def _applies(info: Info, name: str) -> bool:
+    return name == stateful.ID or property_of(name).why_not(info) is None
+
+
+def _tried(subject: Subject, recorder: Recorder, info: Info, name: str) -> Tried:
+    profile, seed, shrink = subject.profile, subject.seed, subject.shrink
+    if name == stateful.ID:
+        return stateful.attempt(recorder, info, profile, seed, shrink=shrink)
+    return attempt(property_of(name), recorder, info, profile, seed, shrink=shrink)
+
+
+def _told(subject: Subject, blank: Result, tried: Tried) -> Result:
+    result = blank._replace(status="pass", cases=tried.cases, vacuous=tried.vacuous, share=tried.share)
+    if tried.error is not None:
+        words = "; ".join(filter(None, (str(tried.error), tried.words)))
+        cause = "unstable" if tried.unstable else cause_of(tried.error)
+        text = reproducer.program(subject.source, f"{result.title} {words}", tried.calls, tried.error)
+        if text and not reproducer.repeats(text, subject.adapter, subject.source, tried.outcomes):
+            text = f"{reproducer.NOT_REPEATED}\n{text}"
+        return result._replace(status="fail", words=words, reproducer=text, cause=cause)
+    if not tried.certified:
+        some = f"in {tried.vacuous:,} of {tried.cases:,} cases, " if tried.cases and tried.words else ""
+        return result._replace(status="not certified", words=some + (tried.words or "no case was judged"))
+    return result._replace(worst=reproducer.as_data(tried.worst))
+
+
+def cause_of(error: BaseException) -> Cause:
+    """Return what kind of failure an error is."""
+    return "contract" if isinstance(error, KitAdapterError) else "raised" if isinstance(error, CallError) else ""
+
+
+def _convention(subject: Subject, recorder: Recorder, blank: Result, rest: str) -> Finding:
+    why = conventions.why_not(subject.info, rest)
+    if why is not None:
+        return Finding(blank._replace(status="not applicable", words=why))
+    found = conventions.detect_one(recorder, subject.info, rest)
+    if not found.known:
+        return Finding(blank._replace(words="it could not be told apart: other results are not as they should be"))
+    if found.ok:
+        idle = found.name == "flushes" and found.seen != found.declared
+        note = "flushes=True is declared, but subnormal numbers were kept: without it, bounds are narrower."
+        return Finding(blank._replace(status="pass", cases=1), found, note=note if idle else "")
+    words = f"{found.advice} (declared {found.declared!r}; {found.explanation})"
+    return Finding(blank._replace(status="fail", words=words, cases=1, cause="convention"), found)
+
+
+def _grade(subject: Subject, recorder: Recorder, blank: Result, dtype: str) -> Finding:
+    if dtype not in subject.info.dtypes:
+        return Finding(blank._replace(status="not applicable", words=f"{dtype} is not declared, or not chosen"))
+    if subject.info.trains_by == "running":
+        return Finding(blank._replace(status="not applicable", words="training does not normalize by the batch"))
+    wrong = [f"{name}={value!r}" for name, value in corrections(subject).items() if name in OF_GRADES]
+    if wrong:
+        words = f"there is no grade while a convention is declared wrongly: declare {' and '.join(wrong)}"
+        return Finding(blank._replace(words=words))
+    try:
+        found = grades.grade(recorder, subject.info, dtype, run)
+    except (CallError, KitAdapterError) as error:
+        return Finding(blank._replace(status="fail", words=str(error), cause=cause_of(error)))
+    held = found.letter != "-"
+    words = "" if held else f"no class of algorithms allows errors as large as these: {_worst(found)}"
+    return Finding(blank._replace(status="pass" if held else "fail", words=words, cases=len(found.rows)), grade=found)
+
+
+def _worst(found: Grade) -> str:
+    rows = [row for row in found.rows if any(ratio is not None and not ratio <= 1 for ratio in row.ratio.values())]
+    return "; ".join(f"{row.offender} of {row.family}, m = {row.m}" for row in rows[:3])
+
+
+def corrections(subject: Subject) -> dict[str, object]:
+    """Return what would have to be declared otherwise for the conventions to be what is seen."""
+    if "corrections" not in subject.memo:
+        found = conventions.detect(subject.adapter, subject.info)
+        subject.memo["corrections"] = {name: value for c in found for name, value in c.correction}
+    made: dict[str, object] = subject.memo["corrections"]
+    return made
+
+
+def _marked(subject: Subject, finding: Finding) -> Finding:
+    """Mark a failure that goes away with true declarations as an echo of the untrue ones."""
+    result, name = finding.result, finding.result.id
+    if result.cause == "time" or name.startswith("grade-"):
+        return finding
+    try:
+        with time_limit(subject.profile.seconds):
+            wrong = corrections(subject)
+            info = subject.info._replace(**wrong) if wrong else subject.info
+            if not wrong or (_applies(info, name) and _tried(subject, Recorder(subject.adapter), info, name).error):
+                return finding
+    except (OutOfTime, Exception):  # then it is not known to be one
+        return finding
+    reason = " and ".join(f"{field}={value!r}" for field, value in wrong.items())
+    return finding._replace(result=result._replace(status="echo", reason=f"declare {reason}", reproducer=""))

@@ -1,0 +1,66 @@
+"""A backend is deleted with its folder and its lines in pyproject.toml; the neutral tests then pass as they are."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NEUTRAL = ("dispatch", "layer", "require", "imports", "kit_check", "kit_lattice", "unusual")
+COPIED = ("polybn", "backends", "tests", "docs", "pyproject.toml", "README.md", "Makefile")
+SCRATCH = ("__pycache__", "_build", "*.egg-info", "build", ".hypothesis")
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ENTRIES: dict[str, str] = PROJECT["entry-points"]["polybn.backends"]
+FIRST = {module: name for name, module in reversed(ENTRIES.items())}
+DELETABLE = sorted(name for module, name in FIRST.items() if name != "numpy")  # NumPy is the host's own library
+
+
+def delete(tree: Path, name: str) -> None:
+    """Do what backends/README.md says."""
+    module = ENTRIES[name]
+    shutil.rmtree(tree / "backends" / module)
+    path = tree / "pyproject.toml"
+    gone = [entry for entry, served in ENTRIES.items() if served == module]
+    mentions = re.compile(rf"^({'|'.join(gone)})(-\w+)? = |{module}|^\w+ = \[\"polybn\[{name}\]\"")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not mentions.search(line)))
+
+
+@pytest.mark.parametrize("name", DELETABLE)
+def test_the_neutral_tests_pass_without_a_backend(name: str, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for item in COPIED:
+        source = ROOT / item
+        if source.is_dir():
+            shutil.copytree(source, tree / item, ignore=shutil.ignore_patterns(*SCRATCH))
+        else:
+            shutil.copy(source, tree)
+    delete(tree, name)
+    entries = tomllib.loads((tree / "pyproject.toml").read_text())["project"]["entry-points"]["polybn.backends"]
+    assert ENTRIES[name] not in entries.values()
+    announce(tree, entries)
+    paths = [tree, tree / "backends"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "POLYBN_REQUIRE": "numpy"}
+    files = [f"tests/test_{test}.py" for test in NEUTRAL]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-x", *files]
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == pytest.ExitCode.OK, done.stdout[-3000:] + done.stderr[-3000:]
+    assert f"polybn {name}:" not in done.stdout
+
+
+def announce(tree: Path, entries: dict[str, str]) -> None:
+    """Write the metadata that an installation of the tree would have; it hides those of this one."""
+    info = tree / "polybn-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: polybn\nVersion: 0.1.0\n")
+    lines = ["[polybn.backends]", *(f"{name} = {module}" for name, module in entries.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
