@@ -22,7 +22,7 @@ from polybn.lenet import checkpoints, fashion_mnist, networks, runs, training
 from polybn.lenet.errors import CheckpointError, DivergenceError
 from polybn.lenet.fashion_mnist import Dataset
 from polybn.lenet.networks import Dense, Network, State
-from polybn.lenet.program import Steps, compile
+from polybn.lenet.program import Steps, compile, pooled_first
 from polybn.lenet.runs import Epoch
 from polybn.lenet.training import train
 from polybn.spec import BackendError, DomainError, DTypeError, ShapeError
