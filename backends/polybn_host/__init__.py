@@ -107,6 +107,11 @@ def backward(geometry: Any, arrays: Sequence[Any], results: Sequence[Any], *, ep
         raise MemoryError
 
 
+def buffer(array: Any) -> Any:
+    """Point at the memory of a contiguous buffer; the pointer keeps it alive."""
+    return _ffi.from_buffer(array)
+
+
 def bad_variances(variance: Any, channels: int, dtype: str) -> tuple[int, int]:
     """Count the values that are no variance (negative, NaN or infinite), and say where the first is."""
     first = _ffi.new("int64_t *")
