@@ -1,4 +1,4 @@
-"""The compiled kernels: no bit depends on instruction set, threads, memory layout or deleted values; ``out=``; processes."""
+"""The compiled kernels: no bit depends on instructions, threads, layout or deleted values; ``out=``; processes."""
 
 from __future__ import annotations
 

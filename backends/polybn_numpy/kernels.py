@@ -53,7 +53,7 @@ def sums(rows: Rows) -> Column:
     """Add up each row, in a wider type across chunks."""
     channels, m = rows.shape
     rest = m % CHUNK
-    total = np.zeros(channels, _wider(rows))
+    total: NDArray[Any] = np.zeros(channels, _wider(rows))
     if rest:
         total += rows[:, m - rest :] @ np.ones(rest, rows.dtype)
     if m > rest:
@@ -66,7 +66,7 @@ def dots(a: Rows, b: Rows) -> Column:
     """Return the inner product of each row of ``a`` with that of ``b``, in a wider type across chunks."""
     channels, m = a.shape
     rest = m % CHUNK
-    total = np.zeros(channels, _wider(a))
+    total: NDArray[Any] = np.zeros(channels, _wider(a))
     if rest:
         total += (a[:, None, m - rest :] @ b[:, m - rest :, None])[:, 0, 0]
     if m > rest:
