@@ -134,7 +134,7 @@ def values(array: Array) -> Host:
 
 
 def fetch(array: Any) -> Any:
-    """Copy values to the host, from any context, those of bfloat16 in float32; None and host arrays stay as they are."""
+    """Copy values to the host, those of bfloat16 in float32; None and what is there already stay as they are."""
     if array is None or isinstance(array, np.ndarray):
         return array
     return wide(view(array).copy() if is_on_host(array) else np.asarray(array.asnumpy()))
