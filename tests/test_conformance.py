@@ -8,9 +8,10 @@ import pytest
 from hypothesis import settings
 
 from polybn import conformance
-from polybn.conformance.check import GRADES, Subject, find, prepare
+from polybn.conformance.finding import GRADES, find
 from polybn.conformance.grades import LADDER
-from polybn.conformance.report import Result
+from polybn.conformance.result import Result
+from polybn.conformance.subject import Subject, prepare
 
 CHECKS = [name for name in conformance.IDS if not name.startswith("grade-")]
 KAPPA_FREE = LADDER[: LADDER.index("K") + 1]
