@@ -174,7 +174,7 @@ def send(host: Host, like: Array) -> Array:
 
 def place(host: Host, device: Any, kind: type) -> Array:
     """Copy host values to a kind of array and a context."""
-    what = Description(host.shape, _NAMES_OF[host.dtype], device)  # NumPy takes longer to name a dtype
+    what = Description(host.shape, _NAMES_OF.get(host.dtype) or host.dtype.name, device)  # NumPy names slowly
     array = new(what, kind)
     write(host, array, what)
     return array
