@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polybn.conformance import conventions, grades, reproducer, stateful
 from polybn.conformance.cases import DTYPES
@@ -190,12 +190,12 @@ def _worst(found: Grade) -> str:
     return "; ".join(f"{row.offender} of {row.family}, m = {row.m}" for row in rows[:3])
 
 
-def corrections(subject: Subject) -> dict[str, object]:
+def corrections(subject: Subject) -> dict[str, Any]:
     """Return what would have to be declared otherwise for the conventions to be what is seen."""
     if "corrections" not in subject.memo:
         found = conventions.detect(subject.adapter, subject.info)
         subject.memo["corrections"] = {name: value for c in found for name, value in c.correction}
-    made: dict[str, object] = subject.memo["corrections"]
+    made: dict[str, Any] = subject.memo["corrections"]
     return made
 
 
