@@ -9,7 +9,7 @@
 
 enum {
     SMALL = 1 << 15,   /* values of a call that one thread does sooner than two could meet */
-    TOGETHER = 1 << 16 /* values of the channels that a task works on: they stay in the cache */
+    TOGETHER = 1 << 19 /* values of the channels that a task works on: they stay in the cache */
 };
 
 typedef struct {
@@ -141,7 +141,7 @@ static int carry_out(plan *p) {
     const polybn_geometry *g = k->j.g;
     const int threads = pool_threads(), alone = g->channels * g->count <= SMALL || threads == 1;
     const int columns = sums_walk(&k->j, p->sums) == COLUMNS || (k->j.result && map_walk(&k->j) == COLUMNS);
-    if (columns || (g->channels < threads && !k->j.where)) return share(p, alone);
+    if (!measures(k) || columns || (g->channels < threads && !k->j.where)) return share(p, alone);
     p->channels_each = smaller(g->channels, TOGETHER / (g->count + 1) + 1);
     if (!alone) p->channels_each = smaller(p->channels_each, up(g->channels, threads));
     run(p, do_channels, up(g->channels, p->channels_each), alone);
