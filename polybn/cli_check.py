@@ -313,14 +313,14 @@ def _worse(report: Report, letter: Letter) -> list[str]:
 
 def _compare_peers(json_out: Path | None, into: list[Path]) -> None:
     from polybn.conformance import peers
-    from polybn.conformance.adapters import ADAPTERS
 
     if json_out is not None:
         _require_place(json_out, "--json")
     measured = []
     with _bar() as bar:
-        task = bar.add_task("", total=len(ADAPTERS))
-        for peer in peers.run():
+        names = peers.everyone()
+        task = bar.add_task("", total=len(names))
+        for peer in peers.run(names):
             measured.append(peer)
             bar.update(task, advance=1, description=peer.adapter)
     text = peers.to_json(measured)

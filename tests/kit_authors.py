@@ -195,7 +195,8 @@ class ByRunning(Right):
 
     def train(self, x: Array, *vectors: Any, **options: Any) -> Any:
         _, mean, var = super().train(x, *vectors, **options)
-        return self.infer(x, *vectors[:2], mean, var, eps=options["eps"], axis=options["axis"]), mean, var
+        gamma, beta, *_ = vectors
+        return self.infer(x, gamma, beta, mean, var, eps=options["eps"], axis=options["axis"]), mean, var
 
 
 # Right ones.

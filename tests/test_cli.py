@@ -352,9 +352,7 @@ def test_what_is_no_option(polybn_: Polybn, tmp_path: Path, options: list[str]) 
 @needs_small
 def test_divergence_is_told_in_a_line_with_a_code_of_its_own(polybn_: Polybn) -> None:
     said = polybn_("train", "--norm", "none", "--lr", "1e38", "--batch-size", 64)
-    words = (
-        r"polybn\.train: .* must stay finite; got \S+ .* \(the learning rate is 1e\+38: try 1e\+37, or .*\)"
-    )
+    words = r"polybn\.train: .* must stay finite; got \S+ .* \(the learning rate is 1e\+38: try 1e\+37, or .*\)"
     refused(said, words, code=1)
 
 

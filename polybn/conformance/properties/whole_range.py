@@ -22,7 +22,7 @@ from polybn.conformance.forms import Channel, Floats, Form, VacuousBoundError, f
 from polybn.conformance.properties import served
 from polybn.conformance.properties.compare import VECTORS, take, widest
 from polybn.conformance.properties.property import Property
-from polybn.conformance.runner import Violation, run
+from polybn.conformance.runner import CallError, Violation, run
 
 if TYPE_CHECKING:
     from polybn.conformance.adapter import Adapter, Info
@@ -141,6 +141,39 @@ def whole_range(adapter: Adapter, info: Info, grid: Grid) -> float:
         with contextlib.suppress(VacuousBoundError):  # some points of the grid certify nothing
             worst = max(worst, _judge(info, take(case, [c]), _channel(outcome, case, c), grid))
     return worst
+
+
+def tally(adapter: Adapter, info: Info) -> tuple[int, int]:
+    """Count the channels of the whole grid in float32 that are wrong, and those that were judged.
+
+    A call that the library refuses is left out.
+    """
+    wrong = judged = 0
+    modes = [(True, info.differentiates), (False, info.differentiates_inference)][: 1 + info.infers]
+    for training, gradients in modes:
+        for derivatives in (False, True)[: 1 + gradients]:
+            for grid in grids(info._replace(dtypes=("float32",)), training=training, derivatives=derivatives):
+                case = call_of(info, grid)
+                with contextlib.suppress(CallError):
+                    verdicts = _verdicts(info, case, run(adapter, info, case, gradients=derivatives), grid)
+                    wrong += verdicts.count(False)
+                    judged += len(verdicts)
+    return wrong, judged
+
+
+def _verdicts(info: Info, case: Case, outcome: Outcome, grid: Grid) -> list[bool]:
+    """Tell for each channel that a bound certifies whether it is right."""
+    found = []
+    for c in range(CHANNELS):
+        try:
+            _judge(info, take(case, [c]), _channel(outcome, case, c), grid)
+        except VacuousBoundError:
+            continue
+        except Violation:
+            found.append(False)
+        else:
+            found.append(True)
+    return found
 
 
 def _channel(outcome: Outcome, case: Case, c: int) -> dict[str, Floats]:
