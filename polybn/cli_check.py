@@ -335,9 +335,14 @@ def _compare_peers(json_out: Path | None, into: list[Path]) -> None:
 
 def _bar() -> Progress:
     return Progress(
-        BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"),
-        console=err, transient=True, disable=not err.is_terminal,
-    )  # fmt: skip
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )
 
 
 def _plain(text: str) -> str:

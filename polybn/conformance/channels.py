@@ -108,11 +108,24 @@ def _measure(
     for name, found in errors.items():
         errors[name] = np.where(np.isfinite(found), found, np.inf)
     channel = Channel(
-        np.abs(x), magnitudes, np.abs(dy), len(keep), float(s.mean), float(s.variance), float(eps), float(s.square),
-        float(s.root), gamma, beta, float(np.asarray(beta).astype(case.x.dtype).astype(np.float64)),
-        *_scaled(old, k), case.momentum,
-        case.running_variance == "unbiased", case.training, k,
-    )  # fmt: skip
+        np.abs(x),
+        magnitudes,
+        np.abs(dy),
+        len(keep),
+        float(s.mean),
+        float(s.variance),
+        float(eps),
+        float(s.square),
+        float(s.root),
+        gamma,
+        beta,
+        float(np.asarray(beta).astype(case.x.dtype).astype(np.float64)),
+        *_scaled(old, k),
+        case.momentum,
+        case.running_variance == "unbiased",
+        case.training,
+        k,
+    )
     shown = values | {name: np.array([vectors[name]]) for name in errors if name in vectors}
     return Measured(c, keep, channel, errors, shown)
 

@@ -122,9 +122,14 @@ def format_of(dtype: str, *, arithmetic: str | None = None, flushes: bool = Fals
     largest = float(np.finfo(computed).max)
     rounds = _DTYPES[vectors][0] if vectors != computed else 0.0
     return Format(
-        unit, tiny, stored if dtype != computed else 0.0, grain if dtype != computed else 0.0, rounds,
-        smallest if drops else 0.0, largest,
-    )  # fmt: skip
+        unit,
+        tiny,
+        stored if dtype != computed else 0.0,
+        grain if dtype != computed else 0.0,
+        rounds,
+        smallest if drops else 0.0,
+        largest,
+    )
 
 
 FORMATS = {dtype: format_of(dtype) for dtype in _DTYPES}

@@ -83,8 +83,11 @@ def run(names: Sequence[str]) -> Iterator[Peer]:
     for name in names:
         child = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "polybn.conformance.peers", name],
-            capture_output=True, text=True, check=False, env=os.environ | {"PYTHONHASHSEED": "0"},
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONHASHSEED": "0"},
+        )
         lines = child.stdout.splitlines()
         if child.returncode == 0 and lines:
             yield Peer(**json.loads(lines[-1]))

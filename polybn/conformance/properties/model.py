@@ -96,8 +96,9 @@ class Model:
                     expected = np.array([float(v) for v in self.exact[name]], got.dtype)
                     raise Violation(
                         f"{name} of channel {c} must be the closed form {float(exact)!r} to {limit:.3g}; got {value}",
-                        got=got, expected=expected,
-                    )  # fmt: skip
+                        got=got,
+                        expected=expected,
+                    )
                 worst = max(worst, error / limit if limit else 0.0)
         return worst
 
@@ -108,8 +109,10 @@ def _local(case: Case, c: int, form: Form, f: Format) -> dict[str, float]:
     (measured,) = measure(alone, Outcome(np.zeros_like(alone.x)))
     limits = bounds.envelope(form, measured.channel, f)
     k = measured.channel.exponent
-    return {"running_mean": float(np.ldexp(limits["running_mean"][0], k)),
-            "running_var": float(np.ldexp(limits["running_var"][0], 2 * k))}  # fmt: skip
+    return {
+        "running_mean": float(np.ldexp(limits["running_mean"][0], k)),
+        "running_var": float(np.ldexp(limits["running_var"][0], 2 * k)),
+    }
 
 
 __all__ = ["NAMES", "Model"]

@@ -42,8 +42,9 @@ def demand_scaled(name: str, what: str, got: Array | None, base: Array | None, f
     if not np.array_equal(a[normal], b[normal] * factor, equal_nan=True):
         raise Violation(
             f"{name} must be multiplied by exactly {factor:g} {what}",
-            got=got, expected=(b * factor).astype(base.dtype),
-        )  # fmt: skip
+            got=got,
+            expected=(b * factor).astype(base.dtype),
+        )
 
 
 def demand_all(what: str, got: Outcome, base: Outcome, factors: dict[str, float]) -> float:
@@ -65,9 +66,11 @@ def scaling_x(adapter: Adapter, info: Info, change: Change) -> float:
     """Multiply x by a power of two, and eps by its square."""
     case, factor = change.case, 2.0**change.power
     other = case._replace(
-        x=scaled(case.x, factor), running_mean=scaled(case.running_mean, factor),
-        running_var=scaled(case.running_var, factor**2), eps=case.eps * factor**2,
-    )  # fmt: skip
+        x=scaled(case.x, factor),
+        running_mean=scaled(case.running_mean, factor),
+        running_var=scaled(case.running_var, factor**2),
+        eps=case.eps * factor**2,
+    )
     base, got = run(adapter, info, case), run(adapter, info, other)
     what = f"when x is multiplied by 2^{change.power} and eps by its square"
     same(what, got, base, ("y", "dgamma", "dbeta"))

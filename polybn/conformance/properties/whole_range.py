@@ -68,9 +68,13 @@ class Scales(NamedTuple):
     def of(self, name: str) -> int:
         """Return the power of two of a result."""
         found = {
-            "y": self.y, "running_mean": self.x, "running_var": 2 * self.x, "dx": self.y + self.dy - self.x,
-            "dgamma": self.dy, "dbeta": self.dy,
-        }  # fmt: skip
+            "y": self.y,
+            "running_mean": self.x,
+            "running_var": 2 * self.x,
+            "dx": self.y + self.dy - self.x,
+            "dgamma": self.dy,
+            "dbeta": self.dy,
+        }
         return found[name]
 
 
@@ -110,9 +114,14 @@ def call_of(info: Info, grid: Grid) -> Case:
         whole = served.fitted(info, (grid.m, CHANNELS))
         values, cotangent = (a.astype(dtype).reshape(whole) for a in (x, dy))
         return case_of(
-            values, (v.astype(wide) for v in (gamma, beta, mean, var)), cotangent, eps=grid.eps, momentum=0.75,
-            training=grid.training, running_variance=info.running_variance,
-        )  # fmt: skip
+            values,
+            (v.astype(wide) for v in (gamma, beta, mean, var)),
+            cotangent,
+            eps=grid.eps,
+            momentum=0.75,
+            training=grid.training,
+            running_variance=info.running_variance,
+        )
 
 
 def _normal(dtype: str) -> int:
@@ -215,9 +224,7 @@ def _exact(case: Case) -> tuple[dict[str, list[Fraction]], Channel, Scales]:
     x, dy = (rows(a, case.axis)[0] for a in (case.x, case.dy))
     gamma, beta, mean, var = (Fraction(float(v[0])) for v in _vectors(case))
     exact_x, exact_dy, eps = oracle.row(x.tolist()), oracle.row(dy.tolist()), Fraction(case.eps)
-    s = (
-        oracle.batch_statistics(exact_x, eps) if case.training else oracle.given_statistics(len(x), mean, var, eps)
-    )  # fmt: skip
+    s = oracle.batch_statistics(exact_x, eps) if case.training else oracle.given_statistics(len(x), mean, var, eps)
     d = oracle.derivatives(exact_x, exact_dy, s, gamma, training=case.training)
     found = {
         "y": _list(oracle.output(exact_x, s, gamma, beta)),
