@@ -1,4 +1,4 @@
-"""See, from inputs with exact answers, what a batch norm means by the same words, and compare with what it declares."""
+"""Find out, from inputs with exact answers, what a batch norm means by the same words."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from polybn.conformance.cases import Outcome
 
 UNSEEN = "not seen"
-"""What was seen of a convention that nothing can be told about."""
+"""The word for a convention about which nothing can be said."""
 CLOSE = 1e-3
-"""Candidates are told apart to this; roundings are far below it, and conventions far above."""
+"""The relative difference that counts: roundings are far below it, and conventions far above."""
 
 
 class Convention(NamedTuple):

@@ -158,7 +158,7 @@ def _convention(subject: Subject, recorder: Recorder, blank: Result, rest: str) 
         return Finding(blank._replace(status="not applicable", words=why))
     found = conventions.detect_one(recorder, subject.info, rest)
     if not found.known:
-        return Finding(blank._replace(words="it could not be told apart: other results are not as they should be"))
+        return Finding(blank._replace(words="it could not be seen: other results are not as they should be"))
     if found.ok:
         idle = found.name == "flushes" and found.seen != found.declared
         note = "flushes=True is declared, but subnormal numbers were kept: without it, bounds are narrower."

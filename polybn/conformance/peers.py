@@ -1,4 +1,4 @@
-"""Who agrees: the largest error of y, for every adapter whose library is installed here, on inputs that divide them.
+"""Compare the accuracy of all libraries that are installed here, on inputs that tell them apart.
 
 Each adapter runs in a process of its own, since Keras has one backend a process. The errors are distances
 from the exact rational result, in float32, with gamma 1 and beta 0.
@@ -54,7 +54,7 @@ class Peer(NamedTuple):
     empty: str = ""
     """What became of the running statistics in training on no values."""
     whole_range: str = ""
-    """From subnormal to largest numbers: how many results were wrong, of how many."""
+    """How many results were wrong, from subnormal to largest numbers, and of how many."""
     why_not: str | None = None
 
 

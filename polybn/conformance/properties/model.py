@@ -1,4 +1,4 @@
-"""Running statistics in exact arithmetic, and how far honest ones may drift from them."""
+"""Running statistics in exact arithmetic, and how far rounded ones may drift from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = ("running_mean", "running_var")
 class Model:
     """The closed form ``rho^k old + (1 - rho) sum rho^(k-1-i) batch_i``, grown batch by batch.
 
-    A step errs by its own bound, taken at the statistics that it was given, and hands on rho of the error so far.
+    A step errs by its own bound, taken at the statistics that it was given, and passes on rho of the error so far.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class Model:
                 self.limits[name][c] = bounds.SAFETY * (float(rho) * self.limits[name][c] + local[name])
 
     def compare(self, mean: Array, var: Array) -> float:
-        """Hold statistics to the closed form.
+        """Compare statistics with the closed form; return the largest share of a bound that was used.
 
         Parameters
         ----------
