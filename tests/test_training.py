@@ -22,7 +22,7 @@ from polybn.lenet import checkpoints, fashion_mnist, networks, runs, training
 from polybn.lenet.errors import CheckpointError, DivergenceError
 from polybn.lenet.fashion_mnist import Dataset
 from polybn.lenet.networks import Dense, Network, State
-from polybn.lenet.program import Steps, compile
+from polybn.lenet.program import Steps, compile, pooled_first
 from polybn.lenet.runs import Epoch
 from polybn.lenet.training import train
 from polybn.spec import BackendError, DomainError, DTypeError, ShapeError
@@ -140,7 +140,7 @@ def test_every_backend_is_given_the_same_bits(scripted: Callable[..., Scripted])
     fake = scripted([[1.0]] * 3)
     train(NONE, "whatever", data=TINY, epochs=3, batch_size=7, learning_rate=0.25, seed=5)
     orders = [networks.epoch_order(5, epoch, 20).tolist() for epoch in (1, 2, 3)]
-    rows = networks.pooled_first(networks.rows(NONE))
+    rows = pooled_first(networks.rows(NONE))
     assert fake.asked == [
         (rows, bits(networks.initial_state(NONE, 5)), 7), *((True, order, 0.25) for order in orders),
     ]  # fmt: skip

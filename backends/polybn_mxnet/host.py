@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import polybn_host as kernels
 
+import polybn_host as kernels
 import polybn_numpy as plain
 from polybn.arguments import fail_single_value, fail_variance
 from polybn.spec import Affine, Arguments, Array, Description, Gradients, Moments, SecondGradients

@@ -200,7 +200,7 @@ def _compare(case: Case, subjects: list[_Subject], *, exact: bool) -> Iterator[D
 
 def _program(recorders: Sequence[tuple[str, Recorder]], words: str) -> str:
     """Write the calls down as a program that makes them with both: each in its own sense of momentum."""
-    parts = []
+    parts = list[str]()
     for name, recorder in recorders:
         what = f"{' and '.join(name for name, _ in recorders)}: {words}. First {name}:" if not parts else f"Now {name}:"
         parts.append(program(_source(name), what, recorder.calls, Violation(words)))

@@ -7,7 +7,6 @@ every epoch are drawn here, on the host, so that all backends start from the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -174,33 +173,6 @@ def rows(network: Network) -> list[Row]:
         full = [{f"{name}.{key}": value for key, value in arrays.items()} for arrays in (parameters, statistics)]
         result.append(Row(name, layer, shape, output, *full))
         shape = output
-    return result
-
-
-def pooled_first(rows: Sequence[Row]) -> list[Row]:
-    """Move each max-pool before the sigmoid that it follows.
-
-    Sigmoids rise, so the result is the same, and there is a quarter of the values to take sigmoids of.
-
-    Parameters
-    ----------
-    rows : sequence of Row
-
-    Returns
-    -------
-    list of Row
-
-    Examples
-    --------
-    >>> from polybn.lenet import networks
-    >>> [row.name for row in networks.pooled_first(networks.rows(networks.lenet(None)))][:4]
-    ['conv1', 'pool1', 'sigmoid1', 'conv2']
-    """
-    result: list[Row] = []
-    for row in rows:
-        result.append(row)
-        if isinstance(row.layer, MaxPool) and len(result) > 1 and isinstance(result[-2].layer, Sigmoid):
-            result[-2:] = [row, result[-2]._replace(input_shape=row.output_shape, output_shape=row.output_shape)]
     return result
 
 
