@@ -337,7 +337,7 @@ def test_nothing_is_drawn_that_is_not_served(info: Info, name: str) -> None:
             seen.append(x)
             raise ValueError("stop here")
 
-        infer = vjp = infer_vjp = train  # type: ignore[assignment]
+        infer = vjp = infer_vjp = train
 
     profile = DEV._replace(examples=15)
     for seed in range(3):
