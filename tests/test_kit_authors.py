@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from xml.etree import ElementTree
 
 import pytest
@@ -117,8 +117,8 @@ def test_the_derivative_of_a_frozen_one_is_asked_for() -> None:
 
 def test_training_by_the_running_statistics_can_be_declared() -> None:
     class Declared(authors.ByRunning):
-        conventions: Any = {"trains_by": "running", "differentiates": False}  # noqa: RUF012
-        vjp: Any = None
+        conventions: ClassVar[dict[str, Any]] = {"trains_by": "running", "differentiates": False}
+        vjp = None  # type: ignore[assignment]
 
     report = check(Declared(), [*SOME, "P43", "P40"])
     assert report.ok, str(report)

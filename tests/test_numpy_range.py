@@ -60,7 +60,11 @@ def channels(dtype: str, m: int, seed: int) -> tuple[Array, Array, Array, Array]
 def check(name: str, got: float, exact: Fraction, bound: Fraction, dtype: str) -> None:
     """Compare one number: within the bound, or infinite with the right sign where the exact one is out of range."""
     info = np.finfo(dtype)
-    unit, tiny, largest = Fraction(float(info.eps) / 2), Fraction(float(info.smallest_subnormal)), Fraction(float(info.max))
+    unit, tiny, largest = (
+        Fraction(float(info.eps) / 2),
+        Fraction(float(info.smallest_subnormal)),
+        Fraction(float(info.max)),
+    )
     allowed = ROUNDINGS * unit * bound + tiny
     if math.isinf(got) and abs(exact) <= allowed and allowed > largest / 2:
         return  # rounding alone fills the range
