@@ -22,7 +22,7 @@ from rich.console import Console
 
 import polybn
 from polybn import cli, console, dispatch
-from polybn.lenet import fashion_mnist, lock, networks, runs, training
+from polybn.lenet import fashion_mnist, lock, networks, plain, runs, training
 from polybn.lenet.commands import predict as predicting
 from polybn.lenet.display import EpochDisplay
 from polybn.lenet.fashion_mnist import CLASSES
@@ -151,7 +151,7 @@ def test_train_without_batch_norm(polybn_: Polybn, tmp_path: Path) -> None:
     said = polybn_("train", "--epochs", 1, "--norm", "none", "--out", "here")
     assert said.code == 0
     assert said.out.startswith("LeNet, 44,426 trainable values, batch norm: none; backend numpy\n")
-    assert runs.load(tmp_path / "here").config["network"] == networks.to_plain(networks.lenet(None))
+    assert runs.load(tmp_path / "here").config["network"] == plain.to_plain(networks.lenet(None))
 
 
 @needs_small

@@ -27,8 +27,11 @@ from polybn.spec import DomainError, DTypeError, ShapeError
 if TYPE_CHECKING:
     from polybn.lenet.checkpoints import Checkpoint
 
+# What others than commands and training need.
+__all__ = ["Epoch", "Run", "load", "read_config", "read_metrics"]
+
 _MOST_BYTES = 2**26  # of config.json and metrics.jsonl; a line has some 150
-_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+_MALFORMED = (ValueError, TypeError, KeyError, RecursionError)
 
 
 class Epoch(NamedTuple):

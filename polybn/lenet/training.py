@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from polybn.lenet.folder import Folder
     from polybn.lenet.networks import Network
 
+__all__ = ["resume", "train"]
+
 Data: TypeAlias = "Dataset | Callable[[], Dataset] | None"
 """A data set, or a function that reads one, called once everything else was checked; None reads Fashion-MNIST."""
 OnSteps: TypeAlias = "Callable[[int, Steps], None]"
