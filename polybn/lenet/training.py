@@ -51,7 +51,7 @@ class Job(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """Who is told how training goes."""
+    """The callbacks that follow training."""
 
     on_steps: OnSteps
     """Called with the number of the epoch and with what the program reports."""
