@@ -150,18 +150,16 @@ def test_forward(captured: Captured) -> None:
     fields = geometry(captured, "forward", "", sizes, inner=False)
     fields |= array("x", x, JOINED, APART) | array("y", result.y, JOINED, APART)
     assert where.strides == (12000, 4000, 1, 1)
-    fields |= array("where", where, *MASKED)
+    fields |= array("where", where, *MASKED) | group(captured, "forward", "")
     fields |= (
         vector("gamma", gamma, 2) | vector("beta", beta) | vector("running_mean", mean) | vector("running_var", var)
     )
-    kept = pullback._call
+    kept = pullback._residuals
     fields |= pointers(
         new_mean=result.running_mean, new_var=result.running_var, normalizers=kept.normalizers, count=kept.counts,
         mean=None, m2=None,
     )  # fmt: skip
-    fields |= {"eps": 0.125, "momentum": 0.75, "share": 0.25, "unbiased": 1, "sigmoid": 0} | group(
-        captured, "forward", ""
-    )
+    fields |= {"eps": 0.125, "momentum": 0.75, "share": 0.25, "unbiased": 1, "sigmoid": 0}
     check("forward.cu", "ForwardArguments", captured["forward"], fields)
     moments = polybn.moments(x)
     empty = array("where", None, (), 0) | array("y", None, (), 0)
@@ -173,7 +171,7 @@ def test_forward(captured: Captured) -> None:
     changed |= pointers(
         new_mean=None, new_var=None, normalizers=None, count=moments.count, mean=moments.mean, m2=moments.m2
     )
-    changed |= {"eps": 0.0, "momentum": 0.0, "share": 1.0, "unbiased": 0}
+    changed |= {"eps": 0.0, "momentum": 1.0, "share": 0.0, "unbiased": 0}
     check("forward.cu", "ForwardArguments", captured["forward"], changed)
 
 
@@ -184,41 +182,40 @@ def test_inference(captured: Captured) -> None:
     fields |= (
         vector("gamma", gamma, 2) | vector("beta", beta) | vector("running_mean", mean) | vector("running_var", var)
     )
-    kept = pullback._call.normalizers
+    kept = pullback._residuals.normalizers
     fields |= pointers(new_mean=result.running_mean, new_var=result.running_var, normalizers=kept)
     check("inference.cu", "InferenceArguments", captured["inference"], fields | {"eps": 0.125, "sigmoid": 0})
 
 
-def operands(captured: Captured, kernel: str, inputs: list[Any], where: Any, gamma: Any, pullback: Any) -> Fields:
-    dy_strides = (24000, 6, 3), 1
+LAST = (24000, 6, 3), 1
+"""Strides of dy."""
+
+
+def operands(captured: Captured, kernel: str, arrays: dict[str, Any], where: Any, gamma: Any, pullback: Any) -> Fields:
     fields = geometry(captured, kernel, "in.", (7, 4000, 2), inner=False)
-    strides = [(JOINED, APART), dy_strides, (JOINED, APART)]
-    for i, (a, (along, channel)) in enumerate(zip(inputs, strides, strict=False)):
-        fields |= array(f"in.input[{i}]", a, along, channel)
-    fields |= array("in.where", where, *MASKED) | vector("in.gamma", gamma, 2)
-    kept = pullback._call
-    return (
-        fields
-        | {"in.normalizers": kept.normalizers.data.ptr}
-        | vector("in.counts", kept.counts)
-        | group(captured, kernel, "in.")
-    )
+    for path, (a, strides) in arrays.items():
+        fields |= array(f"in.{path}", a, *strides)
+    fields |= array("in.where", where, *MASKED) | group(captured, kernel, "in.") | vector("in.gamma", gamma, 2)
+    kept = pullback._residuals
+    return fields | {"in.normalizers": kept.normalizers.data.ptr} | vector("in.counts", kept.counts)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_backward_and_second(captured: Captured, training: bool) -> None:
     (x, gamma, *_), where, dy, _, pullback = call(training=training)
     gradients, second = pullback.vjp(dy)
-    fields = operands(captured, "backward", [x, dy], where, gamma, pullback)
-    fields |= array("dx", gradients.x, JOINED, APART)
+    near = JOINED, APART
+    arrays = {"input[0]": (x, near), "input[1]": (dy, LAST), "output[0]": (gradients.x, near)}
+    fields = operands(captured, "backward", arrays, where, gamma, pullback)
     fields |= pointers(
         dgamma=gradients.gamma, dbeta=gradients.beta, dmean=gradients.running_mean, dvar=gradients.running_var
     )
     check("backward.cu", "BackwardArguments", captured["backward"], fields | {"training": int(training)})
     cotangents = gradients._replace(gamma=cupy.array(np.ones(6, np.float32))[::2])
     found = second(cotangents)
-    fields = operands(captured, "second", [x, dy, gradients.x], where, gamma, pullback)
-    fields |= array("of_dy", found.dy, (24000, 6, 3), 1) | array("of_x", found.x, JOINED, APART)
+    del arrays["output[0]"]
+    arrays |= {"input[2]": (gradients.x, near), "output[0]": (found.dy, LAST), "output[1]": (found.x, near)}
+    fields = operands(captured, "second", arrays, where, gamma, pullback)
     for name, a, stride in zip("bcef", cotangents[1:], (2, 1, 1, 1), strict=True):
         fields |= vector(name, a, stride)
     fields |= pointers(of_gamma=found.gamma, of_mean=found.running_mean, of_var=found.running_var)

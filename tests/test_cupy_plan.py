@@ -24,8 +24,7 @@ ITEMS = {2: 8, 4: 4, 8: 2}
 def test_every_plan_can_be_launched(
     device: tuple[int, int], name: str, itemsize: int, channels: int, count: int, inner: bool, masked: bool
 ) -> None:
-    from polybn_cupy import plan
-    from polybn_cupy.calls import PASSES, SLOPE_BYTES
+    from polybn_cupy import calls, plan
     from polybn_cupy.layout import Layout
 
     kilobytes, multiprocessors = device
@@ -37,14 +36,14 @@ def test_every_plan_can_be_launched(
     strides: Any = (1, channels) if inner else (count, 1)
     layout = Layout(channels, count, (count,), (strides[0],), ((strides[1],),))
     about = plan.Device(multiprocessors, limit)
-    tiling = plan.divide(layout, itemsize, PASSES[name], about, resident, masked=masked)
+    tiling = plan.divide(layout, itemsize, getattr(calls, name.upper()), about, resident, masked=masked)
     assert tiling.shared_bytes <= limit
     assert tiling.members * tiling.rounds * tiling.chunks * plan.CHUNK >= count
     assert tiling.blocks % tiling.members == 0
     assert tiling.blocks >= tiling.members
     if tiling.members > 1:
         assert tiling.blocks <= resident(tiling.shared_bytes) * multiprocessors
-    for cut in (tiling, plan.stretch(layout, itemsize, SLOPE_BYTES, about)):
+    for cut in (tiling, plan.cut(layout, itemsize, calls.INFERENCE, about, resident, masked=masked)):
         assert cut.shared_bytes <= limit
         if layout.channels_inner and channels % ITEMS[itemsize] == 0:
             assert cut.channels % ITEMS[itemsize] == 0, "a vector leaves the tile"

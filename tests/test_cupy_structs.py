@@ -9,6 +9,8 @@ import pytest
 
 import polybn
 from polybn.conformance.strategies import sample
+from polybn.lenet import networks
+from polybn.lenet.program import compile
 
 cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
 if "emulated" not in cupy.__version__:
@@ -45,7 +47,6 @@ def sizes() -> dict[str, int]:
 
 
 def test_arguments_are_as_long_as_their_structs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from polybn.lenet import networks
     from polybn_cupy import launch
 
     packed: dict[str, set[int]] = {}
@@ -68,7 +69,7 @@ def test_arguments_are_as_long_as_their_structs(monkeypatch: pytest.MonkeyPatch)
     arrays = [b.asarray(a) for a in case.arrays().values() if a is not None]
     for training in (True, False):
         _, pullback = polybn.batch_norm_vjp(*arrays, training=training)
-        gradients, second = pullback.vjp(b.asarray(case.dy))  # type: ignore[attr-defined]
+        gradients, second = pullback.vjp(b.asarray(case.dy))
         second(gradients)
     part = polybn.moments(arrays[0])
     polybn.merge_moments(part, part)

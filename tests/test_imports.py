@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ENTRIES: dict[str, str] = PROJECT["entry-points"]["polybn.backends"]
 CONTRACT = {"polybn.spec", "polybn.arguments", "polybn.lenet.networks", "polybn.lenet.program"}
-SHARED = {"numpy", "polybn_host"}
-"""What every backend may import beside its own library: NumPy, and the compiled loops over host memory."""
+SHARED = {"numpy", "polybn_host", "polybn_numpy"}
+"""What every backend may import beside its own library: NumPy, and what serves arrays in host memory."""
 IDIOMS = ("nnx", "gluon", "public")
 """Modules of a backend for its library's own people. They stand above the public functions, and call them."""
 

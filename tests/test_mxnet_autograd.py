@@ -271,11 +271,11 @@ def test_a_pullback_travels(form: str) -> None:
     host = arrays((7, 3, 5))
     given, dy = attached(host, "nd"), mx.nd.array(host["dy"])
     _, pullback = polybn.batch_norm_vjp(*given.values(), training=True)
-    right = [z.asnumpy().tobytes() for z in pullback(dy)[:3]]
+    right = [z.asnumpy().tobytes() for z in pullback(dy)[:3] if z is not None]
     others = [copy.deepcopy(pullback), pickle.loads(pickle.dumps(pullback))]
     given["x"][:] = 7
     for other in others:
-        assert [z.asnumpy().tobytes() for z in other(dy)[:3]] == right
+        assert [z.asnumpy().tobytes() for z in other(dy)[:3] if z is not None] == right
 
 
 def test_a_layer_travels() -> None:

@@ -8,30 +8,33 @@ import cupy
 import numpy as np
 from numpy.typing import NDArray
 
-from polybn_cupy.batch_norm import batch_norm, batch_norm_vjp, fold, merge_moments, moments
+from polybn.spec import Description, Moments, Traits
+from polybn_cupy.batch_norm import fold, forward, merge_moments, moments
+from polybn_cupy.derivatives import backward, double_backward
 from polybn_cupy.program import compile
 
 name = "cupy"
+traits = Traits(library="CuPy", sees_values=False)
 
 
 def why_not() -> str | None:
-    """Return None if a kernel compiled and ran here, and its result came back; else the reason why not.
-
-    See :meth:`polybn.spec.Backend.why_not`.
-    """
+    """Return None if a kernel compiled and ran here, and its result came back; else the reason why not."""
     try:
-        y = batch_norm(cupy.asarray([[1.0], [3.0]]), training=True, eps=0).y.get()
+        ones = cupy.asarray(np.ones(1, np.int64))
+        parts = (Moments(ones, cupy.asarray(np.array([mean])), cupy.asarray(np.zeros(1))) for mean in (1.0, 4.0))
+        whole = merge_moments(*parts)  # the smallest kernel: one that a user waits for least
+        found = whole.mean.get().tolist() + whole.m2.get().tolist()
     except Exception as error:
         # A missing driver, a wrong toolkit, no device: each has a class of its own, in CuPy and below it.
         return (
             f"{type(error).__name__}: {' '.join(str(error).split())} (CuPy needs an NVIDIA GPU, its driver, and the "
             f"package for the driver's CUDA version, cupy-cuda12x or cupy-cuda13x; this is CuPy {cupy.__version__})"
         )
-    return None if y.tolist() == [[-1.0], [1.0]] else f"batch_norm of [1, 3] gave {y.tolist()}"
+    return None if found == [2.5, 4.5] else f"merge_moments of 1 and 4 gave mean and m2 {found}, not [2.5, 4.5]"
 
 
 def describe() -> dict[str, str]:
-    """Return the versions and the device that results depend on; see :meth:`polybn.spec.Backend.describe`."""
+    """Return the versions and the device that results depend on."""
     runtime = cupy.cuda.runtime
     device = runtime.getDevice()
     properties = runtime.getDeviceProperties(device)
@@ -43,13 +46,20 @@ def describe() -> dict[str, str]:
     }
 
 
+def inspect(value: object, /) -> Description | None:
+    """Describe an ndarray; None for the subclasses that change its meaning."""
+    if type(value) is not cupy.ndarray:
+        return None
+    return Description(value.shape, value.dtype.name, f"device {value.device.id}")
+
+
 def asarray(host: NDArray[Any], /) -> Any:
-    """Copy a NumPy array to the current device; see :meth:`polybn.spec.Backend.asarray`."""
+    """Copy a NumPy array to the current device."""
     return cupy.array(host)
 
 
 def to_numpy(array: Any, /) -> NDArray[Any]:
-    """Copy an array to the host, once what computes it has run; see :meth:`polybn.spec.Backend.to_numpy`."""
+    """Copy an array to the host, once what computes it has run."""
     return np.asarray(array.get())
 
 
@@ -59,14 +69,17 @@ def _version(number: int) -> str:
 
 __all__ = [
     "asarray",
-    "batch_norm",
-    "batch_norm_vjp",
+    "backward",
     "compile",
     "describe",
+    "double_backward",
     "fold",
+    "forward",
+    "inspect",
     "merge_moments",
     "moments",
     "name",
     "to_numpy",
+    "traits",
     "why_not",
 ]

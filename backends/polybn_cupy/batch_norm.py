@@ -1,4 +1,4 @@
-"""The specification over CuPy arrays: ``batch_norm``, ``batch_norm_vjp``, ``moments``, ``merge_moments``, ``fold``.
+"""The specification over CuPy arrays: the forward call, ``moments``, ``merge_moments`` and ``fold``.
 
 Everything runs on the current stream of the arrays' device, and nothing here waits for it. So the host looks at
 no values: where the specification's error depends on one, the channel's results are NaN instead (see ``docs/cupy.md``).
@@ -7,174 +7,111 @@ no values: where the specification's error depends on one, the channel's results
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import cupy
 import numpy as np
 
-from polybn.arguments import (
-    check_arrays,
-    check_batch_norm,
-    check_fold,
-    check_merge_moments,
-    check_moments,
-)
-from polybn.spec import Affine, BatchNormResult, Moments, RunningVariance
-from polybn_cupy import launch, plan
-from polybn_cupy.calls import Call, check_device, infer, is_array, pointers, train
-from polybn_cupy.derivatives import Pullback
+from polybn.spec import Affine, Arguments, BatchNormResult, Moments
+from polybn_cupy import calls, launch
+from polybn_cupy.derivatives import Residuals
 from polybn_cupy.layout import pack_vector
+from polybn_cupy.plan import THREADS
 from polybn_cupy.sources import COUNTS, STORED
 
 Array = Any
 
 
-def batch_norm(
-    x: Array,
-    gamma: Array | None = None,
-    beta: Array | None = None,
-    running_mean: Array | None = None,
-    running_var: Array | None = None,
-    *,
-    training: bool,
-    momentum: float = 0.9,
-    eps: float = 1e-5,
-    axis: int = 1,
-    running_variance: RunningVariance = "biased",
-    where: Array | None = None,
-) -> BatchNormResult:
-    """Normalize CuPy arrays in one kernel; see :func:`polybn.batch_norm`.
+class Outputs(NamedTuple):
+    """What :func:`normalize` writes; None for what nobody wants."""
 
-    ``y`` has the memory layout of ``x``. In inference, a channel whose running variance is negative, NaN or infinite
-    gives NaN instead of an error, and so does the running variance of a channel of which ``where`` leaves one value
-    to ``running_variance="unbiased"``: to look at either, the host would have to wait for the device.
+    y: Array | None = None
+    running_mean: Array | None = None
+    running_var: Array | None = None
+    normalizers: Array | None = None
+    """Of shape (4, C): m1, delta, r and exponent of S2, S3 and S10."""
+    count: Array | None = None
+    """Values that took part, by channel. In training only, as the two that follow."""
+    mean: Array | None = None
+    m2: Array | None = None
+
+
+def forward(arguments: Arguments, *, differentiable: bool) -> tuple[BatchNormResult, Residuals]:
+    """Normalize in one kernel (S1 to S12); ``y`` has the memory layout of ``x``.
+
+    In inference, a channel whose running variance is negative, NaN or infinite gives NaN instead of an error, and so
+    does the running variance of a channel of which ``where`` leaves one value to ``running_variance="unbiased"``.
     """
-    return _forward(
-        "batch_norm", x, gamma, beta, running_mean, running_var, training=training, momentum=momentum, eps=eps,
-        axis=axis, running_variance=running_variance, where=where, differentiable=False,
-    )[0]  # fmt: skip
+    x, old = arguments.x, (arguments.running_mean, arguments.running_var)
+    with x.device:
+        y = cupy.empty_like(x)
+        if not x.size:
+            return BatchNormResult(y, *(None if vector is None else vector.copy() for vector in old)), Residuals()
+        new = [None if vector is None else cupy.empty(vector.shape, vector.dtype) for vector in old]
+        normalizers = counts = None
+        if differentiable:
+            normalizers = cupy.empty((4, arguments.channels), arguments.dtype)
+            if arguments.training and arguments.where is not None:
+                counts = cupy.empty(arguments.channels, np.int64)
+        normalize(arguments, Outputs(y, *new, normalizers, counts))
+        return BatchNormResult(y, *new), Residuals(normalizers, counts)
 
 
-def batch_norm_vjp(
-    x: Array,
-    gamma: Array | None = None,
-    beta: Array | None = None,
-    running_mean: Array | None = None,
-    running_var: Array | None = None,
-    *,
-    training: bool,
-    momentum: float = 0.9,
-    eps: float = 1e-5,
-    axis: int = 1,
-    running_variance: RunningVariance = "biased",
-    where: Array | None = None,
-) -> tuple[BatchNormResult, Pullback]:
-    """Normalize and return the derivative, too; see :func:`polybn.batch_norm_vjp`.
+def normalize(arguments: Arguments, outputs: Outputs, *, sigmoid: bool = False) -> None:
+    """Launch ``forward`` of forward.cu or ``inference`` of inference.cu, on the current stream.
 
-    The pullback holds references to ``x``, ``gamma`` and ``where``, not copies: do not write to them before it ran.
+    Running statistics may be written over the old ones. The sigmoid, where one is asked for, comes last.
     """
-    result, call = _forward(
-        "batch_norm_vjp", x, gamma, beta, running_mean, running_var, training=training, momentum=momentum, eps=eps,
-        axis=axis, running_variance=running_variance, where=where, differentiable=True,
-    )  # fmt: skip
-    return result, Pullback(call)
+    y, *pointers = outputs
+    vectors = (arguments.gamma, arguments.beta, arguments.running_mean, arguments.running_var)
+    tail = b"".join(map(pack_vector, vectors))
+    if arguments.training:
+        momentum = arguments.momentum
+        tail += calls.pointers(*pointers)
+        tail += struct.pack("<3d2q", arguments.eps, momentum, 1 - momentum, arguments.unbiased, sigmoid)
+    else:
+        tail += calls.pointers(*pointers[:3]) + struct.pack("<dq", arguments.eps, sigmoid)
+    kernel = calls.FORWARD if arguments.training else calls.INFERENCE
+    calls.sweep(kernel, (arguments.x, y), arguments, tail)
 
 
-def moments(x: Array, *, axis: int = 1, where: Array | None = None) -> Moments:
-    """Return the mergeable statistics of a CuPy array; see :func:`polybn.moments`."""
-    check_arrays("moments", "CuPy", is_array, x=x, where=where)
-    problem = check_moments("moments", x, axis=axis, where=where)
-    device = check_device("moments", x=x, where=where)
-    with device:
+def moments(arguments: Arguments) -> Moments:
+    """Measure ``x`` in a form that merges (S15), in one kernel."""
+    x, channels, dtype = arguments.x, arguments.channels, arguments.dtype
+    with x.device:
         make = cupy.empty if x.size else cupy.zeros
-        count, mean, m2 = (make(problem.channels, dtype) for dtype in (np.int64, problem.dtype, problem.dtype))
+        found = Moments(make(channels, np.int64), make(channels, dtype), make(channels, dtype))
         if x.size:
-            train(x, None, _broadcast(where, x), problem, outputs={"count": count, "mean": mean, "m2": m2})
-        return Moments(count, mean, m2)
+            normalize(arguments, Outputs(count=found.count, mean=found.mean, m2=found.m2))
+        return found
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
-    """Combine the statistics of two parts (S15); see :func:`polybn.merge_moments`."""
-    check_merge_moments("CuPy", is_array, a, b)
-    fields = {f"a.{name}": value for name, value in a._asdict().items()}
-    fields |= {f"b.{name}": value for name, value in b._asdict().items()}
-    with check_device("merge_moments", **fields):
+    """Combine the statistics of two parts (S15)."""
+    with a.mean.device:
         whole = Moments(*(cupy.empty(part.shape, part.dtype) for part in a))
-        arguments = struct.pack("<q", a.count.size) + b"".join(map(pack_vector, (*a, *b))) + pointers(*whole)
+        arguments = struct.pack("<q", a.count.size) + b"".join(map(pack_vector, (*a, *b))) + calls.pointers(*whole)
         count = COUNTS[a.count.dtype.kind, a.count.itemsize]
-        _each("vectors.cu", f"merge<{count}, {STORED[a.mean.dtype.name]}>", a.count.size, arguments)
+        _each(f"merge<{count}, {STORED[a.mean.dtype.name]}>", a.count.size, arguments)
         return whole
 
 
-def fold(
-    gamma: Array | None, beta: Array | None, running_mean: Array, running_var: Array, *, eps: float = 1e-5
-) -> Affine:
-    """Turn inference into ``scale * x + shift``; see :func:`polybn.fold`.
+def fold(arguments: Arguments) -> Affine:
+    """Turn inference into ``scale * x + shift``.
 
     A channel whose running variance is negative, NaN or infinite gives NaN instead of an error.
     """
-    arrays = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
-    check_arrays("fold", "CuPy", is_array, **arrays)
-    check_fold(**arrays, eps=eps)
-    with check_device("fold", **arrays):
-        affine = Affine(*(cupy.empty(running_mean.shape, running_mean.dtype) for _ in range(2)))
-        arguments = struct.pack("<q", running_mean.size) + b"".join(map(pack_vector, arrays.values()))
-        arguments += pointers(*affine) + struct.pack("<d", float(eps))
-        _each("vectors.cu", f"fold<{STORED[running_mean.dtype.name]}>", running_mean.size, arguments)
+    channels, dtype = arguments.channels, arguments.dtype
+    with arguments.running_mean.device:
+        affine = Affine(cupy.empty(channels, dtype), cupy.empty(channels, dtype))
+        vectors = (arguments.gamma, arguments.beta, arguments.running_mean, arguments.running_var)
+        packed = struct.pack("<q", channels) + b"".join(map(pack_vector, vectors))
+        packed += calls.pointers(*affine) + struct.pack("<d", arguments.eps)
+        _each(f"fold<{STORED[dtype]}>", channels, packed)
         return affine
 
 
-def _forward(
-    function: str,
-    x: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    running_mean: Array | None,
-    running_var: Array | None,
-    *,
-    training: bool,
-    momentum: float,
-    eps: float,
-    axis: int,
-    running_variance: str,
-    where: Array | None,
-    differentiable: bool,
-) -> tuple[BatchNormResult, Call]:
-    arrays = {"x": x, "gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
-    check_arrays(function, "CuPy", is_array, **arrays, where=where)
-    problem = check_batch_norm(
-        function, *arrays.values(), training=training, momentum=momentum, eps=eps, axis=axis,
-        running_variance=running_variance, where=where,
-    )  # fmt: skip
-    with check_device(function, **arrays, where=where):
-        mask, y = _broadcast(where, x), cupy.empty_like(x)
-        new_mean, new_var = (_like(vector) for vector in (running_mean, running_var))
-        normalizers = cupy.empty((4, problem.channels), problem.dtype) if differentiable else None
-        counts = cupy.empty(problem.channels, np.int64) if differentiable and training and mask is not None else None
-        outputs = {"new_mean": new_mean, "new_var": new_var, "normalizers": normalizers, "count": counts}
-        call = Call(x, gamma, beta, mask, normalizers, counts, problem, training)
-        vectors = (gamma, beta, running_mean, running_var)
-        if not x.size:
-            old = (running_mean, running_var)
-            return BatchNormResult(y, *(None if vector is None else vector.copy() for vector in old)), call
-        if training:
-            train(
-                x, y, mask, problem, vectors=vectors, outputs=outputs, eps=float(eps), momentum=float(momentum),
-                unbiased=running_variance == "unbiased",
-            )  # fmt: skip
-        else:
-            infer(x, y, mask, problem, vectors=vectors, outputs=outputs, eps=float(eps))
-        return BatchNormResult(y, new_mean, new_var), call
-
-
-def _each(file: str, expression: str, size: int, arguments: bytes) -> None:
+def _each(expression: str, size: int, arguments: bytes) -> None:
+    """Launch a kernel of vectors.cu with a thread for each channel."""
     if size:
-        launch.kernel(file, expression)(-(-size // plan.THREADS), arguments)
-
-
-def _broadcast(where: Array | None, x: Array) -> Array | None:
-    return None if where is None else cupy.broadcast_to(where, x.shape)
-
-
-def _like(vector: Array | None) -> Array | None:
-    return None if vector is None else cupy.empty(vector.shape, vector.dtype)
+        launch.kernel("vectors.cu", expression)(-(-size // THREADS), arguments)

@@ -10,7 +10,7 @@ import cupy
 import numpy as np
 
 from polybn_cupy.binaries import binary
-from polybn_cupy.plan import THREADS, Device, Tiling, power_of_two
+from polybn_cupy.plan import THREADS, Device, power_of_two
 
 PER_THREAD_STREAM = 2  # cudaStreamPerThread: one handle, another stream in each thread
 
@@ -34,11 +34,6 @@ class Kernel(NamedTuple):
 def kernel(file: str, expression: str) -> Kernel:
     """Return a kernel for the current device, compiled when it is first asked for."""
     return _kernel(cupy.cuda.runtime.getDevice(), file, expression)
-
-
-def run(compiled: Kernel, tiling: Tiling, arguments: bytes) -> None:
-    """Launch a kernel over tiles."""
-    compiled(tiling.blocks, arguments, shared=tiling.shared_bytes, together=tiling.members > 1)
 
 
 def device() -> Device:

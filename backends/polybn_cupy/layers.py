@@ -13,8 +13,10 @@ from typing import Any, NamedTuple, TypeAlias
 import cupy
 import numpy as np
 
-from polybn.arguments import Problem
+from polybn.spec import Arguments, Gradients
 from polybn_cupy import calls, launch
+from polybn_cupy.batch_norm import Outputs, normalize
+from polybn_cupy.derivatives import Residuals, differentiate
 from polybn_cupy.plan import THREADS
 
 Array: TypeAlias = Any
@@ -90,39 +92,34 @@ class Convolution:
 
 
 class BatchNorm:
-    """The specification's batch norm, by the kernels of :func:`polybn_cupy.batch_norm`, with its state in place."""
+    """The specification's batch norm, by the kernels of :func:`polybn.batch_norm`, with its state in place."""
 
     def __init__(self, variables: Variables, shape: Shape, n: int, *, momentum: float, eps: float) -> None:
-        self._values, self._rate = variables
-        self._momentum, self._eps = float(momentum), float(eps)
-        self._problem = Problem(1, shape[0], n * math.prod(shape[1:]), "float32")
-        self._y, self._dx = (cupy.empty((n, *shape), np.float32) for _ in range(2))
-        self._normalizers = cupy.empty((4, shape[0]), np.float32)
-        self._dgamma, self._dbeta = (cupy.empty(shape[0], np.float32) for _ in range(2))
+        values, self._rate = variables
+        channels, m = shape[0], n * math.prod(shape[1:])
+        y, dx = (cupy.empty((n, *shape), np.float32) for _ in range(2))
+        vectors = (values["gamma"], values["beta"], values["running_mean"], values["running_var"])
+        numbers = (float(momentum), float(eps), False, 1, channels, m, "float32")
+        self._arguments = Arguments("train", None, *vectors, None, True, *numbers)
+        self._residuals = Residuals(cupy.empty((4, channels), np.float32))
+        self._outputs = Outputs(y, *vectors[2:], self._residuals.normalizers)
+        self._gradients = Gradients(dx, *(cupy.empty(channels, np.float32) for _ in range(2)))
 
     def forward(self, x: Array, *, training: bool) -> Array:
         """Normalize; in training by the batch's statistics, which the running ones take in."""
-        gamma, beta, mean, var = (self._values[name] for name in ("gamma", "beta", "running_mean", "running_var"))
-        vectors = (gamma, beta, mean, var)
-        if not training:
-            calls.infer(x, self._y, None, self._problem, vectors=vectors, outputs={}, eps=self._eps)
-            return self._y
-        self._x = x
-        outputs = {"new_mean": mean, "new_var": var, "normalizers": self._normalizers}
-        calls.train(
-            x, self._y, None, self._problem, vectors=vectors, outputs=outputs, eps=self._eps, momentum=self._momentum,
-        )  # fmt: skip
-        return self._y
+        arguments = self._arguments._replace(x=x, training=training)
+        if training:
+            self._arguments = arguments
+        normalize(arguments, self._outputs if training else Outputs(self._outputs.y))
+        return self._outputs.y
 
     def backward(self, dy: Array) -> Array:
         """Return the gradient of the input, and step down those of gamma and beta."""
-        gamma, beta = self._values["gamma"], self._values["beta"]
-        call = calls.Call(self._x, gamma, beta, None, self._normalizers, None, self._problem, training=True)
-        tail = calls.pointers(self._dgamma, self._dbeta, None, None) + struct.pack("<q", 1)
-        calls.sweep(call, "backward", (self._x, dy), (self._dx,), tail)
-        for vector, gradient in ((gamma, self._dgamma), (beta, self._dbeta)):
+        arguments, gradients = self._arguments, self._gradients
+        differentiate(arguments, self._residuals, dy, gradients)
+        for vector, gradient in ((arguments.gamma, gradients.gamma), (arguments.beta, gradients.beta)):
             descend(self._rate, vector, None, gradient, 1)
-        return self._dx
+        return gradients.x
 
 
 class Pool:

@@ -55,15 +55,31 @@ class Device(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """What a kernel keeps in shared memory."""
+    """A kernel, and what it keeps in shared memory."""
 
+    name: str
     tiles: int
-    """Arrays that are kept."""
+    """Arrays that are kept; 0 for a kernel whose blocks know nothing of each other."""
     node_bytes: int
     channel_bytes: int
 
 
 PLACE_BYTES = 8 * (2 + MOST_AXES)
+
+
+def cut(
+    layout: Layout,
+    itemsize: int,
+    kernel: Pass,
+    device: Device,
+    resident: Callable[[int], int],
+    *,
+    masked: bool,
+) -> Tiling:
+    """Cut a problem; ``resident`` tells how many blocks with so much shared memory a multiprocessor takes at once."""
+    if not kernel.tiles:
+        return stretch(layout, itemsize, kernel.channel_bytes, device)
+    return divide(layout, itemsize, kernel, device, resident, masked=masked)
 
 
 def divide(

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cupy
 import numpy as np
 from numpy.typing import NDArray
 
 from polybn.lenet import networks
-from polybn.lenet.networks import Network, State
 from polybn.lenet.program import Steps
-from polybn.spec import BackendError, DomainError, ShapeError
+from polybn.spec import DomainError
 from polybn_cupy import calls, launch, layers
 from polybn_cupy.layers import Layer, Variables
 from polybn_cupy.plan import THREADS
+
+if TYPE_CHECKING:
+    from polybn.lenet.networks import Row, State
 
 Array = Any
 
@@ -41,57 +43,22 @@ class Data(NamedTuple):
     """By program, batch size, and whether in training."""
 
 
-def compile(network: Network, state: State, *, batch_size: int) -> CupyProgram:
-    """Turn a network and its state, which is copied to the device, into a program.
-
-    Parameters
-    ----------
-    network : Network
-    state : dict of str to ndarray
-        float32, by the names that :func:`polybn.lenet.networks.initial_state` gives.
-    batch_size : int
-        Images in a training step.
-
-    Returns
-    -------
-    Program
-
-    Raises
-    ------
-    BackendError
-        For ``norm="native"``: CuPy has no batch norm of its own.
-    DomainError
-        If the batch size is not positive, or a pool is larger than 15 x 15.
-    ShapeError
-        If the layers do not fit each other, or the last one does not give a score for each class.
-    """
-    if any(isinstance(layer, networks.BatchNorm) and layer.implementation == "native" for layer in network.layers):
-        raise BackendError(
-            "polybn.train: norm must be 'spec' or None on the cupy backend; got 'native' "
-            "(CuPy has no batch norm of its own; jax and mxnet have one)"
-        )
-    *_, last = networks.rows(network)
-    if len(last.output_shape) != 1:
-        raise ShapeError(
-            f"polybn.train: the last layer must give one score for each class, (classes,); got {last.output_shape} "
-            f"from {last.name} (end the network with a Dense layer)"
-        )
-    if batch_size < 1:
-        raise DomainError(f"polybn.train: batch_size must be 1 or more; got {batch_size} (images in a training step)")
-    return CupyProgram(network, state, batch_size)
+def compile(rows: Sequence[Row], state: State, *, batch_size: int) -> CupyProgram:
+    """Turn the layers of a network and its state, which is copied to the device, into a program."""
+    return CupyProgram(rows, state, batch_size)
 
 
 class CupyProgram:
-    """A compiled network, on the device that was current when it was made; fits :class:`polybn.lenet.program.Program`."""
+    """A compiled network, on the device that was current when it was made."""
 
-    def __init__(self, network: Network, state: State, batch_size: int) -> None:
-        self._network, self._batch_size = network, batch_size
+    def __init__(self, rows: Sequence[Row], state: State, batch_size: int) -> None:
+        self._rows, self._batch_size = rows, batch_size
         self._device = cupy.cuda.Device()
         self._stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
         with self._stream:
             self._state = {name: cupy.array(np.asarray(value, np.float32)) for name, value in state.items()}
             self._rate = cupy.zeros(1, np.float32)
-        self._classes = networks.rows(network)[-1].output_shape[0]
+        self._classes = rows[-1].output_shape[0]
         self._chains: dict[int, Chain] = {}
 
     def place(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Data:
@@ -140,7 +107,7 @@ class CupyProgram:
         key = (self, n, training)
         if key not in data.graphs:
             if n not in self._chains:
-                self._chains[n] = Chain(self._network, self._state, self._rate, n)
+                self._chains[n] = Chain(self._rows, Variables(self._state, self._rate), n)
             chain = self._chains[n]
             # Kernels are compiled by a run that does nothing but launch: on copies of the state it changes.
             self._rehearse(chain, data, training=training)
@@ -161,16 +128,18 @@ class CupyProgram:
 class Chain:
     """The layers of a network with buffers for batches of ``n`` images."""
 
-    def __init__(self, network: Network, state: dict[str, Array], rate: Array, n: int) -> None:
+    def __init__(self, rows: Sequence[Row], variables: Variables, n: int) -> None:
         self._n = n
-        self._x = cupy.empty((n, *network.input_shape), np.float32)
-        rows = networks.rows(network)
+        self._x = cupy.empty((n, *rows[0].input_shape), np.float32)
         self._classes = rows[-1].output_shape[0]
         self._gradient = cupy.empty((n, self._classes), np.float32)
-        plan = list(_plan(rows))
-        trained = [has_parameters for _, has_parameters in plan]
-        self._first = trained.index(True) if any(trained) else len(plan)
-        self._layers = [build(state, rate, n, place == self._first) for place, (build, _) in enumerate(plan)]
+        steps = _fuse(rows)
+        trained = [bool(row.parameters) for row, _ in steps]
+        self._first = trained.index(True) if any(trained) else len(steps)
+        self._layers = [
+            _build(row, _select(variables, row.name), n, first=place == self._first, sigmoid=sigmoid)
+            for place, (row, sigmoid) in enumerate(steps)
+        ]
 
     def step(self, data: Data, *, training: bool) -> None:
         """Launch all kernels of one step: forward, loss and descent in training, else forward and delivery."""
@@ -196,48 +165,38 @@ class Chain:
         launch.kernel("network.cu", name)(blocks, arguments, shared=16 * THREADS)
 
 
-Build = Callable[[dict[str, Array], Array, int, bool], Layer]
+def _fuse(rows: Sequence[Row]) -> list[tuple[Row, bool]]:
+    """Return what to build, and whether with a sigmoid: the one that follows a pool is part of it."""
+    steps: list[tuple[Row, bool]] = []
+    for row in rows:
+        sigmoid = isinstance(row.layer, networks.Sigmoid)
+        if sigmoid and steps and isinstance(steps[-1][0].layer, networks.MaxPool):
+            steps[-1] = (steps[-1][0], True)
+        else:
+            steps.append((row, sigmoid))
+    return steps
 
 
-def _plan(rows: list[networks.Row]) -> Iterator[tuple[Build, bool]]:
-    """Yield how to build each layer, and whether it has parameters; a sigmoid and the pool after it become one."""
-    i = 0
-    while i < len(rows):
-        row = rows[i]
-        following = rows[i + 1].layer if i + 1 < len(rows) else None
-        if isinstance(row.layer, networks.Sigmoid) and isinstance(following, networks.MaxPool):
-            yield _pool(row, following.size, sigmoid=True), False
-            i += 2
-            continue
-        match row.layer:
-            case networks.Sigmoid():
-                yield _pool(row, 1, sigmoid=True), False
-            case networks.MaxPool(size):
-                yield _pool(row, size, sigmoid=False), False
-            case _:
-                yield _parametrized(row), True
-        i += 1
+def _select(variables: Variables, layer: str) -> Variables:
+    own = {n.partition(".")[2]: array for n, array in variables.values.items() if n.startswith(layer + ".")}
+    return variables._replace(values=own)
 
 
-def _pool(row: networks.Row, size: int, *, sigmoid: bool) -> Build:
-    if size > 15:
-        raise DomainError(f"polybn.train: a MaxPool must have a size of 15 at most on the cupy backend; got {size}")
-    return lambda _state, _rate, n, _first: layers.Pool(_cube(row.input_shape), n, size=size, sigmoid=sigmoid)
-
-
-def _parametrized(row: networks.Row) -> Build:
-    def build(state: dict[str, Array], rate: Array, n: int, first: bool) -> Layer:
-        own = {name.partition(".")[2]: array for name, array in state.items() if name.startswith(row.name + ".")}
-        variables, shape = Variables(own, rate), _cube(row.input_shape)
-        match row.layer:
-            case networks.Convolution(_, kernel):
-                return layers.Convolution(variables, shape, (kernel, kernel), n, first=first)
-            case networks.BatchNorm(_, momentum, eps):
-                return layers.BatchNorm(variables, shape, n, momentum=momentum, eps=eps)
-            case _:
-                return layers.Convolution(variables, shape, (shape[1], shape[2]), n, first=first)
-
-    return build
+def _build(row: Row, variables: Variables, n: int, *, first: bool, sigmoid: bool) -> Layer:
+    shape = _cube(row.input_shape)
+    match row.layer:
+        case networks.Convolution(_, kernel):
+            return layers.Convolution(variables, shape, (kernel, kernel), n, first=first)
+        case networks.Dense():
+            return layers.Convolution(variables, shape, (shape[1], shape[2]), n, first=first)
+        case networks.BatchNorm(_, momentum, eps):
+            return layers.BatchNorm(variables, shape, n, momentum=momentum, eps=eps)
+        case networks.Sigmoid():
+            return layers.Pool(shape, n, size=1, sigmoid=True)
+        case networks.MaxPool(size) if size > 15:
+            raise DomainError(f"polybn.train: a MaxPool must have a size of 15 at most on the cupy backend; got {size}")
+        case networks.MaxPool(size):
+            return layers.Pool(shape, n, size=size, sigmoid=sigmoid)
 
 
 def _cube(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import polybn
 from polybn.spec import Traits
 from polybn_mxnet import arrays
 from polybn_mxnet.arrays import BFLOAT16, inspect
@@ -22,9 +21,9 @@ traits = Traits(library="MXNet", native_norm=True, variants={"operators": operat
 
 
 def why_not() -> str | None:
-    """Return None if MXNet computed a batch norm here, in its current context, else what came out."""
-    y = polybn.batch_norm(asarray(np.array([[1.0], [3.0]])), training=True, eps=0).y.asnumpy()
-    return None if y.tolist() == [[-1.0], [1.0]] else f"batch_norm of [1, 3] gave {y.tolist()}"
+    """Return None if a computation ran in the current context and came back, else the reason why not."""
+    doubled = to_numpy(asarray(np.array([1.0, 3.0])) * 2)
+    return None if doubled.tolist() == [2, 6] else f"twice [1, 3] gave {doubled.tolist()}"
 
 
 def describe() -> dict[str, str]:

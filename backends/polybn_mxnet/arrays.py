@@ -36,6 +36,7 @@ _NAMES = {
 }
 _NUMBERS = {name: number for number, name in _NAMES.items()}
 _NUMPY = {name: BFLOAT16 if name == "bfloat16" else np.dtype(name) for name in _NUMBERS}
+_NAMES_OF = {dtype: name for name, dtype in _NUMPY.items()}
 _int, _any, _pointer = ctypes.c_int, ctypes.c_void_p, ctypes.POINTER
 _size, _suffix = (ctypes.c_int64, "Ex64") if mx.nd.ndarray._int64_enabled() else (ctypes.c_int, "Ex")
 _four = _int * 4
@@ -98,28 +99,45 @@ def view_settled(array: Array, what: Description | None = None) -> Host:
     dtype = _NUMPY[name]
     if 0 in shape:
         return np.empty(shape, dtype)
-    address = ctypes.c_void_p()
-    # This asks for MXNet's standard layout, too, where oneDNN left another one behind.
-    _check(_data(array.handle, address))
-    assert address.value is not None
-    memory: Any = (ctypes.c_char * (dtype.itemsize * math.prod(shape))).from_address(address.value)
+    memory: Any = (ctypes.c_char * (dtype.itemsize * math.prod(shape))).from_address(_begin(array))
     memory.owner = array
     return np.ndarray(shape, dtype, memory)
 
 
+def address(array: Array) -> int:
+    """Tell where the memory of an array in a CPU context begins, once it has been written; it has a value or more."""
+    _check(_wait_to_read(array.handle))
+    return _begin(array)
+
+
+def _begin(array: Array) -> int:
+    pointer = ctypes.c_void_p()
+    # This asks for MXNet's standard layout, too, where oneDNN left another one behind.
+    _check(_data(array.handle, pointer))
+    assert pointer.value is not None
+    return pointer.value
+
+
+def itemsize(dtype: str) -> int:
+    """Return how many bytes a value takes."""
+    return _NUMPY[dtype].itemsize
+
+
+def wide(host: Host) -> Host:
+    """Copy bfloat16, which NumPy lacks, to float32; all else stays as it is."""
+    return (host.view(np.uint16).astype(np.uint32) << 16).view(np.float32) if host.dtype == BFLOAT16 else host
+
+
 def values(array: Array) -> Host:
-    """Look at the values of an array in a CPU context; bfloat16, which NumPy lacks, is copied to float32."""
-    host = view(array)
-    if host.dtype == BFLOAT16:
-        return (host.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return host
+    """Look at the values of an array in a CPU context, those of bfloat16 in float32."""
+    return wide(view(array))
 
 
-def fetch(array: Array) -> Host:
-    """Copy a vector to the host, from any context; one that is there already stays as it is."""
-    if isinstance(array, np.ndarray):
+def fetch(array: Any) -> Any:
+    """Copy values to the host, those of bfloat16 in float32; None and what is there already stay as they are."""
+    if array is None or isinstance(array, np.ndarray):
         return array
-    return view(array).copy() if is_on_host(array) else np.asarray(array.asnumpy())
+    return wide(view(array).copy() if is_on_host(array) else np.asarray(array.asnumpy()))
 
 
 def new(what: Description, kind: type) -> Array:
@@ -156,15 +174,15 @@ def send(host: Host, like: Array) -> Array:
 
 def place(host: Host, device: Any, kind: type) -> Array:
     """Copy host values to a kind of array and a context."""
-    what = Description(host.shape, "bfloat16" if host.dtype == BFLOAT16 else host.dtype.name, device)
+    what = Description(host.shape, _NAMES_OF.get(host.dtype) or host.dtype.name, device)  # NumPy names slowly
     array = new(what, kind)
-    write(host, array)
+    write(host, array, what)
     return array
 
 
-def write(host: Host, array: Array) -> None:
+def write(host: Host, array: Array, what: Description | None = None) -> None:
     """Write host values into an array that nothing else reads or writes, rounding to its dtype."""
-    what = describe(array)
+    what = what or describe(array)
     if not host.size:
         return
     if not str(what.device).startswith("cpu"):
@@ -177,8 +195,7 @@ def write(host: Host, array: Array) -> None:
         rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # to the nearest, ties to even
         target.view(np.uint16)[...] = np.where(np.isnan(host), 0x7FC0, rounded)
     else:
-        with np.errstate(all="ignore"):  # infinity is the right value of what overflows half a dtype
-            np.copyto(target, host, casting="same_kind")
+        np.copyto(target, host, casting="same_kind")
 
 
 def rounded(host: Host, like: Array) -> Array:

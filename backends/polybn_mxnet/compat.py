@@ -120,24 +120,7 @@ class _Loader(SourceFileLoader):
 
 
 def import_mxnet() -> ModuleType:
-    """Import MXNet, or say what is missing.
-
-    Returns
-    -------
-    module
-        ``mxnet``; the one that is there already, if there is one.
-
-    Raises
-    ------
-    ImportError
-        If MXNet, distutils or a CUDA library of MXNet's CUDA build is not installed; the message says what to install.
-
-    Examples
-    --------
-    >>> from polybn_mxnet.compat import import_mxnet
-    >>> import_mxnet().nd.ones(2).asnumpy().tolist()
-    [1.0, 1.0]
-    """
+    """Import MXNet, or take the one that is there; an ImportError names what is missing, and what to install."""
     there = sys.modules.get("mxnet")
     if there is not None:
         return there
@@ -164,9 +147,9 @@ def import_mxnet() -> ModuleType:
         sys.meta_path.remove(finder)
         if not missing:
             raise
+        listed = ", ".join(missing)
         raise ImportError(
-            f"polybn_mxnet: {CUDA_BUILD} must find the libraries of CUDA 11; missing are {', '.join(missing)} "
-            f"({error})",
+            f"polybn_mxnet: {CUDA_BUILD} must find the libraries of CUDA 11; missing are {listed} ({error})",
             name="mxnet",
         ) from error
     except BaseException:
@@ -175,17 +158,9 @@ def import_mxnet() -> ModuleType:
 
 
 def load_cuda_libraries(folders: Sequence[Path]) -> Iterator[str]:
-    """Load the CUDA 11 libraries that pip installed into the process, where MXNet's own search will find them.
+    """Load the CUDA 11 libraries that pip installed in these folders, where MXNet's own search will find them.
 
-    Parameters
-    ----------
-    folders : sequence of Path
-        Where the package ``nvidia`` lies.
-
-    Yields
-    ------
-    str
-        For each library that is neither there nor on the system: its name, and the package that brings it.
+    Yields the name of each library that is neither there nor on the system, and the package that brings it.
     """
     for folder, library in CUDA_LIBRARIES.items():
         paths = [path for root in folders if (path := root / folder / "lib" / library).exists()]

@@ -8,17 +8,18 @@ code and give the same bits.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from polybn.arguments import Arrays, Options, check_batch_norm, check_moments, dtype_name
+from polybn.arguments import Arrays, Known, Options, check_batch_norm, check_moments, dtype_name
 from polybn.functional import batch_norm
 from polybn.spec import Arguments, Array, Description, RunningVariance
 from polybn_mxnet import arrays, tape
 from polybn_mxnet.batch_norm import compute
 from polybn_mxnet.compat import mxnet as mx
-from polybn_mxnet.derivatives import Pull
+from polybn_mxnet.derivatives import pull
 
 OPERATOR = "polybn_batch_norm"
 _REQUESTS = {"null": tape.NULL, "write": tape.WRITE, "inplace": tape.WRITE, "add": tape.ADD}
@@ -153,6 +154,7 @@ class Operator(mx.operator.CustomOp):
         super().__init__()
         self._scale, self._center, self._frozen = flags
         self._options = options
+        self._known: dict[bool, Known] = {}
 
     def forward(
         self, is_train: bool, req: list[str], in_data: list[Array], out_data: list[Array], aux: list[Array]
@@ -180,17 +182,17 @@ class Operator(mx.operator.CustomOp):
                 self.assign(array, request, 0)
             elif request != "null":
                 wanted[name] = array, _REQUESTS[request]
-        tape.write_gradients(Pull(arguments, self._residuals), out_grad, wanted)
+        tape.write_gradients(partial(pull, arguments, self._residuals), out_grad, wanted)
 
     def _arguments(self, in_data: list[Array], aux: list[Array], training: bool) -> Arguments:
         x, gamma, beta = in_data
         given = Arrays(x, gamma if self._scale else None, beta if self._center else None, *aux)
         options = self._options._replace(training=training)
-        known = check_batch_norm(
-            "gluon.BatchNorm", Arrays(*(z if z is None else arrays.describe(z) for z in given)), options
-        )
-        unbiased = options.running_variance == "unbiased"
-        return Arguments("gluon.BatchNorm", *given, training, options.momentum, options.eps, unbiased, *known)
+        if training not in self._known:  # shapes and dtypes are those that MXNet made the operator for
+            what = Arrays(*(None if array is None else arrays.describe(array) for array in given))
+            self._known[training] = check_batch_norm("gluon.BatchNorm", what, options)
+        known, unbiased = self._known[training], options.running_variance == "unbiased"
+        return Arguments("gluon.BatchNorm", *given, training, options.momentum, options.eps, unbiased, *known, {})
 
 
 class Properties(mx.operator.CustomOpProp):

@@ -38,12 +38,6 @@ class Statistics(NamedTuple):
         return np.ldexp(self.r, -self.exponent)
 
 
-def of_nothing(channels: int, dtype: str) -> Statistics:
-    """Return what an empty batch has."""
-    zero = np.zeros(channels, dtype)
-    return Statistics(zero, zero, zero, zero, np.zeros(channels, np.int32))
-
-
 def from_running(arguments: Arguments, mean: Host, variance: Host) -> Statistics:
     """Take running statistics in place of the batch's (S5)."""
     bad = ~((variance >= 0) & (variance < np.inf))

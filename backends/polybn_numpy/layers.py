@@ -164,34 +164,32 @@ class Sigmoid:
 
 
 class MaxPool:
-    """Maximum over 2 x 2 squares: of two columns, then of two rows; of equals the first in row order wins."""
+    """Maximum over squares without overlap; of equals the first in row order wins."""
 
-    def __init__(self, shape: Shape, n: int) -> None:
+    def __init__(self, shape: Shape, n: int, size: int) -> None:
         channels, height, width = shape
-        self._tall = np.empty((channels, width // 2, n, height), np.float32)
-        self._left = np.empty(self._tall.shape, np.bool_)
-        self._y = np.empty((*self._tall.shape[:3], height // 2), np.float32)
-        self._upper = np.empty(self._y.shape, np.bool_)
-        self._dx = np.empty((channels, width // 2, 2, n, height), np.float32)
+        self._places = [
+            (slice(row, None, size), slice(column, None, size)) for row in range(size) for column in range(size)
+        ]
+        self._y = np.empty((channels, width // size, n, height // size), np.float32)
+        self._seen, self._here = (np.empty(self._y.shape, np.bool_) for _ in range(2))
+        self._dx = np.empty((channels, width, n, height), np.float32)
 
     def forward(self, x: Floats, training: bool) -> Floats:
-        left, right = (x[:, parity::2] for parity in (0, 1))
-        np.maximum(left, right, out=self._tall)
-        upper, lower = (self._tall[..., parity::2] for parity in (0, 1))
-        np.maximum(upper, lower, out=self._y)
-        if training:
-            np.greater_equal(left, right, out=self._left)
-            np.greater_equal(upper, lower, out=self._upper)
+        self._x = x  # the buffer of the layer before, which lasts until its backward pass
+        self._y.fill(-np.inf)
+        for rows, columns in self._places:
+            np.maximum(self._y, x[:, columns, :, rows], out=self._y)
         return self._y
 
     def backward(self, dy: Floats) -> Floats:
-        tall = self._tall
-        np.multiply(dy, self._upper, out=tall[..., ::2])
-        np.subtract(dy, tall[..., ::2], out=tall[..., 1::2])
-        np.multiply(tall, self._left, out=self._dx[:, :, 0])
-        np.subtract(tall, self._dx[:, :, 0], out=self._dx[:, :, 1])
-        channels, half, _, n, height = self._dx.shape
-        return self._dx.reshape(channels, 2 * half, n, height)
+        self._seen.fill(False)
+        for rows, columns in self._places:
+            np.equal(self._x[:, columns, :, rows], self._y, out=self._here)
+            np.greater(self._here, self._seen, out=self._here)
+            np.logical_or(self._seen, self._here, out=self._seen)
+            np.multiply(dy, self._here, out=self._dx[:, columns, :, rows])
+        return self._dx
 
 
 def _batch_shape(shape: Shape, n: int) -> Shape:

@@ -1,148 +1,73 @@
-"""A network description as a NumPy program: buffers made once, then SGD without further allocation."""
+"""A network as a NumPy program: data and state here, arithmetic in the compiled kernels or in plain NumPy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polybn.lenet import networks
+import polybn_host
 from polybn.lenet.networks import Row, State
 from polybn.lenet.program import Steps
-from polybn.spec import DomainError
-from polybn_numpy import layers
-from polybn_numpy.layers import Floats, Variables
-
-LayerProgram: TypeAlias = layers.Convolution | layers.Dense | layers.BatchNorm | layers.Sigmoid | layers.MaxPool
+from polybn_numpy.chain import PlainNetwork
+from polybn_numpy.compiled import CompiledNetwork
 
 
 class Data(NamedTuple):
-    """Images ``(N, C, H, W)`` and labels ``(N,)``, as bytes."""
+    """Images ``(N, C, H, W)`` and labels ``(N,)``, as contiguous bytes."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
 
 
+class Arithmetic(Protocol):
+    """What computes: it works on the arrays of the program's state in place."""
+
+    def step(self, data: Data, chosen: NDArray[np.int64], rate: np.float32) -> tuple[float, int]:
+        """Move the parameters along the gradient of a batch; return its mean loss and how many labels were right."""
+
+    def score(self, data: Data, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return class scores ``(n, classes)`` in inference mode, in memory of their own."""
+
+
 def compile(rows: Sequence[Row], state: State, *, batch_size: int) -> NumpyProgram:
     """Turn the layers of a network and its state, which is copied, into a program."""
-    return NumpyProgram(rows, state, batch_size)
+    own = {name: np.array(value, np.float32, order="C") for name, value in state.items()}
+    plain = polybn_host.missing is not None
+    arithmetic = PlainNetwork(rows, own) if plain else CompiledNetwork(rows, own, batch_size)
+    return NumpyProgram(own, arithmetic, batch_size, classes=rows[-1].output_shape[0])
 
 
 class NumpyProgram:
     """A compiled network; fits :class:`polybn.lenet.program.Program`."""
 
-    def __init__(self, rows: Sequence[Row], state: State, batch_size: int) -> None:
-        self._rows, self._batch_size = rows, batch_size
-        self._state = {name: np.array(value, np.float32) for name, value in state.items()}
-        names = [name for row in rows for name in row.parameters]
-        self._gradients = {name: np.zeros_like(self._state[name]) for name in names}
-        self._chains: dict[int, Chain] = {}
+    def __init__(self, state: State, arithmetic: Arithmetic, batch_size: int, *, classes: int) -> None:
+        self._state, self._arithmetic, self._batch_size, self._classes = state, arithmetic, batch_size, classes
 
     def place(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Data:
-        """Keep images ``(N, C, H, W)`` and labels ``(N,)`` as they are: they are on the host already."""
-        return Data(images, labels)
+        """Keep images ``(N, C, H, W)`` and labels ``(N,)`` where they are: on the host."""
+        return Data(np.ascontiguousarray(images, np.uint8), np.ascontiguousarray(labels, np.uint8))
 
     def train_epoch(self, data: Data, order: NDArray[np.int64], *, learning_rate: float) -> Iterator[Steps]:
         """Run SGD in the given order and report after every step."""
-        rate = np.float32(learning_rate)
-        for start in range(0, len(order), self._batch_size):
-            batch = order[start : start + self._batch_size]
-            chain = self._chain(len(batch))
-            with np.errstate(all="ignore"):
-                logits = chain.forward(data.images[batch], training=True)
-                loss, correct, gradient = _cross_entropy(logits, data.labels[batch])
-                chain.backward(gradient)
-                for name, change in self._gradients.items():
-                    change *= rate
-                    self._state[name] -= change
-            yield Steps(np.array([loss]), np.array([correct]), np.array([len(batch)]))
+        # The kernels trust these numbers with the memory of the process.
+        if len(order) and (order.min() < 0 or data.labels[order].max() >= self._classes):
+            raise IndexError("polybn.train: the order must name images, and labels classes of the network")
+        for chosen in self._batches(order):
+            loss, correct = self._arithmetic.step(data, chosen, np.float32(learning_rate))
+            yield Steps(np.array([loss]), np.array([correct]), np.array([len(chosen)]))
 
     def logits(self, data: Data) -> NDArray[np.float32]:
         """Return class scores ``(N, classes)`` in inference mode."""
-        count = len(data.images)
-        scores = []
-        for start in range(0, count, self._batch_size):
-            images = data.images[start : start + self._batch_size]
-            with np.errstate(all="ignore"):
-                scores.append(self._chain(len(images)).forward(images, training=False).T.copy())
-        return np.concatenate(scores)
+        batches = self._batches(np.arange(len(data.images)))
+        return np.concatenate([self._arithmetic.score(data, chosen) for chosen in batches])
 
     def state(self) -> State:
         """Copy every parameter and running statistic."""
         return {name: value.copy() for name, value in self._state.items()}
 
-    def _chain(self, n: int) -> Chain:
-        # One set of buffers for each batch size that occurs: the full one, and the rests of an epoch and a test.
-        if n not in self._chains:
-            self._chains[n] = Chain(self._rows, Variables(self._state, self._gradients), n)
-        return self._chains[n]
-
-
-class Chain:
-    """The layers of a network with buffers for batches of ``n`` images."""
-
-    def __init__(self, rows: Sequence[Row], variables: Variables, n: int) -> None:
-        channels, height, width = rows[0].input_shape
-        self._x = np.empty((channels, width, n, height), np.float32)
-        trained = [bool(row.parameters) for row in rows]
-        self._first = trained.index(True) if any(trained) else len(rows)
-        self._layers = [
-            _build(row, _select(variables, row.name), n, first=place == self._first) for place, row in enumerate(rows)
-        ]
-
-    def forward(self, images: NDArray[np.uint8], *, training: bool) -> Floats:
-        """Map images ``(n, C, H, W)`` to logits ``(classes, n)``."""
-        x = self._x
-        np.copyto(x, images.transpose(1, 3, 0, 2))
-        x /= np.float32(255)
-        for layer in self._layers:
-            x = layer.forward(x, training)
-        return x
-
-    def backward(self, gradient: Floats) -> None:
-        """Fill in the gradients of all parameters from that of the logits ``(classes, n)``."""
-        dy: Floats | None = gradient
-        for layer in reversed(self._layers[self._first :]):
-            assert dy is not None  # only a convolution that comes first returns None
-            dy = layer.backward(dy)
-
-
-def _select(variables: Variables, layer: str) -> Variables:
-    values, gradients = (
-        {name.partition(".")[2]: array for name, array in arrays.items() if name.startswith(layer + ".")}
-        for arrays in variables
-    )
-    return Variables(values, gradients)
-
-
-def _build(row: Row, variables: Variables, n: int, *, first: bool) -> LayerProgram:
-    match row.layer:
-        case networks.Convolution():
-            return layers.Convolution(variables, row.input_shape, n, first=first)
-        case networks.Dense():
-            return layers.Dense(variables, row.input_shape, n)
-        case networks.BatchNorm(_, momentum, eps):
-            return layers.BatchNorm(variables, row.input_shape, n, momentum=momentum, eps=eps)
-        case networks.Sigmoid():
-            return layers.Sigmoid(row.input_shape, n)
-        case networks.MaxPool(2):
-            return layers.MaxPool(row.input_shape, n)
-        case networks.MaxPool(size):
-            raise DomainError(f"polybn.train: a MaxPool must have size 2 on the numpy backend; got {size}")
-
-
-def _cross_entropy(logits: Floats, labels: NDArray[np.uint8]) -> tuple[float, int, Floats]:
-    """Return the mean loss in nats, how many labels are right, and the gradient of the loss by the logits."""
-    n, columns = len(labels), np.arange(len(labels))
-    correct = int(np.count_nonzero(np.argmax(logits, axis=0) == labels))
-    logits = logits - logits.max(axis=0)
-    chosen = logits[labels, columns].astype(np.float64)
-    np.exp(logits, out=logits)
-    total = logits.sum(axis=0)
-    loss = float(np.mean(np.log(total.astype(np.float64)) - chosen))
-    logits /= total
-    logits[labels, columns] -= 1
-    logits /= np.float32(n)
-    return loss, correct, logits
+    def _batches(self, order: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        order = np.ascontiguousarray(order, np.int64)
+        return (order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size))

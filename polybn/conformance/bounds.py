@@ -54,7 +54,7 @@ class Errors(NamedTuple):
     root: float
     xhat: Floats
     size: Floats
-    """``|xhat|`` itself."""
+    """The magnitudes ``|xhat|``."""
     h: int
 
 

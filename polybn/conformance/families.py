@@ -10,11 +10,14 @@ import numpy as np
 from polybn.conformance.cases import DTYPES, Array
 
 RESTS = {
-    2: (2, 1, 1), 3: (3, 1, 1), 31: (31, 1, 1), 257: (257, 1, 1), 1024: (16, 8, 8), 16384: (64, 16, 16),
+    2: (2, 1, 1), 3: (3, 1, 1), 31: (31, 1, 1), 257: (257, 1, 1), 1000: (10, 10, 10), 1024: (16, 8, 8),
+    16384: (64, 16, 16),
 }  # fmt: skip
 """By m: the shape of x without its channels."""
 FEW = (3, 31, 1024)
 MANY = (2, 3, 31, 257, 1024, 16384)
+
+LONG = (31, 1000, 16384)
 
 Maker = Callable[[np.random.Generator, int, int], Array]
 
@@ -24,26 +27,19 @@ class Family(NamedTuple):
 
     name: str
     make: Maker
-    """From a generator, C and m to float64 rows ``(C, m)``, to be rounded to the dtype."""
+    """A function from a generator, C and m to float64 rows ``(C, m)``, to be rounded to the dtype."""
     sizes: tuple[int, ...] = FEW
-    """Values of m."""
+    """The values of m to try."""
     both_layouts: bool = False
     """Whether to try channels last, too."""
     in_range: bool = True
     """Whether the squares of x, added up, stay in the range of the arithmetic."""
     scale: float = 1.0
-    """About the variance."""
+    """The size of the variance, about."""
 
 
 def normal(mean: float, deviation: float, **options: bool | float | tuple[int, ...]) -> Family:
     """Describe normal variates; means have either sign.
-
-    Parameters
-    ----------
-    mean, deviation : float
-        Of a channel.
-    **options
-        Further fields of Family.
 
     Examples
     --------
@@ -104,6 +100,29 @@ def _integers(rng: np.random.Generator, channels: int, m: int) -> Array:
     return rng.integers(0, 256, (channels, m)).astype(np.float64)
 
 
+def _one_among(rare: float, common: float) -> Maker:
+    def make(rng: np.random.Generator, channels: int, m: int) -> Array:
+        rows = np.full((channels, m), common)
+        rows[np.arange(channels), rng.integers(0, m, channels)] = rare
+        return rows
+
+    return make
+
+
+def _two_valued(rng: np.random.Generator, channels: int, m: int) -> Array:
+    return np.where(rng.random((channels, m)) < 0.3, 0.7, 0.1)
+
+
+def _rectified(rng: np.random.Generator, channels: int, m: int) -> Array:
+    return np.maximum(rng.normal(size=(channels, m)), 0)
+
+
+def _sparse(rng: np.random.Generator, channels: int, m: int) -> Array:
+    return np.where(rng.random((channels, m)) < 0.05, rng.normal(1, 0.3, (channels, m)), 0) + _one_among(1, 0)(
+        rng, channels, m
+    )
+
+
 def _subnormals(smallest: float) -> Maker:
     return lambda rng, channels, m: smallest * rng.integers(-100, 101, (channels, m))
 
@@ -118,13 +137,13 @@ _LADDERS = {
 _LARGE = {"float16": (), "bfloat16": (1e18, 1e25), "float32": (1e18, 1e25), "float64": (1e154, 1e200)}
 _SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 2.0**-1074}
 # Where libraries' sums differ most: the longest of these are tried in both layouts.
-_LONG = {1e3, 1e6}
+_FAR = {1e3, 1e6}
 
 
 def _families(dtype: str) -> tuple[Family, ...]:
     ladder = [
         normal(mean, deviation, scale=float(deviation) ** 2)
-        if mean not in _LONG
+        if mean not in _FAR
         else normal(mean, deviation, sizes=MANY, both_layouts=True)
         for mean, deviation in _LADDERS[dtype]
     ]
@@ -134,6 +153,12 @@ def _families(dtype: str) -> tuple[Family, ...]:
         *(constant(value) for value in (0.1, 1234.567, 1e4 + 0.1)),
         outlier(1e3 if dtype == "float16" else 1e4),
         Family("integers 0 to 255", _integers, (31, 1024, 16384)),
+        # What networks have: sums of many equal terms drift where those of random ones do not.
+        Family("one 0.7 among 0.1", _one_among(0.7, 0.1), LONG, both_layouts=True),
+        Family("one 1 among 0", _one_among(1.0, 0.0), LONG),
+        Family("0.1 and 0.7", _two_valued, LONG),
+        Family("rectified N(0, 1)", _rectified, LONG),
+        Family("sparse", _sparse, LONG),
         Family("subnormal", _subnormals(_SMALLEST[dtype]), (31, 1024)),
         *(normal(0, large, in_range=False) for large in _LARGE[dtype]),
     )

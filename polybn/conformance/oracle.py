@@ -40,13 +40,13 @@ class ExactRow(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What a channel is normalized with."""
+    """The statistics that a channel is normalized with."""
 
     m: int
-    """How many values it has."""
+    """The number of values."""
     mean: Fraction
     variance: Fraction
-    """Biased."""
+    """The biased variance."""
     square: Fraction
     """``variance + eps``."""
     root: Fraction

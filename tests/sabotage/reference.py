@@ -39,7 +39,7 @@ class Reference:
 
     def info(self) -> Info:
         dtypes = ("float16", "bfloat16", "float32", "float64")
-        return Info(type(self).__name__, "1", dtypes=dtypes)._replace(**self.conventions)
+        return Info(type(self).__name__, "1", dtypes=dtypes, differentiates_inference=True)._replace(**self.conventions)
 
     def train(
         self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array,
@@ -62,9 +62,33 @@ class Reference:
     ) -> Array:
         with np.errstate(all="ignore"):
             rows = self.load(x, axis)
-            root = self.running_root(column(running_var), rows.dtype.type(eps))
-            xhat = (rows - column(running_mean)) * root
-            return self.store(self.affine(xhat, column(gamma), column(beta)), x, axis)
+            xhat, _, k = self.by_running(rows, column(running_mean), column(running_var), eps)
+            usual = np.ldexp(xhat, k)
+            y = self.affine(usual, column(gamma), column(beta))
+            # Where that leaves the range on its way, the product and beta are added up at half their sizes.
+            scale = self.exponent_of(column(gamma))
+            half = np.ldexp(xhat * np.ldexp(column(gamma), -scale), k + scale - 1) + column(beta) / 2
+            safe = np.isfinite(y) & ((np.abs(usual) > np.finfo(usual.dtype).smallest_normal) | (xhat == 0))
+            return self.store(np.where(safe | ~np.isfinite(rows), y, 2 * half), x, axis)
+
+    def by_running(self, rows: Array, mean: Array, variance: Array, eps: float) -> tuple[Array, Array, Array]:
+        """Return values normalized by running statistics, scaled by ``2^-k``, the root, and k (S5, S10)."""
+        k = np.maximum(self.exponent_of(rows), self.exponent_of(mean))
+        root = self.running_root(variance, rows.dtype.type(eps))
+        return (np.ldexp(rows, -k) - np.ldexp(mean, -k)) * root, root, k
+
+    def infer_vjp(
+        self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, dy: Array, *,
+        eps: float, axis: int,
+    ) -> tuple[Array, Array, Array]:  # fmt: skip
+        with np.errstate(all="ignore"):
+            rows, g = self.load(x, axis), self.load_cotangent(dy, axis)
+            xhat, root, k = self.by_running(rows, column(running_mean), column(running_var), eps)
+            scale, down = self.exponent_of(column(gamma)), self.exponent_of(g)
+            g = np.ldexp(g, -down)
+            dx = np.ldexp(np.ldexp(column(gamma), -scale) * root * g, scale + down)
+            dgamma, dbeta = np.ldexp(self.total(g * xhat), down + k), np.ldexp(self.total(g), down)
+            return self.store(dx, x, axis), dgamma[:, 0], dbeta[:, 0]
 
     def vjp(
         self, x: Array, gamma: Array, beta: Array, dy: Array, *, eps: float, axis: int
@@ -73,10 +97,13 @@ class Reference:
             rows, g = self.load(x, axis), self.load_cotangent(dy, axis)
             if not rows.size:
                 return np.empty_like(x), np.zeros_like(gamma), np.zeros_like(beta)
-            n = self.normalize(rows, eps)
+            n, down = self.normalize(rows, eps), self.exponent_of(g)
+            g = np.ldexp(g, -down)
             dbeta, dgamma, m = self.dbeta(g, n), self.dgamma(g, n), self.count(rows)
-            dx = self.dx(g, n.xhat, dbeta / m, dgamma / m, column(gamma), n.root)
-            return self.store(np.ldexp(dx, -n.exponent), x, axis), dgamma[:, 0], dbeta[:, 0]
+            scale = self.exponent_of(column(gamma))
+            dx = self.dx(g, n.xhat, dbeta / m, dgamma / m, np.ldexp(column(gamma), -scale), n.root)
+            dgamma, dbeta = np.ldexp(dgamma, down), np.ldexp(dbeta, down)
+            return self.store(np.ldexp(dx, down + scale - n.exponent), x, axis), dgamma[:, 0], dbeta[:, 0]
 
     def load(self, x: Array, axis: int) -> Array:
         """Bring the values to rows of at least float32 (S1, S6)."""
@@ -102,8 +129,12 @@ class Reference:
         k = self.exponent(rows, eps)
         mean, centered, variance = self.moments(np.ldexp(rows, -k))
         root = self.inverse_root(variance, np.ldexp(rows.dtype.type(eps), -2 * k))
+        constant = ~centered.any(axis=1, keepdims=True)  # eps alone counts, at its own scale
+        root = np.where(constant, self.inverse_root(variance, rows.dtype.type(eps)), root)
         mean = mean + 0 * root  # NaN where the channel holds infinity, for variants that would keep infinity (S9)
-        return Normalized(centered * root, root, k, np.ldexp(mean, k), np.ldexp(variance, 2 * k))
+        return Normalized(
+            centered * root, root, np.where(constant, 0, k), np.ldexp(mean, k), np.ldexp(variance, 2 * k)
+        )  # fmt: skip
 
     def exponent(self, rows: Array, eps: float) -> Array:
         """Return k such that ``x 2^-k`` and ``eps 4^-k`` are at most 1, or 0 where they are comfortable as they are."""
@@ -111,6 +142,12 @@ class Reference:
         _, k = np.frexp(largest)
         far = np.isfinite(largest) & (np.abs(k) > np.finfo(rows.dtype).maxexp // 6)
         return np.where(far, k, 0)
+
+    def exponent_of(self, values: Array) -> Array:
+        """Return k such that the values times ``2^-k`` are at most 1, so that no product of a few overflows (S10)."""
+        largest = np.abs(values).max(axis=1, keepdims=True, initial=0)
+        _, k = np.frexp(np.where(np.isfinite(largest), largest, 0))
+        return k
 
     def moments(self, rows: Array) -> tuple[Array, Array, Array]:
         """Return the mean, the centred values and the biased variance (S2)."""

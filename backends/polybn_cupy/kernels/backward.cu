@@ -2,8 +2,7 @@
 #include "sums.cuh"
 
 struct BackwardArguments {
-    Operands<2> in;  // x, dy
-    Array dx;
+    Operands<2, 1> in;  // x, dy; dx
     void *dgamma, *dbeta, *dmean, *dvar;  // (C,); may be null
     Index training;
 };
@@ -33,7 +32,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) backward(const __grid_constan
         return {Real(g / count), Real(gx / count)};
     };
     const auto write = [&](auto put) {
-        put(a.dx, [&](const Saved<Real>& saved, const Means& mean, const Real(&value)[2]) -> Real {
+        put(a.in.output[0], [&](const Saved<Real>& saved, const Means& mean, const Real(&value)[2]) -> Real {
             Real g = value[1];
             if (a.training) g = (g - saved.xhat(value[0]) * mean.gx) - mean.g;
             return g * saved.slope * saved.gamma;

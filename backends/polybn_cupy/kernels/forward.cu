@@ -9,6 +9,7 @@
 struct ForwardArguments {
     Geometry g;
     Array x, y, where;  // y and where may be null
+    Group group;
     Vector gamma, beta, running_mean, running_var;
     void *new_mean, *new_var;  // may be null
     void* normalizers;         // (4, C): m1, delta, r and exponent, for the pullback; may be null
@@ -16,7 +17,6 @@ struct ForwardArguments {
     void *mean, *m2;           // (C,): the moments; may be null
     double eps, momentum, share;  // share = 1 - momentum
     Index unbiased, sigmoid;
-    Group group;
 };
 
 template <class Stored>

@@ -16,8 +16,7 @@
 #include "sums.cuh"
 
 struct SecondArguments {
-    Operands<3> in;  // x, dy, and the cotangent of dx
-    Array of_dy, of_x;
+    Operands<3, 2> in;  // x, dy, and the cotangent of dx; of dy, of x
     Vector b, c, e, f;  // each may be null, for 0
     void *of_gamma, *of_mean, *of_var;  // (C,); may be null
     Index training;
@@ -63,12 +62,12 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) second(const __grid_constant_
                 Real(gx / count), Real(ax / count), Real(inner / count)};
     };
     const auto write = [&](auto put) {
-        put(args.of_dy, [&](const Saved<Real>& s, const Means& m, const Real(&value)[3]) -> Real {
+        put(args.in.output[0], [&](const Saved<Real>& s, const Means& m, const Real(&value)[3]) -> Real {
             const Real xhat = s.xhat(value[0]), a = value[2];
             const Real of_a = args.training ? s.slope * ((a - m.a) - xhat * m.ax) : s.slope * (a - m.e) - m.half * xhat;
             return (s.gamma * of_a + m.b * xhat) + m.c;
         });
-        put(args.of_x, [&](const Saved<Real>& s, const Means& m, const Real(&value)[3]) -> Real {
+        put(args.in.output[1], [&](const Saved<Real>& s, const Means& m, const Real(&value)[3]) -> Real {
             const Real xhat = s.xhat(value[0]), g = value[1], a = value[2], scale = s.gamma * s.slope;
             if (!args.training) return s.slope * (m.b - s.gamma * m.half) * g;
             const Real h = m.b * g - scale * (m.gx * a + m.ax * g);

@@ -50,15 +50,15 @@ __device__ Saved<Real> saved(const void* normalizers, const Vector& gamma, Index
     return {value[0], value[channels], r, gamma.data ? read<Real>(gamma, c) : Real(1), scaled(r, -exponent), exponent};
 }
 
-// What a backward pass reads. The first array is x.
-template <int INPUTS>
+// What a backward pass reads and writes. The first array is x.
+template <int INPUTS, int OUTPUTS>
 struct Operands {
     Geometry g;
-    Array input[INPUTS], where;  // where may be null
-    Vector gamma;                // may be null
-    void* normalizers;           // (4, C), from the forward pass
-    Vector counts;               // values that took part, by channel; null where all did
+    Array input[INPUTS], output[OUTPUTS], where;  // where may be null
     Group group;
+    Vector gamma;       // may be null
+    void* normalizers;  // (4, C), from the forward pass
+    Vector counts;      // values that took part, by channel; null where all did
 };
 
 template <class Stored, int INPUTS, int N, class Means>
@@ -72,7 +72,8 @@ struct SweepShared {
     Saved<Real>* saved;
     Place* at;
 
-    __device__ SweepShared(unsigned char* memory, const Operands<INPUTS>& o) {
+    template <int OUTPUTS>
+    __device__ SweepShared(unsigned char* memory, const Operands<INPUTS, OUTPUTS>& o) {
         const int channels = int(o.g.tile_channels), levels = level_of(o.g.rounds) + 1;
         for (int i = 0; i < INPUTS; ++i) tile[i] = reinterpret_cast<Stored*>(memory + i * o.g.tile_bytes);
         where = memory + INPUTS * o.g.tile_bytes;
@@ -88,9 +89,9 @@ struct SweepShared {
     }
 };
 
-template <int V, class Stored, int INPUTS, int N, class Means>
+template <int V, class Stored, int INPUTS, int OUTPUTS, int N, class Means>
 __device__ void load_round(
-    const Operands<INPUTS>& o, const SweepShared<Stored, INPUTS, N, Means>& s, Index first_channel, Index round) {
+    const Operands<INPUTS, OUTPUTS>& o, const SweepShared<Stored, INPUTS, N, Means>& s, Index first_channel, Index round) {
     const Index rank = blockIdx.x % o.g.members;
     __syncthreads();
     if (threadIdx.x == 0) place(*s.at, o.g, first_channel, (rank * o.g.rounds + round) * positions(o.g));
@@ -100,9 +101,9 @@ __device__ void load_round(
     __syncthreads();
 }
 
-template <class Stored, int INPUTS, int N, class Means, class Terms>
+template <class Stored, int INPUTS, int OUTPUTS, int N, class Means, class Terms>
 __device__ void add_up_round(
-    const Operands<INPUTS>& o, const SweepShared<Stored, INPUTS, N, Means>& s, Index round, Terms terms) {
+    const Operands<INPUTS, OUTPUTS>& o, const SweepShared<Stored, INPUTS, N, Means>& s, Index round, Terms terms) {
     using Real = RealOf<Stored>;
     const int channels = int(o.g.tile_channels), chunks = int(o.g.chunks);
     for (int unit = warp(); unit < channels * chunks; unit += WARPS) {
@@ -129,8 +130,8 @@ __device__ void add_up_round(
 // terms(saved, values, sums)              adds the terms of one position
 // conclude(c, saved, sums, count, first)  returns the means that `write` needs; the first of a group also reports
 // write(put)                              calls put(array, formula(saved, means, values)) for each output
-template <class Means, int N, int V, class Stored, int INPUTS, class Terms, class Conclude, class Write>
-__device__ void sweep(unsigned char* memory, const Operands<INPUTS>& o, Terms terms, Conclude conclude, Write write) {
+template <class Means, int N, int V, class Stored, int INPUTS, int OUTPUTS, class Terms, class Conclude, class Write>
+__device__ void sweep(unsigned char* memory, const Operands<INPUTS, OUTPUTS>& o, Terms terms, Conclude conclude, Write write) {
     using Real = RealOf<Stored>;
     const SweepShared<Stored, INPUTS, N, Means> s(memory, o);
     Exchange<Sums<N>> exchange(o.group, o.g);

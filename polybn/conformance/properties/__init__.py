@@ -6,7 +6,16 @@ implementations agree, follows from P22: two results within their bounds of one 
 within the sum of the bounds of each other.
 """
 
-from polybn.conformance.properties import behaviour, exact, extremes, influence, layouts, symmetries, within_bounds
+from polybn.conformance.properties import (
+    behaviour,
+    exact,
+    extremes,
+    influence,
+    layouts,
+    symmetries,
+    whole_range,
+    within_bounds,
+)
 from polybn.conformance.properties.property import Property
 
 
@@ -19,7 +28,7 @@ PROPERTIES: tuple[Property, ...] = tuple(
     sorted(
         (
             p
-            for module in (exact, symmetries, layouts, behaviour, influence, within_bounds, extremes)
+            for module in (exact, symmetries, layouts, behaviour, influence, within_bounds, extremes, whole_range)
             for p in module.PROPERTIES
         ),
         key=_key,

@@ -63,10 +63,10 @@ def constant(adapter: Adapter, info: Info, made: Constant) -> float:
 
 
 def excused(info: Info, case: Case, outcome: Outcome, words: str, expected: dict[str, Array]) -> float:
-    """Hold results that are not exact to their bounds; where there are none, to what any rounding could do.
+    """Compare results that are not exact with their bounds; where there are none, with what any rounding could do.
 
     A mean that is off makes xhat 1 at most, and folding ``x * scale + shift`` rounds numbers of the size of
-    ``|gamma x| / sqrt(eps)``; what overflows has no excuse, but for the square of a mean that is off.
+    ``|gamma x| / sqrt(eps)``; what overflows has no excuse, except the square of a mean that is off.
     """
     expected = returned(outcome, expected)
     wrong = {

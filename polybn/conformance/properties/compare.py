@@ -24,7 +24,9 @@ def widest(info: Info) -> Form:
 
 
 def certified(info: Info, case: Case, outcome: Outcome, *, dtype: str | None = None) -> Certificate:
-    """Hold an outcome to the envelope of the widest class."""
+    """Compare an outcome with the exact one, within the bounds of the widest class."""
+    if case.training and info.trains_by == "running":
+        raise VacuousBoundError("training does not normalize by the batch: no bound says how far its y may be")
     try:
         return certify(case, outcome, form=widest(info), dtype=dtype, flushes=info.flushes)
     except VacuousBoundError:

@@ -10,7 +10,12 @@ if TYPE_CHECKING:
 
     from polybn.conformance.adapter import Adapter, Info
 
-Need: TypeAlias = Literal["infer", "vjp", "axes", "running"]
+Need: TypeAlias = Literal["batch", "infer", "vjp", "infer_vjp", "axes", "running"]
+WITHOUT_BATCH = {
+    *("P2", "P2b", "P4", "P13", "P17", "P18", "P21", "P33", "P34", "P36", "P37", "P37b", "P38d", "P40", "P42", "P43"),
+    *("G3", "G4"),
+}
+"""Properties that do not look at what training normalizes by."""
 UNTRACKED = "the adapter declares that it keeps no running statistics"
 
 
@@ -31,18 +36,22 @@ class Property(NamedTuple):
     cases: Callable[[Info], SearchStrategy[Any] | Sequence[Any]]
     """A strategy to draw cases from, or all the cases there are."""
     needs: tuple[Need, ...] = ()
-    """Without which it does not apply."""
+    """What an adapter must declare for it to apply."""
     applies: Callable[[Info], str | None] = lambda info: None  # noqa: ARG005
-    """Return why it does not apply, for reasons that ``needs`` has no word for."""
+    """A function that returns why it does not apply, for reasons that ``needs`` has no word for."""
     slow: bool = False
     """Whether it takes seconds and hundreds of megabytes; the profile dev leaves it out."""
 
     def why_not(self, info: Info) -> str | None:
         """Return why the property does not apply to what an adapter declares, or None."""
+        by_running = "the adapter declares that training normalizes by the running statistics"
         reasons = {
+            "batch": by_running if info.trains_by == "running" else None,
+            "infer_vjp": None if info.differentiates_inference else "the adapter declares that it has no infer_vjp",
             "infer": None if info.infers else "the adapter declares that it has no infer",
             "vjp": None if info.differentiates else "the adapter declares that it has no vjp",
             "axes": None if info.axes == "any" else "the adapter declares that the channel axis is always the second",
             "running": None if info.tracks else UNTRACKED,
         }
-        return next((why for need in self.needs if (why := reasons.get(need))), None) or self.applies(info)
+        needs = self.needs if self.id in WITHOUT_BATCH else ("batch", *self.needs)
+        return next((why for need in needs if (why := reasons.get(need))), None) or self.applies(info)

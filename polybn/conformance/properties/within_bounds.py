@@ -221,6 +221,22 @@ def inference_is_affine(adapter: Adapter, info: Info, pair: CaseAndSeed) -> floa
     return worst
 
 
+def frozen(adapter: Adapter, info: Info, case: Case) -> float:
+    """Differentiate inference: no statistic depends on x there."""
+    return certified(info, case, run(adapter, info, case, gradients=True)).ratio
+
+
+def by_running(adapter: Adapter, info: Info, case: Case) -> float:
+    """Train, and compare y with inference by the statistics that came back."""
+    outcome = run(adapter, info, case, gradients=False)
+    inference = case._replace(training=False, running_mean=outcome.running_mean, running_var=outcome.running_var)
+    return certified(info, inference, outcome).ratio
+
+
+def _by_batch(info: Info) -> str | None:
+    return None if info.trains_by == "running" else "the adapter declares that training normalizes by the batch"
+
+
 def _any_call(info: Info) -> st.SearchStrategy[Case]:
     return served.cases(info, training=None if info.infers else True)
 
@@ -265,4 +281,8 @@ PROPERTIES: Sequence[Property] = (
     Property("P36", "Inference is one slope and one shift per channel: gamma / sqrt(running_var + eps).",
              "S5", inference_is_affine,
              lambda info: st.builds(CaseAndSeed, served.cases(info, training=False), served.SEEDS), ("infer",)),
+    Property("P42", "In inference, dx is dy times one slope, and dgamma and dbeta are sums.",
+             "S5 S13", frozen, lambda info: served.cases(info, training=False), ("infer", "infer_vjp")),
+    Property("P43", "Where training normalizes by the running statistics, it infers by the updated ones.",
+             "S5", by_running, served.cases, ("running",), _by_batch),
 )  # fmt: skip

@@ -1,0 +1,33 @@
+"""How the host kernels are compiled: a cffi extension over the stable ABI, built by ``pip install``.
+
+Where there is no compiler, the installation goes on without them. ``python setup.py build_ext --inplace`` builds
+them in a source tree.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cffi
+
+ROOT = Path(__file__).parent
+KERNELS = ("drive", "finish_double", "finish_wide", "instructions", "isa_avx2", "isa_avx512", "isa_baseline", "pool")
+NETWORK = ("network", "isa_avx2", "isa_avx512", "isa_baseline")
+FOLDERS = {"kernels": KERNELS, "network": NETWORK}
+# setuptools wants paths relative to setup.py.
+BASE = "backends/polybn_host"
+
+ffi = cffi.FFI()
+for folder in FOLDERS:
+    ffi.cdef((ROOT / folder / "interface.h").read_text())
+ffi.set_source(
+    "polybn_host._kernels",
+    '#include <stdint.h>\n#include "kernels/interface.h"\n#include "network/interface.h"',
+    sources=[f"{BASE}/{folder}/{source}.c" for folder, sources in FOLDERS.items() for source in sources],
+    include_dirs=[BASE],
+    depends=[f"{BASE}/{path.relative_to(ROOT)}" for folder in FOLDERS for path in sorted((ROOT / folder).iterdir())],
+    # Sums are written in the order in which they are added, and no product is fused into one.
+    extra_compile_args=["-std=gnu11", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-fms-extensions"],
+    libraries=["m", "pthread"],
+    optional=True,
+)

@@ -1,0 +1,5 @@
+/* What every processor of the architecture has: SSE2, NEON. */
+#define WIDTH 2
+#define HALF_CONVERSION 0
+#define PASSES polybn_passes_baseline
+#include "passes.h"

@@ -1,0 +1,121 @@
+/* Where values lie: copies between any strides and contiguous memory, and which walk suits a geometry. */
+#pragma once
+#include <string.h>
+
+#include "job.h"
+
+static inline int64_t size_of(const polybn_geometry *g, int array) {
+    return array == WHERE ? 1 : g->stored == FLOAT64 ? 8 : g->stored == FLOAT32 ? 4 : 2;
+}
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* A place among the values of a channel. */
+typedef struct {
+    int64_t offset, index[64];
+} place;
+
+static inline void find(const polybn_geometry *g, int array, int64_t channel, int64_t i, place *at) {
+    at->offset = channel * g->channel_stride[array];
+    for (int k = g->rank - 1; k >= 0; k--) {
+        at->index[k] = k ? i % g->sizes[k] : i;
+        at->offset += at->index[k] * g->strides[array][k];
+        if (k) i /= g->sizes[k];
+    }
+}
+
+/* How many values follow in the innermost dimension. */
+static inline int64_t stretch(const polybn_geometry *g, const place *at) {
+    return g->sizes[g->rank - 1] - at->index[g->rank - 1];
+}
+
+static inline void advance(const polybn_geometry *g, int array, place *at, int64_t n) {
+    int k = g->rank - 1;
+    at->index[k] += n;
+    at->offset += n * g->strides[array][k];
+    for (; k && at->index[k] == g->sizes[k]; k--) {
+        at->offset += g->strides[array][k - 1] - at->index[k] * g->strides[array][k];
+        at->index[k] = 0;
+        at->index[k - 1]++;
+    }
+}
+
+#define COPY_AS(type) \
+    for (int64_t k = 0; k < n; k++) memcpy(to + k * to_stride, from + k * from_stride, sizeof(type))
+
+static inline void copy(char *to, int64_t to_stride, const char *from, int64_t from_stride, int64_t n, int64_t size) {
+    if (to_stride == size && from_stride == size) memcpy(to, from, n * size);
+    else if (size == 8) COPY_AS(double);
+    else if (size == 4) COPY_AS(float);
+    else if (size == 2) COPY_AS(int16_t);
+    else COPY_AS(char);
+}
+
+/* Point at n values of a channel from index i on: in place where they are adjacent, else in scratch memory. */
+static inline const void *fetch(
+    const polybn_geometry *g, int array, const char *data, int64_t channel, int64_t i, int64_t n, void *scratch) {
+    const int64_t size = size_of(g, array), stride = g->strides[array][g->rank - 1];
+    place at;
+    find(g, array, channel, i, &at);
+    if (stride == size && n <= stretch(g, &at)) return data + at.offset;
+    for (char *to = scratch; n > 0;) {
+        const int64_t part = smaller(n, stretch(g, &at));
+        copy(to, size, data + at.offset, stride, part, size);
+        advance(g, array, &at, part);
+        to += part * size, n -= part;
+    }
+    return scratch;
+}
+
+/* Where to write n values that follow in memory; null where they do not, and scatter brings them there. */
+static inline void *target(const polybn_geometry *g, char *data, int64_t channel, int64_t i, int64_t n) {
+    place at;
+    find(g, RESULT, channel, i, &at);
+    const int adjacent = g->strides[RESULT][g->rank - 1] == size_of(g, RESULT) && n <= stretch(g, &at);
+    return adjacent ? data + at.offset : 0;
+}
+
+static inline void scatter(
+    const polybn_geometry *g, char *data, int64_t channel, int64_t i, int64_t n, const char *from) {
+    const int64_t size = size_of(g, RESULT), stride = g->strides[RESULT][g->rank - 1];
+    place at;
+    find(g, RESULT, channel, i, &at);
+    while (n > 0) {
+        const int64_t part = smaller(n, stretch(g, &at));
+        copy(data + at.offset, stride, from, size, part, size);
+        advance(g, RESULT, &at, part);
+        from += part * size, n -= part;
+    }
+}
+
+static inline int present(const job *j, int array) {
+    return array == X ? j->x != 0 : array == DY ? j->dy != 0 : array == RESULT;
+}
+
+/* Choose the walk over the arrays first..last that a call has; rows in place must be long enough. */
+static inline enum walk walk_of(const job *j, int last, int64_t shortest) {
+    const polybn_geometry *g = j->g;
+    const int64_t size = size_of(g, X), inner = g->sizes[g->rank - 1];
+    int rows = inner >= shortest, columns = g->rank == 1 && g->channels > 1;
+    if (j->where) return COPIES;
+    for (int array = X; array <= last; array++) {
+        if (!present(j, array)) continue;
+        rows &= g->strides[array][g->rank - 1] == size;
+        columns &= g->channel_stride[array] == size;
+    }
+    return rows ? ROWS : columns ? COLUMNS : COPIES;
+}
+
+/* Whether one row of columns follows the other without a gap in all arrays first..last. */
+static inline int is_flat(const job *j, int last) {
+    for (int array = X; array <= last; array++)
+        if (present(j, array) && j->g->strides[array][0] != j->g->channels * size_of(j->g, X)) return 0;
+    return 1;
+}
+
+/* The walks of the two kinds of passes. */
+static inline enum walk sums_walk(const job *j, enum sums what) {
+    return walk_of(j, what == COTANGENTS ? DY : X, 16);
+}
+
+static inline enum walk map_walk(const job *j) { return walk_of(j, RESULT, 16); }

@@ -1,0 +1,190 @@
+/* Elementwise results of one dtype; included by passes.h. The arithmetic is in float, or double for float64: channels for
+   which that would leave the range are told by their coefficients, or by a result that is not finite, and computed again
+   by rescue.c. */
+
+typedef struct { reals m1, delta, k, t, p, q, s; } N(row);
+
+INLINE N(row) N(row_of)(const coefficients *c) {
+    const N(row) r = {
+        R(of)((real)c->m1), R(of)((real)c->delta), R(of)((real)c->k), R(of)((real)c->t),
+        R(of)((real)c->p),  R(of)((real)c->q),     R(of)((real)c->s),
+    };
+    return r;
+}
+
+/* The coefficients of eight positions; the table has a line of so many positions for each coefficient. */
+INLINE N(row) N(row_at)(const real *table, int64_t positions) {
+    const N(row) r = {
+        R(at)(table),                 R(at)(table + positions),     R(at)(table + 2 * positions), R(at)(table + 3 * positions),
+        R(at)(table + 4 * positions), R(at)(table + 5 * positions), R(at)(table + 6 * positions),
+    };
+    return r;
+}
+
+INLINE reals N(value)(enum map what, reals x, reals g, const N(row) *r) {
+    if (what == SCALE) return R(multiply)(g, r->k);
+    const reals d = R(subtract)(R(subtract)(x, r->m1), r->delta);
+    if (what == DIFFERENTIATE)
+        return R(multiply)(R(subtract)(R(subtract)(g, r->p), R(add)(R(multiply)(d, r->q), r->s)), r->k);
+    return R(add)(R(multiply)(d, r->k), r->t);
+}
+
+/* Zero, and NaN for ever once a value was not finite. */
+INLINE reals N(watch)(enum map what, reals seen, reals value) {
+    return what == INFER || what == DIFFERENTIATE ? R(add)(seen, R(subtract)(value, value)) : seen;
+}
+
+INLINE int N(went_wrong)(reals seen) {
+    real lanes[LANES];
+    int wrong = 0;
+    R(to)(lanes, seen);
+    for (int i = 0; i < LANES; i++) wrong |= lanes[i] != lanes[i];
+    return wrong;
+}
+
+INLINE reals N(map_one)(enum map what, stored *to, const stored *x, const stored *g, const N(row) *r, reals seen) {
+    const reals value = N(value)(what, what == SCALE ? r->k : N(load)(x), what < DIFFERENTIATE ? r->k : N(load)(g), r);
+    N(store)(to, value);
+    return N(watch)(what, seen, value);
+}
+
+/* As map_one, for the first n < 8 values. */
+INLINE reals N(map_rest)(
+    enum map what, stored *to, const stored *x, const stored *g, int64_t n, const N(row) *r, reals seen) {
+    stored some_x[LANES] = {0}, some_g[LANES] = {0}, result[LANES];
+    if (what != SCALE) memcpy(some_x, x, n * sizeof(stored));
+    if (what >= DIFFERENTIATE) memcpy(some_g, g, n * sizeof(stored));
+    /* what stands in for the missing values must not overflow: repeat the first */
+    for (int64_t i = n; i < LANES; i++) some_x[i] = some_x[0], some_g[i] = some_g[0];
+    seen = N(map_one)(what, result, some_x, some_g, r, seen);
+    memcpy(to, result, n * sizeof(stored));
+    return seen;
+}
+
+/* Map n values that follow in memory; tell whether all results were finite. */
+INLINE int N(map_run)(enum map what, stored *to, const stored *x, const stored *g, int64_t n, const coefficients *c) {
+    const N(row) r = N(row_of)(c);
+    reals seen = R(of)(0);
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) seen = N(map_one)(what, to + i, x + i, g + i, &r, seen);
+    if (i < n) {
+        /* The result replaces nothing that is read, so the last eight values may be mapped again. */
+        if (n >= LANES) i = n - LANES, seen = N(map_one)(what, to + i, x + i, g + i, &r, seen);
+        else seen = N(map_rest)(what, to + i, x + i, g + i, n - i, &r, seen);
+    }
+    return N(went_wrong)(seen);
+}
+
+INLINE void N(map_rows)(const job *j, enum map what, int64_t c0, int64_t c1, int64_t i0, int64_t i1) {
+    const polybn_geometry *g = j->g;
+    place of_x, of_g, to;
+    find(g, X, c0, i0, &of_x), find(g, DY, c0, i0, &of_g), find(g, RESULT, c0, i0, &to);
+    while (i0 < i1) {
+        const int64_t n = smaller(i1 - i0, stretch(g, &to));
+        for (int64_t c = c0; c < c1; c++)
+            if (N(map_run)(
+                    what, (stored *)(j->result + to.offset + (c - c0) * g->channel_stride[RESULT]),
+                    (const stored *)(j->x + of_x.offset + (c - c0) * g->channel_stride[X]),
+                    (const stored *)(j->dy + of_g.offset + (c - c0) * g->channel_stride[DY]), n, &j->of[c]))
+                j->stray[c] = 1;
+        advance(g, X, &of_x, n), advance(g, DY, &of_g, n), advance(g, RESULT, &to, n);
+        i0 += n;
+    }
+}
+
+/* A deleted value must not overflow: let a value that takes part stand in for it. */
+INLINE void N(fill)(stored *to, const stored *from, const uint8_t *where, int64_t first, int64_t n) {
+    for (int64_t k = 0; k < n; k++) to[k] = from[where[k] ? k : first];
+}
+
+INLINE void N(map_copies)(const job *j, enum map what, int64_t c0, int64_t c1, int64_t i0, int64_t i1) {
+    const polybn_geometry *g = j->g;
+    stored copy_x[SPAN], copy_g[SPAN], kept_x[SPAN], kept_g[SPAN], result[SPAN];
+    uint8_t copy_where[SPAN];
+    for (int64_t i = i0; i < i1; i += SPAN)
+        for (int64_t c = c0; c < c1; c++) {
+            const int64_t n = smaller(SPAN, i1 - i);
+            const stored *x = what == SCALE ? 0 : fetch(g, X, j->x, c, i, n, copy_x);
+            const stored *dy = what < DIFFERENTIATE ? 0 : fetch(g, DY, j->dy, c, i, n, copy_g);
+            const uint8_t *where = j->where ? fetch(g, WHERE, j->where, c, i, n, copy_where) : 0;
+            stored *direct = where ? 0 : target(g, j->result, c, i, n), *to = direct ? direct : result;
+            int64_t first = 0;
+            while (where && first < n && !where[first]) first++;
+            if (where && x && first < n) N(fill)(kept_x, x, where, first, n), x = kept_x;
+            if (where && dy && first < n) N(fill)(kept_g, dy, where, first, n), dy = kept_g;
+            if (first < n && N(map_run)(what, to, x, dy, n, &j->of[c])) j->stray[c] = 1;
+            if (where)
+                for (int64_t k = 0; k < n; k++)
+                    if (!where[k]) to[k] = (stored){0};
+            if (!direct) scatter(g, j->result, c, i, n, (const char *)to);
+        }
+}
+
+/* Columns: so many positions form a row, whole vectors and a whole number of rows of channels where those are adjacent. */
+static int64_t N(positions)(const job *j) {
+    int64_t positions = j->g->channels;
+    if (is_flat(j, RESULT))
+        while (positions % LANES || positions < 8 * LANES) positions *= 2;
+    return positions;
+}
+
+static int64_t N(line)(const job *j) { return (N(positions)(j) + LANES - 1) / LANES * LANES; }
+
+static void N(tabulate)(job *j) {
+    const int64_t line = N(line)(j), channels = j->g->channels;
+    real *table = j->table = malloc(COEFFICIENTS * line * sizeof(real));
+    if (!table) return;
+    for (int64_t k = 0, c = 0; k < line; k++, c = c + 1 == channels ? 0 : c + 1) {
+        const coefficients *from = &j->of[c];
+        const double values[COEFFICIENTS] = {from->m1, from->delta, from->k, from->t, from->p, from->q, from->s};
+        for (int i = 0; i < COEFFICIENTS; i++) table[i * line + k] = (real)values[i];
+    }
+}
+
+INLINE void N(map_positions)(
+    const job *j, enum map what, char *to, const char *x, const char *g, int64_t positions, int64_t line) {
+    const int64_t channels = j->g->channels;
+    reals seen = R(of)(0);
+    for (int64_t k = 0; k < positions; k += LANES) {
+        const int64_t n = smaller(LANES, positions - k);
+        const N(row) r = N(row_at)((const real *)j->table + k, line);
+        stored *at = (stored *)to + k;
+        const stored *from_x = (const stored *)x + k, *from_g = (const stored *)g + k;
+        if (n == LANES) seen = N(map_one)(what, at, from_x, from_g, &r, seen);
+        else seen = N(map_rest)(what, at, from_x, from_g, n, &r, seen);
+    }
+    if (!N(went_wrong)(seen)) return;
+    for (int64_t k = 0; k < positions; k += LANES) {  /* which channels? */
+        real lanes[LANES];
+        stored some[LANES] = {0};
+        memcpy(some, (const stored *)to + k, smaller(LANES, positions - k) * sizeof(stored));
+        R(to)(lanes, N(load)(some));
+        for (int64_t i = 0; i < LANES; i++)
+            if (lanes[i] - lanes[i] != 0) j->stray[(k + i) % channels] = 1;
+    }
+}
+
+INLINE void N(map_columns)(const job *j, enum map what, int64_t i0, int64_t i1) {
+    const polybn_geometry *g = j->g;
+    const int64_t channels = g->channels, line = N(line)(j), rows = is_flat(j, RESULT) ? N(positions)(j) / channels : 1;
+    for (int64_t i = i0; i < i1; i += rows)
+        N(map_positions)(
+            j, what, j->result + i * g->strides[RESULT][0], j->x + i * g->strides[X][0], j->dy + i * g->strides[DY][0],
+            smaller(rows, i1 - i) * channels, line);
+}
+
+INLINE void N(map_all)(const job *j, enum map what, int64_t c0, int64_t c1, int64_t i0, int64_t i1) {
+    const enum walk walk = map_walk(j);
+    if (walk == ROWS) N(map_rows)(j, what, c0, c1, i0, i1);
+    else if (walk == COLUMNS) N(map_columns)(j, what, i0, i1);
+    else N(map_copies)(j, what, c0, c1, i0, i1);
+}
+
+static void N(map)(const job *j, enum map what, int64_t c0, int64_t c1, int64_t i0, int64_t i1) {
+    if (what == NORMALIZE) N(map_all)(j, NORMALIZE, c0, c1, i0, i1);
+    else if (what == INFER) N(map_all)(j, INFER, c0, c1, i0, i1);
+    else if (what == DIFFERENTIATE) N(map_all)(j, DIFFERENTIATE, c0, c1, i0, i1);
+    else N(map_all)(j, SCALE, c0, c1, i0, i1);
+}
+
+static const passes N(passes) = {N(sums), N(map), N(tabulate)};

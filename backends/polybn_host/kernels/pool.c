@@ -1,0 +1,100 @@
+/* A pool of threads that sleep until there is work. They are created at the first large call, again in a forked child (which
+   inherits none), hold no Python object, and end with the process. One call uses them at a time; another that comes
+   meanwhile does its work alone. */
+#include "pool.h"
+
+#include <pthread.h>
+#include <signal.h>
+
+#include "interface.h"
+
+static struct {
+    pthread_mutex_t busy; /* held by the call that uses the pool */
+    pthread_mutex_t lock; /* guards what follows */
+    pthread_cond_t work_came, work_done;
+    int wanted, running, active; /* threads: asked for, created, at work */
+    int open;                    /* whether a thread that wakes up may still join */
+    uint64_t round;
+    void (*work)(void *, int64_t);
+    void *context;
+    int64_t tasks, next;
+} pool = {.busy = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wanted = 1};
+
+void polybn_set_threads(int threads) { pool.wanted = threads < 1 ? 1 : threads; }
+
+int pool_threads(void) { return pool.wanted; }
+
+static void take_tasks(void) {
+    for (;;) {
+        const int64_t task = __atomic_fetch_add(&pool.next, 1, __ATOMIC_RELAXED);
+        if (task >= pool.tasks) return;
+        pool.work(pool.context, task);
+    }
+}
+
+static void *serve(void *first_round) {
+    uint64_t seen = (uint64_t)(uintptr_t)first_round;
+    pthread_mutex_lock(&pool.lock);
+    for (;;) {
+        while (pool.round == seen) pthread_cond_wait(&pool.work_came, &pool.lock);
+        seen = pool.round;
+        if (!pool.open) continue;
+        pool.active++;
+        pthread_mutex_unlock(&pool.lock);
+        take_tasks();
+        pthread_mutex_lock(&pool.lock);
+        if (--pool.active == 0) pthread_cond_signal(&pool.work_done);
+    }
+    return 0;
+}
+
+/* Start the threads that are lacking; signals stay with the threads of Python. */
+static void start_threads(void) {
+    sigset_t all, before;
+    pthread_attr_t attributes;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    for (; pool.running < pool.wanted - 1; pool.running++) {
+        pthread_t thread;
+        if (pthread_create(&thread, &attributes, serve, (void *)(uintptr_t)pool.round)) break;
+    }
+    pthread_attr_destroy(&attributes);
+    pthread_sigmask(SIG_SETMASK, &before, 0);
+}
+
+/* A child has its parent's memory and none of its threads: begin anew, whatever state the locks were copied in. */
+static void forget_threads(void) {
+    pthread_mutex_init(&pool.busy, 0);
+    pthread_mutex_init(&pool.lock, 0);
+    pthread_cond_init(&pool.work_came, 0);
+    pthread_cond_init(&pool.work_done, 0);
+    pool.running = pool.active = pool.open = 0;
+}
+
+__attribute__((constructor)) static void watch_forks(void) {
+    forget_threads();
+    pthread_atfork(0, 0, forget_threads);
+}
+
+void pool_run(void (*work)(void *, int64_t), void *context, int64_t tasks) {
+    if (tasks < 2 || pool.wanted < 2 || pthread_mutex_trylock(&pool.busy)) {
+        for (int64_t task = 0; task < tasks; task++) work(context, task);
+        return;
+    }
+    pthread_mutex_lock(&pool.lock);
+    start_threads();
+    pool.work = work, pool.context = context, pool.tasks = tasks;
+    pool.next = 0;
+    pool.open = 1;
+    pool.round++;
+    pthread_cond_broadcast(&pool.work_came);
+    pthread_mutex_unlock(&pool.lock);
+    take_tasks();
+    pthread_mutex_lock(&pool.lock);
+    pool.open = 0; /* who sleeps still is not waited for */
+    while (pool.active) pthread_cond_wait(&pool.work_done, &pool.lock);
+    pthread_mutex_unlock(&pool.lock);
+    pthread_mutex_unlock(&pool.busy);
+}

@@ -1,0 +1,3 @@
+#define WIDTH 4
+#define VARIANT polybn_network_baseline
+#include "steps.h"

@@ -1,0 +1,355 @@
+"""The whole range of numbers, from subnormal to largest: each result against the exact one, on a grid of sizes.
+
+Sizes of x, its spread, gamma, dy and eps are combined; channels are constant, nearly constant, or wide, and hold one to
+three values. Every value is short, so that sums are exact and any honest algorithm knows the mean. Exact results are
+fractions; a bound is taken where all sizes are near 1, and scaled back by powers of two. A result that is too large
+for its dtype must be infinity with the right sign; the loss of an underflow is that of the last operation alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from polybn.conformance import bounds, oracle
+from polybn.conformance.cases import DTYPES, Array, Case, Outcome, case_of, rows, statistics_dtype
+from polybn.conformance.forms import Channel, Floats, Form, VacuousBoundError, format_of
+from polybn.conformance.properties import served
+from polybn.conformance.properties.compare import VECTORS, take, widest
+from polybn.conformance.properties.property import Property
+from polybn.conformance.runner import CallError, Violation, run
+
+if TYPE_CHECKING:
+    from polybn.conformance.adapter import Adapter, Info
+
+EXPONENTS = {
+    "float16": (-23, -14, -5, 0, 8, 14),
+    "bfloat16": (-132, -126, -66, 0, 62, 126),
+    "float32": (-148, -126, -75, -66, 0, 3, 62, 66, 100, 126),
+    "float64": (-1073, -1022, -540, -500, 0, 3, 505, 520, 900, 1022),
+}
+"""Sizes of x and dy, as powers of two: subnormal, barely normal, with squares that vanish or overflow, and largest."""
+EPS = {"float32": (1e-5, 0.3, 1e-20, 0.0), "float64": (1e-5, 0.3, 1e-200, 0.0)}
+"""Values of eps by the dtype of the statistics; 0, which some refuse, comes last."""
+PATTERN = (1.0, -0.75, 0.4375)
+NEAR = 2.0**-4
+"""The relative spread of a channel that is nearly constant."""
+CHANNELS = 96
+"""Points of the grid in one call."""
+QUANTITIES = {
+    True: ("y", "running_mean", "running_var", "dx", "dgamma", "dbeta"),
+    False: ("y", "dx", "dgamma", "dbeta"),
+}
+"""What is compared, in training and in inference."""
+
+
+class Grid(NamedTuple):
+    """One call: many channels of one dtype, number of values and eps."""
+
+    dtype: str
+    m: int
+    eps: float
+    training: bool
+    derivatives: bool
+
+
+class Scales(NamedTuple):
+    """The powers of two that bring a channel near 1."""
+
+    x: int
+    y: int
+    dy: int
+
+    def of(self, name: str) -> int:
+        """Return the power of two of a result."""
+        found = {
+            "y": self.y,
+            "running_mean": self.x,
+            "running_var": 2 * self.x,
+            "dx": self.y + self.dy - self.x,
+            "dgamma": self.dy,
+            "dbeta": self.dy,
+        }
+        return found[name]
+
+
+def grids(info: Info, *, training: bool, derivatives: bool) -> Sequence[Grid]:
+    """List the calls of the grid."""
+    return [
+        Grid(dtype, m, eps, training, derivatives)
+        for dtype in info.dtypes
+        for m in (1, 2, 3)
+        for eps in EPS["float64" if dtype == "float64" else "float32"]
+        if m > 1 or not training or info.single_value == "beta"
+    ]
+
+
+def call_of(info: Info, grid: Grid) -> Case:
+    """Make the call of a grid: always the same."""
+    rng = np.random.default_rng([len(grid.dtype), grid.m, int(grid.training), int(-math.log2(grid.eps or 1))])
+    dtype, wide = DTYPES[grid.dtype], np.dtype(np.float64 if grid.dtype == "float64" else np.float32)
+    sizes = [e for e in EXPONENTS[grid.dtype] if not info.flushes or e > _normal(grid.dtype) + 1]
+    vectors = [e for e in EXPONENTS[wide.name] if not info.flushes or e > _normal(wide.name) + 1]
+
+    def powers(pool: list[int], factor: float) -> Array:
+        signs = rng.choice([-1.0, 1.0], CHANNELS)
+        return np.asarray(factor * signs * np.exp2(rng.choice(pool, CHANNELS).astype(np.float64)))
+
+    first = powers(sizes, 1.5)
+    spread = rng.choice([0.0, NEAR, 1.0], CHANNELS)
+    pattern = np.array(PATTERN[: grid.m])[:, None]
+    near = np.array((-1.0, 1.0, 0.0)[: grid.m])[:, None] * (grid.m > 1)
+    x = np.where(spread == 1, first * pattern, first + near * first * spread)
+    shape = np.array(rng.choice([0, 1, 2], CHANNELS))  # of dy: unequal values, equal ones, one alone
+    dy = powers(sizes, 1.25) * np.where(shape == 1, 1.0, np.where(shape == 2, np.eye(grid.m, 1), pattern[::-1]))
+    gamma = np.where(rng.random(CHANNELS) < 0.1, 0.0, powers(vectors, 1.25))
+    beta = np.where(rng.random(CHANNELS) < 0.5, 0.75 * gamma, rng.choice([0.0, -0.75], CHANNELS))
+    mean, var = _running(rng, grid, x, powers(vectors, 1.5))
+    with np.errstate(over="ignore"):
+        whole = served.fitted(info, (grid.m, CHANNELS))
+        values, cotangent = (a.astype(dtype).reshape(whole) for a in (x, dy))
+        return case_of(
+            values,
+            (v.astype(wide) for v in (gamma, beta, mean, var)),
+            cotangent,
+            eps=grid.eps,
+            momentum=0.75,
+            training=grid.training,
+            running_variance=info.running_variance,
+        )
+
+
+def _normal(dtype: str) -> int:
+    return int(np.log2(float(np.finfo("float32" if dtype == "bfloat16" else dtype).smallest_normal)))
+
+
+def _running(rng: np.random.Generator, grid: Grid, x: Array, other: Array) -> tuple[Array, Array]:
+    """Choose running statistics: of the size of x, or of any size in inference."""
+    size = np.abs(x).max(axis=0)
+    wide = np.finfo(np.float64 if grid.dtype == "float64" else np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        square = np.minimum(size**2, float(wide.max) / 4)
+    square[square < float(wide.smallest_normal)] = 0.0
+    if grid.training:
+        return 0.5 * size, square
+    mean = rng.choice([0.0, 1.0, -1.0], CHANNELS) * x[0]
+    return mean, np.where((rng.random(CHANNELS) < 0.5) & (square > 0), square, np.abs(other))
+
+
+def whole_range(adapter: Adapter, info: Info, grid: Grid) -> float:
+    """Make one call of many sizes, and compare each channel with the exact result."""
+    case = call_of(info, grid)
+    outcome = run(adapter, info, case, gradients=grid.derivatives)
+    worst = 0.0
+    for c in range(CHANNELS):
+        with contextlib.suppress(VacuousBoundError):  # some points of the grid certify nothing
+            worst = max(worst, _judge(info, take(case, [c]), _channel(outcome, case, c), grid))
+    return worst
+
+
+def tally(adapter: Adapter, info: Info) -> tuple[int, int]:
+    """Count the channels of the whole grid in float32 that are wrong, and those that were judged.
+
+    A call that the library refuses is left out.
+    """
+    wrong = judged = 0
+    modes = [(True, info.differentiates), (False, info.differentiates_inference)][: 1 + info.infers]
+    for training, gradients in modes:
+        for derivatives in (False, True)[: 1 + gradients]:
+            for grid in grids(info._replace(dtypes=("float32",)), training=training, derivatives=derivatives):
+                case = call_of(info, grid)
+                with contextlib.suppress(CallError):
+                    verdicts = _verdicts(info, case, run(adapter, info, case, gradients=derivatives), grid)
+                    wrong += verdicts.count(False)
+                    judged += len(verdicts)
+    return wrong, judged
+
+
+def _verdicts(info: Info, case: Case, outcome: Outcome, grid: Grid) -> list[bool]:
+    """Tell for each channel that a bound certifies whether it is right."""
+    found = []
+    for c in range(CHANNELS):
+        try:
+            _judge(info, take(case, [c]), _channel(outcome, case, c), grid)
+        except VacuousBoundError:
+            continue
+        except Violation:
+            found.append(False)
+        else:
+            found.append(True)
+    return found
+
+
+def _channel(outcome: Outcome, case: Case, c: int) -> dict[str, Floats]:
+    axis = {"y": case.axis, "dx": case.axis}
+    return {
+        name: rows(value, axis[name])[c] if name in axis else value[c : c + 1].astype(np.float64)
+        for name, value in outcome._asdict().items()
+        if value is not None
+    }
+
+
+def _judge(info: Info, case: Case, got: dict[str, Floats], grid: Grid) -> float:
+    """Compare one channel with the exact result."""
+    exact, channel, scales = _exact(case)
+    try:
+        # The mean of a constant channel is exact here, so nothing but roundings of dy is left in its gradients.
+        form: Form = "K" if channel.constant and grid.derivatives else widest(info)
+        limits = bounds.envelope(form, channel, format_of(grid.dtype))
+    except OverflowError:
+        raise VacuousBoundError("sizes are too far apart") from None
+    worst = 0.0
+    for name in QUANTITIES[grid.training]:
+        unasked = name.startswith("d") != grid.derivatives
+        if name not in got or name not in exact or unasked:
+            continue
+        dtype = case.x.dtype if name in ("y", "dx") else statistics_dtype(case.x)
+        for i, (value, right, limit) in enumerate(zip(got[name], exact[name], limits[name], strict=True)):
+            allowed = Fraction(float(limit)) * Fraction(2) ** scales.of(name) + _underflow(info, dtype)
+            allowed += _lost_in(name, channel, scales) * _underflow(info, statistics_dtype(case.x))
+            share = _share(float(value), right, allowed, dtype)
+            if not share <= 1:
+                raise Violation(_words(name, i, float(value), right, case))
+            worst = max(worst, share)
+    return worst
+
+
+def _exact(case: Case) -> tuple[dict[str, list[Fraction]], Channel, Scales]:
+    """Return the exact results of one channel, and its sizes near 1."""
+    x, dy = (rows(a, case.axis)[0] for a in (case.x, case.dy))
+    gamma, beta, mean, var = (Fraction(float(v[0])) for v in _vectors(case))
+    exact_x, exact_dy, eps = oracle.row(x.tolist()), oracle.row(dy.tolist()), Fraction(case.eps)
+    s = oracle.batch_statistics(exact_x, eps) if case.training else oracle.given_statistics(len(x), mean, var, eps)
+    d = oracle.derivatives(exact_x, exact_dy, s, gamma, training=case.training)
+    found = {
+        "y": _list(oracle.output(exact_x, s, gamma, beta)),
+        "dx": _list(d.x),
+        "dgamma": [d.gamma],
+        "dbeta": [d.beta],
+    }
+    unbiased = case.running_variance == "unbiased"
+    if case.training and not (unbiased and s.m == 1):
+        rho = Fraction(case.momentum)
+        found["running_mean"] = [oracle.blend(mean, s.mean, rho)]
+        found["running_var"] = [oracle.blend(var, oracle.unbiased(s) if unbiased else s.variance, rho)]
+    k = max(_exponent(*x, 0.0 if case.training else float(mean)), (_exponent_of(s.square) + 1) // 2)
+    scales = Scales(k, _exponent(float(gamma), float(beta)), _exponent(*dy))
+    down, square = Fraction(2) ** -k, Fraction(4) ** -k
+    if s.square and not float(s.square * square):
+        raise VacuousBoundError("x is too far from the running mean")
+    stored = float(np.asarray(float(beta)).astype(case.x.dtype).astype(np.float64))
+    channel = Channel(
+        x=np.abs([float(Fraction(v) * down) for v in x.tolist()]),
+        c=np.abs([float((Fraction(v) - s.mean) * down) for v in x.tolist()]),
+        dy=np.abs(np.ldexp(dy, -scales.dy)),
+        length=len(x),
+        mean=_rounded(s.mean * down),
+        variance=_rounded(s.variance * square),
+        eps=_rounded(eps * square),
+        square=_rounded(s.square * square),
+        root=_rounded(s.root / down),
+        gamma=math.ldexp(float(gamma), -scales.y),
+        beta=math.ldexp(float(beta), -scales.y),
+        stored_beta=math.ldexp(stored, -scales.y) if math.isfinite(stored) else math.ldexp(float(beta), -scales.y),
+        old_mean=_rounded(mean * down),
+        old_variance=_rounded(var * square),
+        momentum=case.momentum,
+        unbiased=unbiased and s.m > 1,
+        training=case.training,
+    )
+    return found, channel, scales
+
+
+def _rounded(value: Fraction) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise VacuousBoundError("sizes are too far apart") from None
+
+
+def _vectors(case: Case) -> Iterator[Any]:
+    return (np.asarray(v) for v in (case.gamma, case.beta, case.running_mean, case.running_var))
+
+
+def _list(values: oracle.ExactRow) -> list[Fraction]:
+    return [Fraction(n, values.denominator) for n in values.numerators]
+
+
+def _exponent(*values: float) -> int:
+    """Return the exponent of the largest magnitude, 0 for 0."""
+    largest = max(map(abs, values), default=0.0)
+    return math.frexp(largest)[1] if largest else 0
+
+
+def _exponent_of(value: Fraction) -> int:
+    return value.numerator.bit_length() - value.denominator.bit_length() if value else -(10**6)
+
+
+def _underflow(info: Info, dtype: np.dtype[Any]) -> Fraction:
+    """Return what the last operations may lose to underflow: two steps, or all that is subnormal."""
+    kind = np.finfo(np.float32) if dtype.name == "bfloat16" else np.finfo(dtype)
+    step = Fraction(float(kind.smallest_subnormal)) * (2**16 if dtype.name == "bfloat16" else 1)
+    return Fraction(float(kind.smallest_normal)) * 2 if info.flushes else 2 * step
+
+
+def _lost_in(name: str, ch: Channel, scales: Scales) -> Fraction:
+    """Return by how much an underflow of ``x - mean`` is magnified: where eps is larger, no rescue is due (S10)."""
+    root = Fraction(ch.root) / Fraction(2) ** scales.x
+    if name == "y":
+        return root * abs(Fraction(ch.gamma)) * Fraction(2) ** scales.y
+    return root * Fraction(float(ch.dy.sum())) * Fraction(2) ** scales.dy if name == "dgamma" else Fraction(0)
+
+
+def _share(got: float, exact: Fraction, allowed: Fraction, dtype: np.dtype[Any]) -> float:
+    """Return the error as a share of what is allowed."""
+    largest = Fraction(3.3895313892515355e38 if dtype.name == "bfloat16" else float(np.finfo(dtype).max))
+    if math.isinf(got):
+        return 0.0 if (exact if got > 0 else -exact) + allowed >= largest else math.inf
+    if math.isnan(got):
+        return math.inf
+    error = abs(Fraction(got) - exact)
+    return float(error / allowed) if error <= allowed * 10**6 else math.inf
+
+
+def _words(name: str, i: int, got: float, exact: Fraction, case: Case) -> str:
+    x, dy = (rows(a, case.axis)[0].tolist() for a in (case.x, case.dy))
+    given = [f"{n} = {float(v[0]):.6g}" for n, v in zip(VECTORS, _vectors(case), strict=True)]
+    given = given[: 2 if case.training and not name.startswith("running") else 4]
+    mode = "training" if case.training else "inference"
+    place = f" of value {i}" if name in ("y", "dx") else ""
+    sizes = f"x = {_short(x)}, " + (f"dy = {_short(dy)}, " if name.startswith("d") else "")
+    return (
+        f"{name}{place} must be {_decimal(exact)}; got {got!r} ({mode}, {sizes}{', '.join(given)}, eps = {case.eps:g})"
+    )
+
+
+def _short(values: list[float]) -> str:
+    return f"[{', '.join(f'{v:.6g}' for v in values)}]"
+
+
+def _decimal(exact: Fraction) -> str:
+    try:
+        return repr(float(exact))
+    except OverflowError:
+        return "infinity" if exact > 0 else "-infinity"
+
+
+def _cases(*, training: bool, derivatives: bool) -> Any:
+    return lambda info: grids(info, training=training, derivatives=derivatives)
+
+
+PROPERTIES: Sequence[Property] = (
+    Property("G1", "From subnormal to largest numbers, y and the running statistics in training are right.",
+             "S2 S3 S4 S8 S10", whole_range, _cases(training=True, derivatives=False)),
+    Property("G2", "From subnormal to largest numbers, the gradients in training are right.",
+             "S8 S10 S13", whole_range, _cases(training=True, derivatives=True), ("vjp",)),
+    Property("G3", "From subnormal to largest numbers, y in inference is right.",
+             "S5 S10", whole_range, _cases(training=False, derivatives=False), ("infer",)),
+    Property("G4", "From subnormal to largest numbers, the gradients in inference are right.",
+             "S10 S13", whole_range, _cases(training=False, derivatives=True), ("infer", "infer_vjp")),
+)  # fmt: skip
