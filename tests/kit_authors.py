@@ -13,6 +13,8 @@ from polybn.conformance.cases import Array
 from tests.kit_adapters import Reversed, Right, Unbiased
 from tests.sabotage.honest import HONEST, Honest
 
+__all__ = ["Reversed", "Right", "Unbiased"]
+
 # Wrong ones.
 
 
@@ -137,10 +139,10 @@ class NearlySingle(Right):
 
     def kept(self, rows: Array) -> Array:
         m = rows.shape[1]
-        return np.nan_to_num(rows.var(axis=1) * m / max(m - 1, 1))
+        return np.asarray(np.nan_to_num(rows.var(axis=1) * m / max(m - 1, 1)))
 
     def rows(self, x: Array, axis: int) -> Array:
-        return np.nan_to_num(super().rows(x, axis))
+        return np.asarray(np.nan_to_num(super().rows(x, axis)))
 
     def shape(self, rows: Array, x: Array, axis: int) -> Array:
         return super().shape(rows + 1e-3 * (rows.shape[1] == 1), x, axis)
@@ -191,8 +193,9 @@ class Flushing(Right):
 class ByRunning(Right):
     """Normalizes training by the updated running statistics, and does not say so."""
 
-    def train(self, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, **options: Any) -> Any:
-        _, mean, var = super().train(x, gamma, beta, mean, var, **options)
+    def train(self, x: Array, *vectors: Any, **options: Any) -> Any:
+        _, mean, var = super().train(x, *vectors, **options)
+        gamma, beta, *_ = vectors
         return self.infer(x, gamma, beta, mean, var, eps=options["eps"], axis=options["axis"]), mean, var
 
 

@@ -19,7 +19,8 @@ from polybn import conformance
 from polybn.conformance import Info, runner, trial
 from polybn.conformance.cases import DTYPES, Array, case_of
 from polybn.conformance.forms import VacuousBoundError
-from polybn.conformance.properties import PROPERTIES, Property, layouts, served, whole_range
+from polybn.conformance.layouts import LAYOUTS
+from polybn.conformance.properties import PROPERTIES, Property, served, whole_range
 from polybn.conformance.reproducer import expression, program, source_of
 from polybn.conformance.runner import CallError, KitAdapterError, Recorder, Violation, remember, run
 from polybn.conformance.strategies import sample
@@ -328,14 +329,15 @@ def test_nothing_is_drawn_that_is_not_served(info: Info, name: str) -> None:
     seen: list[Array] = []
 
     class Spy(runner.Recorder):
-        def train(self, x: Array, *args: Any, **options: Any) -> Any:
+        def train(self, *arrays: Array, **options: Any) -> Any:
+            x = arrays[0]
             assert x.ndim in info.ranks
             assert x.dtype.name in info.dtypes
             assert info.axes == "any" or options["axis"] == 1
             seen.append(x)
             raise ValueError("stop here")
 
-        infer = vjp = train
+        infer = vjp = infer_vjp = train
 
     profile = DEV._replace(examples=15)
     for seed in range(3):
@@ -344,13 +346,13 @@ def test_nothing_is_drawn_that_is_not_served(info: Info, name: str) -> None:
     assert seen
 
 
-@given(st.sampled_from(sorted(layouts.LAYOUTS)), st.integers(0, 99), st.sampled_from(sorted(DTYPES)))
+@given(st.sampled_from(sorted(LAYOUTS)), st.integers(0, 99), st.sampled_from(sorted(DTYPES)))
 def test_arrays_are_written_down_with_their_strides(layout: str, seed: int, dtype: str) -> None:
     import zlib
 
     import ml_dtypes
 
-    array = layouts.LAYOUTS[layout](sample(seed, dtype, (5, 3, 2)).x)
+    array = LAYOUTS[layout](sample(seed, dtype, (5, 3, 2)).x)
     for one in (array, array[:0], array[:, :1], array[::-1], np.broadcast_to(array[:1], (4, 3, 2)), array[0, 0, 0:]):
         code = expression(remember(one))
         again = eval(code, {"np": np, "zlib": zlib, "ml_dtypes": ml_dtypes})

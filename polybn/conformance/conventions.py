@@ -1,4 +1,4 @@
-"""See, from inputs with exact answers, what a batch norm means by the same words, and compare with what it declares."""
+"""Find out, from inputs with exact answers, what a batch norm means by the same words."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from polybn.conformance.cases import Outcome
 
 UNSEEN = "not seen"
-"""What was seen of a convention that nothing can be told about."""
+"""The word for a convention about which nothing can be said."""
 CLOSE = 1e-3
-"""Candidates are told apart to this; roundings are far below it, and conventions far above."""
+"""The relative difference that counts: roundings are far below it, and conventions far above."""
 
 
 class Convention(NamedTuple):
@@ -155,9 +155,13 @@ def _running_variance(adapter: Adapter, info: Info) -> str:
     case = _plain(info, momentum=0.5)
     variance = 2 * float(_vector(run(adapter, info, case, gradients=False), "running_var")[0]) - 4
     candidates = {
-        "biased": 2.0, "unbiased": 2.5, "the standard deviation": 2**0.5, "the variance plus eps": 2 + case.eps,
-        "1 / sqrt(variance + eps)": (2 + case.eps) ** -0.5, "the old value again": 4.0,
-    }  # fmt: skip
+        "biased": 2.0,
+        "unbiased": 2.5,
+        "the standard deviation": 2**0.5,
+        "the variance plus eps": 2 + case.eps,
+        "1 / sqrt(variance + eps)": (2 + case.eps) ** -0.5,
+        "the old value again": 4.0,
+    }
     return _nearest(variance, candidates)
 
 
@@ -233,9 +237,10 @@ def _trains_by(adapter: Adapter, info: Info) -> str:
     by_batch = gamma * (x - 2) * (2 + case.eps) ** -0.5 + beta
     by_running = gamma * (x - mean[:, None]) / np.sqrt(np.abs(var[:, None]) + case.eps) + beta
     near = {
-        name for name, right in {"batch": by_batch, "running": by_running}.items()
+        name
+        for name, right in {"batch": by_batch, "running": by_running}.items()
         if np.abs(y - right).max() <= 0.02 * np.abs(right).max()
-    }  # fmt: skip
+    }
     return near.pop() if len(near) == 1 else UNSEEN
 
 

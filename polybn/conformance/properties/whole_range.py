@@ -22,7 +22,7 @@ from polybn.conformance.forms import Channel, Floats, Form, VacuousBoundError, f
 from polybn.conformance.properties import served
 from polybn.conformance.properties.compare import VECTORS, take, widest
 from polybn.conformance.properties.property import Property
-from polybn.conformance.runner import Violation, run
+from polybn.conformance.runner import CallError, Violation, run
 
 if TYPE_CHECKING:
     from polybn.conformance.adapter import Adapter, Info
@@ -68,9 +68,13 @@ class Scales(NamedTuple):
     def of(self, name: str) -> int:
         """Return the power of two of a result."""
         found = {
-            "y": self.y, "running_mean": self.x, "running_var": 2 * self.x, "dx": self.y + self.dy - self.x,
-            "dgamma": self.dy, "dbeta": self.dy,
-        }  # fmt: skip
+            "y": self.y,
+            "running_mean": self.x,
+            "running_var": 2 * self.x,
+            "dx": self.y + self.dy - self.x,
+            "dgamma": self.dy,
+            "dbeta": self.dy,
+        }
         return found[name]
 
 
@@ -110,9 +114,14 @@ def call_of(info: Info, grid: Grid) -> Case:
         whole = served.fitted(info, (grid.m, CHANNELS))
         values, cotangent = (a.astype(dtype).reshape(whole) for a in (x, dy))
         return case_of(
-            values, (v.astype(wide) for v in (gamma, beta, mean, var)), cotangent, eps=grid.eps, momentum=0.75,
-            training=grid.training, running_variance=info.running_variance,
-        )  # fmt: skip
+            values,
+            (v.astype(wide) for v in (gamma, beta, mean, var)),
+            cotangent,
+            eps=grid.eps,
+            momentum=0.75,
+            training=grid.training,
+            running_variance=info.running_variance,
+        )
 
 
 def _normal(dtype: str) -> int:
@@ -141,6 +150,39 @@ def whole_range(adapter: Adapter, info: Info, grid: Grid) -> float:
         with contextlib.suppress(VacuousBoundError):  # some points of the grid certify nothing
             worst = max(worst, _judge(info, take(case, [c]), _channel(outcome, case, c), grid))
     return worst
+
+
+def tally(adapter: Adapter, info: Info) -> tuple[int, int]:
+    """Count the channels of the whole grid in float32 that are wrong, and those that were judged.
+
+    A call that the library refuses is left out.
+    """
+    wrong = judged = 0
+    modes = [(True, info.differentiates), (False, info.differentiates_inference)][: 1 + info.infers]
+    for training, gradients in modes:
+        for derivatives in (False, True)[: 1 + gradients]:
+            for grid in grids(info._replace(dtypes=("float32",)), training=training, derivatives=derivatives):
+                case = call_of(info, grid)
+                with contextlib.suppress(CallError):
+                    verdicts = _verdicts(info, case, run(adapter, info, case, gradients=derivatives), grid)
+                    wrong += verdicts.count(False)
+                    judged += len(verdicts)
+    return wrong, judged
+
+
+def _verdicts(info: Info, case: Case, outcome: Outcome, grid: Grid) -> list[bool]:
+    """Tell for each channel that a bound certifies whether it is right."""
+    found = []
+    for c in range(CHANNELS):
+        try:
+            _judge(info, take(case, [c]), _channel(outcome, case, c), grid)
+        except VacuousBoundError:
+            continue
+        except Violation:
+            found.append(False)
+        else:
+            found.append(True)
+    return found
 
 
 def _channel(outcome: Outcome, case: Case, c: int) -> dict[str, Floats]:
@@ -182,9 +224,7 @@ def _exact(case: Case) -> tuple[dict[str, list[Fraction]], Channel, Scales]:
     x, dy = (rows(a, case.axis)[0] for a in (case.x, case.dy))
     gamma, beta, mean, var = (Fraction(float(v[0])) for v in _vectors(case))
     exact_x, exact_dy, eps = oracle.row(x.tolist()), oracle.row(dy.tolist()), Fraction(case.eps)
-    s = (
-        oracle.batch_statistics(exact_x, eps) if case.training else oracle.given_statistics(len(x), mean, var, eps)
-    )  # fmt: skip
+    s = oracle.batch_statistics(exact_x, eps) if case.training else oracle.given_statistics(len(x), mean, var, eps)
     d = oracle.derivatives(exact_x, exact_dy, s, gamma, training=case.training)
     found = {
         "y": _list(oracle.output(exact_x, s, gamma, beta)),
