@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polybn.arguments import fail_single_value, fail_variance
-from polybn.spec import Affine, Arguments, BatchNormResult, Gradients, Moments
+from polybn.spec import Affine, Arguments, BatchNormResult, DTypeError, Gradients, Moments
 from polybn_numpy import host, plain
 from polybn_numpy.call import Residuals, Results, count_kept, hand_over, make_result, native
 
@@ -56,6 +56,8 @@ def backward(arguments: Arguments, residuals: Residuals, dy: Array, *, out: Arra
 
 def moments(arguments: Arguments) -> Moments:
     """Measure ``x`` in a form that merges (S15)."""
+    if arguments.own:
+        raise DTypeError(f"polybn.moments: out must be left out; got {arguments.own} (moments are new arrays)")
     arguments = _native(arguments)
     channels, counts = arguments.channels, count_kept(arguments)
     mean, m2 = (np.zeros(channels, arguments.dtype) for _ in range(2))
