@@ -14,7 +14,7 @@ from polybn_cupy.derivatives import backward, double_backward
 from polybn_cupy.program import compile
 
 name = "cupy"
-traits = Traits(library="CuPy")
+traits = Traits(library="CuPy", sees_values=False)
 
 
 def why_not() -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
-from textwrap import indent
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,8 +19,8 @@ from polybn.conformance.cases import Case, Outcome, rows
 from polybn.conformance.certify import shares
 from polybn.conformance.channels import measure
 from polybn.conformance.lattice import in_inference, lattice
-from polybn.conformance.reproducer import MAKE, program
-from polybn.conformance.runner import Call, Recorder, Violation, run
+from polybn.conformance.reproducer import program
+from polybn.conformance.runner import Recorder, Violation, run
 from polybn.conformance.strategies import LARGEST_KAPPA, SCALES, sample
 from polybn.dispatch import installed
 from polybn.spec import DomainError
@@ -110,7 +109,7 @@ def agree(
     Raises
     ------
     DomainError
-        If there are fewer than two, or one is named twice.
+        If there are fewer than two, one is named twice, or no call suits two of them.
     ImportError
         If one cannot run here; the message says why.
     CallError
@@ -138,6 +137,12 @@ def agree(
             best[key] = found if old is None else _join(old, found)
         if progress is not None:
             progress(number + 1)
+    for pair in combinations(adapters, 2):
+        if not any(set(key[:2]) == set(pair) for key in best):
+            raise DomainError(
+                f"polybn.conformance.agree: {' and '.join(pair)} must have a dtype, a rank and an axis in common among "
+                f"the calls; got none of {cases} (what they declare; or draw more calls)"
+            )
     return Agreement(list(adapters), cases, list(best.values()))
 
 
@@ -189,15 +194,17 @@ def _compare(case: Case, subjects: list[_Subject], *, exact: bool) -> Iterator[D
             worst = float(np.nan_to_num(shares(gap, bound), nan=np.inf).max(initial=0.0))
             most = float(ulps.max(initial=0.0))
             words = f"{quantity} differs by {worst:.3g} of the bounds"
-            written = _program(recorders[first].calls, (first, second), words)
+            written = _program([(name, recorders[name]) for name in (first, second)], words)
             yield Difference(first, second, quantity, dtype, most, worst, not exact or most == 0, written)
 
 
-def _program(calls: Sequence[Call], names: tuple[str, str], words: str) -> str:
-    """Write calls down as a program that makes them with both."""
-    before, _, after = program(None, f"{' and '.join(names)}: {words}", calls, Violation(words)).partition(f"{MAKE}\n")
-    loop = f"for adapter in map(resolve, {[_source(name) for name in names]!r}):\n    print(adapter.info().name)\n"
-    return f"{before}from polybn.conformance.adapters import resolve\n\n{loop}{indent(after, '    ')}"
+def _program(recorders: Sequence[tuple[str, Recorder]], words: str) -> str:
+    """Write the calls down as a program that makes them with both: each in its own sense of momentum."""
+    parts = list[str]()
+    for name, recorder in recorders:
+        what = f"{' and '.join(name for name, _ in recorders)}: {words}. First {name}:" if not parts else f"Now {name}:"
+        parts.append(program(_source(name), what, recorder.calls, Violation(words)))
+    return "\n".join(parts)
 
 
 def _source(name: str) -> str:

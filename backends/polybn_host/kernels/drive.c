@@ -163,9 +163,10 @@ static int start(plan *p) {
     k->j.low = k->low = k->shift + channels;
     k->j.stray = (uint8_t *)(k->shift + 2 * channels);
     memset(k->j.stray, 0, channels);
+    const double *saved = k->backward ? k->backward->saved : 0;
     for (int64_t c = 0; c < channels; c++) {
-        k->shift[c] = k->backward ? k->backward->saved[c] : 0;
-        k->low[c] = k->backward ? k->backward->saved[channels + c] : 0;
+        k->shift[c] = saved ? saved[c] : 0;
+        k->low[c] = saved ? saved[channels + c] : 0;
     }
     const int failed = carry_out(p);
     free(memory);
