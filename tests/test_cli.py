@@ -22,7 +22,7 @@ from rich.console import Console
 
 import polybn
 from polybn import cli, console, dispatch
-from polybn.lenet import fashion_mnist, lock, networks, runs, training
+from polybn.lenet import fashion_mnist, lock, networks, plain, runs, training
 from polybn.lenet.commands import predict as predicting
 from polybn.lenet.display import EpochDisplay
 from polybn.lenet.fashion_mnist import CLASSES
@@ -151,7 +151,7 @@ def test_train_without_batch_norm(polybn_: Polybn, tmp_path: Path) -> None:
     said = polybn_("train", "--epochs", 1, "--norm", "none", "--out", "here")
     assert said.code == 0
     assert said.out.startswith("LeNet, 44,426 trainable values, batch norm: none; backend numpy\n")
-    assert runs.load(tmp_path / "here").config["network"] == networks.to_plain(networks.lenet(None))
+    assert runs.load(tmp_path / "here").config["network"] == plain.to_plain(networks.lenet(None))
 
 
 @needs_small
@@ -328,8 +328,8 @@ def test_an_unknown_backend_is_refused_before_data_are_fetched(
         (["--batch-size", "0"], r"polybn\.train: batch_size must be 1 or more; got 0 .*"),
         (["--seed", "-1"], r"polybn\.train: seed must be 0 or more; got -1 .*"),
         (["--out", "."], r"polybn\.train: --out must be a new or empty directory; got \., which holds note\.txt .*"),
-        (["--out", "note.txt"], r"File exists: note\.txt"),
-        (["--out", "note.txt/x"], r"File exists: note\.txt"),
+        (["--out", "note.txt"], r"Not a directory: note\.txt"),
+        (["--out", "note.txt/x"], r"Not a directory: note\.txt"),
         (["--batch-size", "299"], r"polybn\.train: every batch must hold 2 images or more; .*--last-batch drop\)"),
     ],
 )

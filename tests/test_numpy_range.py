@@ -81,8 +81,9 @@ def compare(
     """Compare all results of one channel, given its exact statistics."""
     dtype, (gamma, beta) = x.dtype.name, map(Fraction, parameters)
     row, g, centred = oracle.row(x.tolist()), oracle.row(dy.tolist()), [Fraction(v) - s.mean for v in x.tolist()]
-    # A value less its mean is exact but for what the mean's own rounding leaves.
-    reach = [abs(d) + abs(s.mean) * Fraction(float(np.finfo(dtype).eps)) * training for d in centred]
+    # In training the mean has an error of its own: that of the sum of such differences.
+    average = sum(abs(d) for d in centred) / len(centred) * training
+    reach = [abs(d) + average for d in centred]
     sizes = [abs(Fraction(v)) for v in dy.tolist()]
     slope, m = abs(gamma) * s.root, len(sizes)
     sum_g, sum_gd = sum(sizes), sum(a * b for a, b in zip(sizes, reach, strict=True))

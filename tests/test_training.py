@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 import polybn
 from polybn import dispatch
-from polybn.lenet import checkpoints, fashion_mnist, networks, runs, training
+from polybn.lenet import checkpoints, fashion_mnist, networks, plain, runs, training
 from polybn.lenet.errors import CheckpointError, DivergenceError
 from polybn.lenet.fashion_mnist import Dataset
 from polybn.lenet.networks import Dense, Network, State
@@ -178,7 +178,7 @@ def test_a_run_directory(tmp_path: Path) -> None:
     }  # fmt: skip
     assert run.config == {
         "backend": "numpy",
-        "network": networks.to_plain(SPEC),
+        "network": plain.to_plain(SPEC),
         "batch_size": 8,
         "learning_rate": 0.5,
         "seed": 2,
@@ -443,7 +443,7 @@ def test_everything_else_is_checked_before_the_data_are_read(tmp_path: Path) -> 
     (tmp_path / "taken" / "thesis.tex").touch()
     for options in ({"learning_rate": 0.0}, {"devices": 2}, {"backend": "nope"}, {"epochs": -1}):
         with pytest.raises((DomainError, BackendError)):
-            train(SPEC, data=never, out=tmp_path / "new", **options)  # type: ignore[arg-type]
+            train(SPEC, data=never, out=tmp_path / "new", **options)
     with pytest.raises(DomainError, match="new or empty"):
         train(SPEC, data=never, out=tmp_path / "taken")
     with pytest.raises(BackendError, match="native"):
@@ -533,9 +533,7 @@ def test_a_checkpoint_with_valid_digests_and_another_content(tmp_path: Path, cha
     meta |= top or {"config": run.config | changes}
     checkpoints.save(tmp_path / "run" / "checkpoints", run.state, meta, epoch=1)
     for read in (runs.load, lambda path: training.resume(path, epochs=2, data=TINY)):
-        with pytest.raises(
-            CheckpointError, match=rf"^polybn: {tmp_path}/run/checkpoints/epoch-0001\.npz must hold the "
-        ):
+        with pytest.raises(CheckpointError, match=rf"^polybn.*: {tmp_path}/run/checkpoints/epoch-0001\.npz must hold "):
             read(tmp_path / "run")
 
 

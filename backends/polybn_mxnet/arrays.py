@@ -134,7 +134,7 @@ def values(array: Array) -> Host:
 
 
 def fetch(array: Any) -> Any:
-    """Copy values to the host, from any context, those of bfloat16 in float32; None and host arrays stay as they are."""
+    """Copy values to the host, those of bfloat16 in float32; None and what is there already stay as they are."""
     if array is None or isinstance(array, np.ndarray):
         return array
     return wide(view(array).copy() if is_on_host(array) else np.asarray(array.asnumpy()))
@@ -174,7 +174,7 @@ def send(host: Host, like: Array) -> Array:
 
 def place(host: Host, device: Any, kind: type) -> Array:
     """Copy host values to a kind of array and a context."""
-    what = Description(host.shape, _NAMES_OF[host.dtype], device)  # NumPy takes longer to name a dtype
+    what = Description(host.shape, _NAMES_OF.get(host.dtype) or host.dtype.name, device)  # NumPy names slowly
     array = new(what, kind)
     write(host, array, what)
     return array

@@ -46,7 +46,7 @@ def forward(
         for old, new in zip(olds, (mean, var), strict=True)
     )
     if recorded:
-        tape.record(derivatives.Pull(held, residuals), derivatives.inputs(arguments), [y])
+        tape.record(partial(derivatives.pull, held, residuals), derivatives.inputs(arguments), [y])
     return BatchNormResult(y, *running), residuals
 
 
@@ -75,11 +75,11 @@ def moments(arguments: Arguments) -> Moments:
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """Combine the statistics of two parts (S15)."""
-    parts = [Moments(*map(arrays.fetch, part)) for part in (a, b)]
-    result = Moments(*_send(host.merge_moments(*parts), a.mean))
+    one, other = (Moments(*map(arrays.fetch, part)) for part in (a, b))
+    result = Moments(*_send(host.plain.merge_moments(one, other), a.mean))
     if tape.is_recording():
         inputs = {"a.mean": a.mean, "a.m2": a.m2, "b.mean": b.mean, "b.m2": b.m2}
-        tape.record(partial(derivatives.of_merge_moments, *parts), inputs, result[1:])
+        tape.record(partial(derivatives.of_merge_moments, one, other), inputs, result[1:])
     return result
 
 
@@ -88,7 +88,7 @@ def fold(arguments: Arguments) -> Affine:
     inputs = derivatives.inputs(arguments)
     gamma, beta, mean, var = map(arrays.fetch, arguments[2:6])
     held = arguments._replace(gamma=gamma, beta=beta, running_mean=mean, running_var=var)
-    result = Affine(*_send(host.fold(held), arguments.running_mean))
+    result = Affine(*_send(host.plain.fold(held), arguments.running_mean))
     if tape.is_recording():
         tape.record(partial(derivatives.of_fold, held), inputs, result)
     return result

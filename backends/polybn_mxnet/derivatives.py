@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -14,16 +14,10 @@ from polybn_mxnet.arrays import Host
 VECTORS = ("gamma", "beta", "running_mean", "running_var")
 
 
-class Pull(NamedTuple):
-    """The derivative of one call of ``batch_norm``, as :data:`polybn_mxnet.tape.Pull` says."""
-
-    arguments: Arguments
-    residuals: Any
-
-    def __call__(self, cotangents: Sequence[Array], into: Mapping[str, Array]) -> None:
-        """Write the gradients that are wanted, by name."""
-        form: Any = operators if isinstance(self.residuals, operators.Residuals) else host
-        form.backward(self.arguments, self.residuals, cotangents[0], into)
+def pull(arguments: Arguments, residuals: Any, cotangents: Sequence[Array], into: Mapping[str, Array]) -> None:
+    """Write the gradients that are wanted, by name, for a cotangent of ``y``."""
+    form: Any = operators if isinstance(residuals, operators.Residuals) else host
+    form.backward(arguments, residuals, cotangents[0], into)
 
 
 def inputs(arguments: Arguments) -> dict[str, Array]:
@@ -35,7 +29,7 @@ def inputs(arguments: Arguments) -> dict[str, Array]:
 def backward(arguments: Arguments, residuals: Any, dy: Array) -> Gradients:
     """Map a cotangent of ``y`` to cotangents of the arguments (S13)."""
     into = {name: arrays.empty(array) for name, array in inputs(arguments).items()}
-    Pull(arguments, residuals)([dy], into)
+    pull(arguments, residuals, [dy], into)
     return Gradients(*map(into.get, Gradients._fields))
 
 

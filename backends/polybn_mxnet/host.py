@@ -14,11 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import polybn_host as kernels
-import polybn_numpy as plain
+import polybn_numpy
 from polybn.arguments import fail_single_value, fail_variance
-from polybn.spec import Affine, Arguments, Array, Description, Gradients, Moments, SecondGradients
+from polybn.spec import Arguments, Array, Description, Gradients, Moments, SecondGradients
 from polybn_mxnet import arrays
 from polybn_mxnet.arrays import Host
+
+plain: Any = polybn_numpy
+"""The same functions without compiled kernels, on NumPy arrays."""
 
 
 class Residuals(NamedTuple):
@@ -46,10 +49,10 @@ def forward(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, A
         return result.running_mean, result.running_var, residuals
     counts = _counts(arguments)
     _check_values(arguments, counts)
-    mean, var = map(_view, arguments[4:6])
-    new = (None, None) if mean is None or not arguments.training else _vectors(2, arguments)
-    saved = _run(arguments, counts, arrays.describe(y), (y, *new, None, None))
-    mean, var = new if arguments.training else (mean, var)
+    mean, var = (None, None) if arguments.running_mean is None else _vectors(2, arguments)
+    saved = _run(arguments, counts, arrays.describe(y), (y, mean, var, None, None))
+    if not arguments.training:
+        mean, var = map(_view, arguments[4:6])
     return mean, var, Residuals(counts, saved)
 
 
@@ -83,16 +86,6 @@ def moments(arguments: Arguments) -> Moments:
     mean, m2 = _vectors(2, arguments)
     _run(arguments, counts, arrays.describe(arguments.x), (None, None, None, mean, m2))
     return Moments(np.full(arguments.channels, arguments.m) if counts is None else counts, mean, m2)
-
-
-def merge_moments(a: Moments, b: Moments) -> Moments:
-    """Combine the statistics of two parts, which are on the host."""
-    return plain.merge_moments(a, b)
-
-
-def fold(arguments: Arguments) -> Affine:
-    """Turn inference into ``scale * x + shift``; the vectors are on the host."""
-    return plain.fold(arguments)
 
 
 def _run(arguments: Arguments, counts: Host | None, what: Description, results: tuple[Any, ...]) -> Host:

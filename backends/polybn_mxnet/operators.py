@@ -140,7 +140,8 @@ def _measure(arguments: Arguments, kept: Rows | None, counts: Host) -> Statistic
     """Measure ``x`` in the form of S2, once more for channels that leave the range (S10)."""
     exponent, eps = np.zeros(arguments.channels, np.int32), arguments.eps
     if not arguments.channels * arguments.m:
-        return Statistics(*[np.zeros(arguments.channels, arguments.dtype)] * 4, exponent)
+        zero = np.zeros(arguments.channels, arguments.dtype)
+        return Statistics(zero, zero, zero, zero, exponent)
     rows = _gather(arguments.x, arguments, kept)
     m1, delta, v = _center(rows, kept, counts)
     strayed = statistics.out_of_range(v, eps)

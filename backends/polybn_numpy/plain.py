@@ -6,6 +6,7 @@ channel of float64 that leaves the range is computed again in long double (S10).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -91,7 +92,7 @@ def inverse_root(v: Array, eps: Any) -> Array:
 
 def widest(value: Any) -> Any:
     """Convert to the type whose range holds all products of such numbers."""
-    return value.astype(np.longdouble if value.dtype == np.float64 else np.float64)
+    return value.astype(np.float64 if value.dtype == np.float32 else np.longdouble)
 
 
 def measure(rows: Rows, counts: Column, eps: float, kept: Mask | None) -> Statistics:
@@ -123,8 +124,8 @@ def _normalize(call: Call, results: Results, block: slice, dtype: type) -> NDArr
         s = Statistics(m1, np.zeros_like(m1), v, inverse_root(v, call.eps))
         kernels.subtract(rows, m1, kept)
         fits = np.ones(v.shape, np.bool_)
-    slope = s.r * call.column(arguments.gamma, block, dtype, 1)
-    rows *= slope
+    slope = widest(s.r) * call.column(arguments.gamma, block, dtype, 1)
+    rows *= slope.astype(dtype)
     rows += call.column(arguments.beta, block, dtype, -0.0)  # z + -0.0 is z
     fits &= _is_normal_or_zero(slope) & np.isfinite(rows).all(axis=1, keepdims=True)
     if kept is not None:
@@ -168,26 +169,24 @@ def _differentiate(
     arguments, kept = call.arguments, call.kept(block)
     g, m = call.rows(dy, block, dtype, kept), call.divisor(block)
     xhat, s = centered(call, saved, block, dtype, kept)
+    most, reach = (np.abs(z).max(axis=1, keepdims=True, initial=0) for z in (g, xhat))
     xhat *= s.r
-    slope = s.r * call.column(arguments.gamma, block, dtype, 1)
-    most = np.abs(g).max(axis=1, keepdims=True, initial=0)
-    reach = np.abs(xhat).max(axis=1, keepdims=True, initial=0)
+    slope = widest(s.r) * call.column(arguments.gamma, block, dtype, 1)
     if arguments.training:
         sum_g, sum_gx = kernels.differentiate_centering(g, xhat, m, kept)
     else:
         sum_g, sum_gx = kernels.sums(g), kernels.dots(g, xhat)
-    g *= slope
+    g *= slope.astype(dtype)
     blocks.scatter(g, blocks.channels_first(gradients.x, arguments.axis), block)
-    wide_slope, r = slope.astype(np.longdouble), s.r.astype(np.longdouble)
-    columns = (sum_gx, sum_g, -wide_slope * sum_g, -wide_slope * r * sum_gx / 2)
+    columns = (sum_gx, sum_g, -slope * sum_g, -slope * s.r * sum_gx / 2)
     for vector, values in zip(gradients[1:], columns, strict=True):
         if vector is not None:
             vector[block] = values[:, 0]
     finite = np.isfinite(g).all(axis=1, keepdims=True) & np.isfinite(sum(np.abs(column) for column in columns))
-    # No factor so small that a product with it vanishes.
-    products = (most, most * reach, sum_gx / m * reach)
-    fits = _is_normal_or_zero(slope) & finite & np.all([(z == 0) | (abs(z) >= TINY) for z in products], axis=0)
-    fits &= (most * reach > 0) | (most == 0) | (reach == 0)
+    along = sum_gx / m
+    fits = _is_normal_or_zero(slope) & finite & _has_digits(most)
+    fits &= _has_digits(reach, s.r) & _has_digits(most, reach) & _has_digits(most, reach, s.r)
+    fits &= _has_digits(along, reach, s.r)
     strayed: NDArray[np.bool_] = (~fits[:, 0]) | (saved[4, block] != 0)
     return strayed
 
@@ -210,3 +209,9 @@ def centered(
 def _is_normal_or_zero(slope: Column) -> NDArray[np.bool_]:
     size = np.abs(slope)
     return (size == 0) | (SMALLEST <= size) & (size <= LARGEST)
+
+
+def _has_digits(*factors: Column) -> NDArray[np.bool_]:
+    """Tell where a product of factors is so large that none of its digits vanish, or truly 0."""
+    product = np.abs(math.prod(factors))
+    return (product >= TINY) | np.any([factor == 0 for factor in factors], axis=0)

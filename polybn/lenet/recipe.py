@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from polybn.lenet import networks
+from polybn.lenet.plain import from_plain, to_plain
 from polybn.spec import DomainError, DTypeError, ShapeError
 
 if TYPE_CHECKING:
@@ -50,13 +51,13 @@ class Recipe:
         """Return the options as JSON's types."""
         options = asdict(self)
         del options["network"]
-        return options | {"network": networks.to_plain(self.network)}
+        return options | {"network": to_plain(self.network)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Recipe:
         """Return the recipe that :meth:`to_config` wrote; other keys are ignored."""
-        network = networks.from_plain(config["network"])
-        networks.check_scores(networks.rows(network))
+        network = from_plain(config["network"])
+        networks.rows(network)
         return cls(network, **{name: config[name] for name in _OPTIONS if name in config})
 
     def trained_on(self, order: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -27,8 +27,11 @@ from polybn.spec import DomainError, DTypeError, ShapeError
 if TYPE_CHECKING:
     from polybn.lenet.checkpoints import Checkpoint
 
+# What others than commands and training need.
+__all__ = ["Epoch", "Run", "load", "read_config", "read_metrics"]
+
 _MOST_BYTES = 2**26  # of config.json and metrics.jsonl; a line has some 150
-_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+_MALFORMED = (ValueError, TypeError, KeyError, RecursionError)
 
 
 class Epoch(NamedTuple):
@@ -94,9 +97,9 @@ class Saved(NamedTuple):
         if before == sha256:
             return
         data = self.config.get("data")
-        told = data.get("source") if isinstance(data, dict) else "unknown"
+        words = data.get("source") if isinstance(data, dict) else "unknown"
         raise CheckpointError(
-            f"polybn.training.resume: data must be those of the run in {self.path}: {told} (SHA-256 {before!s:.12}); "
+            f"polybn.training.resume: data must be those of the run in {self.path}: {words} (SHA-256 {before!s:.12}); "
             f"got {source} (SHA-256 {sha256:.12})"
         )
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from polybn.lenet.folder import Folder
     from polybn.lenet.networks import Network
 
+__all__ = ["resume", "train"]
+
 Data: TypeAlias = "Dataset | Callable[[], Dataset] | None"
 """A data set, or a function that reads one, called once everything else was checked; None reads Fashion-MNIST."""
 OnSteps: TypeAlias = "Callable[[int, Steps], None]"
@@ -49,7 +51,7 @@ class Job(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """Who is told how training goes."""
+    """The callbacks that follow training."""
 
     on_steps: OnSteps
     """Called with the number of the epoch and with what the program reports."""
@@ -278,7 +280,7 @@ def _divergence(what: str, epoch: int, recipe: Recipe) -> DivergenceError:
 
 def _notes(job: Job, goal: int) -> dict[str, Any]:
     """Say what a run went on with, beside the options that decide its numbers."""
-    from polybn import __version__
+    from polybn.version import __version__
 
     versions = {"polybn": __version__, "python": platform.python_version()}
     return {

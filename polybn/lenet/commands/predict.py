@@ -64,8 +64,8 @@ def predict(
 
 def _predictions(run: Run, dataset: Dataset) -> Labels:
     recipe = Recipe.from_config(run.config)
-    check_images("predict", recipe.network, dataset)
     program = programs.compile(recipe.network, dispatch.backend(recipe.backend), run.state, batch_size=256)
+    check_images("predict", recipe.network, dataset)
     scores = program.logits(program.place(dataset.test_images, dataset.test_labels))
     predictions: Labels = scores.argmax(axis=1).astype(np.uint8)
     return predictions
