@@ -131,7 +131,9 @@ def test_training_by_the_running_statistics_can_be_declared() -> None:
     report = check(Declared(), [*SOME, "P43", "P40"])
     assert report.ok, str(report)
     assert {r.id for r in report.results if r.status == "not applicable"} >= {"P1", "P22", "G1", "grade-float32"}
-    (wrong,) = check(type("Batch", (authors.Right,), {"conventions": {"trains_by": "running"}})(), ["P43"]).failures
+    batch = type("Batch", (authors.Right,), {"conventions": {"trains_by": "running"}})
+    (wrong,) = check(batch(), ["P43"]).results
+    assert (wrong.status, wrong.reason) == ("echo", "declare trains_by='batch'")
     assert "y of channel" in wrong.words
 
 
