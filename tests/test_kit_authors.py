@@ -159,10 +159,10 @@ def test_echoes_are_marked_and_no_grade_is_given() -> None:
     report = check(authors.Reversed())
     status = {result.id: result.status for result in report.results}
     assert [name for name, found in status.items() if found == "fail"] == ["convention-momentum"]
-    assert {name for name, found in status.items() if found == "echo"} == {"P2", "P22", "P33", "stateful"}
+    assert {name for name, found in status.items() if found == "echo"} == {"G1", "P2", "P22", "P33", "stateful"}
     assert status["grade-float32"] == "not certified"
     assert report.grades == ()
-    assert "declare momentum='new': P2, P22, P33, stateful" in " ".join(str(report).split())
+    assert "declare momentum='new': G1, P2, P22, P33, stateful" in " ".join(str(report).split())
 
 
 def test_a_fault_beside_a_wrong_declaration_is_no_echo() -> None:
