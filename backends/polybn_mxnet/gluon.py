@@ -147,7 +147,7 @@ class BatchNorm(mx.gluon.HybridBlock):
         return f"BatchNorm({words}, in_channels={self.gamma.shape[0] or None})"
 
 
-class Operator(mx.operator.CustomOp):
+class _Operator(mx.operator.CustomOp):
     """One place in a running graph. MXNet makes another where a forward pass starts before the last one's backward."""
 
     def __init__(self, flags: list[bool], options: Options) -> None:
@@ -195,7 +195,7 @@ class Operator(mx.operator.CustomOp):
         return Arguments("gluon.BatchNorm", *given, training, options.momentum, options.eps, unbiased, *known, {})
 
 
-class Properties(mx.operator.CustomOpProp):
+class _Properties(mx.operator.CustomOpProp):
     """What MXNet must know of the operator before it runs. Options arrive as strings, those of a loaded symbol, too."""
 
     def __init__(
@@ -223,9 +223,9 @@ class Properties(mx.operator.CustomOpProp):
         vector = np.float64 if in_type[0] == np.float64 else np.float32
         return [in_type[0], vector, vector], [in_type[0]], [vector, vector]
 
-    def create_operator(self, ctx: Any, in_shapes: Any, in_dtypes: Any) -> Operator:
+    def create_operator(self, ctx: Any, in_shapes: Any, in_dtypes: Any) -> _Operator:
         """Make the operator for inputs of these shapes and types."""
-        return Operator(self._flags, self._options)
+        return _Operator(self._flags, self._options)
 
 
-mx.operator.register(OPERATOR)(Properties)
+mx.operator.register(OPERATOR)(_Properties)
