@@ -87,10 +87,10 @@ def is_on_host(array: Array) -> bool:
     return str(describe(array).device).startswith("cpu")
 
 
-def view(array: Array) -> Host:
+def view(array: Array, what: Description | None = None) -> Host:
     """Look at the memory of an array in a CPU context once it has been written; the view keeps it alive."""
     _check(_wait_to_read(array.handle))
-    return view_settled(array)
+    return view_settled(array, what)
 
 
 def view_settled(array: Array, what: Description | None = None) -> Host:
@@ -99,28 +99,13 @@ def view_settled(array: Array, what: Description | None = None) -> Host:
     dtype = _NUMPY[name]
     if 0 in shape:
         return np.empty(shape, dtype)
-    memory: Any = (ctypes.c_char * (dtype.itemsize * math.prod(shape))).from_address(_begin(array))
+    address = ctypes.c_void_p()
+    # This asks for MXNet's standard layout, too, where oneDNN left another one behind.
+    _check(_data(array.handle, address))
+    assert address.value is not None
+    memory: Any = (ctypes.c_char * (dtype.itemsize * math.prod(shape))).from_address(address.value)
     memory.owner = array
     return np.ndarray(shape, dtype, memory)
-
-
-def address(array: Array) -> int:
-    """Tell where the memory of an array in a CPU context begins, once it has been written; it has a value or more."""
-    _check(_wait_to_read(array.handle))
-    return _begin(array)
-
-
-def _begin(array: Array) -> int:
-    pointer = ctypes.c_void_p()
-    # This asks for MXNet's standard layout, too, where oneDNN left another one behind.
-    _check(_data(array.handle, pointer))
-    assert pointer.value is not None
-    return pointer.value
-
-
-def itemsize(dtype: str) -> int:
-    """Return how many bytes a value takes."""
-    return _NUMPY[dtype].itemsize
 
 
 def wide(host: Host) -> Host:

@@ -76,7 +76,7 @@ def moments(arguments: Arguments) -> Moments:
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """Combine the statistics of two parts (S15)."""
     one, other = (Moments(*map(arrays.fetch, part)) for part in (a, b))
-    result = Moments(*_send(host.plain.merge_moments(one, other), a.mean))
+    result = Moments(*_send(host.shared.merge_moments(one, other), a.mean))
     if tape.is_recording():
         inputs = {"a.mean": a.mean, "a.m2": a.m2, "b.mean": b.mean, "b.m2": b.m2}
         tape.record(partial(derivatives.of_merge_moments, one, other), inputs, result[1:])
@@ -88,7 +88,7 @@ def fold(arguments: Arguments) -> Affine:
     inputs = derivatives.inputs(arguments)
     gamma, beta, mean, var = map(arrays.fetch, arguments[2:6])
     held = arguments._replace(gamma=gamma, beta=beta, running_mean=mean, running_var=var)
-    result = Affine(*_send(host.plain.fold(held), arguments.running_mean))
+    result = Affine(*_send(host.shared.fold(held), arguments.running_mean))
     if tape.is_recording():
         tape.record(partial(derivatives.of_fold, held), inputs, result)
     return result
