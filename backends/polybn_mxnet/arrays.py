@@ -154,13 +154,9 @@ def empty(like: Array) -> Array:
 
 def send(host: Host, like: Array) -> Array:
     """Copy host values to the kind and context of another array."""
-    return place(host, describe(like).device, type(like))
-
-
-def place(host: Host, device: Any, kind: type) -> Array:
-    """Copy host values to a kind of array and a context."""
-    what = Description(host.shape, _NAMES_OF.get(host.dtype) or host.dtype.name, device)  # NumPy names slowly
-    array = new(what, kind)
+    name = _NAMES_OF.get(host.dtype) or host.dtype.name  # NumPy names slowly
+    what = Description(host.shape, name, describe(like).device)
+    array = new(what, type(like))
     write(host, array, what)
     return array
 
@@ -171,8 +167,7 @@ def write(host: Host, array: Array, what: Description | None = None) -> None:
     if not host.size:
         return
     if not str(what.device).startswith("cpu"):
-        exact = place(host, "cpu(0)", mx.nd.NDArray)
-        assign(exact.as_in_context(array.ctx), array)
+        assign(mx.nd.array(host, mx.cpu(), host.dtype).as_in_context(array.ctx), array)
         return
     target = view_settled(array, what)
     if target.dtype == BFLOAT16 and host.dtype != BFLOAT16:
