@@ -26,14 +26,13 @@ from polybn.spec import (
     ShapeError,
     SingleValueWarning,
 )
+from polybn.version import __version__
 
 if TYPE_CHECKING:
     from polybn import conformance, spec
     from polybn.lenet import checkpoints, fashion_mnist, networks, runs, training
     from polybn.lenet.runs import Run
     from polybn.lenet.training import train
-
-__version__ = "0.1.0"
 
 # These need NumPy on the host; they are imported when they are first asked for. The modules that train LeNet live in
 # polybn.lenet; the public ones are reachable from here, too.
@@ -73,6 +72,7 @@ __all__ = [
     "SecondGradients",
     "ShapeError",
     "SingleValueWarning",
+    "__version__",
     "backend",
     "backends",
     "batch_norm",

@@ -62,7 +62,7 @@ def read_whole(path: StrPath, most: int) -> bytes:
     ...
     polybn.atomic.UnfitFileError: / must be a regular file; got a directory
     """
-    # Without O_NONBLOCK, opening a pipe waits. Windows has no such flag, and opens files as text unless told otherwise.
+    # Without O_NONBLOCK, opening a pipe waits. Windows has no such flag, and opens files as text by default.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         status = os.fstat(descriptor)
@@ -135,6 +135,8 @@ def make_directory(directory: Path) -> list[Path]:
     """Make a directory and its parents, and sync each into its own parent; return those that were made, outer first."""
     missing: list[Path] = []
     while not directory.is_dir():
+        if directory.exists():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
         missing.insert(0, directory)
         directory = directory.parent
     for path in missing:

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from polybn import __version__, atomic, cli_agree, cli_check, dispatch
+from polybn import atomic, cli_agree, cli_check, dispatch
 from polybn.console import err, out
 from polybn.lenet.commands.compare import compare
 from polybn.lenet.commands.data import data
@@ -20,6 +20,7 @@ from polybn.lenet.commands.predict import predict
 from polybn.lenet.commands.train import train
 from polybn.lenet.errors import CheckpointError, DivergenceError
 from polybn.spec import BackendError, DomainError, DTypeError, ShapeError
+from polybn.version import __version__
 
 TRAINING = (CheckpointError, DivergenceError)
 EXPECTED = (BackendError, DomainError, DTypeError, ShapeError, *TRAINING, OSError, ImportError)

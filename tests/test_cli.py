@@ -328,8 +328,8 @@ def test_an_unknown_backend_is_refused_before_data_are_fetched(
         (["--batch-size", "0"], r"polybn\.train: batch_size must be 1 or more; got 0 .*"),
         (["--seed", "-1"], r"polybn\.train: seed must be 0 or more; got -1 .*"),
         (["--out", "."], r"polybn\.train: --out must be a new or empty directory; got \., which holds note\.txt .*"),
-        (["--out", "note.txt"], r"File exists: note\.txt"),
-        (["--out", "note.txt/x"], r"File exists: note\.txt"),
+        (["--out", "note.txt"], r"Not a directory: note\.txt"),
+        (["--out", "note.txt/x"], r"Not a directory: note\.txt"),
         (["--batch-size", "299"], r"polybn\.train: every batch must hold 2 images or more; .*--last-batch drop\)"),
     ],
 )

@@ -21,7 +21,7 @@ from tests.sabotage.reference import Reference
 
 ROOT = Path(__file__).parents[1]
 CONVENTIONS = [name for name in conformance.IDS if name.startswith("convention-")]
-SOME = [*CONVENTIONS, "P1", "P2", "P3", "P4", "P17", "P18", "P22", "P33", "G1", "stateful", "grade-float32"]
+SOME = [*CONVENTIONS, "P1", "P2", "P3", "P4", "P16", "P17", "P18", "P22", "P33", "G1", "stateful", "grade-float32"]
 
 
 def check(adapter: Any, only: list[str] | None = None) -> Report:
@@ -105,6 +105,14 @@ def test_printing_is_noted_and_spoils_no_report(capfd: pytest.CaptureFixture[str
     assert report.ok
     assert "\x1b" not in str(report) + junit.document(report)
     assert "prints while it is checked" in str(report)
+
+
+def test_nan_after_one_value_is_noticed_for_each_declaration() -> None:
+    for declared in ({}, {"running_variance": "unbiased"}):
+        adapter = type("Declared", (authors.Leaking,), {"conventions": declared})()
+        failed = {result.id: result.words for result in check(adapter, ["convention-single_value", "P16"]).failures}
+        assert failed.keys() == {"convention-single_value", "P16"}
+        assert "must leave running_var finite; got nan" in failed["P16"]
 
 
 def test_the_derivative_of_a_frozen_one_is_asked_for() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,12 +20,26 @@ Array = NDArray[Any]
 
 compiled = pytest.mark.skipif(polybn_host.missing is not None, reason=f"kernels: {polybn_host.missing}")
 SHAPES = [(2, 3, 4999), (61, 3, 7, 11), (257, 131), (13, 67, 5, 5), (2, 1, 40_009), (3, 2)]
-PROGRAM = """
-import sys, threading, numpy, polybn
-x = numpy.random.default_rng(0).normal(size=(64, 8, 40, 40)).astype("f")
+FORKS = """
+import multiprocessing, numpy, polybn
+
+def spread(seed):
+    x = numpy.random.default_rng(seed).normal(size=(64, 6, 48, 48)).astype("float32")
+    return float(polybn.batch_norm(x, training=True).y.std())
+
+expected = [spread(seed) for seed in range(3)]
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    print(pool.map_async(spread, range(3)).get(timeout=50) == expected)
+"""
+OUTLIVES = """
+import threading, numpy, polybn
+
+x = numpy.random.default_rng(0).normal(size=(64, 8, 40, 40)).astype("float32")
+
 def work():
     threading.main_thread().join()
     print(float(polybn.batch_norm(x, training=True).y.std()))
+
 polybn.batch_norm(x, training=True)
 threading.Thread(target=work).start()
 """
@@ -54,9 +67,7 @@ def results(x: Array, dy: Array, gamma: Array, beta: Array, where: Array | None 
     got = list[Array]()
     mean, var = np.full_like(gamma, -60), np.full_like(gamma, 50)
     for training in (True, False):
-        result, pullback = polybn.batch_norm_vjp(
-            x, gamma, beta, mean, var, training=training, where=where, axis=axis
-        )
+        result, pullback = polybn.batch_norm_vjp(x, gamma, beta, mean, var, training=training, where=where, axis=axis)
         found = (*result, *pullback(dy))
         got += [np.ascontiguousarray(np.moveaxis(a, axis, 1) if a.ndim > 1 else a) for a in found if a is not None]
     return got
@@ -145,22 +156,19 @@ def test_out_must_fit() -> None:
             polybn.batch_norm_vjp(x, training=True)[1](x, out=out)
 
 
-def _spread(seed: int) -> float:
-    x = np.random.default_rng(seed).normal(size=(64, 6, 48, 48)).astype("float32")
-    return float(polybn.batch_norm(x, training=True).y.std())
+def run(program: str) -> str:
+    """Run a program in a process of its own, where no other library has threads; return what it prints."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_child_has_threads_of_its_own() -> None:
-    expected = [_spread(seed) for seed in range(3)]
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        assert pool.map_async(_spread, range(3)).get(timeout=60) == expected
+    assert run(FORKS) == "True\n"
 
 
 def test_a_thread_that_outlives_main() -> None:
-    run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, timeout=60)
-    assert (run.returncode, run.stderr) == (0, "")
-    assert abs(float(run.stdout) - 1) < 1e-3
+    assert abs(float(run(OUTLIVES)) - 1) < 1e-3
 
 
 def test_info_says_which_kernels_serve() -> None:

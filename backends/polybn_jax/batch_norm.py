@@ -17,6 +17,7 @@ from polybn.spec import Affine, Arguments, BatchNormResult, DomainError, Moments
 from polybn_jax import kernels
 from polybn_jax.call import Numbers, Operands, Plan, number, numbers_of, operands_of, plan_of
 from polybn_jax.kernels import Statistics, View
+from polybn_jax.processes import check_process
 
 
 def forward(
@@ -47,6 +48,7 @@ def fold(arguments: Arguments) -> Affine:
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """Combine the statistics of two parts (S15). Counts never wrap: too many are an error, and NaN under tracing."""
+    check_process("merge_moments")
     counts = [z.count for z in (a, b)]
     if all(map(_visible, counts)):
         whole = np.asarray(counts[0]).astype(float) + np.asarray(counts[1])

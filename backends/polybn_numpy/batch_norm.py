@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from polybn.arguments import fail_single_value, fail_variance
 from polybn.spec import Affine, Arguments, BatchNormResult, Gradients, Moments
 from polybn_numpy import host, plain
-from polybn_numpy.call import Residuals, Results, count_kept, hand_over, make_result
+from polybn_numpy.call import Residuals, Results, count_kept, hand_over, make_result, native
 
 Array = NDArray[Any]
 
@@ -25,6 +25,7 @@ def forward(
     differentiable: bool,  # noqa: ARG001  # the statistics are at hand in any case
 ) -> tuple[BatchNormResult, Residuals]:
     """Normalize (S1 to S12); ``y`` has the memory layout of ``x``, or is ``out``."""
+    given, arguments = arguments, _native(arguments)
     x, gamma, beta, *running, where = (getattr(arguments, name) for name in _ARRAYS)
     counts = count_kept(arguments)
     if not arguments.training:
@@ -32,33 +33,35 @@ def forward(
     elif arguments.unbiased and counts is not None and np.any(counts == 1):
         fail_single_value(arguments.function, f"where keeps one value in channel {int(np.argmax(counts == 1))}")
     out = arguments.own.get("out")
-    y = make_result(arguments.function, x, out, x, gamma, beta, *running, where)
+    y = make_result(arguments.function, given.x, out, *(getattr(given, name) for name in _ARRAYS))
     mean, var = (None if old is None else np.array(old, arguments.dtype) for old in running)
     results = Results(y, mean, var, None, None, np.zeros((5, arguments.channels)))
     if x.size:
-        engine = host if host.serves(x, gamma, beta, *running, y) else plain
+        engine = host if host.serves() else plain
         engine.normalize(arguments, counts, results)
-    return BatchNormResult(hand_over(y, out), mean, var), Residuals(counts, results.saved)
+    return BatchNormResult(hand_over(y, given.x, out), mean, var), Residuals(counts, results.saved)
 
 
 def backward(arguments: Arguments, residuals: Residuals, dy: Array, *, out: Array | None = None) -> Gradients:
     """Map a cotangent of ``y`` to cotangents of the arguments (S13); ``dx`` is ``out``, where that is given."""
-    x, gamma, training = arguments.x, arguments.gamma, arguments.training
-    dx = make_result("batch_norm_vjp", x, out, x, dy, gamma, arguments.where)
+    given, arguments, training = arguments, _native(arguments), arguments.training
+    x, gamma = given.x, given.gamma
+    dx = make_result("batch_norm_vjp", x, out, x, dy, gamma, given.where)
     wanted = (gamma is not None, arguments.beta is not None, not training, not training)
     gradients = Gradients(dx, *(np.zeros(arguments.channels, arguments.dtype) if w else None for w in wanted))
     if x.size:
-        engine = host if host.serves(x, gamma, dy, dx) else plain
-        engine.differentiate(arguments, residuals, dy, gradients)
-    return gradients._replace(x=hand_over(dx, out))
+        engine = host if host.serves() else plain
+        engine.differentiate(arguments, residuals, native(dy), gradients)
+    return gradients._replace(x=hand_over(dx, x, out))
 
 
 def moments(arguments: Arguments) -> Moments:
     """Measure ``x`` in a form that merges (S15)."""
+    arguments = _native(arguments)
     channels, counts = arguments.channels, count_kept(arguments)
     mean, m2 = (np.zeros(channels, arguments.dtype) for _ in range(2))
     if arguments.x.size:
-        engine = host if host.serves(arguments.x) else plain
+        engine = host if host.serves() else plain
         engine.normalize(arguments, counts, Results(None, None, None, mean, m2, np.zeros((5, channels))))
     return Moments(np.full(channels, arguments.m, np.int64) if counts is None else counts, mean, m2)
 
@@ -92,6 +95,10 @@ def fold(arguments: Arguments) -> Affine:
 
 
 _ARRAYS = ("x", "gamma", "beta", "running_mean", "running_var", "where")
+
+
+def _native(arguments: Arguments) -> Arguments:
+    return arguments._replace(**{name: native(getattr(arguments, name)) for name in _ARRAYS})
 
 
 def _check_variance(arguments: Arguments) -> None:

@@ -43,19 +43,30 @@ def count_kept(arguments: Arguments) -> NDArray[np.int64] | None:
 
 
 def make_result(function: str, like: Array, out: Array | None, *inputs: Array | None) -> Array:
-    """Return ``out``, or a new array in the memory order of ``like`` where there is none or it overlaps an input."""
+    """Return ``out``, or a new array in the memory order of ``like`` where there is none that can be written into.
+
+    It cannot where it overlaps an input, or has the other byte order.
+    """
     if out is not None:
         _check_out(function, out, like)
-        if not any(given is not None and np.may_share_memory(out, given) for given in inputs):
+        if out.dtype.isnative and not any(given is not None and np.may_share_memory(out, given) for given in inputs):
             return out
-    return np.empty_like(like, subok=False)
+    return np.empty_like(like, like.dtype.newbyteorder("="), subok=False)
 
 
-def hand_over(result: Array, out: Array | None) -> Array:
-    """Bring the result where the caller wants it."""
-    if out is None or out is result:
-        return result
-    np.copyto(out, result)
+def native(array: Array | None) -> Array | None:
+    """Bring an array into the byte order of the machine."""
+    if array is None or array.dtype.isnative:
+        return array
+    return array.astype(array.dtype.newbyteorder("="))
+
+
+def hand_over(result: Array, like: Array, out: Array | None) -> Array:
+    """Bring the result where the caller wants it, in the byte order of ``like``."""
+    if out is None:
+        return result if like.dtype.isnative else result.astype(like.dtype)
+    if out is not result:
+        np.copyto(out, result)
     return out
 
 
@@ -72,4 +83,6 @@ def _check_out(function: str, out: Any, like: Array) -> None:
             "(the result's dtype)"
         )
     if not out.flags.writeable:
-        raise ShapeError(f"polybn.{function}: out must be writeable; got a read-only array (results are written into it)")
+        raise ShapeError(
+            f"polybn.{function}: out must be writeable; got a read-only array (results are written into it)"
+        )

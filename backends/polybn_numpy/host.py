@@ -29,11 +29,9 @@ def without_kernels() -> Iterator[None]:
         _without.reset(token)
 
 
-def serves(*arrays: Array | None) -> bool:
-    """Tell whether the kernels are here, are wanted, and can read these arrays: not those of foreign byte order."""
-    if polybn_host.missing is not None or _without.get():
-        return False
-    return all(array is None or array.dtype.isnative for array in arrays)
+def serves() -> bool:
+    """Tell whether the kernels are here, and wanted."""
+    return polybn_host.missing is None and not _without.get()
 
 
 def normalize(arguments: Arguments, counts: NDArray[np.int64] | None, results: Results) -> None:

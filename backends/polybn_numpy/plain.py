@@ -6,6 +6,7 @@ channel of float64 that leaves the range is computed again in long double (S10).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -182,10 +183,10 @@ def _differentiate(
         if vector is not None:
             vector[block] = values[:, 0]
     finite = np.isfinite(g).all(axis=1, keepdims=True) & np.isfinite(sum(np.abs(column) for column in columns))
-    # No factor so small that a product with it vanishes.
-    products = (most, most * reach, most * reach * s.r, sum_gx / m * reach * s.r)
-    fits = _is_normal_or_zero(slope) & finite & np.all([(z == 0) | (abs(z) >= TINY) for z in products], axis=0)
-    fits &= (most * reach > 0) | (most == 0) | (reach == 0)
+    along = sum_gx / m
+    fits = _is_normal_or_zero(slope) & finite & _has_digits(most)
+    fits &= _has_digits(reach, s.r) & _has_digits(most, reach) & _has_digits(most, reach, s.r)
+    fits &= _has_digits(along, reach, s.r)
     strayed: NDArray[np.bool_] = (~fits[:, 0]) | (saved[4, block] != 0)
     return strayed
 
@@ -208,3 +209,9 @@ def centered(
 def _is_normal_or_zero(slope: Column) -> NDArray[np.bool_]:
     size = np.abs(slope)
     return (size == 0) | (SMALLEST <= size) & (size <= LARGEST)
+
+
+def _has_digits(*factors: Column) -> NDArray[np.bool_]:
+    """Tell where a product of factors is so large that none of its digits vanish, or truly 0."""
+    product = np.abs(math.prod(factors))
+    return (product >= TINY) | np.any([factor == 0 for factor in factors], axis=0)

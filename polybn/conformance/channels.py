@@ -175,12 +175,13 @@ def _dx_errors(
 
 
 def _running(case: Case, s: Statistics, old: tuple[float, ...], k: int) -> dict[str, Fraction]:
-    variance = oracle.unbiased(s) if case.running_variance == "unbiased" else s.variance
     rho = Fraction(case.momentum)
-    return {
-        "running_mean": oracle.blend(_power(-k) * Fraction(old[0]), s.mean, rho),
-        "running_var": oracle.blend(_power(-2 * k) * Fraction(old[1]), variance, rho),
-    }
+    found = {"running_mean": oracle.blend(_power(-k) * Fraction(old[0]), s.mean, rho)}
+    unbiased = case.running_variance == "unbiased"
+    if unbiased and s.m == 1:  # one value has no unbiased variance: no running variance is right
+        return found
+    variance = oracle.unbiased(s) if unbiased else s.variance
+    return found | {"running_var": oracle.blend(_power(-2 * k) * Fraction(old[1]), variance, rho)}
 
 
 def _distance(got: float, exact: Fraction, exponent: int, case: Case | None) -> Floats:

@@ -31,10 +31,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from polybn import __version__
 from polybn.atomic import StrPath, UnfitFileError, make_directory, read_whole, write_atomic
 from polybn.lenet.errors import CheckpointError
 from polybn.spec import DomainError, DTypeError
+from polybn.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -342,7 +342,7 @@ def _infer(layer: Layer, shape: tuple[int, ...]) -> tuple[tuple[int, ...], dict[
             return shape, {}
 
 
-# NumPy promises the streams of its bit generators for ever, but not what Generator's methods make of them
+# NumPy promises that the streams of its bit generators never change, but not what Generator's methods make of them
 # (NEP 19), so the two small steps from bits to numbers are taken here.
 def _bits(seed: int, stream: int) -> np.random.PCG64:
     return np.random.PCG64(np.random.SeedSequence([seed, stream]))

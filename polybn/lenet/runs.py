@@ -97,9 +97,9 @@ class Saved(NamedTuple):
         if before == sha256:
             return
         data = self.config.get("data")
-        told = data.get("source") if isinstance(data, dict) else "unknown"
+        words = data.get("source") if isinstance(data, dict) else "unknown"
         raise CheckpointError(
-            f"polybn.training.resume: data must be those of the run in {self.path}: {told} (SHA-256 {before!s:.12}); "
+            f"polybn.training.resume: data must be those of the run in {self.path}: {words} (SHA-256 {before!s:.12}); "
             f"got {source} (SHA-256 {sha256:.12})"
         )
 

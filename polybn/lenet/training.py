@@ -51,7 +51,7 @@ class Job(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """Who is told how training goes."""
+    """The callbacks that follow training."""
 
     on_steps: OnSteps
     """Called with the number of the epoch and with what the program reports."""
@@ -280,7 +280,7 @@ def _divergence(what: str, epoch: int, recipe: Recipe) -> DivergenceError:
 
 def _notes(job: Job, goal: int) -> dict[str, Any]:
     """Say what a run went on with, beside the options that decide its numbers."""
-    from polybn import __version__
+    from polybn.version import __version__
 
     versions = {"polybn": __version__, "python": platform.python_version()}
     return {

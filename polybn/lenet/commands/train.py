@@ -78,12 +78,15 @@ def train(
         return
     network = networks.lenet(None if norm == "none" else norm)
     recipe = Recipe(network, backend, batch_size, lr, seed, devices, last_batch)
-    with _directory(out_dir, recipe, data) as directory, _told(directory, network, backend, epochs, data) as told:
-        training.begin(recipe, epochs=epochs, out=directory, **told._asdict())
+    with (
+        _directory(out_dir, recipe, data) as directory,
+        _displayed(directory, network, backend, epochs, data) as callbacks,
+    ):
+        training.begin(recipe, epochs=epochs, out=directory, **callbacks._asdict())
     out.print(f"Saved in {directory}; {hint('compare', directory)} draws its curves")
 
 
-class Told(NamedTuple):
+class Callbacks(NamedTuple):
     """What the command hands to :func:`polybn.train`, to show how it goes."""
 
     data: Callable[[], Dataset]
@@ -104,8 +107,8 @@ def _resume(directory: Path, context: typer.Context, *, epochs: int | None, wher
         out.print(f"{directory} has {finished} finished epochs, and {goal} were asked for; {more} adds ten")
         return
     recipe = saved.recipe
-    with _told(directory, recipe.network, recipe.backend, goal, where or saved.where) as told:
-        training.resume(directory, epochs=goal, **told._asdict())
+    with _displayed(directory, recipe.network, recipe.backend, goal, where or saved.where) as callbacks:
+        training.resume(directory, epochs=goal, **callbacks._asdict())
     out.print(f"Saved in {directory}; {hint('compare', directory)} draws its curves")
 
 
@@ -137,7 +140,7 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _told(directory: Path, network: Network, backend: str, epochs: int, where: str | None) -> Iterator[Told]:
+def _displayed(directory: Path, network: Network, backend: str, epochs: int, where: str | None) -> Iterator[Callbacks]:
     """Show how training goes, and what to do after Ctrl-C."""
     shown = EpochDisplay(out, epochs)
 
@@ -151,7 +154,7 @@ def _told(directory: Path, network: Network, backend: str, epochs: int, where: s
 
     try:
         with shown:
-            yield Told(read, shown.on_steps, shown.on_epoch)
+            yield Callbacks(read, shown.on_steps, shown.on_epoch)
     except KeyboardInterrupt:
         if (directory / "config.json").exists():
             go_on = hint("train", "--resume", directory)
