@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,14 @@ from polybn_mxnet.arrays import BFLOAT16, Host
 shared: Any = polybn_numpy
 """Batch norm on host memory: compiled kernels, and NumPy where they were not compiled."""
 
-
-_OF_BACKWARD = ("x", "gamma", "where")
-"""What the derivative reads beside the residuals."""
+ARRAYS = Arguments._fields[1:7]
+"""The names of the arrays of a call."""
 
 
 def hold(arguments: Arguments) -> Arguments:
-    """Copy what the derivative of a call reads, so that what is written there later does not reach it."""
-    seen = _seen(arguments, _OF_BACKWARD)
-    copies = {name: copy.copy(getattr(seen, name)) for name in _OF_BACKWARD}
+    """Copy the arrays of a call: what is written to them later, or waits for the derivative, does not touch it."""
+    seen = _seen(arguments)
+    copies: dict[str, Any] = {name: copy.copy(getattr(seen, name)) for name in ARRAYS}
     return seen._replace(**copies)
 
 
@@ -40,7 +39,7 @@ def forward(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, A
 def backward(arguments: Arguments, residuals: Any, dy: Array, into: Mapping[str, Array]) -> None:
     """Write the gradients that are wanted, by name (S13)."""
     out = _target(into["x"]) if "x" in into else None
-    gradients = shared.backward(_seen(arguments, _OF_BACKWARD), residuals, arrays.values(dy), out=out)._asdict()
+    gradients = shared.backward(_seen(arguments), residuals, arrays.values(dy), out=out)._asdict()
     for name, array in into.items():
         if name != "x" or out is None:
             arrays.write(gradients[name], array)
@@ -48,7 +47,7 @@ def backward(arguments: Arguments, residuals: Any, dy: Array, into: Mapping[str,
 
 def double_backward(arguments: Arguments, dy: Array, cotangents: Gradients) -> SecondGradients:
     """Differentiate :func:`backward`, from the start, for arrays of any context; the results are on the host."""
-    fetched: dict[str, Any] = {name: arrays.fetch(getattr(arguments, name)) for name in Arguments._fields[1:7]}
+    fetched: dict[str, Any] = {name: arrays.fetch(getattr(arguments, name)) for name in ARRAYS}
     given = arguments._replace(**fetched)
     residuals = shared.forward(given, differentiable=True)[1]
     found: SecondGradients = shared.double_backward(
@@ -63,11 +62,11 @@ def moments(arguments: Arguments) -> Moments:
     return found
 
 
-def _seen(arguments: Arguments, names: Sequence[str] = Arguments._fields[1:7]) -> Arguments:
+def _seen(arguments: Arguments) -> Arguments:
     """Put views of their memory in the place of arrays; what is on the host already stays as it is."""
     vector = Description((arguments.channels,), arguments.dtype)
     views: dict[str, Any] = {}
-    for name in names:
+    for name in ARRAYS:
         array = getattr(arguments, name)
         if array is not None and not isinstance(array, np.ndarray):
             what = None if name in ("x", "where") else vector
