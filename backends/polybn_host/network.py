@@ -9,12 +9,12 @@ from polybn_host import _ffi, _lib
 
 
 class Batch(NamedTuple):
-    """Images ``images[order[0]] ... images[order[count - 1]]`` with their labels: addresses of bytes and of int64."""
+    """Images ``images[order[0]] ... images[order[size - 1]]`` with their labels: addresses of bytes and of int64."""
 
     images: int
     labels: int
     order: int
-    count: int
+    size: int
 
 
 class Stage(NamedTuple):
@@ -51,11 +51,11 @@ class Network:
         return _lib.polybn_network_step(self._network, _pointers(batch), rate, right), right[0]
 
     def score(self, batch: Batch, scores: int) -> None:
-        """Write scores ``(count, classes)`` in inference mode to the address ``scores``."""
+        """Write scores ``(size, classes)`` in inference mode to the address ``scores``."""
         _lib.polybn_network_score(self._network, _pointers(batch), _ffi.cast("float *", scores))
 
 
 def _pointers(batch: Batch) -> Any:
     kinds = ("uint8_t *", "uint8_t *", "int64_t *")
-    *arrays, count = batch
-    return _ffi.new("polybn_batch *", (*(_ffi.cast(kind, a) for kind, a in zip(kinds, arrays, strict=True)), count))
+    *arrays, size = batch
+    return _ffi.new("polybn_batch *", (*(_ffi.cast(kind, a) for kind, a in zip(kinds, arrays, strict=True)), size))

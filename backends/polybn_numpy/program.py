@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-import polybn_host
 from polybn.lenet.networks import Row, State
 from polybn.lenet.program import Steps
+from polybn_numpy import host
 from polybn_numpy.chain import PlainNetwork
 from polybn_numpy.compiled import CompiledNetwork
 
@@ -35,7 +35,7 @@ class Arithmetic(Protocol):
 def compile(rows: Sequence[Row], state: State, *, batch_size: int) -> NumpyProgram:
     """Turn the layers of a network and its state, which is copied, into a program."""
     own = {name: np.array(value, np.float32, order="C") for name, value in state.items()}
-    plain = polybn_host.missing is not None
+    plain = not host.serves()
     arithmetic = PlainNetwork(rows, own) if plain else CompiledNetwork(rows, own, batch_size)
     return NumpyProgram(own, arithmetic, batch_size, classes=rows[-1].output_shape[0])
 
