@@ -39,7 +39,7 @@ _NUMPY = {name: BFLOAT16 if name == "bfloat16" else np.dtype(name) for name in _
 _NAMES_OF = {dtype: name for name, dtype in _NUMPY.items()}
 _int, _any, _pointer = ctypes.c_int, ctypes.c_void_p, ctypes.POINTER
 _size, _suffix = (ctypes.c_int64, "Ex64") if mx.nd.ndarray._int64_enabled() else (ctypes.c_int, "Ex")
-_four = _int * 4
+_four, _sizes = _int * 4, _pointer(_size)
 
 
 def _function(name: str, *arguments: Any, waits: bool = False) -> Callable[..., int]:
@@ -70,7 +70,7 @@ def inspect(value: object, /) -> Description | None:
 def describe(array: Array) -> Description:
     """Look at what an array is, not at its values."""
     handle: Any = array.handle
-    numbers, sizes = _four(), _pointer(_size)()
+    numbers, sizes = _four(), _sizes()
     address = ctypes.addressof(numbers)
     _check(_shape(handle, address, sizes) or _dtype(handle, address + 4) or _context(handle, address + 8, address + 12))
     rank, dtype, device, index = numbers
@@ -84,7 +84,10 @@ def _device(number: int, index: int) -> str:
 
 def is_on_host(array: Array) -> bool:
     """Tell whether the values lie in memory that the host can read."""
-    return str(describe(array).device).startswith("cpu")
+    numbers = _four()
+    address = ctypes.addressof(numbers)
+    _check(_context(array.handle, address, address + 4))
+    return _device(*numbers[:2]).startswith("cpu")
 
 
 def view(array: Array, what: Description | None = None) -> Host:
