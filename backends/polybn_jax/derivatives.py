@@ -38,7 +38,7 @@ def _backward(dy: jax.Array, operands: Operands, s: Statistics, *, plan: Plan) -
     view = kernels.view(x, operands.where, plan.axis, plan.axis_name)
     counts = view.counts if plan.training else None
     given = (view.x, gamma, beta, s)
-    _, transpose = jax.vjp(lambda *t: kernels.tangent(view.x, gamma, s, view.kept, counts, plan.axis_name, *t), *given)
+    _, transpose = jax.vjp(lambda *t: kernels.tangent(view.x, gamma, s, view.kept, counts, plan.axis_name, t), *given)
     dx, dgamma, dbeta, ds = transpose(dy.reshape(view.x.shape).astype(view.x.dtype))
     running = (None, None) if plan.training else (ds.mean, ds.variance)
     return Gradients(dx.reshape(x.shape).astype(x.dtype), dgamma, dbeta, *running)

@@ -182,13 +182,12 @@ def normalize(
 def _normalize_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
     x, gamma, _, s, kept, counts = primals
     y = normalize(*primals, axis_name)
-    return y, tangent(x, gamma, s, kept, counts, axis_name, *tangents[:4])
+    return y, tangent(x, gamma, s, kept, counts, axis_name, tangents[:4])
 
 
-def tangent(  # type: ignore[no-untyped-def]
-    x, gamma, s, kept, counts, axis_name, dx, dgamma, dbeta, ds: Statistics
-) -> jax.Array:
+def tangent(x, gamma, s, kept, counts, axis_name, tangents) -> jax.Array:  # type: ignore[no-untyped-def]
     """Map tangents of the arguments to that of ``y``; its transpose is S13."""
+    dx, dgamma, dbeta, ds = tangents
     xhat = standardized(x, s, kept)
     scale = s.slope if gamma is None else s.slope * gamma
     a = mask(dx, kept) * spread(scale, xhat)

@@ -6,6 +6,8 @@ It needs Flax; importing :mod:`polybn_jax` does not import it.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -125,10 +127,8 @@ class BatchNorm(nnx.Module):
         training = not (self.use_running_average if use_running_average is None else use_running_average)
         scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
         statistics = self.mean[...], self.var[...]
-        try:
+        with _in_flaxs_words():
             y, mean, var = batch_norm(x, scale, bias, *statistics, training=training, where=where, **self._options())
-        except _ERRORS as error:
-            raise type(error)(_in_flaxs_words(str(error))) from None
         if training:
             # Not [...] = mean: that writes into a NumPy array that a state was restored from.
             self.mean.set_value(mean)
@@ -156,14 +156,17 @@ class BatchNorm(nnx.Module):
         }
 
 
-_ERRORS = (ShapeError, DTypeError, DomainError, BackendError)
 _WORDS = {
     "polybn.batch_norm": "polybn_jax.nnx.BatchNorm", "gamma": "scale", "beta": "bias", "running_mean": "mean",
     "running_var": "var", "eps": "epsilon", "training=False": "use_running_average=True",
 }  # fmt: skip
 
 
-def _in_flaxs_words(message: str) -> str:
-    """Name arguments as the module's users know them."""
-    pattern = "|".join(rf"\b{re.escape(word)}\b" for word in _WORDS)
-    return re.sub(pattern, lambda found: _WORDS[found[0]], message)
+@contextmanager
+def _in_flaxs_words() -> Iterator[None]:
+    """Name arguments in errors as the module's users know them."""
+    try:
+        yield
+    except (ShapeError, DTypeError, DomainError, BackendError) as error:
+        pattern = "|".join(rf"\b{re.escape(word)}\b" for word in _WORDS)
+        raise type(error)(re.sub(pattern, lambda found: _WORDS[found[0]], str(error))) from None
