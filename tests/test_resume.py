@@ -129,7 +129,7 @@ def test_forty_kills_of_two_trainers_that_fight_for_one_directory(data: Path, tm
 
 
 def saved_in(lines: list[str]) -> list[int]:
-    return [int(line.split()[1]) for line in lines if line.startswith("saved")]
+    return [int(line.split()[1]) for line in lines if line.startswith("saved ")]
 
 
 class Fighter:
