@@ -1,4 +1,4 @@
-"""The compiled kernels: no bit depends on instruction set, threads, memory layout or deleted values; ``out=``; processes."""
+"""The compiled kernels: no bit depends on instructions, threads, layout or deleted values; ``out=``; processes."""
 
 from __future__ import annotations
 
@@ -154,6 +154,8 @@ def test_out_must_fit() -> None:
             polybn.batch_norm(x, training=True, out=out)
         with pytest.raises(error, match=rf"polybn\.batch_norm_vjp: {words}"):
             polybn.batch_norm_vjp(x, training=True)[1](x, out=out)
+    with pytest.raises(polybn.DTypeError, match=r"polybn\.moments: out must be left out"):
+        polybn.moments(x, out=np.empty_like(x))
 
 
 def run(program: str) -> str:

@@ -48,7 +48,7 @@ def skip_subnormals(backend: str, dtype: str, smallest: float) -> None:
 
 
 def assert_close(a: Any, b: Any) -> None:
-    """Compare what S10 computes in a wider type with what the usual arithmetic gives: 4 units in the last place apart."""
+    """Compare what S10 computes in a wider type with the usual arithmetic: 4 units in the last place apart at most."""
     if a is not None:
         assert (np.abs(a - b) <= 4 * np.spacing(np.abs(b).max(axis=tuple(range(1, b.ndim)), keepdims=True))).all()
 

@@ -11,6 +11,8 @@ process may use.
 
 from __future__ import annotations
 
+import importlib
+import math
 import os
 from collections.abc import Sequence
 from functools import lru_cache
@@ -31,10 +33,11 @@ if os.environ.get("POLYBN_KERNELS") == "0":
     missing = "POLYBN_KERNELS=0"
 else:
     try:
-        from polybn_host._kernels import ffi as _ffi  # type: ignore[import-not-found]
-        from polybn_host._kernels import lib as _lib
+        _kernels = importlib.import_module("polybn_host._kernels")
     except ImportError as error:
         missing = f"not compiled ({error})"
+    else:
+        _ffi, _lib = _kernels.ffi, _kernels.lib
 
 Strides = tuple[int, ...]
 """Bytes from one element to the next along each axis of an array that has the shape of ``x``."""
@@ -49,27 +52,25 @@ def geometry(
     ``result`` has the strides of ``y``, or of ``dx``. An array that a call lacks has no strides.
     """
     given = (x, dy, result, where)
-    axes = [k for k in range(len(shape)) if k != axis and shape[k] != 1]
-    sizes = list[int]()
-    strides = [list[int]() for _ in given]
-    for k in axes:  # an axis that continues the one before it is no axis
-        if sizes and all(not s or s[axes_before] == s[k] * shape[k] for s in given):
-            sizes[-1] *= shape[k]
-            for into, of in zip(strides, given, strict=True):
-                into[-1:] = [of[k] if of else 0]
+    merged = list[tuple[int, list[int]]]()
+    for k, size in enumerate(shape):
+        if k == axis or size == 1:
+            continue
+        steps = [strides[k] if strides else 0 for strides in given]
+        if merged and merged[-1][1] == [step * size for step in steps]:  # one axis that goes on as the other does
+            merged[-1] = (merged[-1][0] * size, steps)
         else:
-            sizes.append(shape[k])
-            for into, of in zip(strides, given, strict=True):
-                into.append(of[k] if of else 0)
-        axes_before = k
-    if not sizes:
-        size = 2 if dtype in ("float16", "bfloat16") else 4 if dtype == "float32" else 8
-        sizes, strides = [1], [[size]] * 3 + [[1]]
-    count = 1
-    for size in sizes:
-        count *= size
-    channel = [s[axis] if s else 0 for s in given]
-    return _ffi.new("polybn_geometry *", (shape[axis], count, DTYPES[dtype], len(sizes), sizes, channel, strides))
+            merged.append((size, steps))
+    if not merged:  # one value per channel
+        itemsize = {"float64": 8, "float32": 4}.get(dtype, 2)
+        merged = [(1, [itemsize, itemsize, itemsize, 1])]
+    sizes, steps_of = zip(*merged, strict=True)
+    channel = [strides[axis] if strides else 0 for strides in given]
+    count, rank = math.prod(sizes), len(sizes)
+    return _ffi.new(
+        "polybn_geometry *",
+        (shape[axis], count, DTYPES[dtype], rank, sizes, channel, list(zip(*steps_of, strict=True))),
+    )
 
 
 def forward(
@@ -84,10 +85,10 @@ def forward(
 ) -> None:
     """Run the forward pass (S1 to S12) on memory.
 
-    ``arrays`` holds the addresses of ``x, where, counts, gamma, beta, running_mean, running_var``: where is bool, counts
-    are int64, one per channel, of the values that ``where`` keeps. ``results`` holds those of ``y, running_mean,
-    running_var, mean, m2, saved``; saved is float64 of shape ``(5, channels)``, and what :func:`backward` needs: m1, delta,
-    v, r, and 1 where the channel left the range. An address is an int or a cffi pointer.
+    ``arrays`` holds the addresses of ``x, where, counts, gamma, beta, running_mean, running_var``: where is bool,
+    counts are int64, the number of values that ``where`` keeps in each channel. ``results`` holds those of ``y,
+    running_mean, running_var, mean, m2, saved``; saved is float64 of shape ``(5, channels)`` and what :func:`backward`
+    needs: m1, delta, v, r, and 1 where the channel left the range. An address is an int or a cffi pointer.
     """
     call = _ffi.new(
         "polybn_forward_call *", (geometry, *map(_pointer, (*arrays, *results)), momentum, eps, training, unbiased)
@@ -135,6 +136,8 @@ def use_threads(number: int) -> None:
 
 
 def _pointer(address: Any) -> Any:
+    if address == NULL:
+        return _ffi.NULL
     return _ffi.cast("void *", address) if isinstance(address, int) else address
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polybn.arguments import fail_single_value, fail_variance
-from polybn.spec import Affine, Arguments, BatchNormResult, Gradients, Moments
+from polybn.spec import Affine, Arguments, BatchNormResult, DTypeError, Gradients, Moments
 from polybn_numpy import host, plain
 from polybn_numpy.call import Residuals, Results, count_kept, hand_over, make_result, native
 
@@ -26,15 +26,14 @@ def forward(
 ) -> tuple[BatchNormResult, Residuals]:
     """Normalize (S1 to S12); ``y`` has the memory layout of ``x``, or is ``out``."""
     given, arguments = arguments, _native(arguments)
-    x, gamma, beta, *running, where = (getattr(arguments, name) for name in _ARRAYS)
-    counts = count_kept(arguments)
+    x, counts = arguments.x, count_kept(arguments)
     if not arguments.training:
         _check_variance(arguments)
     elif arguments.unbiased and counts is not None and np.any(counts == 1):
         fail_single_value(arguments.function, f"where keeps one value in channel {int(np.argmax(counts == 1))}")
     out = arguments.own.get("out")
     y = make_result(arguments.function, given.x, out, *(getattr(given, name) for name in _ARRAYS))
-    mean, var = (None if old is None else np.array(old, arguments.dtype) for old in running)
+    mean, var = (None if old is None else old.copy() for old in (arguments.running_mean, arguments.running_var))
     results = Results(y, mean, var, None, None, np.zeros((5, arguments.channels)))
     if x.size:
         engine = host if host.serves() else plain
@@ -57,6 +56,8 @@ def backward(arguments: Arguments, residuals: Residuals, dy: Array, *, out: Arra
 
 def moments(arguments: Arguments) -> Moments:
     """Measure ``x`` in a form that merges (S15)."""
+    if arguments.own:
+        raise DTypeError(f"polybn.moments: out must be left out; got {arguments.own} (moments are new arrays)")
     arguments = _native(arguments)
     channels, counts = arguments.channels, count_kept(arguments)
     mean, m2 = (np.zeros(channels, arguments.dtype) for _ in range(2))
@@ -98,7 +99,9 @@ _ARRAYS = ("x", "gamma", "beta", "running_mean", "running_var", "where")
 
 
 def _native(arguments: Arguments) -> Arguments:
-    return arguments._replace(**{name: native(getattr(arguments, name)) for name in _ARRAYS})
+    given = {name: getattr(arguments, name) for name in _ARRAYS}
+    foreign = {name: native(a) for name, a in given.items() if a is not None and not a.dtype.isnative}
+    return arguments._replace(**foreign) if foreign else arguments
 
 
 def _check_variance(arguments: Arguments) -> None:

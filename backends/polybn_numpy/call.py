@@ -1,4 +1,4 @@
-"""What a forward call leaves, where its results go, and how many values take part: the same with and without kernels."""
+"""What a forward call leaves, where its results go, how many values take part: the same with and without kernels."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def hand_over(result: Array, like: Array, out: Array | None) -> Array:
 def _check_out(function: str, out: Any, like: Array) -> None:
     if type(out) not in (np.ndarray, np.memmap):
         raise DTypeError(
-            f"polybn.{function}: out must be a plain NumPy array; got {type(out).__qualname__} (results are written into it)"
+            f"polybn.{function}: out must be a plain NumPy array; got {type(out).__qualname__} "
+            "(results are written into it)"
         )
     if out.shape != like.shape:
         raise ShapeError(f"polybn.{function}: out must have shape {like.shape}; got {out.shape} (the result's shape)")

@@ -1,4 +1,4 @@
-"""The derivative of the derivative, in plain NumPy; the formulas are those of :class:`polybn.pullback.SecondPullback`."""
+"""The derivative of the derivative in plain NumPy, by the formulas of :class:`polybn.pullback.SecondPullback`."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def normalize(arguments: Arguments, counts: NDArray[np.int64] | None, results: R
     """Run the forward pass into ``results``."""
     x, where, y = arguments.x, _whole_mask(arguments), results.y
     layout = polybn_host.geometry(
-        x.shape, arguments.axis, x.dtype.name, x.strides, () if y is None else y.strides, (), _strides(where)
+        x.shape, arguments.axis, _name(x.dtype), x.strides, () if y is None else y.strides, (), _strides(where)
     )
     vectors = (arguments.gamma, arguments.beta, arguments.running_mean, arguments.running_var)
     held = [None if vector is None else np.ascontiguousarray(vector) for vector in vectors]
@@ -57,7 +58,7 @@ def differentiate(arguments: Arguments, residuals: Residuals, dy: Array, gradien
     """Run the backward pass into ``gradients``."""
     x, where, dx = arguments.x, _whole_mask(arguments), gradients.x
     layout = polybn_host.geometry(
-        x.shape, arguments.axis, x.dtype.name, x.strides, dx.strides, dy.strides, _strides(where)
+        x.shape, arguments.axis, _name(x.dtype), x.strides, dx.strides, dy.strides, _strides(where)
     )
     gamma = None if arguments.gamma is None else np.ascontiguousarray(arguments.gamma)
     polybn_host.backward(
@@ -67,6 +68,12 @@ def differentiate(arguments: Arguments, residuals: Residuals, dy: Array, gradien
         eps=arguments.eps,
         training=arguments.training,
     )
+
+
+@cache
+def _name(dtype: np.dtype[Any]) -> str:
+    """Name a dtype, as NumPy does in 2 microseconds."""
+    return dtype.name
 
 
 def _whole_mask(arguments: Arguments) -> Array | None:

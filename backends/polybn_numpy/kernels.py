@@ -17,10 +17,12 @@ Rows: TypeAlias = NDArray[Any]  # (channels, m)
 Column: TypeAlias = NDArray[Any]  # (channels, 1)
 Mask: TypeAlias = NDArray[np.bool_]  # (channels, m), True where a value takes part
 
-# BLAS adds up CHUNK values in 16 or more lanes, and float64 adds up the chunks: a sum over any m errs by
-# less than 40 u, and the equal residues of a constant channel add up exactly (S8). One long float32 dot
-# product would err by m / 64 u, and NumPy's own float32 sums by m u in the worst layout.
-CHUNK = 512
+# BLAS adds up a chunk of values in 16 or more lanes, and a wider type adds up the chunks: a float32 sum over any m
+# errs by less than 40 u, and the equal residues of a constant channel add up exactly (S8). One long float32 dot
+# product would err by m / 64 u, and NumPy's own float32 sums by m u in the worst layout. Equal terms of float64 would
+# drift by a few u within a chunk of 512.
+CHUNK = {np.dtype(np.float32): 512}
+SHORT_CHUNK = 64
 
 
 class Statistics(NamedTuple):
@@ -51,28 +53,32 @@ class Statistics(NamedTuple):
 
 def sums(rows: Rows) -> Column:
     """Add up each row, in a wider type across chunks."""
-    channels, m = rows.shape
-    rest = m % CHUNK
-    total = np.zeros(channels, _wider(rows))
+    (channels, m), chunk = rows.shape, _chunk(rows)
+    rest = m % chunk
+    total: NDArray[Any] = np.zeros(channels, _wider(rows))
     if rest:
         total += rows[:, m - rest :] @ np.ones(rest, rows.dtype)
     if m > rest:
-        chunks = rows[:, : m - rest].reshape(channels, -1, CHUNK)
-        total += (chunks @ np.ones(CHUNK, rows.dtype)).sum(axis=1, dtype=total.dtype)
+        chunks = rows[:, : m - rest].reshape(channels, -1, chunk)
+        total += (chunks @ np.ones(chunk, rows.dtype)).sum(axis=1, dtype=total.dtype)
     return total[:, None]
 
 
 def dots(a: Rows, b: Rows) -> Column:
     """Return the inner product of each row of ``a`` with that of ``b``, in a wider type across chunks."""
-    channels, m = a.shape
-    rest = m % CHUNK
-    total = np.zeros(channels, _wider(a))
+    (channels, m), chunk = a.shape, _chunk(a)
+    rest = m % chunk
+    total: NDArray[Any] = np.zeros(channels, _wider(a))
     if rest:
         total += (a[:, None, m - rest :] @ b[:, m - rest :, None])[:, 0, 0]
     if m > rest:
-        left, right = (z[:, : m - rest].reshape(channels, -1, CHUNK) for z in (a, b))
+        left, right = (z[:, : m - rest].reshape(channels, -1, chunk) for z in (a, b))
         total += (left[:, :, None, :] @ right[:, :, :, None]).sum(axis=(1, 2, 3), dtype=total.dtype)
     return total[:, None]
+
+
+def _chunk(rows: Rows) -> int:
+    return CHUNK.get(rows.dtype, SHORT_CHUNK)
 
 
 def _wider(rows: Rows) -> type:

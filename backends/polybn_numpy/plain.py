@@ -1,4 +1,4 @@
-"""Batch norm in plain NumPy, the readable companion of the kernels: clauses S2 to S4 and S13 a block of channels at a time.
+"""Batch norm in plain NumPy, the readable companion of the kernels: S2 to S4 and S13, a block of channels at a time.
 
 Whatever is stored in four bytes or fewer is computed in float64, whose range holds every product of such numbers; a
 channel of float64 that leaves the range is computed again in long double (S10).
@@ -62,7 +62,7 @@ class Call(NamedTuple):
 
     @property
     def eps(self) -> float:
-        """eps in the type of the statistics (S3)."""
+        """Eps in the type of the statistics (S3)."""
         return float(np.dtype(self.arguments.dtype).type(self.arguments.eps))
 
 
@@ -118,7 +118,7 @@ def _normalize(call: Call, results: Results, block: slice, dtype: type) -> NDArr
     rows = call.rows(arguments.x, block, dtype, kept)
     if arguments.training:
         s = measure(rows, call.divisor(block), call.eps, kept)
-        fits = (TINY <= s.v) & (s.v * call.divisor(block) <= HUGE) | (s.v == 0) & ~rows.any(axis=1, keepdims=True)
+        fits = (s.v >= TINY) & (s.v * call.divisor(block) <= HUGE) | (s.v == 0) & ~rows.any(axis=1, keepdims=True)
     else:
         m1, v = (call.column(z, block, dtype, 0) for z in (arguments.running_mean, arguments.running_var))
         s = Statistics(m1, np.zeros_like(m1), v, inverse_root(v, call.eps))
@@ -208,7 +208,7 @@ def centered(
 
 def _is_normal_or_zero(slope: Column) -> NDArray[np.bool_]:
     size = np.abs(slope)
-    return (size == 0) | (SMALLEST <= size) & (size <= LARGEST)
+    return (size == 0) | (size >= SMALLEST) & (size <= LARGEST)
 
 
 def _has_digits(*factors: Column) -> NDArray[np.bool_]:

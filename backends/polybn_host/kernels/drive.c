@@ -29,7 +29,10 @@ static void find_shift(call *k, int64_t c) {
     const polybn_geometry *g = k->j.g;
     double sum = 0;
     int64_t n = 0;
-    if (!k->j.where) {
+    if (!k->j.where && g->rank == 1) {
+        const char *x = k->j.x + c * g->channel_stride[X];
+        for (; n < 8 && n < g->count; n++, x += g->strides[X][0]) sum += read_value(g->stored, x, 0);
+    } else if (!k->j.where) {
         const int64_t some = smaller(8, g->count);
         char copy[8 * sizeof(double)];
         const void *x = fetch(g, X, k->j.x, c, 0, some, copy);
