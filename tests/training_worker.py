@@ -50,10 +50,10 @@ def main(data: str, directory: str, epochs: str, deadly_sync: str) -> None:
         nonlocal images
         images += int(steps.images.sum())
         if images % len(dataset.train_labels) == 0:
-            print("trained", epoch, flush=True)  # noqa: T201
+            print(f"trained {epoch}", flush=True)  # noqa: T201
 
     def on_epoch(epoch: Epoch) -> None:
-        print("saved", epoch.epoch, flush=True)  # noqa: T201
+        print(f"saved {epoch.epoch}", flush=True)  # noqa: T201
 
     def read() -> Dataset:
         print("begins", flush=True)  # noqa: T201
@@ -67,7 +67,7 @@ def main(data: str, directory: str, epochs: str, deadly_sync: str) -> None:
             else:
                 polybn.train(networks.lenet(), out=directory, **options, **OPTIONS)
         except RunInUseError as error:
-            print("waits:", error, flush=True)  # noqa: T201
+            print(f"waits: {error}", flush=True)  # noqa: T201
             time.sleep(0.01)
         except polybn.DomainError as error:  # the other one began it between the question and the call
             if "must be a new or empty directory" not in str(error):
