@@ -127,7 +127,7 @@ def _normalize(call: Call, results: Results, block: slice, dtype: type) -> NDArr
     slope = widest(s.r) * call.column(arguments.gamma, block, dtype, 1)
     rows *= slope.astype(dtype)
     rows += call.column(arguments.beta, block, dtype, -0.0)  # z + -0.0 is z
-    fits &= _is_normal_or_zero(slope) & np.isfinite(rows).all(axis=1, keepdims=True)
+    fits &= _is_normal_or_zero(slope) & np.isfinite(s.v + call.eps) & np.isfinite(rows).all(axis=1, keepdims=True)
     if kept is not None:
         np.copyto(rows, 0, where=~kept)
     if results.y is not None:
@@ -177,6 +177,8 @@ def _differentiate(
     else:
         sum_g, sum_gx = kernels.sums(g), kernels.dots(g, xhat)
     g *= slope.astype(dtype)
+    if kept is not None:  # NaN times 0 is there by now
+        np.copyto(g, 0, where=~kept)
     blocks.scatter(g, blocks.channels_first(gradients.x, arguments.axis), block)
     columns = (sum_gx, sum_g, -slope * sum_g, -slope * s.r * sum_gx / 2)
     for vector, values in zip(gradients[1:], columns, strict=True):
