@@ -87,7 +87,8 @@ def differentiate(arguments: Arguments, residuals: Residuals, dy: Array, gradien
 def inverse_root(v: Array, eps: Any) -> Array:
     """Return ``1 / sqrt(v + eps)``, and 0 where both are 0 (S3)."""
     square = v + eps
-    return np.divide(1, np.sqrt(square), out=np.zeros_like(square), where=square != 0)
+    r: Array = np.divide(1, np.sqrt(square), out=np.zeros_like(square), where=square != 0)
+    return r
 
 
 def widest(value: Any) -> Any:
@@ -210,10 +211,12 @@ def centered(
 
 def _is_normal_or_zero(slope: Column) -> NDArray[np.bool_]:
     size = np.abs(slope)
-    return (size == 0) | (size >= SMALLEST) & (size <= LARGEST)
+    fits: NDArray[np.bool_] = (size == 0) | (size >= SMALLEST) & (size <= LARGEST)
+    return fits
 
 
 def _has_digits(*factors: Column) -> NDArray[np.bool_]:
     """Tell where a product of factors is so large that none of its digits vanish, or truly 0."""
     product = np.abs(math.prod(factors))
-    return (product >= TINY) | np.any([factor == 0 for factor in factors], axis=0)
+    has: NDArray[np.bool_] = (product >= TINY) | np.any([factor == 0 for factor in factors], axis=0)
+    return has
