@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,7 @@ from polybn.lenet.commands.data import data
 from polybn.lenet.commands.predict import predict
 from polybn.lenet.commands.train import train
 from polybn.lenet.errors import CheckpointError, DivergenceError
-from polybn.spec import BackendError, DomainError, DTypeError, ShapeError
+from polybn.spec import Backend, BackendError, DomainError, DTypeError, ShapeError, traits_of
 from polybn.version import __version__
 
 TRAINING = (CheckpointError, DivergenceError)
@@ -63,11 +64,20 @@ def info() -> None:
     table = Table("backend", "runs here", "versions and device, or why not")
     for name, reason in dispatch.backends().items():
         if reason is None:
-            facts = ", ".join(f"{key} {value}" for key, value in dispatch.backend(name).describe().items())
+            facts = ", ".join(_facts(dispatch.backend(name)))
             table.add_row(name, Text("yes", "green"), facts)
         else:
             table.add_row(name, "no", reason)
     out.print(table)
+
+
+def _facts(backend: Backend) -> Iterator[str]:
+    yield from (f"{key} {value}" for key, value in backend.describe().items())
+    traits = traits_of(backend)
+    if traits.several_devices:
+        yield "trains on several devices (--devices)"
+    if traits.native_norm:
+        yield "has a batch norm of its own (--norm native)"
 
 
 @app.command()

@@ -60,11 +60,15 @@ the same bits; running statistics change once, in the forward pass, and never in
 without them. In training that channel's ``y``, ``dx``, ``dgamma`` and running statistics are NaN throughout, even where
 ``gamma`` is 0; ``dbeta`` does not depend on ``x``.
 
-**S10 Range.** Finite input is never finite and wrong. Where ``v + eps`` leaves the range of the
-arithmetic, the channel is computed again from ``x * 2^-k`` and ``eps * 4^-k``, which is exact. A variance
-too large for its dtype is then infinity in ``running_var``, and that is the right answer.
+**S10 Range.** Finite input is never finite and wrong. Sums, squares and products on the way may leave the range of a
+dtype where the result does not: ``y``, the running statistics and the derivatives of S13 are then as accurate as
+anywhere else, in training and in inference. A result that lies outside the range is infinity of its sign, such as a
+variance too large for its dtype in ``running_var``. How a backend does it is its own affair: in a wider type, or from
+``x * 2^-k`` and ``dy * 2^-l``, which is exact; but ``r`` comes from eps as it is given, never from a scaled eps that
+has vanished. Libraries that flush subnormal numbers do so here, too.
 
-**S11 Degenerate shapes.** With ``m = 1`` the output is ``beta``; ``running_variance="unbiased"`` is then an error.
+**S11 Degenerate shapes.** With ``m = 1`` the output is ``beta``, and training warns with
+:class:`SingleValueWarning`; ``running_variance="unbiased"`` is then an error.
 ``N = 0`` or ``C = 0`` (``m = 0``) gives an empty ``y``, running statistics unchanged, zero gradients, no warning.
 
 **S12 where.** A boolean array that broadcasts to the shape of ``x``, True for the values that take part.

@@ -68,7 +68,11 @@ def training(axis: int, axis_name: Any = None, order: int = 1) -> Callable[..., 
         return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(x, gamma, beta, dy)
 
     def second(x: Any, gamma: Any, beta: Any, dy: Any) -> Any:
-        return jax.grad(lambda *a: sum((g * g).sum() for g in first(*a, dy)[1]), argnums=(0, 1, 2))(x, gamma, beta)
+        def size(*a: Any) -> Any:
+            _, gradients = first(a[0], a[1], a[2], dy)
+            return sum((g * g).sum() for g in gradients)
+
+        return jax.grad(size, argnums=(0, 1, 2))(x, gamma, beta)
 
     return first if order == 1 else second
 

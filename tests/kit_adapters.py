@@ -49,7 +49,7 @@ class Right:
         xhat, root = self.normalize(rows, eps)
         along = (g * xhat).mean(axis=1, keepdims=True)
         dx = gamma[:, None] * root * (g - g.mean(axis=1, keepdims=True) - xhat * along)
-        dgamma, dbeta = (s.sum(axis=1).astype(np.float32) for s in (g * xhat, g))
+        dgamma, dbeta = (s.sum(axis=1).astype(gamma.dtype) for s in (g * xhat, g))
         return self.shape(dx, x, axis), dgamma, dbeta
 
     def normalize(self, rows: Array, eps: float) -> tuple[Array, Array]:

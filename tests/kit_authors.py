@@ -249,11 +249,6 @@ class Unlike(Unbiased, Reversed):
     def rows(self, x: Array, axis: int) -> Array:
         return super().rows(x, axis).astype(np.longdouble)
 
-    def vjp(self, *args: Any, **options: Any) -> Any:
-        with np.errstate(over="ignore"):
-            dx, dgamma, dbeta = super().vjp(*args, **options)
-        return dx, dgamma.astype(np.float64), dbeta.astype(np.float64)
-
 
 (TREE,) = (variant for variant in HONEST if variant.id == "tree")
 

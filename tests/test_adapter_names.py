@@ -11,7 +11,7 @@ import types
 import numpy as np
 import pytest
 
-from polybn import dispatch
+from polybn import conformance, dispatch
 from polybn.conformance.adapter import Adapter, Info
 from polybn.conformance.adapters import ADAPTERS, mxnet, resolve
 from polybn.spec import DomainError, DTypeError
@@ -106,22 +106,22 @@ def test_a_wrong_name_teaches(path: str, error: type[Exception], words: str) -> 
         resolve(path)
 
 
-def test_a_stranger_is_found_by_path_and_held_to_the_methods_that_it_declares(
+def test_an_adapter_of_others_is_found_by_path_and_must_have_the_methods_that_it_declares(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Stranger:
+    class Other:
         def info(self) -> Info:
-            return Info("stranger", "1", infers=False)
+            return Info("other", "1", infers=False)
 
         def train(self) -> None: ...
 
-    def with_vjp() -> object:
-        return type("Whole", (Stranger,), {"vjp": lambda self: None})()
-
-    module = types.ModuleType("strangers")
-    vars(module).update(Stranger=Stranger, with_vjp=with_vjp)
-    monkeypatch.setitem(sys.modules, "strangers", module)
-    with pytest.raises(DTypeError, match="'strangers:Stranger' made Stranger without vjp"):
-        resolve("strangers:Stranger")
-    whole: Adapter = resolve("strangers:with_vjp")
-    assert whole.info().name == "stranger"
+    module = types.ModuleType("others")
+    vars(module).update(Other=Other, nothing=object)
+    monkeypatch.setitem(sys.modules, "others", module)
+    with pytest.raises(DTypeError, match="'others:nothing' made object without info, train"):
+        resolve("others:nothing")
+    found: Adapter = resolve("others:Other")
+    assert found.info().name == "other"
+    pytest.importorskip("hypothesis")
+    advice = conformance.check("others:Other").advice
+    assert advice == "Nothing was checked: Other must have the methods that it declares; it lacks vjp"

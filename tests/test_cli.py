@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ from polybn.lenet.program import Steps, compile
 from polybn.lenet.recipe import Recipe
 from polybn.lenet.runs import Epoch
 from polybn.lenet.training import train
+from polybn.spec import Traits
 from tests.training_worker import slice_of_sample
 
 DATA = slice_of_sample()
@@ -656,6 +658,18 @@ def test_info_lists_every_backend(polybn_: Polybn, monkeypatch: pytest.MonkeyPat
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.out.splitlines() if line[0] == "│"]
     facts = ", ".join(f"{key} {value}" for key, value in dispatch.backend("numpy").describe().items())
     assert rows == [["numpy", "yes", facts], ["jax", "no", reason]]
+
+
+def test_info_says_what_a_backend_can_train(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of a backend that trains on one device sends people here."""
+    several = SimpleNamespace(describe=lambda: {"lib": "1"}, traits=Traits(several_devices=True, native_norm=True))
+    monkeypatch.setattr(dispatch, "backends", lambda: {"numpy": None, "several": None})
+    monkeypatch.setattr(dispatch, "backend", lambda name: several if name == "several" else polybn.backend("numpy"))
+    text = re.sub(r"[\s│]+", " ", polybn_("info").out)
+    assert (
+        "several yes lib 1, trains on several devices (--devices), has a batch norm of its own (--norm native)" in text
+    )
+    assert text.count("several devices") == 1
 
 
 # A process of its own.

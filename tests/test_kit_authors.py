@@ -131,7 +131,9 @@ def test_training_by_the_running_statistics_can_be_declared() -> None:
     report = check(Declared(), [*SOME, "P43", "P40"])
     assert report.ok, str(report)
     assert {r.id for r in report.results if r.status == "not applicable"} >= {"P1", "P22", "G1", "grade-float32"}
-    (wrong,) = check(type("Batch", (authors.Right,), {"conventions": {"trains_by": "running"}})(), ["P43"]).failures
+    batch = type("Batch", (authors.Right,), {"conventions": {"trains_by": "running"}})
+    (wrong,) = check(batch(), ["P43"]).results
+    assert (wrong.status, wrong.reason) == ("echo", "declare trains_by='batch'")
     assert "y of channel" in wrong.words
 
 
@@ -157,10 +159,10 @@ def test_echoes_are_marked_and_no_grade_is_given() -> None:
     report = check(authors.Reversed())
     status = {result.id: result.status for result in report.results}
     assert [name for name, found in status.items() if found == "fail"] == ["convention-momentum"]
-    assert {name for name, found in status.items() if found == "echo"} == {"P2", "P22", "P33", "stateful"}
+    assert {name for name, found in status.items() if found == "echo"} == {"G1", "P2", "P22", "P33", "stateful"}
     assert status["grade-float32"] == "not certified"
     assert report.grades == ()
-    assert "declare momentum='new': P2, P22, P33, stateful" in " ".join(str(report).split())
+    assert "declare momentum='new': G1, P2, P22, P33, stateful" in " ".join(str(report).split())
 
 
 def test_a_fault_beside_a_wrong_declaration_is_no_echo() -> None:

@@ -87,10 +87,10 @@ def is_on_host(array: Array) -> bool:
     return str(describe(array).device).startswith("cpu")
 
 
-def view(array: Array) -> Host:
+def view(array: Array, what: Description | None = None) -> Host:
     """Look at the memory of an array in a CPU context once it has been written; the view keeps it alive."""
     _check(_wait_to_read(array.handle))
-    return view_settled(array)
+    return view_settled(array, what)
 
 
 def view_settled(array: Array, what: Description | None = None) -> Host:
@@ -99,28 +99,13 @@ def view_settled(array: Array, what: Description | None = None) -> Host:
     dtype = _NUMPY[name]
     if 0 in shape:
         return np.empty(shape, dtype)
-    memory: Any = (ctypes.c_char * (dtype.itemsize * math.prod(shape))).from_address(_begin(array))
+    address = ctypes.c_void_p()
+    # This asks for MXNet's standard layout, too, where oneDNN left another one behind.
+    _check(_data(array.handle, address))
+    assert address.value is not None
+    memory: Any = (ctypes.c_char * (dtype.itemsize * math.prod(shape))).from_address(address.value)
     memory.owner = array
     return np.ndarray(shape, dtype, memory)
-
-
-def address(array: Array) -> int:
-    """Tell where the memory of an array in a CPU context begins, once it has been written; it has a value or more."""
-    _check(_wait_to_read(array.handle))
-    return _begin(array)
-
-
-def _begin(array: Array) -> int:
-    pointer = ctypes.c_void_p()
-    # This asks for MXNet's standard layout, too, where oneDNN left another one behind.
-    _check(_data(array.handle, pointer))
-    assert pointer.value is not None
-    return pointer.value
-
-
-def itemsize(dtype: str) -> int:
-    """Return how many bytes a value takes."""
-    return _NUMPY[dtype].itemsize
 
 
 def wide(host: Host) -> Host:
@@ -169,13 +154,9 @@ def empty(like: Array) -> Array:
 
 def send(host: Host, like: Array) -> Array:
     """Copy host values to the kind and context of another array."""
-    return place(host, describe(like).device, type(like))
-
-
-def place(host: Host, device: Any, kind: type) -> Array:
-    """Copy host values to a kind of array and a context."""
-    what = Description(host.shape, _NAMES_OF.get(host.dtype) or host.dtype.name, device)  # NumPy names slowly
-    array = new(what, kind)
+    name = _NAMES_OF.get(host.dtype) or host.dtype.name  # NumPy names slowly
+    what = Description(host.shape, name, describe(like).device)
+    array = new(what, type(like))
     write(host, array, what)
     return array
 
@@ -186,8 +167,7 @@ def write(host: Host, array: Array, what: Description | None = None) -> None:
     if not host.size:
         return
     if not str(what.device).startswith("cpu"):
-        exact = place(host, "cpu(0)", mx.nd.NDArray)
-        assign(exact.as_in_context(array.ctx), array)
+        assign(mx.nd.array(host, mx.cpu(), host.dtype).as_in_context(array.ctx), array)
         return
     target = view_settled(array, what)
     if target.dtype == BFLOAT16 and host.dtype != BFLOAT16:

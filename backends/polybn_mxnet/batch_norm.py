@@ -7,14 +7,13 @@ A call is computed in one of two forms: by :mod:`polybn_mxnet.host` where the ho
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 from polybn.spec import Affine, Arguments, Array, BatchNormResult, Moments
 from polybn_mxnet import arrays, derivatives, host, operators, tape
-from polybn_mxnet.arrays import Host
 
 _operators_only: ContextVar[bool] = ContextVar("polybn_mxnet_operators_only", default=False)
 
@@ -35,25 +34,14 @@ def forward(
     differentiable: bool,  # noqa: ARG001  # the statistics are at hand in any case
 ) -> tuple[BatchNormResult, Any]:
     """Normalize (S1 to S12)."""
-    x, recorded = arguments.x, tape.is_recording()
-    what = arrays.describe(x)
-    y = arrays.new(what, type(x))
-    held = form_for(x).hold(arguments) if recorded else arguments
-    mean, var, residuals = compute(held, y)
-    olds = arguments.running_mean, arguments.running_var
-    running = (
-        None if old is None or new is None else arrays.place(new, what.device, type(old))
-        for old, new in zip(olds, (mean, var), strict=True)
-    )
+    x, olds, recorded = arguments.x, arguments[4:6], tape.is_recording()
+    y, form = arrays.empty(x), form_for(x)
+    held = form.hold(arguments) if recorded else arguments
+    *news, residuals = form.forward(held, y)
+    running = (None if old is None else arrays.send(new, old) for old, new in zip(olds, news, strict=True))
     if recorded:
         tape.record(partial(derivatives.pull, held, residuals), derivatives.inputs(arguments), [y])
     return BatchNormResult(y, *running), residuals
-
-
-def compute(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, Any]:
-    """Write ``y``; return the running statistics, on the host, and what the derivative needs."""
-    found: tuple[Host | None, Host | None, Any] = form_for(y).forward(arguments, y)
-    return found
 
 
 def form_for(array: Array) -> Any:
@@ -66,7 +54,7 @@ def moments(arguments: Arguments) -> Moments:
     x = arguments.x
     form = form_for(x)
     found = form.moments(arguments)
-    result = Moments(*_send(found, x))
+    result = Moments(*(arrays.send(z, x) for z in found))
     if tape.is_recording():
         pull = partial(derivatives.of_moments, form, form.hold(arguments), found)
         tape.record(pull, {"x": x}, result[1:])
@@ -76,7 +64,7 @@ def moments(arguments: Arguments) -> Moments:
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """Combine the statistics of two parts (S15)."""
     one, other = (Moments(*map(arrays.fetch, part)) for part in (a, b))
-    result = Moments(*_send(host.plain.merge_moments(one, other), a.mean))
+    result = Moments(*(arrays.send(z, a.mean) for z in host.shared.merge_moments(one, other)))
     if tape.is_recording():
         inputs = {"a.mean": a.mean, "a.m2": a.m2, "b.mean": b.mean, "b.m2": b.m2}
         tape.record(partial(derivatives.of_merge_moments, one, other), inputs, result[1:])
@@ -88,12 +76,7 @@ def fold(arguments: Arguments) -> Affine:
     inputs = derivatives.inputs(arguments)
     gamma, beta, mean, var = map(arrays.fetch, arguments[2:6])
     held = arguments._replace(gamma=gamma, beta=beta, running_mean=mean, running_var=var)
-    result = Affine(*_send(host.plain.fold(held), arguments.running_mean))
+    result = Affine(*(arrays.send(z, arguments.running_mean) for z in host.shared.fold(held)))
     if tape.is_recording():
         tape.record(partial(derivatives.of_fold, held), inputs, result)
     return result
-
-
-def _send(vectors: Sequence[Host], like: Array) -> list[Array]:
-    what = arrays.describe(like)
-    return [arrays.place(vector, what.device, type(like)) for vector in vectors]

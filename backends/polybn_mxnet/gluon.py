@@ -17,7 +17,7 @@ from polybn.arguments import Arrays, Known, Options, check_batch_norm, check_mom
 from polybn.functional import batch_norm
 from polybn.spec import Arguments, Array, Description, RunningVariance
 from polybn_mxnet import arrays, tape
-from polybn_mxnet.batch_norm import compute
+from polybn_mxnet.batch_norm import form_for
 from polybn_mxnet.compat import mxnet as mx
 from polybn_mxnet.derivatives import pull
 
@@ -163,7 +163,7 @@ class _Operator(mx.operator.CustomOp):
         training = bool(is_train) and not self._frozen
         arguments = self._arguments(in_data, aux, training)
         y = out_data[0] if _REQUESTS[req[0]] == tape.WRITE else arrays.empty(in_data[0])
-        *running, self._residuals = compute(arguments, y)
+        *running, self._residuals = form_for(y).forward(arguments, y)
         self._training = training
         if y is not out_data[0]:
             self.assign(out_data[0], req[0], y)

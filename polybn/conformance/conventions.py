@@ -87,7 +87,7 @@ def detect_one(adapter: Adapter, info: Info, name: str) -> Convention:
         specification = "error"  # the specification refuses an unbiased variance of one value
     found = Convention(name, declared(info), "", clause, explanation, specification)
     try:
-        seen = _look_again(look, adapter, info)
+        seen = look(adapter, _served(adapter, info, name))
     except (CallError, KitAdapterError) as error:
         seen = f"nothing, because {error}"
         return found._replace(seen=seen, advice=f"The convention {name} could not be seen: {error}")
@@ -102,16 +102,14 @@ def detect_one(adapter: Adapter, info: Info, name: str) -> Convention:
     return found._replace(advice=f"{said}: declare {name}={correction!r}", correction=((name, correction),))
 
 
-def _look_again(look: Callable[[Adapter, Info], str], adapter: Adapter, info: Info) -> str:
-    """Look at what is declared to be served; if that raises, at what is served indeed."""
-    try:
-        return look(adapter, info)
-    except (CallError, KitAdapterError):
-        ranks = _correction("ranks", _ranks(adapter, info)) or info.ranks
-        dtypes = _correction("dtypes", _dtypes(adapter, info._replace(ranks=ranks))) or info.dtypes
-        if (ranks, dtypes) == (info.ranks, info.dtypes):
-            raise
-        return look(adapter, info._replace(ranks=ranks, dtypes=dtypes))
+def _served(adapter: Adapter, info: Info, name: str) -> Info:
+    """Return the declaration with the ranks and dtypes that are served: other calls tell nothing about a convention."""
+    if name == "ranks":
+        return info
+    info = info._replace(ranks=_correction("ranks", _ranks(adapter, info)) or info.ranks)
+    if name == "dtypes":
+        return info
+    return info._replace(dtypes=_correction("dtypes", _dtypes(adapter, info)) or info.dtypes)
 
 
 def _correction(name: str, seen: str) -> Any:
@@ -282,7 +280,7 @@ def _ranks(adapter: Adapter, info: Info) -> str:
 
 def _serves(adapter: Adapter, info: Info, case: Case) -> bool:
     try:
-        run(adapter, info, case)
+        run(adapter, info, case, gradients=False)
     except (CallError, KitAdapterError):
         return False
     return True

@@ -29,7 +29,7 @@ IDS = (
     *(f"grade-{dtype}" for dtype in GRADES),
 )
 """The ids of everything that can be checked, in this order."""
-OF_GRADES = {"momentum", "running_variance", "flushes", "trains_by"}
+OF_GRADES = {"momentum", "running_variance", "flushes", "trains_by", "axes", "ranks", "dtypes"}
 """Conventions that a grade depends on."""
 
 
