@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from polybn_numpy.host import without_kernels
 Array = NDArray[np.floating]
 
 ROUNDINGS = 16
+ZERO = Fraction(0)
 SIZES = {
     "float32": (0.0, 2.0**-149, 1e-40, 1e-30, 1e-18, 1e-3, 1.0, 1e10, 1e18, 1e30, 3.4e38),
     "float64": (0.0, 5e-324, 1e-310, 1e-250, 1e-160, 1e-3, 1.0, 1e80, 1e160, 1e250, 1.7e308),
@@ -82,17 +84,17 @@ def compare(
     dtype, (gamma, beta) = x.dtype.name, map(Fraction, parameters)
     row, g, centred = oracle.row(x.tolist()), oracle.row(dy.tolist()), [Fraction(v) - s.mean for v in x.tolist()]
     # In training the mean has an error of its own: that of the sum of such differences.
-    average = sum(abs(d) for d in centred) / len(centred) * training
+    average = sum((abs(d) for d in centred), ZERO) / len(centred) * training
     reach = [abs(d) + average for d in centred]
     sizes = [abs(Fraction(v)) for v in dy.tolist()]
     slope, m = abs(gamma) * s.root, len(sizes)
-    sum_g, sum_gd = sum(sizes), sum(a * b for a, b in zip(sizes, reach, strict=True))
+    sum_g, sum_gd = sum(sizes, ZERO), sum((a * b for a, b in zip(sizes, reach, strict=True)), ZERO)
     for i, exact in enumerate(_numbers(oracle.output(row, s, gamma, beta))):
         check("y", float(got["y"][i]), exact, slope * reach[i] + abs(beta), dtype)
     d = oracle.derivatives(row, g, s, gamma, training=training)
     curvature = s.root**2 * sum_gd / m
     for i, exact in enumerate(_numbers(d.x)):
-        terms = sizes[i] + (sum_g / m + reach[i] * curvature if training else 0)
+        terms = sizes[i] + (sum_g / m + reach[i] * curvature if training else ZERO)
         check("dx", float(got["dx"][i]), exact, slope * terms, dtype)
     check("dgamma", float(got["dgamma"]), d.gamma, s.root * sum_gd, dtype)
     check("dbeta", float(got["dbeta"]), d.beta, sum_g, dtype)
@@ -105,7 +107,7 @@ def _approximate(exact: Fraction) -> float:
     return float(exact) if abs(exact) < 2**1000 else math.inf
 
 
-def _numbers(row: oracle.Row) -> list[Fraction]:
+def _numbers(row: Any) -> list[Fraction]:
     return [Fraction(n, row.denominator) for n in row.numerators]
 
 
@@ -137,7 +139,7 @@ def test_training_over_the_whole_range(form: str, dtype: str, m: int) -> None:
             assert result.running_mean is not None
             assert result.running_var is not None
             sizes = [abs(Fraction(v)) for v in x[:, c].tolist()]
-            check("mean", float(result.running_mean[c]), s.mean, 2 * sum(sizes) / m / ROUNDINGS, dtype)
+            check("mean", float(result.running_mean[c]), s.mean, 2 * sum(sizes, ZERO) / m / ROUNDINGS, dtype)
             check("var", float(result.running_var[c]), s.variance, s.variance + s.mean**2 * Fraction(2) ** -50, dtype)
 
 

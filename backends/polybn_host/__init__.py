@@ -11,7 +11,6 @@ process may use.
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ if os.environ.get("POLYBN_KERNELS") == "0":
     missing = "POLYBN_KERNELS=0"
 else:
     try:
-        _kernels = importlib.import_module("polybn_host._kernels")
+        from polybn_host import _kernels  # type: ignore[attr-defined]
     except ImportError as error:
         missing = f"not compiled ({error})"
     else:

@@ -100,7 +100,7 @@ _ARRAYS = ("x", "gamma", "beta", "running_mean", "running_var", "where")
 
 def _native(arguments: Arguments) -> Arguments:
     given = {name: getattr(arguments, name) for name in _ARRAYS}
-    foreign = {name: native(a) for name, a in given.items() if a is not None and not a.dtype.isnative}
+    foreign: dict[str, Any] = {name: native(a) for name, a in given.items() if a is not None and not a.dtype.isnative}
     return arguments._replace(**foreign) if foreign else arguments
 
 

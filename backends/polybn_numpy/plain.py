@@ -87,7 +87,8 @@ def differentiate(arguments: Arguments, residuals: Residuals, dy: Array, gradien
 def inverse_root(v: Array, eps: Any) -> Array:
     """Return ``1 / sqrt(v + eps)``, and 0 where both are 0 (S3)."""
     square = v + eps
-    return np.divide(1, np.sqrt(square), out=np.zeros_like(square), where=square != 0)
+    r: Array = np.divide(1, np.sqrt(square), out=np.zeros_like(square), where=square != 0)
+    return r
 
 
 def widest(value: Any) -> Any:
@@ -127,7 +128,7 @@ def _normalize(call: Call, results: Results, block: slice, dtype: type) -> NDArr
     slope = widest(s.r) * call.column(arguments.gamma, block, dtype, 1)
     rows *= slope.astype(dtype)
     rows += call.column(arguments.beta, block, dtype, -0.0)  # z + -0.0 is z
-    fits &= _is_normal_or_zero(slope) & np.isfinite(rows).all(axis=1, keepdims=True)
+    fits &= _is_normal_or_zero(slope) & np.isfinite(s.v + call.eps) & np.isfinite(rows).all(axis=1, keepdims=True)
     if kept is not None:
         np.copyto(rows, 0, where=~kept)
     if results.y is not None:
@@ -177,6 +178,8 @@ def _differentiate(
     else:
         sum_g, sum_gx = kernels.sums(g), kernels.dots(g, xhat)
     g *= slope.astype(dtype)
+    if kept is not None:  # NaN times 0 is there by now
+        np.copyto(g, 0, where=~kept)
     blocks.scatter(g, blocks.channels_first(gradients.x, arguments.axis), block)
     columns = (sum_gx, sum_g, -slope * sum_g, -slope * s.r * sum_gx / 2)
     for vector, values in zip(gradients[1:], columns, strict=True):
@@ -208,10 +211,12 @@ def centered(
 
 def _is_normal_or_zero(slope: Column) -> NDArray[np.bool_]:
     size = np.abs(slope)
-    return (size == 0) | (size >= SMALLEST) & (size <= LARGEST)
+    fits: NDArray[np.bool_] = (size == 0) | (size >= SMALLEST) & (size <= LARGEST)
+    return fits
 
 
 def _has_digits(*factors: Column) -> NDArray[np.bool_]:
     """Tell where a product of factors is so large that none of its digits vanish, or truly 0."""
     product = np.abs(math.prod(factors))
-    return (product >= TINY) | np.any([factor == 0 for factor in factors], axis=0)
+    has: NDArray[np.bool_] = (product >= TINY) | np.any([factor == 0 for factor in factors], axis=0)
+    return has
