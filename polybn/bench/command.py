@@ -19,7 +19,9 @@ def bench(
     busy: Annotated[bool, typer.Option("--busy", help="Also time LeNet beside two busy processes.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each contender; else as installed.")] = None,
     limit: Annotated[float, typer.Option(help="Seconds after which a contender that hangs is ended.")] = 120,
-    json_out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
+    ] = None,
     pictures: Annotated[Path | None, typer.Option(metavar="DIR", help="Also draw pictures into this folder.")] = None,
 ) -> None:
     """Time batch norm and LeNet's training step on every backend and installed peer, each in a process of its own.

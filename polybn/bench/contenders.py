@@ -1,5 +1,4 @@
-"""Who is timed: every backend that runs here, in each of its forms, the installed peers, and a plain copy.
-"""
+"""Who is timed: every backend that runs here, in each of its forms, the installed peers, and a plain copy."""
 
 from __future__ import annotations
 
@@ -52,7 +51,9 @@ def found() -> list[Found]:
         module = dispatch.backend(name)
         forms = ["jit"] * (module.traits.jit is not None) + ["native"] * module.traits.native_norm
         facts = ", ".join(f"{key} {value}" for key, value in module.describe().items())
-        rows += [Found("+".join([name, *form]), facts) for form in ([], *([f] for f in [*forms, *module.traits.variants]))]
+        rows += [
+            Found("+".join([name, *form]), facts) for form in ([], *([f] for f in [*forms, *module.traits.variants]))
+        ]
     rows += [Found(name, version) for name in peers.PEERS if (version := peers.version(name)) is not None]
     return [*rows, Found("copy", f"numpy {np.__version__}")]
 
@@ -163,7 +164,9 @@ def _lenet(module: Backend, form: str) -> Call:
     network = networks.lenet("native" if form else "spec")
     program = compile(network, module, networks.initial_state(network, 0), batch_size=BATCH)
     placed, order = program.place(images, labels), np.arange(BATCH * STEPS)
-    return lambda: [math.fsum(map(float, np.ravel(s[0]))) for s in program.train_epoch(placed, order, learning_rate=0.1)]
+    return lambda: [
+        math.fsum(map(float, np.ravel(s[0]))) for s in program.train_epoch(placed, order, learning_rate=0.1)
+    ]
 
 
 def lenet_data() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -171,4 +174,3 @@ def lenet_data() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (BATCH * STEPS, 1, 28, 28), dtype=np.uint8)
     return images, random.integers(0, 10, BATCH * STEPS, dtype=np.uint8)
-

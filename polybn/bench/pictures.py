@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from polybn.bench.record import Record
 from polybn.bench.tasks import DECADES, MULTIPLY, SHAPES, Task
+from polybn.bench.tasks import growth as sizes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,12 +45,10 @@ def growth(record: Record) -> Figure:
 
     figure = Figure(figsize=(5.4, 7.2), layout="constrained")
     for axes, (label, place) in zip(figure.subplots(3, 1), (("N", 0), ("C", 1), ("H * W", 2)), strict=True):
+        tasks = list(sizes())[place * len(DECADES) : (place + 1) * len(DECADES)]
         for number, name in enumerate(record.contenders):
-            points = []
-            for size in DECADES:
-                shape = tuple(size if i == place else n for i, n in enumerate((8, 16, 8) if place != 2 else (8, 16, 0)))
-                row = record.find(Task(kind="derivative", shape=shape, part="growth"), name)
-                points += [(size, row.median * 1e3)] if row else []
+            rows = [(task, record.find(task, name)) for task in tasks]
+            points = [(task.shape[place], row.median * 1e3) for task, row in rows if row]
             if points:
                 axes.plot(*zip(*points, strict=True), ".-", color=COLOURS[number % 8], label=name, linewidth=1)
         axes.set(xscale="log", yscale="log", xlabel=label, ylabel="ms")

@@ -110,7 +110,9 @@ def load(path: Path) -> Record:
     """
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if data.pop("format", None) != FORMAT:
-        raise ValueError(f"polybn.bench: {path} must be a record of format {FORMAT} (write it with polybn bench --json)")
+        raise ValueError(
+            f"polybn.bench: {path} must be a record of format {FORMAT} (write it with polybn bench --json)"
+        )
     rows = [Row(**{**row, "task": Task.from_json(row["task"])}) for row in data.pop("rows")]
     return Record(**data, rows=rows)
 

@@ -79,7 +79,9 @@ def run(plan: Plan, report: Callable[[str], None] = lambda words: None, record: 
     return record
 
 
-def measure(task: Task, entrants: Mapping[str, Asked], plan: Plan, rest: Callable[[float], None] = time.sleep) -> list[Row]:
+def measure(
+    task: Task, entrants: Mapping[str, Asked], plan: Plan, rest: Callable[[float], None] = time.sleep
+) -> list[Row]:
     """Time every entrant in each round; one that cannot run says why, and the others go on."""
     rows = {name: Row(task, name) for name in entrants}
     question = {"task": task.to_json(), "block": plan.block}

@@ -70,6 +70,4 @@ def plain(table: str) -> str:
     del rows[1]
     turned = [[name.replace(" ", "").replace("*", "") for name in row] for row in zip(*rows, strict=True)]
     widths = [max(map(len, column)) for column in zip(*turned, strict=True)]
-    if sum(widths) + len(widths) > 80:
-        turned = [row if row is turned[0] else row for row in turned]
     return "\n".join(" ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in turned) + "\n"
