@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from polybn import atomic, cli_agree, cli_check, dispatch
+from polybn import cli_agree, cli_check, dispatch
+from polybn.bench.command import bench
 from polybn.console import err, out
 from polybn.lenet.commands.compare import compare
 from polybn.lenet.commands.data import data
@@ -80,39 +79,7 @@ def _facts(backend: Backend) -> Iterator[str]:
         yield "has a batch norm of its own (--norm native)"
 
 
-@app.command()
-def bench(
-    backend: Annotated[str, typer.Option(envvar="POLYBN_BACKEND", help="The backend to time.")] = "numpy",
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; in each, every contender runs for 20 ms or 3 calls.")] = 9,
-    json_out: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
-    ] = None,
-) -> None:
-    """Time batch norm and LeNet's training step beside plain NumPy, and PyTorch where it is installed.
-
-    All contenders run round by round, in another order each time, and the ratios are medians over the rounds: on a
-    busy machine they hold where times do not. The row "again" is the backend against itself: its distance from 1 is
-    the noise. JAX is timed inside and outside of jax.jit.
-
-    [dim]polybn bench --backend numpy --rounds 15[/dim]
-    """
-    from polybn import bench as timing
-
-    table = Table("task", "contender", "median ms", f"time / {backend}'s")
-    rows = []
-    for row in timing.run(backend, rounds=rounds):
-        rows.append(row)
-        if err.is_terminal:
-            err.print(f"{row.task}: {row.contender} {row.milliseconds:.3f} ms, ratio {row.ratio:.2f}")
-        table.add_row(row.task, row.contender, f"{row.milliseconds:.3f}", f"{row.ratio:.2f}")
-    out.print(table)
-    if json_out is not None:
-        facts = {"polybn": __version__, **dispatch.backend(backend).describe()}
-        figures = {"facts": facts, "timings": [row._asdict() for row in rows]}
-        atomic.write_atomic(json_out, (json.dumps(figures, indent=2) + "\n").encode())
-        out.print(f"Figures written to {json_out}")
-
-
+app.command()(bench)
 app.command()(cli_check.check)
 app.command()(cli_agree.agree)
 

@@ -1,83 +1,164 @@
-"""Interleaved timing, on a clock that the contenders turn themselves."""
+"""Fair timing, with contenders and clocks that the tests turn themselves."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
+from collections.abc import Mapping
 from itertools import pairwise
-from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from polybn import bench
+from polybn.bench import processes, record, rounds, tables, worker
+from polybn.bench.contenders import Found
+from polybn.bench.tasks import SHAPES, Task
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    now = [0.0]
-    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    return now
+TASK = Task(kind="derivative", shape=(7, 3, 5))
 
 
-def _taking(clock: list[float], seconds: list[float], called: list[str], name: str) -> Callable[[], None]:
-    """Take these seconds in turn, the last of them ever after."""
+class Fake:
+    """Answers with given seconds in turn, and writes down that it was asked."""
+
+    def __init__(self, name: str, answers: list[Any], asked: list[str]) -> None:
+        self.name, self.answers, self.asked = name, answers, asked
+
+    def ask(self, question: Mapping[str, Any], limit: float) -> dict[str, Any]:
+        self.asked.append(self.name)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return answer if isinstance(answer, dict) else {"seconds": answer}
+
+
+def plan(count: int) -> rounds.Plan:
+    return rounds.Plan([TASK], [Found("a", "1"), Found("b", "2")], "a", rounds=count)
+
+
+def measured(count: int, **answers: list[Any]) -> tuple[dict[str, record.Row], list[str]]:
+    asked: list[str] = []
+    fakes = {name: Fake(name, values, asked) for name, values in answers.items()}
+    rows = rounds.measure(TASK, fakes, plan(count), rest=lambda seconds: None)
+    return {row.contender: row for row in rows}, asked
+
+
+def test_ratios_are_of_two_times_of_one_round() -> None:
+    """The machine slows down tenfold from round to round; each ratio is 2 all the same, and the warm-up is not counted."""
+    rows, _ = measured(3, a=[99.0, 1.0, 10.0, 100.0], b=[1.0, 2.0, 20.0, 200.0])
+    found = record.Record("a", rows=list(rows.values()))
+    assert found.ratio(rows["b"]) == record.Ratio(2.0, 2.0, 2.0)
+    assert rows["b"].median == 20.0
+
+
+def test_the_spread_is_that_of_the_quartiles() -> None:
+    assert record.paired([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5) == record.Ratio(2.0, 3.0, 4.0)
+
+
+def test_each_round_has_all_in_an_order_of_its_own() -> None:
+    _, asked = measured(60, a=[1.0], b=[1.0], c=[1.0])
+    assert Counter(asked) == {"a": 61, "b": 61, "c": 61}
+    orders = {tuple(asked[i : i + 3]) for i in range(0, len(asked), 3)}
+    assert len(orders) == 6
+    assert {(x, y) for x, y in pairwise(asked) if x != y} == {(x, y) for x in "abc" for y in "abc" if x != y}
+
+
+def test_one_that_fails_is_named_and_the_others_go_on() -> None:
+    rows, asked = measured(4, a=[1.0], b=[1.0, {"cannot": "the process ended with exit code -9"}])
+    assert rows["b"].cannot == "the process ended with exit code -9"
+    assert rows["b"].seconds == []
+    assert len(rows["a"].seconds) == 4
+    assert Counter(asked) == {"a": 5, "b": 2}
+
+
+def test_a_block_takes_the_median_and_at_least_three_calls() -> None:
+    now, times = [0.0], [8.0, 1.0, 1.0]
 
     def call() -> None:
-        clock[0] += seconds.pop(0) if len(seconds) > 1 else seconds[0]
-        called.append(name)
+        now[0] += times.pop(0)
 
-    return call
-
-
-def test_times_and_ratios_are_medians(clock: list[float]) -> None:
-    called: list[str] = []
-    # The first round's calls, of 64 s, are not counted.
-    slow, fast = [64.0] * 6 + [2.0], [64.0] * 3 + [0.5]
-    contenders: bench.Contenders = {
-        "slow": _taking(clock, slow, called, "slow"),
-        "fast": _taking(clock, fast, called, "fast"),
-    }
-    timings = {timing.contender: timing for timing in bench.measure("task", contenders, rounds=1)}
-    assert timings["slow"] == ("task", "slow", 2000.0, 1.0)
-    assert timings["again"] == ("task", "again", 2000.0, 1.0)
-    assert timings["fast"] == ("task", "fast", 500.0, 0.25)
-    assert Counter(called) == {"slow": 2 * 2 * bench.CALLS, "fast": 2 * bench.CALLS}
+    assert worker.block(call, 0.5, clock=lambda: now[0]) == 1.0
+    assert times == []
 
 
-def test_the_first_call_of_a_block_may_be_slow(clock: list[float]) -> None:
-    cold = [8.0, 1.0, 1.0] * 4 + [1.0]
-    (only, again) = bench.measure("task", {"cold": _taking(clock, cold, [], "cold")}, rounds=1)
-    assert only.milliseconds == again.milliseconds == 1000.0
+def script(code: str) -> processes.Contender:
+    return processes.Contender([sys.executable, "-c", code])
 
 
-def test_short_calls_fill_a_block(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[str] = []
-    monkeypatch.setattr(bench, "BLOCK", 1.0)
-    bench.measure("task", {"short": _taking(clock, [1 / 64], called, "short")}, rounds=1)
-    assert len(called) == 2 * 2 * 64
+def test_a_contender_that_hangs_is_ended_in_time() -> None:
+    hanging = script("import time; time.sleep(600)")
+    start = time.monotonic()
+    answer = hanging.ask({}, limit=0.5)
+    assert answer == {"cannot": "no answer within 0.5 s", "gone": True}
+    assert time.monotonic() - start < 30
+    assert hanging.process.returncode is not None
 
 
-def test_everybody_comes_after_everybody(clock: list[float]) -> None:
-    called: list[str] = []
-    names = ["a", "b", "c"]
-    bench.measure("task", {name: _taking(clock, [1.0], called, name) for name in names}, rounds=40)
-    blocks = called[:: bench.CALLS]
-    assert {(one, other) for one, other in pairwise(blocks) if one != other} == {
-        (one, other) for one in names for other in names if one != other
-    }
+def test_a_contender_that_crashes_says_how() -> None:
+    crashing = script("import os; input(); os._exit(3)")
+    assert crashing.ask({}, limit=60) == {"cannot": "the process ended with exit code 3", "gone": True}
 
 
-def test_every_backend_can_be_timed(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "SHAPES", ((7, 3, 5), (11, 2)))
-    monkeypatch.setattr(bench, "BLOCK", 0.0)
-    timings = list(bench.run(backend, rounds=1))
-    tasks = ["forward 7x3x5", "forward and derivative 7x3x5", "forward 11x2", "forward and derivative 11x2"]
-    assert list(dict.fromkeys(timing.task for timing in timings)) == [*tasks, "LeNet training step"]
-    jitted = {f"{backend} in jit"} if backend == "jax" else set()
-    for task in tasks:
-        contenders = {timing.contender for timing in timings if timing.task == task}
-        assert contenders - {"plain NumPy", "PyTorch"} == {backend, "again", *jitted}
-    assert all(timing.milliseconds > 0 for timing in timings)
+def test_a_worker_answers_and_says_what_it_cannot() -> None:
+    with processes.started({"x": "copy"}) as entrants:
+        answer = entrants["x"].ask({"task": TASK.to_json() | {"kind": "forward"}, "block": 0.0}, 120)
+        assert answer["seconds"] > 0
+        cannot = entrants["x"].ask({"task": {**TASK.to_json(), "memory": "out"}, "block": 0.0}, 120)
+        assert "NotImplementedError" in cannot["cannot"]
+
+
+INTERRUPTED = """
+import sys, time
+from polybn.bench import processes
+with processes.started({"x": "copy"}) as entrants, processes.busy() as spinning:
+    print(entrants["x"].process.pid, *(p.pid for p in spinning), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
+def test_all_processes_end_with_the_run(how: signal.Signals) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert run.stdout is not None
+    children = [int(word) for word in run.stdout.readline().split()]
+    assert len(children) == 3
+    run.send_signal(how)
+    run.wait(60)
+    run.stdout.close()
+    deadline = time.monotonic() + 60
+    while any(alive(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in children if alive(pid)]
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or ") Z" not in stat.read_text()
+
+
+def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    rows, _ = measured(2, a=[1.0], b=[{"cannot": "no"}])
+    written = record.Record("a", {"cores": "2"}, {"a": "1", "b": "2"}, list(rows.values()))
+    written.save(tmp_path / "bench.json")
+    assert record.load(tmp_path / "bench.json") == written
+    (tmp_path / "bench.json").write_text('{"format": 0}')
+    with pytest.raises(ValueError, match="format 1"):
+        record.load(tmp_path / "bench.json")
+
+
+def test_a_table_shows_medians_spreads_and_the_mean() -> None:
+    rows = []
+    for shape, factor in zip(SHAPES, (1, 4, 1, 4, 1, 4), strict=True):
+        task = Task(kind="derivative", shape=shape)
+        rows += [record.Row(task, "a", [1.0, 1.0]), record.Row(task, "b", [factor * 1.0, factor * 1.0])]
+    table = tables.ratios(record.Record("a", contenders={"a": "", "b": ""}, rows=rows))
+    assert "| 256 x 120 | 1e+03 | 1.00 (1.00 to 1.00) |" in table
+    assert "| geometric mean |  | **2.00** |" in table

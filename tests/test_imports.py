@@ -137,6 +137,7 @@ def foreign(source: str, package: str, *, above: bool = False) -> list[str]:
 BACKEND_FILES = sorted((ROOT / "backends").glob("*/**/*.py"))
 NEUTRAL_FILES = sorted((ROOT / "polybn").glob("**/*.py"))
 ADAPTERS = ROOT / "polybn" / "conformance" / "adapters"  # they reach for other libraries: that is their work
+PEERS = ROOT / "polybn" / "bench" / "peers.py"
 
 
 @pytest.mark.parametrize("path", BACKEND_FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -188,7 +189,7 @@ def test_a_friend_is_let_in(source: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in NEUTRAL_FILES if ADAPTERS not in path.parents],
+    [path for path in NEUTRAL_FILES if ADAPTERS not in path.parents and path != PEERS],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_polybn_names_no_backend_and_no_array_library_but_numpy(path: Path) -> None:

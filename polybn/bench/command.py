@@ -1,0 +1,68 @@
+"""``polybn bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from polybn.console import err, out
+
+
+def bench(
+    against: Annotated[str, typer.Option(help="Who all are compared with; else PyTorch if installed, or NumPy.")] = "",
+    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Time only these; may be repeated.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How many rounds count; one more warms up.")] = 9,
+    quick: Annotated[bool, typer.Option("--quick", help="Three shapes and LeNet, in about a minute.")] = False,
+    busy: Annotated[bool, typer.Option("--busy", help="Also time LeNet beside two busy processes.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each contender; else as installed.")] = None,
+    limit: Annotated[float, typer.Option(help="Seconds after which a contender that hangs is ended.")] = 120,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
+    ] = None,
+    pictures: Annotated[Path | None, typer.Option(metavar="DIR", help="Also draw pictures into this folder.")] = None,
+) -> None:
+    """Time batch norm and LeNet's training step on every backend and installed peer, each in a process of its own.
+
+    One contender runs at a time, in another order each round, and ratios are of two times of one round: medians, with
+    the quartiles in brackets. The contender that all are compared with runs twice; its row "again" is the noise.
+
+    [dim]polybn bench --quick[/dim]
+    """
+    from polybn.bench import tables
+    from polybn.bench.contenders import discover
+    from polybn.bench.record import AGAIN, Record, facts
+    from polybn.bench.rounds import Plan, run
+    from polybn.bench.tasks import tasks
+
+    contenders = discover()
+    known = [contender.name for contender in contenders]
+    for name in filter(None, [against, *(only or [])]):
+        if name not in known:
+            raise typer.BadParameter(f"{name!r} cannot be timed here; these can: {', '.join(known)}")
+    against = against or ("torch" if "torch" in known else known[0])
+    chosen = [c for c in contenders if c.name == against or not only or c.name in only]
+    jobs = list(tasks(quick))
+    plan = Plan(
+        jobs, chosen, against, min(rounds, 2) if quick else rounds, 0.01 if quick else 0.06, limit, threads, busy
+    )
+    record = Record(against, facts(plan.rounds, threads), dict(chosen))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        bar = progress.add_task("starting", total=len(jobs) + busy, completed=-1)
+        run(plan, lambda words: progress.update(bar, description=words, advance=1), record)
+    for kind in ("forward", "derivative", "inference"):
+        if any(row.task.kind == kind for row in record.rows):
+            out.print(f"{kind}, ratios of time to {against}\n{tables.plain(tables.ratios(record, kind))}")
+    out.print(f"training step of LeNet\n{tables.plain(tables.lenet(record))}")
+    for name, why in {(r.contender, r.cannot) for r in record.rows if "ended" in r.cannot or "within" in r.cannot}:
+        out.print(f"{name.removesuffix(AGAIN)} was left out: {why}")
+    if json_out is not None:
+        record.save(json_out)
+        out.print(f"Figures written to {json_out}")
+    if pictures is not None:
+        from polybn.bench.pictures import save
+
+        out.print("Pictures: " + ", ".join(map(str, save(record, pictures))))

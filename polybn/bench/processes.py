@@ -1,0 +1,87 @@
+"""Processes of contenders, and those that keep the cores busy: all end when the block that started them does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+SPIN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(100000): pass"
+"""Keeps a core busy until its parent is gone, so that it ends even where the parent is killed."""
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLYBN_NUM_THREADS")
+
+
+class Contender:
+    """A process that answers questions, one line each; it ends when its input does."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        # A session of its own: Ctrl-C in a terminal reaches the parent only, and that ends it.
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+        )
+
+    def ask(self, question: Mapping[str, Any], limit: float) -> dict[str, Any]:
+        """Return the answer, or under ``"cannot"`` why there is none; after ``limit`` seconds the process is killed."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        timer = threading.Timer(limit, self.process.kill)
+        timer.start()
+        try:
+            self.process.stdin.write(json.dumps(question) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+            answer: dict[str, Any] = json.loads(line) if line else {}
+        except (OSError, ValueError) as error:
+            line, answer = "", {"cannot": f"no answer: {error}"}
+        finally:
+            late = not timer.is_alive()
+            timer.cancel()
+        if line and not late:
+            return answer
+        self.end()
+        why = f"no answer within {limit:g} s" if late else f"the process ended with exit code {self.process.returncode}"
+        return {"cannot": why, "gone": True}
+
+    def end(self) -> None:
+        """Kill the process and wait for its end."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+@contextlib.contextmanager
+def started(names: Mapping[str, str], threads: int | None = None) -> Iterator[dict[str, Contender]]:
+    """Start a process for each entrant; the values are names of contenders."""
+    environment = {} if threads is None else dict.fromkeys(THREADS, str(threads))
+    with contextlib.ExitStack() as stack:
+        running = {}
+        for entrant, name in names.items():
+            running[entrant] = Contender([sys.executable, "-m", "polybn.bench.worker", name], environment)
+            stack.callback(running[entrant].end)
+        yield running
+
+
+@contextlib.contextmanager
+def busy(count: int = 2) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Keep cores busy with other processes inside of this block."""
+    with contextlib.ExitStack() as stack:
+        spinning = []
+        for _ in range(count):
+            process = subprocess.Popen([sys.executable, "-c", SPIN], start_new_session=True)
+            spinning.append(process)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        yield spinning

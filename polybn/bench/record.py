@@ -1,0 +1,130 @@
+"""The record of a run: what ``polybn bench --json`` writes, and what tables and pictures are made of."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from polybn import atomic
+from polybn.bench.tasks import Task
+from polybn.version import __version__
+
+FORMAT = 1
+AGAIN = " again"
+"""What the name of the second process of the reference ends with."""
+
+
+class Ratio(NamedTuple):
+    """Quartiles of ratios, each of two times of one round."""
+
+    low: float
+    median: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+def paired(seconds: list[float], reference: list[float]) -> Ratio:
+    """Return the quartiles of the rounds' ratios."""
+    ratios = [a / b for a, b in zip(seconds, reference, strict=True)]
+    if len(ratios) == 1:
+        return Ratio(*ratios * 3)
+    return Ratio(*statistics.quantiles(ratios, n=4, method="inclusive"))
+
+
+@dataclass
+class Row:
+    """One contender in one task."""
+
+    task: Task
+    contender: str
+    seconds: list[float] = field(default_factory=list)
+    """Seconds of a call, or of a training step, round by round; empty where it could not run."""
+    cannot: str = ""
+    """Why it could not run."""
+
+    @property
+    def median(self) -> float:
+        """Return the median of the rounds, in seconds."""
+        return statistics.median(self.seconds)
+
+
+@dataclass
+class Record:
+    """All that a run has found."""
+
+    against: str
+    """The contender that all others are compared with."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """Versions, the machine, and the settings of the run."""
+    contenders: dict[str, str] = field(default_factory=dict)
+    """Names and versions."""
+    rows: list[Row] = field(default_factory=list)
+
+    def find(self, task: Task, contender: str) -> Row | None:
+        """Return a row that has times."""
+        rows = (row for row in self.rows if row.task == task and row.contender == contender and row.seconds)
+        return next(rows, None)
+
+    def ratio(self, row: Row) -> Ratio | None:
+        """Return a row's time over the reference's."""
+        reference = self.find(row.task, self.against)
+        if reference is None or not row.seconds or len(reference.seconds) != len(row.seconds):
+            return None
+        return paired(row.seconds, reference.seconds)
+
+    def dumps(self) -> str:
+        """Return the record as JSON."""
+        rows = [{**vars(row), "task": row.task.to_json()} for row in self.rows]
+        return json.dumps({"format": FORMAT, **vars(self), "rows": rows}, indent=1) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write the record as JSON."""
+        atomic.write_atomic(path, self.dumps().encode())
+
+
+def load(path: Path) -> Record:
+    """Read a record.
+
+    Parameters
+    ----------
+    path : Path
+        A file that ``polybn bench --json`` has written.
+
+    Returns
+    -------
+    Record
+        Equal to the one that was written.
+
+    Raises
+    ------
+    ValueError
+        If it is of another format.
+    """
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if data.pop("format", None) != FORMAT:
+        raise ValueError(
+            f"polybn.bench: {path} must be a record of format {FORMAT} (write it with polybn bench --json)"
+        )
+    rows = [Row(**{**row, "task": Task.from_json(row["task"])}) for row in data.pop("rows")]
+    return Record(**data, rows=rows)
+
+
+def facts(rounds: int, threads: int | None) -> dict[str, str]:
+    """Say what a figure depends on."""
+    return {
+        "polybn": __version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "cores": str(os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "rounds": str(rounds),
+        "threads": "as installed" if threads is None else str(threads),
+    }

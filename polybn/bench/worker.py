@@ -1,0 +1,60 @@
+"""A contender's process: it reads a task a line and answers with the seconds of a call, until its input ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from polybn.bench.contenders import Call, found, maker
+from polybn.bench.tasks import STEPS, Task
+
+CALLS = 3
+"""Least number of calls in a round; the median counts, so the first one may be cold."""
+
+
+def main(name: str) -> None:
+    """Serve the contender of this name."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    make = maker(name)
+    task, call = None, None
+    for line in sys.stdin:
+        question = json.loads(line)
+        answer: dict[str, Any]
+        try:
+            if (asked := Task.from_json(question["task"])) != task:
+                task, call = None, None  # frees the arrays of the last task before the next ones are made
+                call = make(asked)
+                task = asked
+                call(), call()
+            assert call is not None
+            answer = {"seconds": block(call, question["block"]) / (STEPS if asked.kind == "lenet" else 1)}
+        except Exception as error:  # a library may raise anything; the others go on
+            answer = {"cannot": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def block(call: Call, seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return the median of the calls that fit into a block of time."""
+    times: list[float] = []
+    while len(times) < CALLS or sum(times) < seconds:
+        start = clock()
+        call()
+        times.append(clock() - start)
+    return statistics.median(times)
+
+
+def listed() -> None:
+    """Print all contenders that can run here, as JSON."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    print(json.dumps(found()), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1]) if len(sys.argv) > 1 else listed()
