@@ -30,7 +30,7 @@ lane-numpy2: .venv-numpy2/test
 	$(call LANE,numpy2) -k jax $(JAX_TESTS) $(NEWEST_JAX_TESTS) $(ARGS)
 
 lane-nvrtc: .venv/nvrtc  ## compile all CUDA kernels for three architectures, which needs no GPU
-	POLYBN_REQUIRE_TOOLS=nvrtc $(BIN)/python -m pytest -n 2 tests/test_cupy_nvrtc.py $(ARGS)
+	POLYBN_REQUIRE_TOOLS=nvrtc,nvdisasm $(BIN)/python -m pytest -n 2 tests/test_cupy_nvrtc.py tests/test_cupy_budget.py $(ARGS)
 
 docs: .venv/docs  ## build the documentation into docs/_build/html; whatever does not resolve is an error
 	rm -rf docs/_build
@@ -49,7 +49,7 @@ bench: .venv/train  ## time batch norm and training steps of each backend that r
 	$(BIN)/polybn bench $(ARGS)
 
 gpu-check:  ## on a machine with a GPU and its own CuPy: kit, tests, sanitizers, timings, docs/results/cupy-<device>.json
-	PYTHONPATH=.:backends $(PYTHON) -m tests.gpu_check $(ARGS)
+	PYTHONPATH=.:backends $(PYTHON) -m tests.gpu.check $(ARGS)
 
 clean:  ## remove what the other targets made, runs excepted
 	rm -rf .venv .venv-numpy1 .venv-numpy2 .venv-torch build dist docs/_build *.egg-info
