@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from polybn.dispatch import backend, backends
 from polybn.functional import batch_norm, batch_norm_vjp, fold, merge_moments, moments
 from polybn.layer import BatchNorm
-from polybn.lenet.errors import CheckpointError, DataIntegrityError, DivergenceError
+from polybn.lenet.errors import CheckpointError, DataIntegrityError, DivergenceError, RunInUseError
 from polybn.spec import (
     Affine,
     BackendError,
@@ -26,20 +26,21 @@ from polybn.spec import (
     ShapeError,
     SingleValueWarning,
 )
+from polybn.version import __version__
 
 if TYPE_CHECKING:
     from polybn import conformance, spec
-    from polybn.lenet import checkpoints, fashion_mnist, networks, training
-    from polybn.lenet.training import Run, train
-
-__version__ = "0.1.0"
+    from polybn.lenet import checkpoints, fashion_mnist, networks, runs, training
+    from polybn.lenet.runs import Run
+    from polybn.lenet.training import train
 
 # These need NumPy on the host; they are imported when they are first asked for. The modules that train LeNet live in
 # polybn.lenet; the public ones are reachable from here, too.
+_LENET = ("checkpoints", "contact_sheet", "fashion_mnist", "networks", "runs", "training")
 _LAZY_MODULES = {name: f"polybn.{name}" for name in ("cli", "conformance")} | {
-    name: f"polybn.lenet.{name}" for name in ("checkpoints", "contact_sheet", "fashion_mnist", "networks", "training")
+    name: f"polybn.lenet.{name}" for name in _LENET
 }
-_LAZY_NAMES = {"train": "polybn.lenet.training", "Run": "polybn.lenet.training"}
+_LAZY_NAMES = {"train": "polybn.lenet.training", "Run": "polybn.lenet.runs"}
 
 
 def __getattr__(name: str) -> Any:
@@ -67,9 +68,11 @@ __all__ = [
     "Gradients",
     "Moments",
     "Run",
+    "RunInUseError",
     "SecondGradients",
     "ShapeError",
     "SingleValueWarning",
+    "__version__",
     "backend",
     "backends",
     "batch_norm",
@@ -81,6 +84,7 @@ __all__ = [
     "merge_moments",
     "moments",
     "networks",
+    "runs",
     "spec",
     "train",
     "training",

@@ -1,4 +1,8 @@
-"""Files that are replaced as a whole: after a crash, all of the old content or all of the new."""
+"""Files that are written and read as a whole.
+
+After a crash, a written file has all of its old content or all of the new. Only regular files are read: a pipe in the
+place of a file would wait for a writer until somebody loses patience.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,68 @@ import os
 import re
 import secrets
 import socket
+import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
 
-# Whether a pid is alive can be told on its own host only; and in a container every process may have the same one.
+# A pid says something on its own host only, and in containers every process may have the same one: hence the host and a
+# random number that differs in every process.
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _LIFE = secrets.token_hex(4)
+_KINDS = {stat.S_ISDIR: "a directory", stat.S_ISFIFO: "a pipe"}
 _TEMPORARY = re.compile(rf"\..+\.{_HOST}-([1-9][0-9]{{0,8}})-([0-9a-f]{{8}})\.polybn-tmp")
+
+
+class UnfitFileError(OSError):
+    """There is something else than a regular file, or a file that is larger than it may be."""
+
+
+def read_whole(path: StrPath, most: int) -> bytes:
+    """Read a regular file of at most ``most`` bytes.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    most : int
+        How many bytes it may have; no more are read.
+
+    Returns
+    -------
+    bytes
+        Its whole content.
+
+    Raises
+    ------
+    UnfitFileError
+        If it is a directory, a pipe or a device, or has more bytes.
+    OSError
+        As it came from the system.
+
+    Examples
+    --------
+    >>> read_whole("/", 100)
+    Traceback (most recent call last):
+    ...
+    polybn.atomic.UnfitFileError: / must be a regular file; got a directory
+    """
+    # Without O_NONBLOCK, opening a pipe waits. Windows has no such flag, and opens files as text by default.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            kind = next((name for is_kind, name in _KINDS.items() if is_kind(status.st_mode)), "a device")
+            raise UnfitFileError(f"{os.fspath(path)} must be a regular file; got {kind}")
+        if status.st_size > most:
+            raise UnfitFileError(f"{os.fspath(path)} must have at most {most} bytes; got {status.st_size}")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        os.close(descriptor)
 
 
 def write_atomic(path: StrPath, data: bytes) -> None:
@@ -37,8 +93,8 @@ def write_atomic(path: StrPath, data: bytes) -> None:
     Raises
     ------
     OSError
-        As it came from the system (disk full, no permission). The file then has all of its old content, or all of the
-        new if only the directory could not be synced.
+        As it came from the system (disk full, no permission), with the path of the file, not of a temporary one. The
+        file then has all of its old content, or all of the new if only the directory could not be synced.
 
     Examples
     --------
@@ -49,25 +105,44 @@ def write_atomic(path: StrPath, data: bytes) -> None:
     '{}'
     """
     path = Path(path)
-    _sweep(path.parent)
     temporary = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{_LIFE}.polybn-tmp")
-    file = temporary.open("xb")
+    with naming(path):
+        _sweep(path.parent)
+        file = temporary.open("xb")
+        try:
+            _write_durably(file, data)
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of the system name the path that a user knows, also where none or an internal one came with them."""
     try:
-        _write_durably(file, data)
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = str(path)
+            del error.filename2  # of a rename; as None it would be printed
         raise
-    _sync_directory(path.parent)
 
 
-def make_directory(directory: Path) -> None:
-    """Make a directory and its parents, and sync each into its own parent."""
-    if not directory.is_dir():
-        make_directory(directory.parent)
-        directory.mkdir(exist_ok=True)
-        _sync_directory(directory.parent)
+def make_directory(directory: Path) -> list[Path]:
+    """Make a directory and its parents, and sync each into its own parent; return those that were made, outer first."""
+    missing: list[Path] = []
+    while not directory.is_dir():
+        if directory.exists():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
+        missing.insert(0, directory)
+        directory = directory.parent
+    for path in missing:
+        path.mkdir(exist_ok=True)
+        _sync_directory(path.parent)
+    return missing
 
 
 def _write_durably(file: BinaryIO, data: bytes) -> None:

@@ -313,14 +313,14 @@ def _worse(report: Report, letter: Letter) -> list[str]:
 
 def _compare_peers(json_out: Path | None, into: list[Path]) -> None:
     from polybn.conformance import peers
-    from polybn.conformance.adapters import ADAPTERS
 
     if json_out is not None:
         _require_place(json_out, "--json")
     measured = []
     with _bar() as bar:
-        task = bar.add_task("", total=len(ADAPTERS))
-        for peer in peers.run():
+        names = peers.everyone()
+        task = bar.add_task("", total=len(names))
+        for peer in peers.run(names):
             measured.append(peer)
             bar.update(task, advance=1, description=peer.adapter)
     text = peers.to_json(measured)
@@ -335,9 +335,14 @@ def _compare_peers(json_out: Path | None, into: list[Path]) -> None:
 
 def _bar() -> Progress:
     return Progress(
-        BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"),
-        console=err, transient=True, disable=not err.is_terminal,
-    )  # fmt: skip
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )
 
 
 def _plain(text: str) -> str:

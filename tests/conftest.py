@@ -26,7 +26,8 @@ REASONS = {name: dispatch.why_not(name) for name in BACKENDS}
 TRAITS = {name: traits_of(dispatch.backend(name)) for name, reason in REASONS.items() if reason is None}
 COMPILING = {name for name, traits in TRAITS.items() if traits.jit is not None}
 BLIND = {name for name, traits in TRAITS.items() if not traits.sees_values}
-SHARE = 6
+SHARE = 100
+"""A compiling library is given the hundredth part of the examples, and two at least."""
 
 # dev is quick, ci is repeatable, nightly looks for news. Deadlines are off: speed is no matter of tests.
 _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -50,7 +51,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")  # type: ignore[attr-defined]
     usual, share = settings.default, SHARE if backend in COMPILING else 1
     assert usual is not None
-    settings.register_profile("share", usual, max_examples=max(1, usual.max_examples // share))
+    settings.register_profile("share", usual, max_examples=max(2, usual.max_examples // share))
     settings.register_profile("whole", usual)
     settings.load_profile("share")
     try:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from polybn.lenet import fashion_mnist
+from polybn.lenet.editions import SAMPLE
 from polybn.lenet.fashion_mnist import Dataset
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ def main(source: str, target: str) -> None:
     """Write the four files."""
     subset = sample(fashion_mnist.load(source))
     arrays = (subset.train_images[:, 0], subset.train_labels, subset.test_images[:, 0], subset.test_labels)
-    for file, values in zip(fashion_mnist.SAMPLE.forms[0], arrays, strict=True):
-        Path(target, file.name).write_bytes(idx_gzip(values))
+    for content, values in zip(SAMPLE.contents, arrays, strict=True):
+        Path(target, f"{content.name}.gz").write_bytes(idx_gzip(values))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import random
+import struct
 import subprocess
 import sys
 import time
@@ -395,6 +396,110 @@ def test_a_pickle_is_refused_unopened(tmp_path: Path, where: str) -> None:
         assert trace.exists()
 
 
+@pytest.mark.parametrize("format", [0, -5, float("nan"), True, "1", None, 1.5, [1]])
+def test_a_format_that_never_was(tmp_path: Path, format: object) -> None:
+    forgery = Forgery()
+    forgery.rest["format"] = format
+    path = tmp_path / "x.npz"
+    path.write_bytes(forgery.spell())
+    with pytest.raises(CheckpointError, match=r"x\.npz must have a format of 1 or more; got "):
+        checkpoints.load(path)
+
+
+@pytest.mark.parametrize("meta", [None, [], "text", 7])
+def test_a_meta_that_is_no_dict(tmp_path: Path, meta: object) -> None:
+    forgery = Forgery()
+    forgery.rest["meta"] = meta
+    path = tmp_path / "x.npz"
+    path.write_bytes(forgery.spell())
+    with pytest.raises(CheckpointError, match=r"x\.npz must hold a dict as 'meta'; got "):
+        checkpoints.load(path)
+
+
+def many_members(count: int) -> bytes:
+    forgery = Forgery()
+    member = npy(np.zeros(1))
+    record = {"dtype": "<f8", "shape": [1], "sha256": sha256(member)}
+    forgery.members = [(f"{i}.npy", member) for i in range(count)]
+    forgery.arrays = {f"{i}": record for i in range(count)}
+    return forgery.spell()
+
+
+def understated(data: bytes) -> bytes:
+    """Say at the end of the archive that there are three members; Python's zipfile reads all of them."""
+    return data[:-12] + struct.pack("<H", 3) + data[-10:]
+
+
+def in_zip64(data: bytes) -> bytes:
+    """Move the true numbers of a list of members to where large archives have them."""
+    members, size, offset = struct.unpack_from("<HII", data, len(data) - 12)
+    end = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, members, members, size, offset)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, len(data) - 22, 1)
+    return data[:-22] + end + locator + data[-22:-14] + struct.pack("<HHIIH", 3, 3, 300, offset, 0)
+
+
+@pytest.mark.parametrize(
+    "forge", [many_members, lambda n: understated(many_members(n)), lambda n: in_zip64(many_members(n))]
+)
+def test_a_forged_file_of_60_000_members_is_refused_at_once(tmp_path: Path, forge: Callable[[int], bytes]) -> None:
+    path = tmp_path / "x.npz"
+    path.write_bytes(forge(60_000))
+    start = time.process_time()
+    with pytest.raises(CheckpointError, match=r"x\.npz must ") as caught:
+        checkpoints.load(path)
+    assert time.process_time() - start < 1
+    assert len(str(caught.value)) < 500
+
+
+def test_members_that_overlap_are_refused(tmp_path: Path) -> None:
+    """A thousand names of the same mebibyte would be a gibibyte to read, and more names more."""
+    data = bytearray()
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for i in range(1000):
+            archive.writestr(f"{i:04d}", bytes(1 << 16) if i == 0 else b"")
+    data = bytearray(stream.getvalue())
+    first = data.index(b"PK\1\2")
+    size, crc = data[first + 20 : first + 28], data[first + 16 : first + 20]
+    at = first
+    while (at := data.find(b"PK\1\2", at)) >= 0:
+        data[at + 16 : at + 20], data[at + 20 : at + 28], data[at + 42 : at + 46] = crc, size, bytes(4)
+        at += 46
+    path = tmp_path / "x.npz"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="must hold members that do not overlap"):
+        checkpoints.load(path)
+
+
+def test_save_refuses_more_arrays_than_load_takes(tmp_path: Path) -> None:
+    arrays = {f"{i}": np.zeros(1) for i in range(checkpoints.MAX_ARRAYS)}
+    path = checkpoints.save(tmp_path, arrays, META, epoch=1)
+    assert checkpoints.load(path).arrays.keys() == arrays.keys()
+    with pytest.raises(DomainError, match="there must be at most 4096 arrays; got 4097"):
+        checkpoints.save(tmp_path, arrays | {"one more": np.zeros(1)}, META, epoch=2)
+    assert epochs(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("in_the_way", ["a directory", "a pipe", "a link to nothing", "a device"])
+def test_what_is_no_file_is_passed_over_with_a_warning(tmp_path: Path, in_the_way: str) -> None:
+    """Nobody waits for the writer of a pipe."""
+    (older,) = fill(tmp_path, 1)
+    newest = tmp_path / "epoch-0002.npz"
+    match in_the_way:
+        case "a directory":
+            newest.mkdir()
+        case "a pipe":
+            os.mkfifo(newest)
+        case "a link to nothing":
+            newest.symlink_to("nowhere")
+        case _:
+            newest.symlink_to("/dev/zero")
+    with pytest.warns(UserWarning, match=r"falling back to .*epoch-0001\.npz: .*epoch-0002\.npz"):
+        found = checkpoints.latest(tmp_path)
+    assert found is not None
+    assert found[0] == older
+
+
 def test_a_later_format_is_named_and_never_passed_over(tmp_path: Path) -> None:
     fill(tmp_path, 1)
     forgery = Forgery()
@@ -579,6 +684,7 @@ def test_a_failed_write_leaves_everything_as_it_was(
     with pytest.raises(type(error)) as raised:
         checkpoints.save(tmp_path, example(), META, epoch=epoch)
     assert raised.value is error
+    assert error.filename == str(tmp_path / f"epoch-000{epoch}.npz"), "not a temporary file, and not none"
     monkeypatch.undo()
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -597,6 +703,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         atomic.write_atomic(target, bytes(size))
     monkeypatch.undo()
     assert raised.value.errno == errno.ENOSPC
+    assert str(raised.value).endswith(f"No space left on device: '{target}'")
     assert files(tmp_path) == ["config.json"]
     assert target.read_bytes() == b"old"
 
@@ -609,6 +716,33 @@ def test_write_atomic_replaces_the_whole_file(tmp_path: Path) -> None:
     assert files(tmp_path) == ["metrics.jsonl"]
     with pytest.raises(FileNotFoundError):
         atomic.write_atomic(tmp_path / "absent" / "file", b"")
+
+
+def test_a_directory_of_1200_levels(tmp_path: Path) -> None:
+    """It is made, or the system says that the name is too long; Python's stack has nothing to do with it."""
+    deep = tmp_path.joinpath(*["d"] * 1200)
+    made = atomic.make_directory(deep)
+    assert len(made) == 1200
+    for path in reversed(made):
+        path.rmdir()  # what removes temporary directories after a test would reach the end of its stack
+    with pytest.raises(OSError, match="File name too long"):
+        atomic.make_directory(tmp_path.joinpath(*["d"] * 3000))
+
+
+@pytest.mark.parametrize("kind", ["a directory", "a pipe"])
+def test_only_regular_files_are_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x"
+    path.mkdir() if kind == "a directory" else os.mkfifo(path)
+    with pytest.raises(atomic.UnfitFileError, match=f"^{path} must be a regular file; got {kind}$"):
+        atomic.read_whole(path, 100)
+
+
+def test_no_more_is_read_than_a_file_may_have(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"abc")
+    assert atomic.read_whole(path, 3) == b"abc"
+    with pytest.raises(atomic.UnfitFileError, match="x must have at most 2 bytes; got 3"):
+        atomic.read_whole(path, 2)
 
 
 def test_an_interrupt_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

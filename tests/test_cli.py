@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,12 +21,15 @@ from matplotlib.image import imread
 from rich.console import Console
 
 import polybn
-from polybn import cli, dispatch
-from polybn.lenet import fashion_mnist, networks, training
+from polybn import cli, console, dispatch
+from polybn.lenet import fashion_mnist, lock, networks, plain, runs, training
+from polybn.lenet.commands import predict as predicting
 from polybn.lenet.display import EpochDisplay
 from polybn.lenet.fashion_mnist import CLASSES
 from polybn.lenet.program import Steps, compile
-from polybn.lenet.training import Epoch, train
+from polybn.lenet.recipe import Recipe
+from polybn.lenet.runs import Epoch
+from polybn.lenet.training import train
 from tests.training_worker import slice_of_sample
 
 DATA = slice_of_sample()
@@ -122,13 +127,15 @@ def test_the_script_is_installed() -> None:
 @needs_small
 def test_train(polybn_: Polybn, tmp_path: Path) -> None:
     """Every line, and that the run is the one that was asked for."""
-    said = polybn_("train", "--epochs", 2, "--batch-size", 128, "--lr", 0.5, "--seed", 3)
+    said = polybn_("train", "--epochs", 2, "--batch-size", 128, "--lr", 0.5, "--seed", 3, "--last-batch", "drop")
     assert (said.code, said.err) == (0, "")
     *head, first, second, last = said.out.splitlines()
     assert head == HEAD
-    assert last == "Saved in runs/numpy-spec-3; polybn compare runs/numpy-spec-3 draws its curves"
-    expected = train(networks.lenet(), data=DATA, epochs=2, batch_size=128, learning_rate=0.5, seed=3)
-    saved = training.load_run(tmp_path / "runs" / "numpy-spec-3")
+    name = "runs/numpy-spec-lr0.5-seed3-batch128-drop"
+    assert last == f"Saved in {name}; polybn compare {name} draws its curves"
+    options: dict[str, Any] = {"batch_size": 128, "learning_rate": 0.5, "seed": 3, "last_batch": "drop"}
+    expected = train(networks.lenet(), data=DATA, epochs=2, **options)
+    saved = runs.load(tmp_path / name)
     assert saved.config == expected.config
     for line, epoch, written in zip((first, second), expected.epochs, saved.epochs, strict=True):
         match = re.match(LINE, line)
@@ -144,63 +151,154 @@ def test_train_without_batch_norm(polybn_: Polybn, tmp_path: Path) -> None:
     said = polybn_("train", "--epochs", 1, "--norm", "none", "--out", "here")
     assert said.code == 0
     assert said.out.startswith("LeNet, 44,426 trainable values, batch norm: none; backend numpy\n")
-    assert training.load_run(tmp_path / "here").config["network"] == networks.to_plain(networks.lenet(None))
+    assert runs.load(tmp_path / "here").config["network"] == plain.to_plain(networks.lenet(None))
 
 
 @needs_small
-def test_defaults_are_those_of_the_function(polybn_: Polybn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, object] = {}
-    monkeypatch.setattr(training, "train", lambda *arguments, **options: given.update(options, arguments=arguments))
+def test_defaults_are_those_of_the_function(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(training, "begin", lambda recipe, **options: given.update(options, recipe=recipe))
     assert polybn_("train").code == 0
     defaults = train.__kwdefaults__ or {}
-    assert given.pop("arguments") == (networks.lenet(), "numpy")
-    assert given.pop("out") == Path("runs/numpy-spec-0")
-    assert given.pop("data") is DATA
-    names = {"epochs", "batch_size", "learning_rate", "seed", "devices", "resume"}
-    assert {name: given[name] for name in names} == {name: defaults[name] for name in names}
-    assert names | {"on_steps", "on_epoch"} == given.keys()
+    assert given.pop("out") == Path("runs/numpy-spec-lr1-seed0")
+    assert given.pop("epochs") == defaults["epochs"]
+    assert given.pop("data")() is DATA
+    recipe = given.pop("recipe")
+    assert recipe == Recipe(networks.lenet())
+    assert {name: value for name, value in recipe.to_config().items() if name in defaults} == {
+        name: defaults[name] for name in ("batch_size", "learning_rate", "seed", "devices", "last_batch")
+    }
+    assert given.keys() == {"on_steps", "on_epoch"}
+
+
+def where(said: Said) -> str:
+    match = re.search(r"^Saved in (\S+);", said.out, re.MULTILINE)
+    assert match is not None, said.err
+    return match[1]
 
 
 @needs_small
 def test_the_default_directory_is_a_new_one(polybn_: Polybn, tmp_path: Path) -> None:
-    """Also where one in the middle was deleted. --resume takes the last."""
+    """Also where one in the middle was deleted."""
 
-    def where(*options: str) -> str:
-        match = re.search(r"^Saved in (\S+);", polybn_("train", "--epochs", 0, *options).out, re.MULTILINE)
-        assert match is not None
-        return match[1]
+    def begin(*options: str) -> str:
+        return where(polybn_("train", "--epochs", 0, *options))
 
-    names = [f"runs/numpy-spec-0{number}" for number in ("", "-2", "-3", "-4")]
-    assert where("--resume") == names[0]
-    assert [where(), where(), where("--norm", "none"), where("--seed", "7")] == [
-        names[1], names[2], "runs/numpy-none-0", "runs/numpy-spec-7",
-    ]  # fmt: skip
-    (tmp_path / names[1] / "config.json").unlink()
-    (tmp_path / names[1]).rmdir()
-    assert where("--resume") == names[2]
-    assert where() == names[1]
-    assert where() == names[3]
+    names = [f"runs/numpy-spec-lr1-seed0{number}" for number in ("", "-2", "-3")]
+    assert [begin(), begin(), begin()] == names
+    shutil.rmtree(tmp_path / names[1])
+    assert begin() == names[1]
 
 
 @needs_small
-def test_resume(polybn_: Polybn) -> None:
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["--norm", "none"], "numpy-none-lr1-seed0"),
+        (["--seed", "7"], "numpy-spec-lr1-seed7"),
+        (["--lr", "0.1"], "numpy-spec-lr0.1-seed0"),
+        (["--lr", "1e-3"], "numpy-spec-lr0.001-seed0"),
+        (["--batch-size", "64"], "numpy-spec-lr1-seed0-batch64"),
+        (["--last-batch", "drop"], "numpy-spec-lr1-seed0-drop"),
+        (["--data", "sample"], "numpy-spec-lr1-seed0-sample"),
+    ],
+)
+def test_the_default_name_tells_runs_apart(polybn_: Polybn, options: list[str], name: str) -> None:
+    assert where(polybn_("train", "--epochs", 0, *options)) == f"runs/{name}"
+
+
+# Resume.
+
+
+RUN = "runs/numpy-spec-lr1-seed0"
+
+
+@needs_small
+def test_resume(polybn_: Polybn, tmp_path: Path) -> None:
+    """It needs no other word, whatever the options were."""
+    polybn_("train", "--epochs", 1, "--norm", "none", "--lr", 0.5, "--batch-size", 64, "--seed", 3, "--out", "a")
+    polybn_("train", "--epochs", 2, "--norm", "none", "--lr", 0.5, "--batch-size", 64, "--seed", 3, "--out", "b")
+    said = polybn_("train", "--resume", "a", "--epochs", 2)
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith("LeNet, 44,426 trainable values, batch norm: none; backend numpy\n")
+    assert [match[0] for match in re.findall(LINE, said.out, re.MULTILINE)] == ["2"]
+    a, b = runs.load(tmp_path / "a"), runs.load(tmp_path / "b")
+    assert a.config == b.config
+    assert {name: value.tobytes() for name, value in a.state.items()} == {
+        name: value.tobytes() for name, value in b.state.items()
+    }
+
+
+@needs_small
+def test_a_finished_run_is_not_trained_again(polybn_: Polybn) -> None:
     polybn_("train", "--epochs", 1)
-    said = polybn_("train", "--epochs", 2, "--resume")
-    assert re.findall(LINE.replace("^", "").replace("$", ""), said.out)[0][0] == "2"
-    assert "Saved in runs/numpy-spec-0;" in said.out
+    assert polybn_("train", "--resume", RUN) == (
+        0, f"{RUN} has 1 finished epochs, and 1 were asked for; polybn train --resume {RUN} --epochs 11 adds ten\n", "",
+    )  # fmt: skip
+
+
+@needs_small
+def test_other_options_are_named_one_by_one(polybn_: Polybn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    polybn_("train", "--epochs", 1)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     refused(
-        polybn_("train", "--epochs", 3, "--resume", "--lr", 0.5),
-        r"polybn\.train: learning_rate must be that of the run in runs/numpy-spec-0 to resume it; got 0\.5, .* 1\.0 .*",
+        polybn_("train", "--resume", RUN, "--lr", 0.5, "--norm", "none", "--seed", 0, "--last-batch", "drop"),
+        rf"polybn train: options must be those of the run in {RUN}; got --last-batch drop where it has keep, "
+        r"--lr 0\.5 where it has 1\.0, --norm none where it has spec \(leave them out .*\)",
     )
+    refused(polybn_("train", "--resume", RUN, "--out", "x"), r"polybn train: --resume must be given without --out; .*")
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setenv("POLYBN_BACKEND", "nope")
+    assert polybn_("train", "--resume", RUN, "--epochs", 2).code == 0, "a default is no option that was given"
+
+
+@needs_small
+@pytest.mark.parametrize("arguments", [["--resume", "typo"], ["--resume", "--out", "typo"], ["--resume"]])
+def test_what_cannot_be_resumed_is_not_begun(polybn_: Polybn, tmp_path: Path, arguments: list[str]) -> None:
+    said = polybn_("train", *arguments)
+    assert said.code == 2
+    assert any(words in said.err for words in ("typo must be the directory of a run", "--resume"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_data_set_is_named(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:
+    polybn_("train", "--data", "sample", "--epochs", 0, "--out", "run")
+    monkeypatch.setattr(fashion_mnist, "load_or_sample", lambda where, progress: (DATA, None))
+    refused(
+        polybn_("train", "--resume", "run", "--epochs", 1),
+        r"polybn\.training\.resume: data must be those of the run in run: sample shipped with polybn .*; got slice .*",
+    )
+
+
+def test_the_data_of_a_run_are_found_again(polybn_: Polybn) -> None:
+    polybn_("train", "--data", "sample", "--epochs", 0, "--out", "run")
+    said = polybn_("train", "--resume", "run", "--epochs", 1)
+    assert (said.code, said.err) == (0, "")
+    assert "6,000 training and 1,000 test images" in said.out
+
+
+def test_two_that_begin_in_one_directory(polybn_: Polybn, tmp_path: Path) -> None:
+    """One has it, the other gets one clear sentence; afterwards it is free again."""
+    (tmp_path / "run").mkdir()
+    with lock.hold(tmp_path / "run" / ".lock"):
+        refused(
+            polybn_("train", "--data", "sample", "--out", "run"),
+            rf"polybn: run must be a directory in which nobody trains; got one in use by process {os.getpid()} on .*",
+        )
+    assert polybn_("train", "--data", "sample", "--epochs", 0, "--out", "run").code == 0
+    with lock.hold(tmp_path / "run" / ".lock"):
+        refused(
+            polybn_("train", "--resume", "run", "--epochs", 1), "polybn: run must be a directory in which nobody .*"
+        )
 
 
 @needs_small
 def test_odd_names_are_printed_as_they_are(polybn_: Polybn) -> None:
     name = "[bold]lr=1[red] :smile: {x}"
     said = polybn_("train", "--epochs", 1, "--out", name)
-    assert said.out.endswith(f"Saved in {name}; polybn compare {name} draws its curves\n")
+    assert said.out.endswith(f"Saved in {name}; polybn compare '{name}' draws its curves\n")
     assert name in polybn_("compare", name).out
-    refused(polybn_("compare", "[red]nope"), r"polybn: \[red\]nope must be a run with a finished epoch; .*")
+    refused(polybn_("compare", "[red]nope"), r"polybn compare: .* \(\[red\]nope: .* no such directory .*")
 
 
 @needs_small
@@ -230,7 +328,9 @@ def test_an_unknown_backend_is_refused_before_data_are_fetched(
         (["--batch-size", "0"], r"polybn\.train: batch_size must be 1 or more; got 0 .*"),
         (["--seed", "-1"], r"polybn\.train: seed must be 0 or more; got -1 .*"),
         (["--out", "."], r"polybn\.train: --out must be a new or empty directory; got \., which holds note\.txt .*"),
-        (["--out", "note.txt"], r".*'note\.txt'"),
+        (["--out", "note.txt"], r"Not a directory: note\.txt"),
+        (["--out", "note.txt/x"], r"Not a directory: note\.txt"),
+        (["--batch-size", "299"], r"polybn\.train: every batch must hold 2 images or more; .*--last-batch drop\)"),
     ],
 )
 def test_what_train_refuses(polybn_: Polybn, tmp_path: Path, options: list[str], words: str) -> None:
@@ -252,18 +352,43 @@ def test_what_is_no_option(polybn_: Polybn, tmp_path: Path, options: list[str]) 
 @needs_small
 def test_divergence_is_told_in_a_line_with_a_code_of_its_own(polybn_: Polybn) -> None:
     said = polybn_("train", "--norm", "none", "--lr", "1e38", "--batch-size", 64)
-    words = r"polybn\.train: .* must stay finite; got \S+ .* \(the learning rate is 1e\+38: try --lr 1e\+37, .*\)"
+    words = r"polybn\.train: .* must stay finite; got \S+ .* \(the learning rate is 1e\+38: try 1e\+37, or .*\)"
     refused(said, words, code=1)
 
 
 @needs_small
 def test_control_c(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*arguments: object, **options: object) -> None:
+    """The hint is for a shell; before anything was written there is nothing to go on with."""
+
+    def interrupted(*arguments: object, out: Path, **options: object) -> None:
+        if out.name == "a b":
+            out.mkdir()
+            (out / "config.json").touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "train", interrupted)
-    words = "Stopped; finished epochs are saved. Go on with --resume --out here\n"
-    assert polybn_("train", "--out", "here") == (130, "\n".join([*HEAD, ""]), words)
+    monkeypatch.setattr(training, "begin", interrupted)
+    words = "Stopped; finished epochs are saved. To go on: polybn train --resume 'a b'\n"
+    assert polybn_("train", "--out", "a b") == (130, "", words)
+    assert polybn_("train", "--out", "here") == (130, "", "Stopped before anything was written.\n")
+
+
+@pytest.mark.parametrize(
+    ("called", "program"),
+    [
+        ("polybn", ["polybn"]),
+        (".venv/bin/polybn", [".venv/bin/polybn"]),
+        ("{bin}/polybn", ["polybn"]),
+        ("/x/polybn/cli.py", [sys.executable, "-m", "polybn.cli"]),
+        ("-c", [sys.executable, "-m", "polybn.cli"]),
+    ],
+)
+def test_a_hint_is_a_command_that_works_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: str, program: list[str]
+) -> None:
+    (tmp_path / "polybn").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [called.format(bin=tmp_path), "train"])
+    assert shlex.split(console.hint("train", "--resume", "a b")) == [*program, "train", "--resume", "a b"]
 
 
 def test_without_the_full_data_it_trains_on_the_sample_and_says_so(
@@ -289,7 +414,7 @@ def test_the_sample_by_name_needs_no_words(polybn_: Polybn) -> None:
 
 
 def test_a_directory_without_data_is_not_replaced_by_the_sample(polybn_: Polybn, tmp_path: Path) -> None:
-    words = rf"polybn\.fashion_mnist\.load: {tmp_path}/train-images-idx3-ubyte\.gz must be a file; got none .*"
+    words = rf"polybn\.fashion_mnist\.load: {tmp_path} must hold a file train-images-idx3-ubyte\.gz or .*; got .*"
     refused(polybn_("train", "--data", tmp_path), words)
 
 
@@ -300,20 +425,22 @@ def test_a_directory_without_data_is_not_replaced_by_the_sample(polybn_: Polybn,
 def test_compare(polybn_: Polybn, tmp_path: Path) -> None:
     polybn_("train", "--epochs", 2)
     polybn_("train", "--epochs", 1, "--norm", "none")
-    said = polybn_("compare", "runs/numpy-spec-0", "runs/numpy-none-0", "--out", "curves.png")
+    said = polybn_("compare", "runs/numpy-spec-lr1-seed0", "runs/numpy-none-lr1-seed0", "--out", "curves.png")
     assert (said.code, said.err) == (0, "")
     title, *table, last = said.out.splitlines()
     assert title.strip() == "training loss, training accuracy, test accuracy"
     assert last == "Curves drawn in curves.png"
     rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in table if line[0] in "│┃"]
-    spec, none = (training.read_metrics(tmp_path / "runs" / f"numpy-{norm}-0") for norm in ("spec", "none"))
+    spec, none = (runs.read_metrics(tmp_path / "runs" / f"numpy-{norm}-lr1-seed0") for norm in ("spec", "none"))
 
     def cell(e: Epoch) -> str:
         return f"{e.loss:.4f}  {e.train_accuracy:.3f}  {e.test_accuracy:.3f}"
 
     assert rows == [
-        ["epoch", "numpy-spec-0", "numpy-none-0"], ["1", cell(spec[0]), cell(none[0])], ["2", cell(spec[1]), ""],
-    ]  # fmt: skip
+        ["epoch", "numpy-spec-lr1-seed0", "numpy-none-lr1-seed0"],
+        ["1", cell(spec[0]), cell(none[0])],
+        ["2", cell(spec[1]), ""],
+    ]
     assert imread(tmp_path / "curves.png").shape[1] == 1440
 
 
@@ -321,13 +448,13 @@ def test_compare(polybn_: Polybn, tmp_path: Path) -> None:
 def test_compare_tells_many_runs_apart(polybn_: Polybn) -> None:
     """In 80 columns: every character of every name is there, and every number."""
     polybn_("train", "--epochs", 1)
-    names = ["runs/numpy-spec-0", *(f"runs/numpy-spec-0-{number}" for number in range(2, 7))]
+    names = ["runs/numpy-spec-lr1-seed0", *(f"runs/numpy-spec-lr1-seed0-{number}" for number in range(2, 7))]
     for name in names[1:]:
         shutil.copytree(names[0], name)
     said = polybn_("compare", *names)
     lines = [re.split("[│┃]", line)[1:-1] for line in said.out.splitlines() if line[0] in "│┃"]
     columns = ["".join(cell.strip() for cell in column) for column in zip(*lines, strict=True)][1:]
-    expected = training.read_metrics("runs/numpy-spec-0")[0]
+    expected = runs.read_metrics("runs/numpy-spec-lr1-seed0")[0]
     numbers = f"{expected.loss:.4f}{expected.train_accuracy:.3f}{expected.test_accuracy:.3f}"
     assert columns == [name.removeprefix("runs/") + numbers for name in names]
 
@@ -341,10 +468,85 @@ def test_compare_runs_of_one_name(polybn_: Polybn) -> None:
     assert Path("comparison.png").exists()
 
 
+@needs_small
+def test_compare_takes_the_runs_inside(polybn_: Polybn) -> None:
+    for options in ([], ["--norm", "none"]):
+        polybn_("train", "--epochs", 1, *options)
+    Path("runs/notes.txt").touch()
+    Path("runs/empty").mkdir()
+    said = polybn_("compare", "runs")
+    assert (said.code, said.err) == (0, "")
+    assert re.search(r"┃ epoch ┃ +numpy-none-lr1-seed0 ┃ +numpy-spec-lr1-seed0 ┃", said.out)
+
+
+@needs_small
+def test_compare_shows_what_it_can_and_names_the_rest(polybn_: Polybn) -> None:
+    """Runs without a finished epoch are no fault; what is missing or damaged is, and it is shown after the rest."""
+    polybn_("train", "--epochs", 1)
+    polybn_("train", "--epochs", 0, "--out", "begun")
+    said = polybn_("compare", RUN, "begun")
+    assert (said.code, said.err) == (0, "Left out: begun: no epoch is finished yet\n")
+    assert "numpy-spec-lr1-seed0" in said.out
+    for name in ("cut", "cut-but-saved"):
+        shutil.copytree(RUN, name)
+        metrics = Path(name, "metrics.jsonl")
+        metrics.write_text(metrics.read_text()[:40])
+    shutil.rmtree("cut/checkpoints")
+    said = polybn_("compare", RUN, "typo", "cut", "cut-but-saved")
+    assert said.code == 1
+    first, second = said.err.splitlines()
+    assert first.startswith("Left out: typo: polybn: typo must be the directory of a run; got no such directory")
+    assert second.startswith(
+        "Left out: cut: polybn: line 1 of cut/metrics.jsonl must hold the metrics of epoch 1; got "
+    )
+    assert "cut-but-saved" in said.out
+    assert Path("comparison.png").exists()
+
+
+@needs_small
 def test_compare_without_a_run(polybn_: Polybn, tmp_path: Path) -> None:
-    refused(polybn_("compare", "nope"), r"polybn: nope must be a run with a finished epoch; got FileNotFoundError: .*")
+    polybn_("train", "--epochs", 0, "--out", "begun")
+    words = r"polybn compare: one run must have a finished epoch; got none \(nope: .*; begun: no epoch is .*\)"
+    refused(polybn_("compare", "nope", "begun"), words)
     assert polybn_("compare").code == 2
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["begun"]
+
+
+# Pictures.
+
+
+MAGIC = {"png": b"\x89PNG\r\n", "svg": b"<?xml", "pdf": b"%PDF-"}
+
+
+@needs_small
+@pytest.mark.parametrize("kind", MAGIC)
+def test_a_picture_has_the_format_of_its_name(polybn_: Polybn, kind: str) -> None:
+    polybn_("train", "--epochs", 1)
+    for command in (["compare", RUN], ["predict", RUN], ["data", "--data", "sample"]):
+        assert polybn_(*command, "--out", f"{command[0]}.{kind.upper()}").code == 0
+        assert Path(f"{command[0]}.{kind.upper()}").read_bytes().startswith(MAGIC[kind])
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x", "x.jpg", "nowhere/x.png", "note.txt/x.png", "folder.png"])
+@pytest.mark.parametrize("command", [["compare", "run"], ["predict", "run"], ["data"]])
+def test_a_picture_that_cannot_be_is_refused_before_any_work(
+    polybn_: Polybn, monkeypatch: pytest.MonkeyPatch, command: list[str], name: str
+) -> None:
+    for module, function in ((runs, "load"), (runs, "read_epochs"), (fashion_mnist, "find")):
+        monkeypatch.setattr(module, function, lambda *arguments, **options: pytest.fail("something was read"))
+    Path("folder.png").mkdir()
+    Path("note.txt").touch()
+    refused(
+        polybn_(*command, "--out", name), rf"polybn: (the name of )?a picture must .*; got .*{name.split('/')[-1]}.*"
+    )
+
+
+def test_default_pictures_are_not_taken_for_files_of_the_project(polybn_: Polybn) -> None:
+    """In a clone, they would be added by `git add .`."""
+    ignored = (Path(__file__).parents[1] / ".gitignore").read_text().splitlines()
+    for command in ("compare", "predict", "data"):
+        (name,) = set(re.findall(r"\[default: ([\w.-]+\.png)\]", re.sub(r"[\s│]+", " ", polybn_(command, "-h").out)))
+        assert f"/{name}" in ignored
 
 
 # Predict.
@@ -354,13 +556,14 @@ def test_compare_without_a_run(polybn_: Polybn, tmp_path: Path) -> None:
 def test_predict(polybn_: Polybn, tmp_path: Path) -> None:
     """The table is counted again here, from the saved state."""
     polybn_("train", "--epochs", 3, "--batch-size", 64)
-    said = polybn_("predict", "runs/numpy-spec-0", "--count", 20, "--out", "grid.png")
+    name = f"{RUN}-batch64"
+    said = polybn_("predict", name, "--count", 20, "--out", "grid.png")
     assert (said.code, said.err) == (0, "")
-    run = training.load_run(tmp_path / "runs" / "numpy-spec-0")
+    run = runs.load(tmp_path / name)
     program = compile(networks.lenet(), dispatch.backend("numpy"), run.state, batch_size=60)
     given = program.logits(program.place(DATA.test_images, DATA.test_labels)).argmax(axis=1)
     title, *table, total, last = said.out.splitlines()
-    assert title.strip() == "runs/numpy-spec-0 after epoch 3"
+    assert title.strip() == f"{name} after epoch 3"
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table if line[0] == "│"]
     assert [row[0] for row in rows] == list(CLASSES)
     for index, (_, right, taken) in enumerate(rows):
@@ -383,22 +586,22 @@ def test_a_score_by_hand() -> None:
     """Of six bags, three are right, and the mistakes are a shirt twice and a dress once."""
     labels = np.array([8] * 6 + [0], np.uint8)
     predictions = np.array([8, 6, 8, 3, 6, 8, 8], np.uint8)
-    assert cli._score(8, labels, predictions) == (3, 6, "Shirt (2)")
-    assert cli._score(0, labels, predictions) == (0, 1, "Bag (1)")
-    assert cli._score(1, labels, predictions) == (0, 0, "")
-    assert cli._score(8, labels[:1], predictions[:1]) == (1, 1, "")
+    assert predicting._score(8, labels, predictions) == (3, 6, "Shirt (2)")
+    assert predicting._score(0, labels, predictions) == (0, 1, "Bag (1)")
+    assert predicting._score(1, labels, predictions) == (0, 0, "")
+    assert predicting._score(8, labels[:1], predictions[:1]) == (1, 1, "")
 
 
 @needs_small
 def test_predict_draws_no_more_than_there_are(polybn_: Polybn) -> None:
     polybn_("train", "--epochs", 1)
-    said = polybn_("predict", "runs/numpy-spec-0", "--count", 400)
+    said = polybn_("predict", "runs/numpy-spec-lr1-seed0", "--count", 400)
     assert said.out.endswith("The first 60 are drawn in predictions.png\n")
 
 
 @pytest.mark.parametrize("count", [0, 401])
 def test_predict_draws_some_but_not_all(polybn_: Polybn, count: int) -> None:
-    assert polybn_("predict", "runs/numpy-spec-0", "--count", count).code == 2
+    assert polybn_("predict", "runs/numpy-spec-lr1-seed0", "--count", count).code == 2
 
 
 @needs_small
@@ -423,8 +626,9 @@ def test_data(polybn_: Polybn, tmp_path: Path) -> None:
 
 def test_data_of_a_directory_without_files(polybn_: Polybn, tmp_path: Path) -> None:
     said = polybn_("data", "--data", tmp_path)
-    refused(said, rf"polybn\.fashion_mnist\.load: {tmp_path}/train-images-idx3-ubyte\.gz must be a file; got none .*")
-    assert said.out == f"argument        {tmp_path}: {tmp_path}/train-images-idx3-ubyte.gz must be a file; got none\n"
+    refused(said, rf"polybn\.fashion_mnist\.load: {tmp_path} must hold a file train-images-idx3-ubyte\.gz or .*")
+    wanted = "a file train-images-idx3-ubyte.gz or train-images-idx3-ubyte; got an empty directory"
+    assert said.out == f"argument        {tmp_path}: {tmp_path} must hold {wanted}\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -467,7 +671,7 @@ def test_as_a_process(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert len(re.findall(LINE, done.stdout, re.MULTILINE)) == 1
     assert "\x1b" not in done.stdout, "what is no terminal gets no escape codes"
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"].startswith("sample shipped")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["where"] == "sample"
     again = run()
     assert again.returncode == 2
     assert again.stderr.startswith("error: polybn.train: --out must be a new or empty directory; got run, which holds ")
@@ -478,7 +682,8 @@ def test_as_a_process(tmp_path: Path) -> None:
 
 
 def show(console: Console) -> None:
-    with EpochDisplay(console, epochs=12, images=40) as shown:
+    with EpochDisplay(console, epochs=12) as shown:
+        shown.start(40)
         for epoch in (1, 2):
             for loss in (3.0, 1.0):
                 shown.on_steps(epoch, Steps(np.array([loss, loss]), np.array([1, 1]), np.array([15, 5])))
@@ -493,9 +698,19 @@ def test_a_terminal_gets_a_progress_bar() -> None:
     text = screen.getvalue()
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     for epoch in (1, 2):
-        assert re.search(rf"epoch {epoch}/12 ━+ 100%  loss 2\.0000  +[\d,]+ images/s", plain)
+        assert re.search(rf"epoch {epoch}/12 ━+ +100%  loss 2\.0000  +[\d,]+ images/s", plain)
         assert f"epoch  {epoch}, loss 2.0000, train acc 0.500, test acc 0.250, time 1.2 s" in plain
     assert text.endswith("\x1b[2K"), "the bar is erased at the end"
+
+
+def test_a_terminal_shows_that_the_first_step_is_being_prepared() -> None:
+    """A backend may compile for minutes."""
+    screen = io.StringIO()
+    with EpochDisplay(Console(file=screen, force_terminal=True, width=120, _environ={}), 1) as shown:
+        assert screen.getvalue() == ""
+        shown.start(40)
+        shown._progress.refresh()
+        assert "preparing the first step" in screen.getvalue()
 
 
 def test_what_is_no_terminal_gets_lines_only() -> None:
@@ -508,7 +723,8 @@ def test_what_is_no_terminal_gets_lines_only() -> None:
 
 def test_the_bar_moves_within_an_epoch() -> None:
     screen = io.StringIO()
-    with EpochDisplay(Console(file=screen, force_terminal=True, width=120, _environ={}), 1, 40) as shown:
+    with EpochDisplay(Console(file=screen, force_terminal=True, width=120, _environ={}), 1) as shown:
+        shown.start(40)
         shown.on_steps(1, Steps(np.array([3.0]), np.array([1]), np.array([10])))
         shown._progress.refresh()
     assert re.search(r"epoch 1/1 \S+.* 25%  loss 3\.0000", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()))
@@ -517,7 +733,8 @@ def test_the_bar_moves_within_an_epoch() -> None:
 @pytest.mark.usefixtures("small")
 def test_the_callbacks_of_train_drive_the_display() -> None:
     screen = io.StringIO()
-    with EpochDisplay(Console(file=screen, force_terminal=True, width=120, _environ={}), 2, 300) as shown:
+    with EpochDisplay(Console(file=screen, force_terminal=True, width=120, _environ={}), 2) as shown:
+        shown.start(300)
         run = train(networks.lenet(), data=DATA, epochs=2, on_steps=shown.on_steps, on_epoch=shown.on_epoch)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
     assert [f"epoch {epoch.epoch}, loss {epoch.loss:.4f}, train acc" in plain for epoch in run.epochs] == [True, True]

@@ -28,8 +28,10 @@ def delete(tree: Path, name: str) -> None:
     module = ENTRIES[name]
     shutil.rmtree(tree / "backends" / module)
     path = tree / "pyproject.toml"
-    gone = [entry for entry, served in ENTRIES.items() if served == module]
-    mentions = re.compile(rf"^({'|'.join(gone)})(-\w+)? = |{module}|^\w+ = \[\"polybn\[{name}\]\"")
+    gone = {entry for entry, served in ENTRIES.items() if served == module}
+    gone |= {extra for extra, wanted in PROJECT["optional-dependencies"].items() if f"polybn[{name}]" in wanted}
+    names = "|".join(sorted(gone))
+    mentions = re.compile(rf"^({names})(-\w+)? = |{module}|polybn\[({names})\]\"")
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if not mentions.search(line)))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gzip
+import hashlib
 import importlib.util
 import os
 import runpy
@@ -11,7 +13,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polybn.lenet import download, fashion_mnist, idx
+from polybn.lenet import download, editions, fashion_mnist, idx
 from polybn.lenet.download import Wanted
+from polybn.lenet.editions import FULL, SAMPLE, Edition
 from polybn.lenet.errors import DataIntegrityError
-from polybn.lenet.fashion_mnist import CLASSES, DEBIAN, FULL, SAMPLE, Dataset, Place, find, load, load_or_sample
+from polybn.lenet.fashion_mnist import CLASSES, DEBIAN, Dataset, Place, find, load, load_or_sample
 
 SAMPLES = Path(fashion_mnist.__file__).parent / "samples"
-NAMES = [file.name for file in FULL.forms[0]]
+NAMES = [f"{content.name}.gz" for content in FULL.contents]
 full_data = pytest.mark.skipif(
     not (DEBIAN / NAMES[-1]).exists(), reason="the full data are not here (apt install dataset-fashion-mnist)"
 )
@@ -73,8 +76,8 @@ def test_the_sample_is_what_its_recipe_makes_of_the_full_data() -> None:
     recipe = runpy.run_path(str(Path(__file__).with_name("make_sample.py")))
     made = recipe["sample"](load(DEBIAN))
     assert same(made, load("sample"))
-    for file, values in zip(SAMPLE.forms[0], (made[0][:, 0], made[1], made[2][:, 0], made[3]), strict=True):
-        shipped = (SAMPLES / file.name).read_bytes()
+    for name, values in zip(NAMES, (made[0][:, 0], made[1], made[2][:, 0], made[3]), strict=True):
+        shipped = (SAMPLES / name).read_bytes()
         size = idx.file_size(values.shape)
         # zlib's versions compress differently: the files may differ, what is in them may not.
         assert idx.gunzip(recipe["idx_gzip"](values), size) == idx.gunzip(shipped, size)
@@ -87,24 +90,28 @@ def test_the_sample_comes_with_its_license() -> None:
     assert "permission notice shall be included" in text
 
 
+def as_published(name: str) -> bytes:
+    """Return a file as the authors published it: Debian's, with a name and a time in the gzip header."""
+    time = 0x59A7E9DE if name.startswith("train") else 0x59A7E9F3
+    header = struct.pack("<HBBIBB", 0x8B1F, 8, 8, time, 0, 3) + name.removesuffix(".gz").encode() + b"\0"
+    return header + (DEBIAN / name).read_bytes()[10:]
+
+
 @full_data
 def test_the_files_as_the_authors_published_them(tmp_path: Path) -> None:
-    """They are Debian's with a name and a time in the gzip header; the digests of both are in the table."""
-    for name in NAMES:
-        time = 0x59A7E9DE if name.startswith("train") else 0x59A7E9F3
-        header = struct.pack("<HBBIBB", 0x8B1F, 8, 8, time, 0, 3) + name.removesuffix(".gz").encode() + b"\0"
-        (tmp_path / name).write_bytes(header + (DEBIAN / name).read_bytes()[10:])
+    """They are the downloads of the table, and hold the same bytes as Debian's."""
+    for name, wanted in zip(NAMES, FULL.downloads, strict=True):
+        data = as_published(name)
+        assert Wanted(name, len(data), hashlib.sha256(data).hexdigest()) == wanted
+        (tmp_path / name).write_bytes(data)
     assert same(load(tmp_path), load(DEBIAN))
-    shutil.copy(DEBIAN / NAMES[1], tmp_path)
-    assert find(tmp_path).used is not None, "each file may be in either form"
 
 
-def test_downloads_are_of_the_files_that_the_mirrors_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The authors' files carry their own names in their headers; Debian's do not, and no mirror has those."""
+def test_downloads_are_those_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def fill(directory: Path, files: tuple[Wanted, ...], mirrors: tuple[str, ...], *, progress: bool) -> None:
-        asked.append((directory, [file.size for file in files], mirrors, progress))
+        asked.append((directory, files, mirrors, progress))
         raise DataIntegrityError("no")
 
     monkeypatch.delenv("POLYBN_DATA", raising=False)
@@ -114,14 +121,84 @@ def test_downloads_are_of_the_files_that_the_mirrors_have(tmp_path: Path, monkey
     monkeypatch.setattr(fashion_mnist, "fill", fill)
     with pytest.raises(DataIntegrityError, match="download: no"):
         load(progress=True)
-    assert asked == [(tmp_path / "cache", [26_421_880, 29_515, 4_422_102, 5_148], fashion_mnist.MIRRORS, True)]
-    for file, nameless in zip(*FULL.forms, strict=True):
-        assert file.size - nameless.size == len(file.name.removesuffix(".gz")) + 1
-    assert all(mirror.startswith("https://") and mirror.endswith("/") for mirror in fashion_mnist.MIRRORS)
+    assert asked == [(tmp_path / "cache", FULL.downloads, editions.MIRRORS, True)]
+    assert all(mirror.startswith("https://") and mirror.endswith("/") for mirror in editions.MIRRORS)
     assert download.ALLOWED == "https://"
 
 
-# Where it is looked for. From here on the subset stands in for the full data, in directories of the test's own.
+# However it is packed. From here on the subset stands in for the full data, in directories of the test's own.
+
+
+def unpacked(name: str) -> bytes:
+    return gzip.decompress((SAMPLES / name).read_bytes())
+
+
+PACKED: dict[str, Callable[[Path, str], object]] = {
+    "as torchvision unpacks it": lambda d, name: place(d / "FashionMNIST" / "raw" / name[:-3], unpacked(name)),
+    "in raw": lambda d, name: place(d / "raw" / name[:-3], unpacked(name)),
+    "uncompressed": lambda d, name: place(d / name[:-3], unpacked(name)),
+    "uncompressed, under the name of a compressed file": lambda d, name: place(d / name, unpacked(name)),
+    "compressed, under the name of an uncompressed file": lambda d, name: shutil.copy(SAMPLES / name, d / name[:-3]),
+    "compressed again": lambda d, name: place(d / name, gzip.compress(unpacked(name), 1)),
+    "not compressed at all, as gzip": lambda d, name: place(d / name, gzip.compress(unpacked(name), 0)),
+    "beside a damaged one": lambda d, name: [place(d / name, b"\x1f\x8b"), place(d / name[:-3], unpacked(name))],
+}
+
+
+def place(path: Path, data: bytes) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", PACKED)
+def test_what_the_files_hold_decides_and_not_how_they_are_packed(how: str, places: Places) -> None:
+    places.named.mkdir()
+    for name in NAMES:
+        PACKED[how](places.named, name)
+    data = load(places.named)
+    assert same(data, load("sample"))
+    assert data.where == str(places.named)
+
+
+def test_what_is_there_is_named_where_the_data_are_not(places: Places) -> None:
+    places.named.mkdir()
+    for name in ("a.zip", "train-images.gz", "train-labels.gz", "test", "x"):
+        (places.named / name).touch()
+    words = (
+        rf"{places.named} must hold a file train-images-idx3-ubyte\.gz or train-images-idx3-ubyte; "
+        r"got a\.zip, test, train-images\.gz, train-labels\.gz, \.\.\. "
+    )
+    with pytest.raises(DataIntegrityError, match=words):
+        load(places.named)
+
+
+@pytest.mark.parametrize("how", ["argument", "POLYBN_DATA"])
+def test_the_home_of_nobody(how: str, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = "~nosuchuser/x"
+    if how == "POLYBN_DATA":
+        monkeypatch.setenv("POLYBN_DATA", where)
+    named = where if how == "argument" else None
+    assert find(named).used is None
+    with pytest.raises(DataIntegrityError, match="~nosuchuser/x must be a directory; got the home directory of a user"):
+        load(named)
+
+
+def test_without_a_home_nothing_is_downloaded_into_a_folder_named_tilde(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fashion_mnist, "_cache", lambda: Path("~/.cache/polybn"))
+    monkeypatch.setattr(fashion_mnist, "fill", lambda *args, **options: pytest.fail("something was downloaded"))
+    with pytest.raises(DataIntegrityError, match="download: HOME must name your home directory; got none"):
+        load()
+
+
+# Where it is looked for.
+
+
+def downloadable() -> Edition:
+    """Return the sample as if mirrors had it."""
+    files = [(name, (SAMPLES / name).read_bytes()) for name in NAMES]
+    return SAMPLE._replace(downloads=tuple(Wanted(n, len(f), hashlib.sha256(f).hexdigest()) for n, f in files))
 
 
 class Places:
@@ -139,7 +216,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     places = Places(tmp_path)
     monkeypatch.delenv("POLYBN_DATA", raising=False)
     monkeypatch.delenv("POLYBN_OFFLINE", raising=False)
-    monkeypatch.setattr(fashion_mnist, "FULL", SAMPLE._replace(forms=(*SAMPLE.forms, *SAMPLE.forms)))
+    monkeypatch.setattr(fashion_mnist, "FULL", downloadable())
     monkeypatch.setattr(fashion_mnist, "DEBIAN", places.debian)
     monkeypatch.setattr(fashion_mnist, "_cache", lambda: places.cache)
     monkeypatch.setattr(fashion_mnist, "MIRRORS", ("http://127.0.0.1:9/", "http://127.0.0.1:9/second/"))
@@ -205,7 +282,9 @@ def test_a_named_place_never_falls_through(
             function(where)
         assert str(caught.value).startswith(f"polybn.fashion_mnist.load: {places.named}")
         whose = "POLYBN_DATA names this place: " if origin == "POLYBN_DATA" else ""
-        assert f"({whose}copy the four .gz files of Fashion-MNIST there again, or use" in str(caught.value)
+        assert f"({whose}put the four files of Fashion-MNIST, compressed or not, there again, or use" in str(
+            caught.value
+        )
         assert caught.value.__cause__ is not None
 
 
@@ -222,7 +301,8 @@ def test_unnamed_places_fall_through(places: Places) -> None:
     assert load().source == f"{places.debian} (Debian package)"
     (places.cache / NAMES[2]).unlink()
     assert used(find().used) == ("Debian package", places.debian)
-    assert find().places[0].why_not == f"{places.cache / NAMES[2]} must be a file; got none"
+    lacking = f"{places.cache} must hold a file {NAMES[2]} or {NAMES[2][:-3]}; got LICENSE, "
+    assert (find().places[0].why_not or "").startswith(lacking)
 
 
 def test_an_unreadable_place_falls_through(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +331,7 @@ def test_when_nothing_can_be_had(offline: str, places: Places, monkeypatch: pyte
         load()
     text = str(caught.value)
     assert text.startswith("polybn.fashion_mnist.load: a full copy of Fashion-MNIST must be at hand; got none: ")
-    assert f"user cache: {places.cache / NAMES[1]} must have SHA-256" in text
+    assert f"user cache: {places.cache / NAMES[1]} must " in text
     assert f"Debian package: {places.debian} must be a directory; got none" in text
     assert f"download: POLYBN_OFFLINE must be unset or 0; got {offline}" in text
     assert "apt install dataset-fashion-mnist" in text
@@ -344,11 +424,14 @@ def test_a_download_fills_the_cache(
 
 
 LOAD = """
-import sys
+import hashlib, sys
 from pathlib import Path
-from polybn.lenet import download, fashion_mnist
+from polybn.lenet import download, editions, fashion_mnist
 url, cache = sys.argv[1:]
-fashion_mnist.FULL = fashion_mnist.SAMPLE._replace(forms=fashion_mnist.SAMPLE.forms * 2)
+names = [f"{content.name}.gz" for content in editions.SAMPLE.contents]
+files = [(name, (fashion_mnist._SAMPLES / name).read_bytes()) for name in names]
+downloads = tuple(download.Wanted(n, len(f), hashlib.sha256(f).hexdigest()) for n, f in files)
+fashion_mnist.FULL = editions.SAMPLE._replace(downloads=downloads)
 fashion_mnist.MIRRORS, fashion_mnist.DEBIAN = (url,), Path(cache, "nothing")
 fashion_mnist._cache = lambda: Path(cache)
 download.ALLOWED = url

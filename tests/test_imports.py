@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ENTRIES: dict[str, str] = PROJECT["entry-points"]["polybn.backends"]
 CONTRACT = {"polybn.spec", "polybn.arguments", "polybn.lenet.networks", "polybn.lenet.program"}
-SHARED = {"numpy", "polybn_host"}
-"""What every backend may import beside its own library: NumPy, and the compiled loops over host memory."""
+SHARED = {"numpy", "cffi", "polybn_host", "polybn_numpy"}
+"""What every backend may import beside its own library: NumPy, and what serves arrays in host memory."""
 IDIOMS = ("nnx", "gluon", "public")
 """Modules of a backend for its library's own people. They stand above the public functions, and call them."""
 
@@ -193,6 +194,81 @@ def test_a_friend_is_let_in(source: str) -> None:
 def test_polybn_names_no_backend_and_no_array_library_but_numpy(path: Path) -> None:
     roots = {name.partition(".")[0] for name in imports(path.read_text(), "polybn")}
     assert not roots & ({*LIBRARIES}.union(*LIBRARIES.values()) - {"numpy"})
+
+
+# The plan: no circles, and no arrow upwards.
+
+ROOMS = (
+    {"polybn.cli", "polybn.cli_check", "polybn.cli_agree", "polybn.bench", "polybn.lenet.commands"},
+    {"polybn.conformance", "polybn.lenet"},
+    {"polybn.layer"},
+    {"polybn.layer_state"},
+    {"polybn.functional"},
+    {"polybn.pullback"},
+    {"polybn.dispatch"},
+    {"polybn.arguments"},
+    {"polybn.options"},
+    {"polybn.spec", "polybn.version", "polybn.atomic", "polybn.console"},
+)
+"""From the top floor to the ground: a module imports what stands lower, or on its own floor and in its own room."""
+
+
+def modules(root: Path) -> dict[str, Path]:
+    named = {".".join(path.relative_to(root).with_suffix("").parts): path for path in root.glob("polybn*/**/*.py")}
+    return {name.removesuffix(".__init__"): path for name, path in named.items()}
+
+
+MODULES = {**modules(ROOT), **modules(ROOT / "backends")}
+
+
+def arrows(name: str, path: Path) -> set[str]:
+    """Return the modules of this project that a module imports, for types, too."""
+    found = set()
+    for whole in imports(path.read_text(), name):
+        target = whole
+        while target and target not in MODULES:
+            target = target.rpartition(".")[0]
+        found.add(target)
+    return found - {"", name}
+
+
+def room_of(name: str) -> tuple[int, str]:
+    """Return the floor and the room of a module of polybn: the longest name that it begins with."""
+    rooms = [
+        (len(room), floor, room)
+        for floor, group in enumerate(ROOMS)
+        for room in group
+        if f"{name}.".startswith(f"{room}.")
+    ]
+    _, floor, room = max(rooms)
+    return floor, room
+
+
+def test_there_is_no_circle_of_imports() -> None:
+    graph = {name: arrows(name, path) for name, path in MODULES.items()}
+    order = list(TopologicalSorter(graph).static_order())  # a CycleError names the circle
+    assert order.index("polybn.spec") < order.index("polybn.functional") < order.index("polybn")
+
+
+def test_a_circle_is_found() -> None:
+    with pytest.raises(CycleError):
+        list(TopologicalSorter({"a": {"b"}, "b": {"a"}}).static_order())
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("polybn.")])
+def test_no_arrow_goes_up(name: str) -> None:
+    """The package itself is the door: it leads to all rooms, and none of them imports it."""
+    floor, room = room_of(name)
+    one_room = floor in (0, len(ROOMS) - 1)
+    up = []
+    for target in arrows(name, MODULES[name]):
+        if target == "polybn":
+            up.append(target)
+        elif target.startswith("polybn."):
+            there, other = room_of(target)
+            if there < floor or (there == floor and other != room and not one_room):
+                up.append(target)
+    assert up == []
 
 
 def test_files_were_read() -> None:

@@ -193,14 +193,42 @@ def test_synchronised_statistics() -> None:
     assert np.abs(np.array(got[:, 0]) - np.array(expected)).max() <= 2.0**-19
 
 
-def test_faults_speak_like_the_function() -> None:
+def test_faults_speak_in_flaxs_words() -> None:
     case = sample(1, "float64", SHAPE)
-    with pytest.raises(polybn.DTypeError, match=r"polybn.batch_norm: gamma must have dtype float64"):
+    with pytest.raises(polybn.DTypeError, match=r"^polybn_jax\.nnx\.BatchNorm: scale must have dtype float64"):
         BatchNorm(3, rngs=nnx.Rngs(0))(jnp.asarray(case.x))
     wide = BatchNorm(3, stats_dtype=jnp.float64, rngs=nnx.Rngs(0))
     assert wide(jnp.asarray(case.x)).dtype == jnp.float64
-    with pytest.raises(polybn.ShapeError, match="gamma"):
+    with pytest.raises(polybn.ShapeError, match=r"^polybn_jax\.nnx\.BatchNorm: scale must have shape \(2,\)"):
         wide(jnp.asarray(case.x[..., :2]))
+    wide.var[...] = -wide.var[...]
+    with pytest.raises(polybn.DomainError, match=r"^polybn_jax\.nnx\.BatchNorm: var must be finite and not negative"):
+        wide(jnp.asarray(case.x), use_running_average=True)
+
+
+def test_numpy_arrays_are_converted() -> None:
+    """Input, mask and a restored state; eagerly, as Flax does."""
+    layer, other, x = made(), made(), images(3)
+    where = np.random.default_rng(1).random(SHAPE) < 0.7
+    nnx.update(other, jax.tree.map(np.asarray, nnx.state(layer)))
+    got, expected = other(np.asarray(x), where=where), layer(x, where=jnp.asarray(where))
+    assert isinstance(got, jax.Array)
+    assert equal(np.array(got), np.array(expected))
+    assert all(map(equal, statistics(other), statistics(layer)))
+
+
+def test_views() -> None:
+    """``nnx.view``, which Flax's own errors recommend, gives inference beside training, on one state."""
+    model, x = Model(), images()
+    view = nnx.view(model, use_running_average=True, raise_if_not_found=False)
+    assert (model.norm.use_running_average, view.norm.use_running_average) == (False, True)
+    before = statistics(model.norm)
+    y = view(x)
+    assert all(map(equal, before, statistics(model.norm)))
+    model.eval()
+    assert equal(np.array(y), np.array(model(x)))
+    view.norm.set_view()
+    assert view.norm.use_running_average
 
 
 def test_importing_the_backend_does_not_import_flax() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from polybn import conformance
-from polybn.conformance.check import IDS
+from polybn.conformance.finding import IDS
 from polybn.spec import DomainError
 from tests import kit_adapters as kit
 

@@ -16,14 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polybn import conformance
-from polybn.conformance import Info, runner
-from polybn.conformance.cases import DTYPES, Array
+from polybn.conformance import Info, runner, trial
+from polybn.conformance.cases import DTYPES, Array, case_of
 from polybn.conformance.forms import VacuousBoundError
-from polybn.conformance.properties import PROPERTIES, layouts, served
+from polybn.conformance.layouts import LAYOUTS
+from polybn.conformance.properties import PROPERTIES, Property, served, whole_range
 from polybn.conformance.reproducer import expression, program, source_of
 from polybn.conformance.runner import CallError, KitAdapterError, Recorder, Violation, remember, run
 from polybn.conformance.strategies import sample
-from polybn.conformance.trial import PROFILES, attempt
+from polybn.conformance.trial import PROFILES, Tried
 from polybn.spec import __doc__ as specification
 from tests import kit_adapters as kit
 from tests.sabotage.reference import Reference
@@ -32,6 +33,10 @@ RIGHT = kit.Right()
 BY_ID = {prop.id: prop for prop in PROPERTIES}
 DEV = PROFILES["dev"]
 QUICK = [name for name in BY_ID if name not in ("P6", "P6b")]
+
+
+def attempt(prop: Property, adapter: Any, *args: Any, **options: Any) -> Tried:
+    return trial.attempt(prop, Recorder(adapter), *args, **options)
 
 
 class Spoiled(kit.Right):
@@ -61,7 +66,7 @@ def test_ids_are_those_of_the_research_and_clauses_exist() -> None:
     assert len(BY_ID) == len(PROPERTIES)
     numbers = {int("".join(filter(str.isdigit, name))) for name in BY_ID if name.startswith("P")}
     # P20, P30 to P32 and P41 are not about one implementation's four methods.
-    assert numbers == {*range(1, 42)} - {20, 30, 31, 32, 41}
+    assert numbers == {*range(1, 44)} - {20, 30, 31, 32, 41}
     for prop in PROPERTIES:
         assert all(f"**{clause} " in str(specification) for clause in prop.clause.split()), prop.id
         assert prop.title.endswith(".")
@@ -279,8 +284,9 @@ def test_warnings_about_nothing_are_heard() -> None:
 
 
 def test_every_property_was_shown_to_fail() -> None:
-    """Hold the tests above to the list: what is not in it has a test of its own here or in test_kit_check.py."""
-    here = Path(__file__).read_text() + (Path(__file__).parent / "test_kit_check.py").read_text()
+    """Compare the tests of three files with the list of properties."""
+    names = ("test_kit_properties.py", "test_kit_check.py", "test_kit_authors.py")
+    here = "".join((Path(__file__).parent / name).read_text() for name in names)
     assert not [name for name in BY_ID if f'"{name}"' not in here]
 
 
@@ -323,14 +329,15 @@ def test_nothing_is_drawn_that_is_not_served(info: Info, name: str) -> None:
     seen: list[Array] = []
 
     class Spy(runner.Recorder):
-        def train(self, x: Array, *args: Any, **options: Any) -> Any:
+        def train(self, *arrays: Array, **options: Any) -> Any:
+            x = arrays[0]
             assert x.ndim in info.ranks
             assert x.dtype.name in info.dtypes
             assert info.axes == "any" or options["axis"] == 1
             seen.append(x)
             raise ValueError("stop here")
 
-        infer = vjp = train
+        infer = vjp = infer_vjp = train
 
     profile = DEV._replace(examples=15)
     for seed in range(3):
@@ -339,13 +346,13 @@ def test_nothing_is_drawn_that_is_not_served(info: Info, name: str) -> None:
     assert seen
 
 
-@given(st.sampled_from(sorted(layouts.LAYOUTS)), st.integers(0, 99), st.sampled_from(sorted(DTYPES)))
+@given(st.sampled_from(sorted(LAYOUTS)), st.integers(0, 99), st.sampled_from(sorted(DTYPES)))
 def test_arrays_are_written_down_with_their_strides(layout: str, seed: int, dtype: str) -> None:
     import zlib
 
     import ml_dtypes
 
-    array = layouts.LAYOUTS[layout](sample(seed, dtype, (5, 3, 2)).x)
+    array = LAYOUTS[layout](sample(seed, dtype, (5, 3, 2)).x)
     for one in (array, array[:0], array[:, :1], array[::-1], np.broadcast_to(array[:1], (4, 3, 2)), array[0, 0, 0:]):
         code = expression(remember(one))
         again = eval(code, {"np": np, "zlib": zlib, "ml_dtypes": ml_dtypes})
@@ -430,7 +437,7 @@ def test_long_arrays_are_compressed_and_hopeless_ones_left_out() -> None:
     [
         (lambda y, m, v: [y, m, v], "must return a tuple of 3 NumPy arrays .*; got list of 3"),
         (lambda y, m, v: (y, m), "got tuple of 2"),
-        (lambda y, m, v: (y, m, v.tolist()), "running_var must be a NumPy array; got list"),
+        (lambda y, m, v: (y, m, v.tolist()), "running_var must be a plain NumPy array; got list"),
         (lambda y, m, v: (y, m[:1], v), r"running_mean must have shape \(3,\) and dtype float32; got \(1,\)"),
         (lambda y, m, v: (y, m, v.astype("f8")), r"running_var must have .* dtype float32; got \(3,\) and float64"),
         (lambda y, m, v: (y.T, m, v), r"y must have shape \(7, 3, 5\)"),
@@ -525,3 +532,48 @@ def test_served_shapes_keep_channels_and_values() -> None:
             assert len(got) in ranks
             assert got[1] == shape[1]
             assert np.prod(got) == np.prod(shape)
+
+
+class Small(Reference):
+    """Right near 1, and wrong where a scaling by powers of two is left out."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def exponent(self, rows: Array, eps: float) -> Array:
+        k: Array = super().exponent(rows, eps)
+        return 0 * k if self.what == "squares" else k
+
+    def exponent_of(self, values: Array) -> Array:
+        k: Array = super().exponent_of(values)
+        return 0 * k if self.what == "products" else k
+
+
+@pytest.mark.parametrize(
+    ("what", "names"), [("nothing", set()), ("squares", {"G1", "G2"}), ("products", {"G2", "G3", "G4"})]
+)
+def test_the_whole_range_is_seen(what: str, names: set[str]) -> None:
+    info = Reference().info()._replace(dtypes=("float32",))
+    tried = {name: attempt(BY_ID[name], Small(what), info, DEV, 3) for name in ("G1", "G2", "G3", "G4")}
+    assert {name for name, one in tried.items() if one.error is not None} == names
+    assert all(one.cases for one in tried.values())
+
+
+@pytest.mark.parametrize(
+    ("x", "dy", "vectors", "training", "name", "right"),
+    [
+        # Reported accidents: a constant channel whose eps vanishes when it is scaled; products in a bad order.
+        ([3e38] * 4, [1, 0, 0, 0], (1, 0, 0, 1), True, "dx", 237.17),
+        ([1, 2, 3, 5], [3e38, 0, 0, -3e38], (1e-3, 0, 0, 1), True, "dx", 4.06e34),
+        ([1e30, 2e30, 3e30, 5e30], [1e-14, 0, 0, 0], (1e30, 0, 0, 1), True, "dx", 2.704e-15),
+        ([3e38], [0], (1, 0, -3e38, 1e38), False, "y", 6e19),
+        ([3e38], [0], (0, 0.5, 0, 0.5), False, "y", 0.5),
+    ],
+)
+def test_the_whole_range_knows_the_exact_results(
+    x: list[float], dy: list[float], vectors: tuple[float, ...], training: bool, name: str, right: float
+) -> None:
+    rows = (np.array(values, np.float32)[:, None] for values in (x, dy))
+    case = case_of(next(rows), ([v] for v in vectors), next(rows), training=training)
+    exact, _, _ = whole_range._exact(case)
+    assert float(exact[name][0]) == pytest.approx(right, rel=1e-3)

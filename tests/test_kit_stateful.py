@@ -16,7 +16,7 @@ from polybn.conformance import oracle, stateful
 from polybn.conformance.cases import rows
 from polybn.conformance.forms import VacuousBoundError
 from polybn.conformance.properties.model import Model
-from polybn.conformance.runner import Violation, run
+from polybn.conformance.runner import Recorder, Violation, run
 from polybn.conformance.strategies import sample
 from polybn.conformance.trial import PROFILES
 from tests import kit_adapters as kit
@@ -34,7 +34,7 @@ for case in (TestRunningStatistics, TestBackend):
 @pytest.mark.parametrize("make", [kit.Right, kit.Unbiased, kit.DeclaredReversed, kit.OnlyForward])
 def test_right_ones_live(make: Any) -> None:
     adapter = make()
-    tried = stateful.attempt(adapter, adapter.info(), DEV, 5)
+    tried = stateful.attempt(Recorder(adapter), adapter.info(), DEV, 5)
     assert tried.error is None, str(tried.error)
     assert tried.cases >= DEV.runs
     assert 0 < tried.share < 1
@@ -88,7 +88,7 @@ class Inferring(kit.Right):
 )
 def test_wrong_ones_do_not(make: Any, said: str) -> None:
     adapter = make()
-    tried = stateful.attempt(adapter, adapter.info(), PROFILES["ci"], 5)
+    tried = stateful.attempt(Recorder(adapter), adapter.info(), PROFILES["ci"], 5)
     assert tried.error is not None
     assert said in str(tried.error)
     assert tried.calls
@@ -96,12 +96,14 @@ def test_wrong_ones_do_not(make: Any, said: str) -> None:
 
 def test_lives_shrink() -> None:
     adapter = kit.Reversed()
-    tried = stateful.attempt(adapter, adapter.info(), DEV._replace(shrinking=30.0), 5)
+    tried = stateful.attempt(Recorder(adapter), adapter.info(), DEV._replace(shrinking=30.0), 5)
     assert [call.method for call in tried.calls] == ["train"]
 
 
 def test_the_same_seed_lives_the_same() -> None:
-    one, other = (stateful.attempt(kit.Reversed(), kit.Reversed().info(), DEV, 5, shrink=False) for _ in range(2))
+    one, other = (
+        stateful.attempt(Recorder(kit.Reversed()), kit.Reversed().info(), DEV, 5, shrink=False) for _ in range(2)
+    )
     assert one.calls == other.calls
 
 

@@ -74,7 +74,7 @@ def scales(given: Case, exact: dict[str, Host]) -> dict[str, Host | float]:
     }  # fmt: skip
 
 
-BOUNDS = {"float32": 2, "float64": 8}  # sums of float64 are as exact as a float32 can tell, and err in a float64
+BOUND = 8  # each form may err by 4 (class S)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -90,7 +90,7 @@ def test_forms_agree(shape: tuple[int, ...], axis: int, dtype: str, mean: float,
     assert ours.keys() == others.keys()
     far = {name: float((abs(ours[name].astype(float) - others[name]) / size / u).max())
            for name, size in scales(given, others).items() if name in ours}  # fmt: skip
-    assert all(distance <= BOUNDS[dtype] for distance in far.values()), far
+    assert all(distance <= BOUND for distance in far.values()), far
 
 
 @pytest.mark.parametrize("wild", [1e25, 1e-25, 0.0, np.inf])

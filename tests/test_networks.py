@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polybn.lenet import networks
+from polybn.lenet import networks, plain
 from polybn.lenet.networks import BatchNorm, Convolution, Dense, MaxPool, Network, Sigmoid
 from polybn.spec import DomainError, DTypeError, ShapeError
 
@@ -117,7 +117,7 @@ def test_descriptions_are_frozen_values() -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_network_goes_through_json_and_back(norm: networks.Norm) -> None:
     network = networks.lenet(norm)
-    assert networks.from_plain(json.loads(json.dumps(networks.to_plain(network)))) == network
+    assert plain.from_plain(json.loads(json.dumps(plain.to_plain(network)))) == network
 
 
 # The first state.
@@ -228,8 +228,6 @@ BAD_CALLS: list[tuple[str, tuple[Any, ...], str]] = [
     ("epoch_order", (1.5, 1, 10), "seed must be an int of 0 or more; got 1.5"),
     ("epoch_order", (0, -1, 10), "epoch must be an int of 0 or more; got -1"),
     ("epoch_order", (0, 1, -10), "size must be an int of 0 or more; got -10"),
-    ("from_plain", ({"input_shape": [1, 2, 2], "layers": [{"layer": "Relu"}]},), "layers must be of Convolution, "),
-    ("from_plain", ({"layers": []},), "layers must be of Convolution, "),
 ]
 
 
@@ -253,3 +251,11 @@ def test_a_bad_call_is_refused(function: str, arguments: tuple[Any, ...], words:
     with pytest.raises(DomainError) as info:
         getattr(networks, function)(*arguments)
     check_words(info.value, DomainError, f"{function}: {words}")
+
+
+@pytest.mark.parametrize("bad", [{"input_shape": [1, 2, 2], "layers": [{"layer": "Relu"}]}, {"layers": []}])
+def test_what_is_no_network_is_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(
+        DomainError, match=r"^polybn\.lenet\.plain\.from_plain: layers must be of Convolution, .*; got "
+    ):
+        plain.from_plain(bad)

@@ -47,6 +47,12 @@ def skip_subnormals(backend: str, dtype: str, smallest: float) -> None:
         pytest.skip(f"{backend} takes subnormal numbers for 0")
 
 
+def assert_close(a: Any, b: Any) -> None:
+    """Compare what S10 computes in a wider type with what the usual arithmetic gives: 4 units in the last place apart."""
+    if a is not None:
+        assert (np.abs(a - b) <= 4 * np.spacing(np.abs(b).max(axis=tuple(range(1, b.ndim)), keepdims=True))).all()
+
+
 @pytest.mark.clause("S8")
 @pytest.mark.parametrize(("dtype", "value"), CONSTANTS)
 @pytest.mark.parametrize("eps", [0.0, 1e-5])
@@ -140,14 +146,14 @@ def test_small_values_without_eps(backend: str, dtype: str, scale: float, kappa:
 @pytest.mark.clause("S3", "S10")
 @pytest.mark.parametrize(("dtype", "grain"), [("float32", 2.0**-149), ("float64", 5e-324)])
 def test_subnormal_values_without_eps(backend: str, dtype: str, grain: float) -> None:
-    """Multiples of the smallest number there is: y has the bits of the same multiples of 1; dx is never wrong."""
+    """Multiples of the smallest number there is: y is that of the same multiples of 1; dx is never wrong."""
     skip_subnormals(backend, dtype, grain)
     b = polybn.backend(backend)
     k = np.random.default_rng(9).integers(-50, 50, (61, 3)).astype(DTYPES[dtype])
     case = sample(9, dtype, (61, 3), eps=0.0)._replace(running_mean=None, running_var=None)
     small, usual = run(b, case._replace(x=k * k.dtype.type(grain))), run(b, case._replace(x=k))
-    assert equal(small.y, usual.y)
-    assert equal(small.dgamma, usual.dgamma)
+    assert_close(small.y, usual.y)
+    assert_close(small.dgamma, usual.dgamma)
     # The exact dx is that of k divided by the grain, and overflows.
     assert not np.isfinite(small.dx[np.abs(usual.dx) > 1e-3]).any()
 
@@ -218,5 +224,5 @@ def test_rescue_of_one_channel(backend: str, case: Case, channel: int, power: in
     x[:, c] = np.ldexp(x[:, c], power)
     got, base = run(b, case._replace(x=x)), run(b, case)
     assert_others_equal(got, base, c)
-    assert equal(got.y, base.y)
-    assert equal(got.dgamma, base.dgamma)
+    assert_close(got.y, base.y)
+    assert_close(got.dgamma, base.dgamma)

@@ -6,22 +6,27 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from polybn import dispatch
-from polybn.lenet import checkpoints, networks, training
+from polybn.lenet import checkpoints, fashion_mnist, networks, runs
 from polybn.lenet.errors import CheckpointError
 from polybn.lenet.fashion_mnist import Dataset
-from polybn.lenet.training import Run, train
+from polybn.lenet.program import Steps
+from polybn.lenet.runs import Epoch, Run
+from polybn.lenet.training import resume, train
+from polybn.spec import DomainError
 from tests import training_worker
 from tests.training_worker import OPTIONS, slice_of_sample
 
@@ -41,12 +46,12 @@ class Result(NamedTuple):
 
 
 def result(directory: Path) -> Result:
-    run = training.load_run(directory)
+    run = runs.load(directory)
     return Result(
         {name: value.tobytes() for name, value in run.state.items()},
         [[loss.hex() for loss in epoch] for epoch in run.losses],
         [epoch[:4] for epoch in run.epochs],
-        [epoch[:4] for epoch in training.read_metrics(directory)],
+        [epoch[:4] for epoch in runs.read_metrics(directory)],
         run.config,
     )
 
@@ -86,30 +91,88 @@ def test_k_epochs_and_k_more_are_2k_epochs(data: Path, tmp_path: Path) -> None:
     assert len(result(tmp_path / "at once").files) == 6
 
 
-def test_twenty_kills_at_random_moments_change_nothing(data: Path, tmp_path: Path) -> None:
-    """Half of them soon after the last step of an epoch, when it is tested and saved; the others anywhere."""
-    rng, directory = random.Random(7), tmp_path / "killed"
-    for kill in range(20):
-        process = start(data, directory, 1_000_000)
-        assert process.stdout is not None
-        awaited, patience = ("trained", 0.03) if kill % 2 else (rng.choice(["begins", "saved"]), 0.1)
-        while not next(process.stdout).startswith(awaited):
-            pass
-        time.sleep(rng.uniform(0, patience))
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-        process.stdout.close()
-    survived = len(training.load_run(directory).epochs)
-    assert survived > 0
-    epochs = survived + 2
-    said = finish(data, directory, epochs)
-    assert said[-1] == f"saved {epochs}"
+def test_forty_kills_of_two_trainers_that_fight_for_one_directory(data: Path, tmp_path: Path) -> None:
+    """Whoever has the run is killed, often when an epoch is tested and saved; the other one takes over at once.
+
+    No two train at a time, no epoch is trained twice once it was reported as saved, and in the end every bit is that of
+    a run that was left alone.
+    """
+    rng, directory, saved = random.Random(7), tmp_path / "killed", 0
+    fighters = [Fighter(data, directory), Fighter(data, directory)]
+    try:
+        for kill in range(40):
+            owner = next_owner(fighters)
+            (other,) = (fighter for fighter in fighters if fighter is not owner)
+            awaited, patience = ("trained", 0.03) if kill % 2 else (rng.choice(["begins", "saved"]), 0.05)
+            owner.wait_for(awaited)
+            time.sleep(rng.uniform(0, patience))
+            assert not other.trains(), "two trained at the same time"
+            lines = owner.kill()
+            epochs = [int(line.split()[1]) for line in lines if line.startswith("saved")]
+            assert epochs == list(range(epochs[0], epochs[0] + len(epochs))) if epochs else True
+            assert not epochs or epochs[0] > saved, "an epoch that was saved was trained again"
+            saved = max([saved, *epochs])
+            fighters = [other, Fighter(data, directory)]
+    finally:
+        for fighter in fighters:
+            fighter.kill()
+    survived = len(runs.load(directory).epochs)
+    assert survived in (saved, saved + 1)
+    said = finish(data, directory, survived + 2)
+    assert said[-1] == f"saved {survived + 2}"
     assert len(said) == 5, "epochs were trained again, or left out"
-    finish(data, tmp_path / "left alone", epochs)
+    finish(data, tmp_path / "left alone", survived + 2)
     assert result(directory) == result(tmp_path / "left alone")
     assert {path.name for path in directory.rglob("*")} == {
-        "checkpoints", "config.json", "metrics.jsonl", f"epoch-{epochs - 1:04d}.npz", f"epoch-{epochs:04d}.npz",
+        ".lock", "checkpoints", "config.json", "metrics.jsonl",
+        f"epoch-{survived + 1:04d}.npz", f"epoch-{survived + 2:04d}.npz",
     }  # fmt: skip
+
+
+class Fighter:
+    """A process that trains in a directory, or waits until it may, and what it has said."""
+
+    def __init__(self, data: Path, directory: Path) -> None:
+        self._process = start(data, directory, 1_000_000)
+        self._lines: list[str] = []
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if not line.startswith("waits"):
+                self._lines.append(line)
+            else:
+                assert "must be a directory in which nobody trains; got one in use by " in line
+
+    def trains(self) -> bool:
+        return bool(self._lines)
+
+    def wait_for(self, word: str) -> None:
+        seen = len(self._lines) if word != "begins" else 0
+        until(lambda: any(line.startswith(word) for line in self._lines[seen:]))
+
+    def kill(self) -> list[str]:
+        self._process.kill()
+        assert self._process.wait() == -signal.SIGKILL
+        self._thread.join()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        return self._lines
+
+
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "nothing happened for too long"
+        time.sleep(0.002)
+
+
+def next_owner(fighters: list[Fighter]) -> Fighter:
+    until(lambda: any(fighter.trains() for fighter in fighters))
+    (owner,) = (fighter for fighter in fighters if fighter.trains())
+    return owner
 
 
 def test_a_kill_in_any_sync_changes_nothing(data: Path, tmp_path: Path) -> None:
@@ -145,10 +208,15 @@ def test_control_c_ends_in_words_and_the_run_goes_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, told = process.communicate()
     assert process.returncode == 130
-    assert told == f"Stopped; finished epochs are saved. Go on with --resume --out {tmp_path / 'run'}\n"
-    done = len(training.read_metrics(tmp_path / "run"))
+    words, command = told.rstrip().split(": ", 1)
+    assert words == "Stopped; finished epochs are saved. To go on"
+    assert shlex.split(command)[-3:] == ["train", "--resume", str(tmp_path / "run")]
+    done = len(runs.read_metrics(tmp_path / "run"))
     assert 1 <= done < 99
-    said = train("run", done + 1, "--resume").communicate()[0]
+    pasted = subprocess.run(
+        f"{command} --epochs {done + 1}", shell=True, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, check=True
+    )
+    said = pasted.stdout
     assert re.findall(r"^epoch +(\d+),", said, re.MULTILINE) == [str(done + 1)]
     said = train("at once", done + 1).communicate()[0]
     assert len(re.findall(r"^epoch +(\d+),", said, re.MULTILINE)) == done + 1
@@ -159,13 +227,17 @@ def short_run(directory: Path, epochs: int = 2, **changes: Any) -> Run:
     return train(SPEC, data=DATA, out=directory, epochs=epochs, **(OPTIONS | changes))
 
 
+def go_on(directory: Path, epochs: int | None = None, data: Dataset = DATA, **told: Any) -> Run:
+    return resume(directory, epochs=epochs, data=data, **told)
+
+
 def test_a_finished_run_is_returned_and_left_alone(tmp_path: Path) -> None:
     run = short_run(tmp_path)
     before = {path: (path.read_bytes(), path.stat().st_ino) for path in tmp_path.glob("checkpoints/*")}
     files = {path.name: path.read_bytes() for path in tmp_path.glob("*.json*")}
-    for epochs in (2, 1):
+    for epochs in (2, 1, None):
         steps: list[Any] = []
-        again = short_run(tmp_path, epochs, resume=True, on_steps=lambda *said: steps.append(said))  # noqa: B023
+        again = go_on(tmp_path, epochs, on_steps=lambda *said: steps.append(said))  # noqa: B023
         assert again[:3] == run[:3]
         assert all(np.array_equal(again.state[name], value) for name, value in run.state.items())
         assert not steps
@@ -174,10 +246,52 @@ def test_a_finished_run_is_returned_and_left_alone(tmp_path: Path) -> None:
     assert json.loads(files["config.json"]) | {"epochs": 1} == json.loads((tmp_path / "config.json").read_text())
 
 
-def test_resume_begins_a_run_that_is_not_there(tmp_path: Path) -> None:
-    short_run(tmp_path / "new", resume=True)
+def test_a_run_knows_how_many_epochs_were_asked_for(tmp_path: Path) -> None:
+    def stop(epoch: Epoch) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        short_run(tmp_path / "stopped", 3, on_epoch=stop)
+    assert len(go_on(tmp_path / "stopped").epochs) == 3
+    short_run(tmp_path / "plain", 3)
+    assert result(tmp_path / "stopped") == result(tmp_path / "plain")
+
+
+def test_a_run_that_was_stopped_before_its_first_epoch_goes_on(tmp_path: Path) -> None:
+    def stop(epoch: int, steps: Steps) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        short_run(tmp_path / "stopped", on_steps=stop)
+    assert not (tmp_path / "stopped" / "checkpoints").exists()
+    go_on(tmp_path / "stopped")
     short_run(tmp_path / "plain")
-    assert result(tmp_path / "new") == result(tmp_path / "plain")
+    assert result(tmp_path / "stopped") == result(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("name", ["typo", "empty", "file"])
+def test_what_is_no_run_is_not_begun(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    words = rf"^polybn: {tmp_path / name} must be the directory of a run; got .*`polybn train` begins one\)$"
+    with pytest.raises(CheckpointError, match=words):
+        go_on(tmp_path / name, 2)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "file"]
+
+
+def test_every_option_is_restored(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"batch_size": 64, "learning_rate": 0.25, "seed": 5, "last_batch": "drop"}
+    for name, epochs in (("in parts", 1), ("at once", 2)):
+        train(networks.lenet(None), data=DATA, out=tmp_path / name, epochs=epochs, **options)
+    go_on(tmp_path / "in parts", 2)
+    assert result(tmp_path / "in parts") == result(tmp_path / "at once")
+    assert len(runs.load(tmp_path / "at once").losses[0]) == 300 // 64
+
+
+def test_the_data_are_read_again_from_where_they_were(tmp_path: Path) -> None:
+    data = fashion_mnist.load("sample")
+    train(SPEC, data=data, out=tmp_path, epochs=0)
+    assert len(resume(tmp_path, epochs=1).epochs) == 1
 
 
 def test_files_that_lag_behind_the_checkpoint_are_written_again(tmp_path: Path) -> None:
@@ -187,7 +301,7 @@ def test_files_that_lag_behind_the_checkpoint_are_written_again(tmp_path: Path) 
     whole = metrics.read_bytes()
     metrics.write_bytes(whole.splitlines(keepends=True)[0])
     (tmp_path / "config.json").unlink()
-    short_run(tmp_path, resume=True)
+    go_on(tmp_path, 2)
     assert metrics.read_bytes() == whole
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == OPTIONS["seed"]
 
@@ -195,28 +309,24 @@ def test_files_that_lag_behind_the_checkpoint_are_written_again(tmp_path: Path) 
 OTHER_DATA = DATA._replace(test_labels=DATA.test_labels[::-1])
 
 
-@pytest.mark.parametrize(
-    ("key", "changes"),
-    [
-        ("learning_rate", {"learning_rate": 0.25}),
-        ("seed", {"seed": 4}),
-        ("batch_size", {"batch_size": 64}),
-        ("network", {"network": networks.lenet(None)}),
-        ("data_sha256", {"data": OTHER_DATA}),
-        ("backend", {"backend": "other"}),
-    ],
-)
-def test_another_run_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, changes: dict[str, Any]
-) -> None:
+def test_other_data_are_refused(tmp_path: Path) -> None:
     short_run(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setattr(training, "find_backend", lambda name: dispatch.backend("numpy"))
-    options = {"network": SPEC, "data": DATA, **OPTIONS} | changes
-    words = rf"^polybn\.train: {key} must be that of the run in {tmp_path} to resume it; got .*epoch-0002\.npz was"
+    words = (
+        rf"^polybn\.training\.resume: data must be those of the run in {tmp_path}: slice \(SHA-256 \w{{12}}\); "
+        r"got another \(SHA-256 \w{12}\)$"
+    )
     with pytest.raises(CheckpointError, match=words):
-        train(**options, out=tmp_path, epochs=3, resume=True)
+        go_on(tmp_path, 3, data=OTHER_DATA._replace(source="another"))
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_epochs_must_be_given_where_nothing_says_how_many(tmp_path: Path) -> None:
+    short_run(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(DomainError, match=r"^polybn\.training\.resume: epochs must be given; got None "):
+        go_on(tmp_path)
+    assert len(go_on(tmp_path, 3).epochs) == 3
 
 
 def damage(path: Path) -> None:
@@ -230,7 +340,7 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_nothing_else(tmp_path: Path) ->
     damage(tmp_path / "damaged" / "checkpoints" / "epoch-0003.npz")
     seen: list[int] = []
     with pytest.warns(UserWarning, match=r"falling back to .*epoch-0002\.npz: .*epoch-0003\.npz must "):
-        short_run(tmp_path / "damaged", 4, resume=True, on_epoch=lambda epoch: seen.append(epoch.epoch))
+        go_on(tmp_path / "damaged", 4, on_epoch=lambda epoch: seen.append(epoch.epoch))
     assert seen == [3, 4]
     short_run(tmp_path / "whole", 4)
     with warnings.catch_warnings(action="error"):
@@ -244,7 +354,7 @@ def test_damaged_checkpoints_only(tmp_path: Path) -> None:
         damage(path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(CheckpointError, match="must hold an undamaged checkpoint"):
-        short_run(tmp_path, 3, resume=True)
+        go_on(tmp_path, 3)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
@@ -254,7 +364,7 @@ def test_a_checkpoint_with_a_value_that_no_run_leaves_behind(tmp_path: Path) -> 
     meta = {"config": run.config, "epochs": [epoch._asdict() for epoch in run.epochs], "losses": run.losses}
     checkpoints.save(tmp_path / "checkpoints", run.state, meta, epoch=2)
     with pytest.raises(CheckpointError, match=r"finite values, 0 or more, as 'norm1\.running_var'; got -1\.0"):
-        short_run(tmp_path, 3, resume=True)
+        go_on(tmp_path, 3)
 
 
 def test_images_stay_where_they_are(tmp_path: Path) -> None:
@@ -262,6 +372,5 @@ def test_images_stay_where_they_are(tmp_path: Path) -> None:
     short_run(tmp_path)
     images, labels, test_images, test_labels = (array.copy() for array in DATA[:4])
     moved = Dataset(images, labels, test_images, test_labels, "elsewhere")
-    run = train(SPEC, data=moved, out=tmp_path, epochs=3, resume=True, **OPTIONS)
-    assert len(run.epochs) == 3
-    assert json.loads((tmp_path / "config.json").read_text())["data"] == "elsewhere"
+    assert len(go_on(tmp_path, 3, data=moved).epochs) == 3
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["source"] == "elsewhere"

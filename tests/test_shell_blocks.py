@@ -58,6 +58,7 @@ ELSEWHERE = {
     ),
     "polybn check --backend numpy --profile ci --json docs/results/check-numpy.json": "test_conformance.py",
     "JAX_ENABLE_X64=1 polybn check --backend jax": "test_conformance.py",
+    "polybn agree numpy onnx-reference --cases 20 --programs differences": "test_cli_agree.py",
     "polybn bench --backend jax --rounds 11": "it takes minutes: test_bench.py times small shapes",
 }
 """What is not typed here, and what runs it or why nothing does."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
+import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -16,12 +18,13 @@ from numpy.typing import NDArray
 
 import polybn
 from polybn import dispatch
-from polybn.lenet import checkpoints, fashion_mnist, networks, training
+from polybn.lenet import checkpoints, fashion_mnist, networks, plain, runs, training
 from polybn.lenet.errors import CheckpointError, DivergenceError
 from polybn.lenet.fashion_mnist import Dataset
 from polybn.lenet.networks import Dense, Network, State
-from polybn.lenet.program import Steps, compile
-from polybn.lenet.training import Epoch, train
+from polybn.lenet.program import Steps, compile, pooled_first
+from polybn.lenet.runs import Epoch
+from polybn.lenet.training import train
 from polybn.spec import BackendError, DomainError, DTypeError, ShapeError
 from tests.training_worker import slice_of_sample
 
@@ -48,8 +51,8 @@ class Scripted:
     def describe(self) -> dict[str, str]:
         return {"library": "9.9"}
 
-    def compile(self, network: Network, state: State, *, batch_size: int) -> Scripted:
-        self.asked.append((network, bits(state), batch_size))
+    def compile(self, rows: list[networks.Row], state: State, *, batch_size: int) -> Scripted:
+        self.asked.append((rows, bits(state), batch_size))
         self._state = state
         return self
 
@@ -137,8 +140,9 @@ def test_every_backend_is_given_the_same_bits(scripted: Callable[..., Scripted])
     fake = scripted([[1.0]] * 3)
     train(NONE, "whatever", data=TINY, epochs=3, batch_size=7, learning_rate=0.25, seed=5)
     orders = [networks.epoch_order(5, epoch, 20).tolist() for epoch in (1, 2, 3)]
+    rows = pooled_first(networks.rows(NONE))
     assert fake.asked == [
-        (NONE, bits(networks.initial_state(NONE, 5)), 7), *((True, order, 0.25) for order in orders),
+        (rows, bits(networks.initial_state(NONE, 5)), 7), *((True, order, 0.25) for order in orders),
     ]  # fmt: skip
     assert len({tuple(order) for order in orders}) == 3
     assert all(sorted(order) == list(range(20)) for order in orders)
@@ -162,27 +166,30 @@ def test_a_run_directory(tmp_path: Path) -> None:
     run = train(SPEC, data=TINY, epochs=3, batch_size=8, learning_rate=0.5, seed=2, out=tmp_path / "a" / "run")
     directory = tmp_path / "a" / "run"
     assert contents(directory).keys() == {
-        "config.json", "metrics.jsonl", "checkpoints/epoch-0002.npz", "checkpoints/epoch-0003.npz",
+        ".lock", "config.json", "metrics.jsonl", "checkpoints/epoch-0002.npz", "checkpoints/epoch-0003.npz",
     }  # fmt: skip
+    assert (directory / ".lock").read_bytes() == b""
     assert json.loads((directory / "config.json").read_text()) == run.config | {
         "epochs": 3,
-        "data": "slice",
+        "data": {"source": "slice", "where": None},
         "versions": {
             **dispatch.backend("numpy").describe(), "polybn": polybn.__version__, "python": platform.python_version(),
         },
     }  # fmt: skip
     assert run.config == {
         "backend": "numpy",
-        "network": networks.to_plain(SPEC),
+        "network": plain.to_plain(SPEC),
         "batch_size": 8,
         "learning_rate": 0.5,
         "seed": 2,
+        "devices": 1,
+        "last_batch": "keep",
         "data_sha256": hashlib.sha256(b"".join(array.tobytes() for array in TINY[:4])).hexdigest(),
     }
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     assert [list(json.loads(line)) for line in lines] == [list(Epoch._fields)] * 3
-    assert [Epoch(**json.loads(line)) for line in lines] == run.epochs == training.read_metrics(directory)
-    loaded = training.load_run(directory)
+    assert [Epoch(**json.loads(line)) for line in lines] == run.epochs == runs.read_metrics(directory)
+    loaded = runs.load(directory)
     assert bits(loaded.state) == bits(run.state)
     assert loaded[:3] == run[:3]
 
@@ -196,7 +203,7 @@ def test_an_epoch_is_announced_when_it_is_saved_and_not_before(tmp_path: Path) -
         if found is None:
             assert not (tmp_path / "metrics.jsonl").exists()
             return 0
-        assert len(training.read_metrics(tmp_path)) == len(found[1].meta["epochs"])
+        assert len(runs.read_metrics(tmp_path)) == len(found[1].meta["epochs"])
         return len(found[1].meta["epochs"])
 
     def on_steps(epoch: int, steps: Steps) -> None:
@@ -204,7 +211,7 @@ def test_an_epoch_is_announced_when_it_is_saved_and_not_before(tmp_path: Path) -
 
     def on_epoch(epoch: Epoch) -> None:
         assert saved() == epoch.epoch
-        assert training.load_run(tmp_path).epochs[-1] == epoch
+        assert runs.load(tmp_path).epochs[-1] == epoch
         told.append(epoch.epoch)
 
     train(SPEC, data=TINY, epochs=3, batch_size=8, out=tmp_path, on_steps=on_steps, on_epoch=on_epoch)
@@ -223,8 +230,8 @@ def test_metrics_never_run_ahead_of_the_checkpoint(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(checkpoints, "save", full)
     with pytest.raises(OSError, match="disk full"):
         train(SPEC, data=TINY, epochs=3, out=tmp_path)
-    assert training.read_metrics(tmp_path) == training.load_run(tmp_path).epochs
-    assert len(training.read_metrics(tmp_path)) == 1
+    assert runs.read_metrics(tmp_path) == runs.load(tmp_path).epochs
+    assert len(runs.read_metrics(tmp_path)) == 1
 
 
 def test_checkpoints_hold_the_state_at_the_end_of_their_epoch(tmp_path: Path) -> None:
@@ -246,7 +253,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     before = contents(tmp_path)
     words = (
         rf"^polybn\.train: --out must be a new or empty directory; got {tmp_path}, which holds checkpoints, "
-        r"config\.json, metrics\.jsonl \(nothing is overwritten: add --resume .*or choose another name\)$"
+        r"config\.json, metrics\.jsonl \(nothing is overwritten: choose another name, or .* by --resume\)$"
     )
     with pytest.raises(DomainError, match=words):
         train(SPEC, data=TINY, epochs=2, out=tmp_path)
@@ -262,7 +269,7 @@ def test_a_strange_file_is_enough_to_refuse(tmp_path: Path) -> None:
 
 def test_an_empty_directory_is_fine(tmp_path: Path) -> None:
     train(SPEC, data=TINY, epochs=1, out=tmp_path)
-    assert len(training.read_metrics(tmp_path)) == 1
+    assert len(runs.read_metrics(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("index", range(4))
@@ -300,15 +307,15 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     scripted([[1.0, 0.5], [0.25, 0.125], [0.1, value, 0.1]])
     files: list[dict[str, bytes]] = []
     words = (
-        rf"^polybn\.train: loss must stay finite; got {value} in step 2 of epoch 3 \(the learning rate is 20: try "
-        r"--lr 2, or --norm spec; checkpoints of finished epochs are untouched\)$"
+        rf"^polybn\.train: loss must stay finite; got {value} in step 2 of epoch 3 \(the learning rate is 20: try 2; "
+        r"checkpoints of finished epochs are untouched\)$"
     )
     with pytest.raises(DivergenceError, match=words):
         train(SPEC, data=TINY, epochs=9, learning_rate=20, out=tmp_path,
               on_epoch=lambda epoch: files.append(contents(tmp_path)))  # fmt: skip
     assert len(files) == 2
-    assert contents(tmp_path) == files[-1]
-    assert len(training.load_run(tmp_path).epochs) == 2
+    assert contents(tmp_path) | {".lock": b""} == files[-1] | {".lock": b""}
+    assert len(runs.load(tmp_path).epochs) == 2
 
 
 def test_the_step_is_counted_over_reports_of_several_steps(
@@ -329,7 +336,15 @@ def test_a_state_that_is_not_finite_ends_the_run_before_it_is_saved(
     with pytest.raises(DivergenceError, match=r"conv1\.weight must stay finite; .* after the last step of epoch 2 \("):
         train(SPEC, data=TINY, epochs=9, out=tmp_path)
     assert list((tmp_path / "checkpoints").iterdir()) == [tmp_path / "checkpoints" / "epoch-0001.npz"]
-    assert len(training.read_metrics(tmp_path)) == 1
+    assert len(runs.read_metrics(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("network", "hint"), [(SPEC, "try 1e+37; "), (NONE, "try 1e+37, or a network with batch norm; ")]
+)
+def test_a_diverging_run_is_told_what_may_help(network: Network, hint: str) -> None:
+    with pytest.raises(DivergenceError, match=re.escape(hint)):
+        train(network, data=DATA, epochs=9, batch_size=64, learning_rate=1e38)
 
 
 @pytest.mark.parametrize("network", [SPEC, NONE], ids=["spec", "none"])
@@ -354,7 +369,7 @@ def test_an_enormous_learning_rate(backend: str, network: Network) -> None:
         ({"learning_rate": 1e39}, r"learning_rate must .*; got 1e\+39 "),
         ({"learning_rate": 1e-46}, "learning_rate must .*; got 1e-46 "),
         ({"seed": -1}, "seed must be 0 or more; got -1 "),
-        ({"resume": True}, "out must name the run to resume; got None "),
+        ({"last_batch": "lose"}, "last_batch must be 'keep' or 'drop'; got 'lose' "),
     ],
 )
 def test_numbers_out_of_range(options: dict[str, Any], words: str) -> None:
@@ -395,6 +410,47 @@ def test_more_labels_than_classes() -> None:
         train(small, data=TINY, epochs=1)
 
 
+@pytest.mark.parametrize("name", ["train_images", "test_labels"])
+def test_data_of_another_dtype(name: str) -> None:
+    with pytest.raises(DTypeError, match=r"^polybn\.train: .* must have dtype uint8; got .*float32"):
+        train(SPEC, data=TINY._replace(**{name: getattr(TINY, name).astype(np.float32)}), epochs=1)
+
+
+@pytest.mark.parametrize(("batch_size", "fault"), [(19, "--last-batch drop"), (1, "choose a larger batch size")])
+def test_batch_norm_of_a_single_image_is_refused(batch_size: int, fault: str) -> None:
+    """In the dense layers there would be one value per channel: y is beta, and the running variance shrinks."""
+    with pytest.raises(DomainError, match=rf"^polybn\.train: every batch must hold 2 images or more; .*{fault}\)$"):
+        train(SPEC, data=TINY, epochs=1, batch_size=batch_size)
+    assert len(train(NONE, data=TINY, epochs=1, batch_size=batch_size).losses[0]) == -(-20 // batch_size)
+
+
+def test_the_last_batch_can_be_dropped(scripted: Callable[..., Scripted]) -> None:
+    fake = scripted([[1.0]] * 2)
+    train(SPEC, data=TINY, epochs=1, batch_size=19, last_batch="drop")
+    assert fake.asked[1][1] == networks.epoch_order(0, 1, 20).tolist()[:19]
+    whole = scripted([[1.0]] * 2)
+    train(SPEC, data=TINY, epochs=1, batch_size=10, last_batch="drop")
+    assert whole.asked[1][1] == networks.epoch_order(0, 1, 20).tolist()
+    with pytest.raises(DomainError, match=r"batch_size must be 20 or less; got 21 \(there are 20 training images"):
+        train(SPEC, data=TINY, epochs=1, batch_size=21, last_batch="drop")
+
+
+def test_everything_else_is_checked_before_the_data_are_read(tmp_path: Path) -> None:
+    def never() -> Dataset:
+        raise AssertionError("data were read")
+
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").touch()
+    for options in ({"learning_rate": 0.0}, {"devices": 2}, {"backend": "nope"}, {"epochs": -1}):
+        with pytest.raises((DomainError, BackendError)):
+            train(SPEC, data=never, out=tmp_path / "new", **options)
+    with pytest.raises(DomainError, match="new or empty"):
+        train(SPEC, data=never, out=tmp_path / "taken")
+    with pytest.raises(BackendError, match="native"):
+        train(networks.lenet("native"), data=never)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
 def test_an_unknown_backend() -> None:
     with pytest.raises(BackendError, match=r"^polybn\.backend: name must be one of .*; got 'nope' "):
         train(SPEC, "nope", data=TINY)
@@ -406,17 +462,84 @@ def test_a_backend_without_a_batch_norm_of_its_own_writes_nothing(tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("text", [None, "{", '{"epoch": 1}', "[1]", '{"epoch": 1, "loss": 1, "lust": 1}'])
-def test_metrics_that_are_not(tmp_path: Path, text: str | None) -> None:
-    if text is not None:
-        (tmp_path / "metrics.jsonl").write_text(text)
-    with pytest.raises(CheckpointError, match=rf"^polybn: {tmp_path} must be a run with a finished epoch; got \w+: "):
-        training.read_metrics(tmp_path)
+LINE = '{"epoch": 1, "loss": 0.5, "train_accuracy": 0.5, "test_accuracy": 0.5, "seconds": 1.0}\n'
+
+
+def test_without_metrics(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"^polybn: {tmp_path} must be a run with a finished epoch; got No such"):
+        runs.read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{", '{"epoch": 2}', "[1]", LINE.replace("1,", '2, "lust": 1,', 1), LINE, LINE.replace("1,", "3,", 1),
+        LINE.replace("1,", "2,", 1).replace("0.5", "NaN", 1), LINE.replace("1,", "2,", 1).replace("0.5", '"0.5"', 1),
+        LINE.replace("1,", "2,", 1)[:40], "",
+    ],
+)  # fmt: skip
+def test_the_line_of_metrics_that_is_wrong_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f"{LINE}{line}\n{LINE.replace('1,', '3,', 1)}")
+    got = re.escape(repr(line.strip())[:40])
+    words = rf"^polybn: line 2 of {tmp_path}/metrics\.jsonl must hold the metrics of epoch 2; got {got}"
+    with pytest.raises(CheckpointError, match=words):
+        runs.read_metrics(tmp_path)
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+IN_THE_WAY = [(make_pipe, "a pipe"), (Path.mkdir, "a directory")]
+
+
+@pytest.mark.parametrize(("make", "kind"), IN_THE_WAY)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.json"])
+def test_a_pipe_or_a_directory_in_the_place_of_a_file(
+    tmp_path: Path, make: Callable[[Path], None], kind: str, name: str
+) -> None:
+    """A pipe that nobody writes to would be waited for."""
+    make(tmp_path / name)
+    read = runs.read_metrics if name == "metrics.jsonl" else runs.read_config
+    with pytest.raises(CheckpointError, match=f"{name} must be a regular file; got {kind}"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 10_000, '{"network": 1}', '{"network": {"layers": []}}'])
+def test_a_config_that_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=rf"^polybn: {tmp_path}.* must hold the options of a run; got "):
+        training.resume(tmp_path, epochs=1, data=TINY)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"config": None}, {"config": {}}, {"epochs": 3}, {"epochs": [[1]]}, {"epochs": []}, {"losses": [["x"]]},
+        {"config": {"network": {}}}, {"batch_size": "many"}, {"learning_rate": -1}, {"seed": None}, {"devices": 0.5},
+        {"network": {"input_shape": [1, 28, 28], "layers": [{"layer": "Dense", "features": -1}]}},
+        {"network": {"input_shape": [1, 28, 28], "layers": [{"layer": "Dense", "features": "x"}]}},
+        {"network": {"input_shape": ["a", 28, None], "layers": []}},
+    ],
+)  # fmt: skip
+def test_a_checkpoint_with_valid_digests_and_another_content(tmp_path: Path, changes: dict[str, Any]) -> None:
+    run = train(SPEC, data=TINY, epochs=1, out=tmp_path / "run")
+    meta: dict[str, Any] = {
+        "config": run.config,
+        "epochs": [epoch._asdict() for epoch in run.epochs],
+        "losses": run.losses,
+    }
+    top = {key: value for key, value in changes.items() if key in meta}
+    meta |= top or {"config": run.config | changes}
+    checkpoints.save(tmp_path / "run" / "checkpoints", run.state, meta, epoch=1)
+    for read in (runs.load, lambda path: training.resume(path, epochs=2, data=TINY)):
+        with pytest.raises(CheckpointError, match=rf"^polybn.*: {tmp_path}/run/checkpoints/epoch-0001\.npz must hold "):
+            read(tmp_path / "run")
 
 
 def test_a_directory_without_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=rf"^polybn: {tmp_path} must hold a checkpoint; got none in "):
-        training.load_run(tmp_path)
+        runs.load(tmp_path)
 
 
 def test_a_checkpoint_that_does_not_fit_its_own_network(tmp_path: Path) -> None:
@@ -425,4 +548,4 @@ def test_a_checkpoint_that_does_not_fit_its_own_network(tmp_path: Path) -> None:
     meta = {"config": run.config, "epochs": [epoch._asdict() for epoch in run.epochs], "losses": run.losses}
     checkpoints.save(tmp_path / "checkpoints", run.state, meta, epoch=1)
     with pytest.raises(CheckpointError, match=r"hold float32 of shape \(16,\) as 'norm2.running_var'; got nothing"):
-        training.load_run(tmp_path)
+        runs.load(tmp_path)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import polybn
-from polybn.lenet import fashion_mnist, networks
+from polybn.lenet import fashion_mnist, networks, training
+from polybn.lenet.errors import RunInUseError
 from polybn.lenet.fashion_mnist import Dataset
 
 if TYPE_CHECKING:
     from polybn.lenet.program import Steps
-    from polybn.lenet.training import Epoch
+    from polybn.lenet.runs import Epoch
 
 BATCH = 128
 OPTIONS: dict[str, Any] = {"batch_size": BATCH, "learning_rate": 0.5, "seed": 3}
@@ -31,11 +33,14 @@ def slice_of_sample(train: int = 300, test: int = 60) -> Dataset:
 
 
 def store(data: Dataset, path: Path) -> None:
-    np.savez(path, **{name: value for name, value in data._asdict().items() if name != "source"})
+    np.savez(path, **{name: value for name, value in data._asdict().items() if name not in ("source", "where")})
 
 
 def main(data: str, directory: str, epochs: str, deadly_sync: str) -> None:
-    """Train, report as it goes, and be killed in a call of ``os.fsync``, if its number is above 0."""
+    """Begin a run or go on with it, report as it goes, and be killed in a sync, if its number is above 0.
+
+    While another process has the run, wait for the moment when it is free.
+    """
     with np.load(data) as arrays:
         dataset = Dataset(**arrays, source="slice")
     _die_in_sync(int(deadly_sync))
@@ -50,11 +55,25 @@ def main(data: str, directory: str, epochs: str, deadly_sync: str) -> None:
     def on_epoch(epoch: Epoch) -> None:
         print("saved", epoch.epoch, flush=True)  # noqa: T201
 
-    print("begins", flush=True)  # noqa: T201
-    polybn.train(
-        networks.lenet(), data=dataset, out=directory, epochs=int(epochs), resume=True, on_steps=on_steps,
-        on_epoch=on_epoch, **OPTIONS,
-    )  # fmt: skip
+    def read() -> Dataset:
+        print("begins", flush=True)  # noqa: T201
+        return dataset
+
+    options: dict[str, Any] = {"data": read, "epochs": int(epochs), "on_steps": on_steps, "on_epoch": on_epoch}
+    while True:
+        try:
+            if Path(directory, "config.json").exists():
+                training.resume(directory, **options)
+            else:
+                polybn.train(networks.lenet(), out=directory, **options, **OPTIONS)
+        except RunInUseError as error:
+            print("waits:", error, flush=True)  # noqa: T201
+            time.sleep(0.01)
+        except polybn.DomainError as error:  # the other one began it between the question and the call
+            if "must be a new or empty directory" not in str(error):
+                raise
+        else:
+            return
 
 
 def _die_in_sync(number: int) -> None:

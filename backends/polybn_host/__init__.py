@@ -73,7 +73,14 @@ def geometry(
 
 
 def forward(
-    geometry: Any, arrays: Sequence[Any], results: Sequence[Any], *, momentum: float, eps: float, training: bool, unbiased: bool
+    geometry: Any,
+    arrays: Sequence[Any],
+    results: Sequence[Any],
+    *,
+    momentum: float,
+    eps: float,
+    training: bool,
+    unbiased: bool,
 ) -> None:
     """Run the forward pass (S1 to S12) on memory.
 
@@ -82,7 +89,9 @@ def forward(
     running_var, mean, m2, saved``; saved is float64 of shape ``(5, channels)``, and what :func:`backward` needs: m1, delta,
     v, r, and 1 where the channel left the range. An address is an int or a cffi pointer.
     """
-    call = _ffi.new("polybn_forward_call *", (geometry, *map(_pointer, (*arrays, *results)), momentum, eps, training, unbiased))
+    call = _ffi.new(
+        "polybn_forward_call *", (geometry, *map(_pointer, (*arrays, *results)), momentum, eps, training, unbiased)
+    )
     if _lib.polybn_forward(call):
         raise MemoryError
 
@@ -96,6 +105,11 @@ def backward(geometry: Any, arrays: Sequence[Any], results: Sequence[Any], *, ep
     call = _ffi.new("polybn_backward_call *", (geometry, *map(_pointer, (*arrays, *results)), eps, training))
     if _lib.polybn_backward(call):
         raise MemoryError
+
+
+def buffer(array: Any) -> Any:
+    """Point at the memory of a contiguous buffer; the pointer keeps it alive."""
+    return _ffi.from_buffer(array)
 
 
 def bad_variances(variance: Any, channels: int, dtype: str) -> tuple[int, int]:

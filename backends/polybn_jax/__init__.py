@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from polybn.spec import BackendError, Description, DTypeError, Traits
 from polybn_jax.batch_norm import fold, forward, merge_moments, moments
 from polybn_jax.derivatives import backward, double_backward
+from polybn_jax.processes import check_process
 from polybn_jax.program import compile
 
 name = "jax"
@@ -51,6 +52,7 @@ def describe() -> dict[str, str]:
 
 def asarray(host: NDArray[Any], /) -> jax.Array:
     """Copy a NumPy array to the default device; float64 needs ``jax_enable_x64``."""
+    check_process("asarray")
     if jax.dtypes.canonicalize_dtype(host.dtype) != host.dtype:
         raise DTypeError(
             f"polybn.asarray: host must have a dtype that JAX holds as it is set; got {host.dtype.name} "

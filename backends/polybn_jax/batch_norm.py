@@ -13,10 +13,11 @@ from jax import lax
 from numpy.typing import NDArray
 
 from polybn.arguments import fail_single_value, fail_variance
-from polybn.spec import Affine, Arguments, BatchNormResult, Moments
+from polybn.spec import Affine, Arguments, BatchNormResult, DomainError, Moments
 from polybn_jax import kernels
 from polybn_jax.call import Numbers, Operands, Plan, number, numbers_of, operands_of, plan_of
 from polybn_jax.kernels import Statistics, View
+from polybn_jax.processes import check_process
 
 
 def forward(
@@ -35,6 +36,7 @@ def forward(
 
 def moments(arguments: Arguments) -> Moments:
     """Measure ``x`` in a form that merges (S15)."""
+    _check_total("moments", "the number of values per channel must be", arguments.m, jnp.zeros((), int).dtype)
     return _moments(operands_of(arguments), plan=plan_of(arguments))
 
 
@@ -45,23 +47,29 @@ def fold(arguments: Arguments) -> Affine:
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
-    """Combine the statistics of two parts (S15)."""
+    """Combine the statistics of two parts (S15). Counts never wrap: too many are an error, and NaN under tracing."""
+    check_process("merge_moments")
+    counts = [z.count for z in (a, b)]
+    if all(map(_visible, counts)):
+        whole = np.asarray(counts[0]).astype(float) + np.asarray(counts[1])
+        _check_total("merge_moments", "counts must add up to", float(whole.max(initial=0)), counts[0].dtype)
     return _merge_moments(a, b)
 
 
 @jax.jit
 def _merge_moments(a: Moments, b: Moments) -> Moments:
-    count, dtype = a.count + b.count, a.mean.dtype
-    n_a, n_b = (z.count.astype(dtype) for z in (a, b))
-    share = n_b / jnp.maximum(count, 1).astype(dtype)
+    n_a, n_b = (z.count.astype(a.mean.dtype) for z in (a, b))
+    most = jnp.iinfo(a.count.dtype).max
+    lost = a.count > most - b.count
+    share = n_b / jnp.maximum(n_a + n_b, 1)
     distance = b.mean - a.mean
     mean = a.mean + distance * share
     m2 = a.m2 + b.m2 + distance * distance * share * n_a
-    only_a, only_b = b.count == 0, a.count == 0
+    conditions = [lost, b.count == 0, a.count == 0]
     return Moments(
-        count,
-        jnp.where(only_a, a.mean, jnp.where(only_b, b.mean, mean)),
-        jnp.where(only_a, a.m2, jnp.where(only_b, b.m2, m2)),
+        jnp.where(lost, most, a.count + b.count),
+        jnp.select(conditions, [jnp.full_like(mean, jnp.nan), a.mean, b.mean], mean),
+        jnp.select(conditions, [jnp.full_like(mean, jnp.nan), a.m2, b.m2], m2),
     )
 
 
@@ -83,8 +91,9 @@ def _moments(operands: Operands, *, plan: Plan) -> Moments:
     view = kernels.view(operands.x, operands.where, plan.axis, plan.axis_name)
     eps = jnp.zeros((), view.counts.dtype)
     s = kernels.batch_statistics(view.x, view.kept, view.counts, eps, plan.axis_name)
-    n = jnp.where(view.empty, 0, view.counts)
-    return Moments(view.tally, s.mean, s.variance * n)
+    lost = view.tally == jnp.iinfo(view.tally.dtype).max
+    n = jnp.where(view.empty, 0, jnp.where(lost, jnp.nan, view.counts))
+    return Moments(view.tally, jnp.where(lost, jnp.nan, s.mean), s.variance * n)
 
 
 @jax.jit
@@ -104,27 +113,29 @@ def _update(operands: Operands, numbers: Numbers, plan: Plan, view: View, s: Sta
     old_mean, old_var = operands.running_mean, operands.running_var
     if old_mean is None or old_var is None:
         return None, None
-    if not plan.training or not operands.x.size:
+    if not plan.training or operands.x.size == 0:
         return jnp.copy(old_mean), jnp.copy(old_var)
-    n, variance = view.counts, s.variance
-    if plan.unbiased:
-        variance = variance * (n / jnp.maximum(n - 1, 1))
+    share = jnp.ones_like(s.v)
+    if plan.unbiased:  # one value has no unbiased variance: NaN stands for the error where values cannot be seen
+        n = view.counts
+        share = jnp.where(n == 1, jnp.nan, n / jnp.maximum(n - 1, 1))
     new_mean = _blend(old_mean, s.mean, numbers, view.empty)
-    new_var = _blend(old_var, variance, numbers, view.empty)
+    # The share of the batch may be in range where its variance is not.
+    new_var = _blend(old_var, s.v * share, numbers, view.empty, 1 / s.scale)
     return lax.stop_gradient(new_mean), lax.stop_gradient(new_var)
 
 
-def _blend(old: jax.Array, batch: jax.Array, numbers: Numbers, empty: jax.Array) -> jax.Array:
-    """Move ``old`` towards ``batch``: exact at the ends (S4), and not at all where nothing was kept (S12)."""
+def _blend(old: jax.Array, batch: jax.Array, numbers: Numbers, empty: jax.Array, unit: Any = 1) -> jax.Array:
+    """Move ``old`` towards ``batch * unit^2``: exact at the ends (S4), not at all where nothing was kept (S12)."""
     keep, take, _ = numbers
-    new = jnp.where(keep == 0, batch, keep * old + take * batch)
-    return jnp.where(empty | (take == 0), old, new)
+    part = jnp.where(keep == 0, batch, take * batch) * unit * unit
+    return jnp.where(empty | (take == 0), old, jnp.where(keep == 0, part, keep * old + part))
 
 
 def _check_counts(arguments: Arguments, plan: Plan) -> None:
     """Refuse an unbiased variance of one value, where the mask can be looked at and tells."""
     where = arguments.where
-    if not arguments.unbiased or where is None or plan.axis_name is not None or isinstance(where, jax.core.Tracer):
+    if not arguments.unbiased or where is None or plan.axis_name is not None or not _visible(where):
         return
     kept: NDArray[np.bool_] = np.moveaxis(np.broadcast_to(np.asarray(where), arguments.x.shape), plan.axis, 0)
     single = np.flatnonzero(np.count_nonzero(kept.reshape(arguments.channels, arguments.m), axis=1) == 1)
@@ -135,10 +146,25 @@ def _check_counts(arguments: Arguments, plan: Plan) -> None:
 def _check_variance(arguments: Arguments) -> None:
     """Refuse a bad running variance, where it can be looked at."""
     running_var: Any = arguments.running_var
-    if isinstance(running_var, jax.core.Tracer) or not running_var.is_fully_addressable:
+    if not _visible(running_var):
         return
     values = np.asarray(running_var)
     bad = ~((values >= 0) & (values < math.inf))
     if bad.any():
         first = int(np.argmax(bad))
         fail_variance(arguments.function, int(bad.sum()), first, float(values[first]))
+
+
+def _check_total(function: str, rule: str, values: Any, dtype: Any) -> None:
+    """Refuse more values than a count can hold."""
+    most = np.iinfo(dtype).max
+    if isinstance(values, int | float) and values > most:
+        raise DomainError(
+            f"polybn.{function}: {rule} at most {most}; got {int(values)} "
+            f"(counts are {dtype}: jax.config.update('jax_enable_x64', True) makes them int64)"
+        )
+
+
+def _visible(array: Any) -> bool:
+    """Tell whether the values of an array can be looked at here and now."""
+    return not isinstance(array, jax.core.Tracer) and array.is_fully_addressable

@@ -9,6 +9,7 @@ import numpy as np
 
 from polybn.spec import Arguments
 from polybn_jax.kernels import AxisName
+from polybn_jax.processes import check_process
 
 
 class Operands(NamedTuple):
@@ -42,7 +43,8 @@ class Plan(NamedTuple):
 
 
 def operands_of(arguments: Arguments) -> Operands:
-    """Return the arrays of a call."""
+    """Return the arrays of a call, in a process that can compute with them."""
+    check_process(arguments.function)
     return Operands(*arguments[1:7])
 
 

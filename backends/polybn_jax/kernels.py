@@ -29,7 +29,7 @@ class View(NamedTuple):
     counts: jax.Array
     """Values per channel on all devices, at least 1, in the type of the statistics."""
     tally: jax.Array
-    """Values per channel on all devices; integers."""
+    """Values per channel on all devices; integers, and the largest one where there are more."""
     empty: jax.Array
     """Whether a channel has no value."""
 
@@ -40,14 +40,16 @@ def view(x: jax.Array, where: jax.Array | None, axis: int, axis_name: AxisName) 
     shape = (math.prod(x.shape[:axis]), channels, math.prod(x.shape[axis + 1 :]))
     dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
     if where is None:
-        kept, tally = None, jnp.full(channels, shape[0] * shape[2], int)
+        kept, own = None, jnp.full(channels, shape[0] * shape[2], int)
     else:
         kept = jnp.broadcast_to(where, x.shape).reshape(shape)
-        tally = kept.sum(axis=(0, 2))
-    tally = across(tally, axis_name)
+        own = kept.sum(axis=(0, 2))
+    whole = across(own.astype(dtype), axis_name)
+    most = jnp.iinfo(own.dtype).max
+    tally = jnp.where(whole < most, across(own, axis_name), most)
     # XLA turns a division by a constant into a product with its rounded inverse: constant channels would not be.
-    counts = lax.optimization_barrier(jnp.maximum(tally, 1).astype(dtype))
-    return View(x.astype(dtype).reshape(shape), kept, counts, tally, tally == 0)
+    counts = lax.optimization_barrier(jnp.maximum(whole, 1))
+    return View(x.astype(dtype).reshape(shape), kept, counts, tally, whole == 0)
 
 
 class Statistics(NamedTuple):
@@ -64,14 +66,30 @@ class Statistics(NamedTuple):
     """``r`` of the values themselves."""
     mean: jax.Array
     variance: jax.Array
+    v: jax.Array
+    """The variance of the values times ``scale``: it fits the range where that of the values does not."""
+    power: jax.Array
+    """What normalized values lack in inference: a power of two, so that they stay in the range. 1 in training."""
 
 
 def running_statistics(mean: jax.Array | None, variance: jax.Array | None, eps: jax.Array) -> Statistics:
     """Take running statistics in place of the batch's (S5)."""
     assert mean is not None
     assert variance is not None
-    r, zero = inverse_root(variance, eps), jnp.zeros_like(mean)
-    return Statistics(mean, zero, r, zero + 1, r, mean, variance)
+    slope, zero = inverse_root(variance, eps), jnp.zeros_like(mean)
+    # No factor above 1 before gamma: what gamma brings back into the range has not left it. A branch for the sake of
+    # XLA, as in batch_statistics.
+    r, power = lax.cond(
+        (slope > 1).any(),
+        lambda: (slope / _power_above(slope), _power_above(slope)),
+        lambda: (slope, jnp.where(slope > 1, slope, 1)),
+    )
+    return Statistics(mean, zero, r, zero + 1, slope, mean, variance, variance, power)
+
+
+def _power_above(z: jax.Array) -> jax.Array:
+    """Return the power of two above each value that is larger than 1, else 1."""
+    return jnp.where(z > 1, 2 * power_of_two(z), 1)
 
 
 def mask(z: jax.Array, kept: jax.Array | None) -> jax.Array:
@@ -106,9 +124,9 @@ def batch_statistics(
     x: jax.Array, kept: jax.Array | None, counts: jax.Array, eps: jax.Array, axis_name: AxisName
 ) -> Statistics:
     """Measure each channel (S2), scaled into the range first where it leaves it (S10)."""
-    if not x.size:
+    if x.size == 0:
         zero = jnp.zeros_like(counts)
-        return Statistics(zero, zero, zero, zero + 1, zero, zero, zero)
+        return Statistics(zero, zero, zero, zero + 1, zero, zero, zero, zero, zero + 1)
     x = mask(x, kept)
     m1, delta, v = _measure(x, kept, counts, axis_name)
     square = v + eps
@@ -130,9 +148,9 @@ def _batch_statistics_jvp(axis_name, primals, tangents):  # type: ignore[no-unty
     a = mask(tangents[0], kept)
     mean, product = averages(a, a * centered(x, s, kept), counts, axis_name)
     inner = s.slope * (s.r * product)
-    variance = 2 * product / s.scale
-    zero = jnp.zeros_like(mean)
-    return s, Statistics(mean * s.scale, zero, -s.r * inner, zero, -s.slope * inner, mean, variance)
+    zero, variance = jnp.zeros_like(mean), 2 * product / s.scale
+    v = 2 * product * s.scale
+    return s, Statistics(mean * s.scale, zero, -s.r * inner, zero, -s.slope * inner, mean, variance, v, zero)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(6,))
@@ -142,8 +160,8 @@ def normalize(
     beta: jax.Array | None,
     s: Statistics,
     kept: jax.Array | None,
-    counts: jax.Array | None,  # noqa: ARG001  # the tangent rule reads both
-    axis_name: AxisName,  # noqa: ARG001
+    counts: jax.Array | None,
+    axis_name: AxisName,  # noqa: ARG001  # the tangent rule reads it
 ) -> jax.Array:
     """Normalize, scale and shift (S3); 0 in deleted places.
 
@@ -151,6 +169,8 @@ def normalize(
     call: in training the tangent of ``x`` stands for that of ``s``, too.
     """
     y = standardized(x, s, kept)
+    if counts is None:
+        gamma = s.power if gamma is None else gamma * s.power
     if gamma is not None:
         y = y * spread(gamma, y)
     if beta is not None:
@@ -179,7 +199,7 @@ def tangent(  # type: ignore[no-untyped-def]
         shift, stretch = shift - mean, stretch - product
     else:
         shift = shift - scale * ds.mean
-        stretch = stretch - scale * (s.slope * ds.variance) / 2
+        stretch = (stretch - scale * (s.slope * ds.variance) / 2) * s.power
     shift, stretch = spread_both(shift, stretch, a)
     dy = (a + shift) + xhat * stretch
     return mask(dy, kept)
@@ -196,9 +216,13 @@ def _measure(
 
 def _usual(m1: jax.Array, delta: jax.Array, v: jax.Array, eps: jax.Array, strayed: jax.Array) -> Statistics:
     r = inverse_root(v, eps)
-    # Not ones: under shard_map both branches must vary over the same axes.
-    scale = jnp.where(strayed, jnp.ones_like(v), 1)
-    return Statistics(m1, delta, r, scale, r, m1 + delta, v)
+    one = _ones(v, strayed)
+    return Statistics(m1, delta, r, one, r, m1 + delta, v, v, one)
+
+
+def _ones(v: jax.Array, strayed: jax.Array) -> jax.Array:
+    """Return ones that vary over the mesh axes over which ``strayed`` varies, as both branches must."""
+    return jnp.where(strayed, jnp.ones_like(v), 1)
 
 
 def _rescue(
@@ -216,7 +240,7 @@ def _rescue(
     unit = 1 / scale
     r = inverse_root(v, (eps * scale) * scale)
     slope = jnp.where(v == 0, inverse_root(v, jnp.broadcast_to(eps, v.shape)), r * scale)
-    return Statistics(m1, delta, r, scale, slope, (m1 + delta) * unit, (v * unit) * unit)
+    return Statistics(m1, delta, r, scale, slope, (m1 + delta) * unit, (v * unit) * unit, v, _ones(v, strayed))
 
 
 def power_of_two(z: jax.Array) -> jax.Array:

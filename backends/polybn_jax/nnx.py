@@ -5,13 +5,14 @@ It needs Flax; importing :mod:`polybn_jax` does not import it.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from polybn.spec import RunningVariance
+from polybn.spec import BackendError, DomainError, DTypeError, RunningVariance, ShapeError
 from polybn_jax.kernels import AxisName
 from polybn_jax.public import batch_norm
 
@@ -105,7 +106,7 @@ class BatchNorm(nnx.Module):
         Parameters
         ----------
         x : array
-            Its channel axis at ``axis``.
+            Its channel axis at ``axis``. NumPy arrays are converted, here and in restored states.
         use_running_average : bool, optional
             Takes precedence over the attribute.
         where : array of bool, optional
@@ -119,15 +120,50 @@ class BatchNorm(nnx.Module):
         Raises
         ------
         ShapeError, DTypeError, DomainError, BackendError
-            As :func:`polybn.batch_norm`.
+            As :func:`polybn.batch_norm`, in the words of this module.
         """
         training = not (self.use_running_average if use_running_average is None else use_running_average)
         scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
-        y, mean, var = batch_norm(
-            x, scale, bias, self.mean[...], self.var[...], training=training, momentum=self.momentum,
-            eps=self.epsilon, axis=self.axis, running_variance=self.running_variance, where=where,
-            axis_name=self.axis_name,
-        )  # fmt: skip
+        statistics = self.mean[...], self.var[...]
+        try:
+            y, mean, var = batch_norm(x, scale, bias, *statistics, training=training, where=where, **self._options())
+        except _ERRORS as error:
+            raise type(error)(_in_flaxs_words(str(error))) from None
         if training:
-            self.mean[...], self.var[...] = mean, var
+            # Not [...] = mean: that writes into a NumPy array that a state was restored from.
+            self.mean.set_value(mean)
+            self.var.set_value(var)
         return y
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Set what ``flax.nnx.view`` changes in a copy of a model; Flax calls this.
+
+        Parameters
+        ----------
+        use_running_average : bool, optional
+            The new value; None leaves the old one.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "momentum": self.momentum,
+            "eps": self.epsilon,
+            "axis": self.axis,
+            "running_variance": self.running_variance,
+            "axis_name": self.axis_name,
+        }
+
+
+_ERRORS = (ShapeError, DTypeError, DomainError, BackendError)
+_WORDS = {
+    "polybn.batch_norm": "polybn_jax.nnx.BatchNorm", "gamma": "scale", "beta": "bias", "running_mean": "mean",
+    "running_var": "var", "eps": "epsilon", "training=False": "use_running_average=True",
+}  # fmt: skip
+
+
+def _in_flaxs_words(message: str) -> str:
+    """Name arguments as the module's users know them."""
+    pattern = "|".join(rf"\b{re.escape(word)}\b" for word in _WORDS)
+    return re.sub(pattern, lambda found: _WORDS[found[0]], message)

@@ -18,6 +18,7 @@ from polybn.lenet.networks import Row, State
 from polybn.lenet.program import Steps
 from polybn_jax import parallel
 from polybn_jax.chain import Chain, Values, forward, stages
+from polybn_jax.processes import check_process
 
 # A stretch reports when it is done, and each length is compiled once: at most this many steps, a divisor of the epoch.
 LONGEST = 20
@@ -44,6 +45,7 @@ def compile(rows: Sequence[Row], state: State, *, batch_size: int, devices: int 
     ``jax.distributed.initialize`` these are the devices of all processes, each of which makes the same calls with the
     same arguments.
     """
+    check_process("train")
     return JaxProgram(stages(rows), state, batch_size, parallel.choose(devices, batch_size))
 
 

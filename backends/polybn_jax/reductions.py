@@ -8,13 +8,18 @@ constant (S8). Stages keep the chain below ``64 + log2(m)``. What XLA makes of t
 - Real and imaginary parts part company after it. With two users XLA does not merge it into the stages that follow.
 - The other stages, on a sixteenth of the size, are products with a vector of ones, which XLA does not merge either.
 
+Several devices may hold one array in equal blocks along an axis. So both outer axes are cut into as many blocks as the
+number of devices allows, all stages stay inside a block, and the last one adds up blocks: only arrays of shape
+``(channels,)`` cross devices. Arrays then have shape ``(blocks, before, channels, blocks, after)``.
+
 docs/jax.md has the figures, and what else was tried.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,59 +28,101 @@ from jax import lax
 GROUP = 16
 LAST = 32
 LANES = 512
+BEFORE, AFTER = 1, 4
+"""The axes of a block along which stages add up."""
 
 
 def totals(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Add up each channel of two arrays, in one pass."""
-    if not a.size:
+    if a.size == 0:
         return (jnp.zeros(a.shape[1], a.dtype),) * 2
-    both = _add_first(lax.complex(a, b))
-    return _finish(lax.real(both)), _finish(lax.imag(both))
+    return _totals(_blocks(a), _blocks(b))
 
 
 def total(z: jax.Array) -> jax.Array:
     """Add up each channel: both halves of it at once, side by side in memory where the inner axis is the longer one."""
-    axis = _halved(z.shape[0], z.shape[2])
+    z = _blocks(z)
+    axis = _halved(z.shape)
     length, half = z.shape[axis], z.shape[axis] // 2
-    part = partial(lax.slice_in_dim, z, axis=axis)
-    left, right = totals(part(0, half), part(length - half, length))
+    if not half:
+        return _totals(z, jnp.zeros_like(z))[0]
+    left, right = _totals(*(lax.slice_in_dim(z, start, start + half, axis=axis) for start in (0, length - half)))
     if length % 2:
-        left = left + _finish(part(half, half + 1))
+        left = left + _finish(lax.slice_in_dim(z, half, half + 1, axis=axis))
     return left + right
-
-
-def _halved(before: int, after: int) -> int:
-    """Choose the axis to halve: the longer one, or the other one where only that is even."""
-    lengths = {0: before, 2: after}
-    longer, other = (2, 0) if after > before else (0, 2)
-    return other if lengths[longer] % 2 and not lengths[other] % 2 else longer
 
 
 def spread(v: jax.Array, like: jax.Array) -> jax.Array:
     """Repeat a value per channel over the channel."""
-    return jnp.broadcast_to(v[:, None], like.shape)
+    return jnp.broadcast_to(_varying(v, like)[:, None], like.shape)
 
 
 def spread_both(a: jax.Array, b: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Repeat two values per channel: the transpose of :func:`totals`, stage by stage."""
-    if not like.size:
+    if like.size == 0:
         return spread(a, like), spread(b, like)
-    axis, group = _first(like.shape)
-    rest = tuple(-(-n // group) if i == axis else n for i, n in enumerate(like.shape))
-    both = lax.complex(_begin(a, rest), _begin(b, rest))
-    both = _repeat_first(both, axis, group, like.shape[axis])
+    whole = _cut(like.shape)
+    axis, group = _first(whole)
+    rest = (*whole[:axis], -(-whole[axis] // group), *whole[axis + 1 :])
+    both = lax.complex(*(_begin(_varying(v, like), rest) for v in (a, b)))
+    both = _repeat_first(both, axis, group, whole[axis]).reshape(like.shape)
     return lax.real(both), lax.imag(both)
+
+
+def _varying(v: jax.Array, like: jax.Array) -> jax.Array:
+    """Mark a vector as one that differs between the devices of ``shard_map`` where ``like`` does.
+
+    JAX would do so where both meet, in full size, and would add up arrays of full size over devices in the transpose.
+    """
+    missing = tuple(sorted(_varies_over(like) - _varies_over(v), key=str))
+    if not missing:
+        return v
+    return lax.pcast(v, missing, to="varying") if hasattr(lax, "pcast") else lax.pvary(v, missing)
+
+
+def _varies_over(z: jax.Array) -> frozenset[Any]:
+    """Return the mesh axes over which ``shard_map`` knows an array to differ."""
+    kind: Any = jax.typeof(z)
+    axes: frozenset[Any] = kind.mat.varying if hasattr(kind, "mat") else kind.vma  # JAX 0.10, and before
+    return axes
+
+
+def _cut(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of an array in blocks."""
+    before, channels, after = shape
+    outer, inner = (_shards(length) for length in (before, after))
+    return outer, before // outer, channels, inner, after // inner
+
+
+def _shards(length: Any) -> Any:
+    """Return into how many equal blocks devices may have cut an axis; a length that is a symbol, into single values."""
+    return math.gcd(length, jax.device_count()) if isinstance(length, int) else length
+
+
+def _blocks(z: jax.Array) -> jax.Array:
+    return z.reshape(_cut(z.shape))
+
+
+def _totals(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    both = _add_first(lax.complex(a, b))
+    return _finish(lax.real(both)), _finish(lax.imag(both))
+
+
+def _halved(shape: tuple[int, ...]) -> int:
+    """Choose the axis to halve: the longer one, or the other one where only that is even."""
+    longer, other = (AFTER, BEFORE) if shape[AFTER] > shape[BEFORE] else (BEFORE, AFTER)
+    return other if shape[longer] % 2 and not shape[other] % 2 else longer
 
 
 def _first(shape: tuple[int, ...]) -> tuple[int, int]:
     """Choose axis and group of the first stage: the outer axis, which leaves the inner ones to the vector units."""
-    axis = 0 if shape[0] >= 4 or shape[2] == 1 else 2
+    axis = BEFORE if shape[BEFORE] >= 4 or shape[AFTER] == 1 else AFTER
     return axis, _group(shape[axis], GROUP)
 
 
 def _stages(shape: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
     """Yield axis, its length and the size of a group for each later stage."""
-    for axis in (0, 2):
+    for axis in (BEFORE, AFTER):
         length = shape[axis]
         while length > 1:
             group = _group(length, LAST)
@@ -96,28 +143,29 @@ def _divisor(length: int, most: int) -> int:
 
 def _padded(z: jax.Array, axis: int, group: int) -> jax.Array:
     missing = -z.shape[axis] % group
-    return jnp.pad(z, [(0, missing if a == axis else 0) for a in range(3)]) if missing else z
+    return jnp.pad(z, [(0, missing if a == axis else 0) for a in range(z.ndim)]) if missing else z
 
 
 def _add_first(z: jax.Array) -> jax.Array:
     axis, group = _first(z.shape)
     z = _padded(z, axis, group)
-    before, channels, after = z.shape
-    if axis == 2:
-        return z.reshape(before, channels, after // group, group).sum(axis=3)
-    groups, lanes = before // group, _lanes(before // group, channels * after)
-    parts = z.reshape(groups // lanes, group, lanes, channels, after)
-    return parts.sum(axis=1).reshape(groups, channels, after)
+    outer, before, channels, inner, after = z.shape
+    if axis == AFTER:
+        return z.reshape(outer, before, channels, inner, after // group, group).sum(axis=5)
+    groups, lanes = before // group, _lanes(before // group, channels * inner * after)
+    parts = z.reshape(outer, groups // lanes, group, lanes, channels, inner, after)
+    return parts.sum(axis=2).reshape(outer, groups, channels, inner, after)
 
 
 def _repeat_first(z: jax.Array, axis: int, group: int, length: int) -> jax.Array:
-    before, channels, after = z.shape
-    if axis == 2:
-        z = jnp.broadcast_to(z[..., None], (*z.shape, group)).reshape(before, channels, after * group)
+    outer, before, channels, inner, after = z.shape
+    if axis == AFTER:
+        z = jnp.broadcast_to(z[..., None], (*z.shape, group)).reshape(outer, before, channels, inner, after * group)
     else:
-        lanes = _lanes(before, channels * after)
-        z = z.reshape(before // lanes, 1, lanes, channels, after)
-        z = jnp.broadcast_to(z, (z.shape[0], group, *z.shape[2:])).reshape(before * group, channels, after)
+        lanes = _lanes(before, channels * inner * after)
+        z = z.reshape(outer, before // lanes, 1, lanes, channels, inner, after)
+        z = jnp.broadcast_to(z, (outer, before // lanes, group, *z.shape[3:]))
+        z = z.reshape(outer, before * group, channels, inner, after)
     return lax.slice_in_dim(z, 0, length, axis=axis)
 
 
@@ -129,25 +177,39 @@ def _lanes(groups: int, width: int) -> int:
 def _finish(z: jax.Array) -> jax.Array:
     for axis, _, group in _stages(z.shape):
         z = _padded(z, axis, group)
-        before, channels, after = z.shape
-        if axis == 0:
-            z = _product(jnp.ones(group, z.dtype), z.reshape(group, -1)).reshape(-1, channels, after)
-        else:
-            z = _product(z.reshape(-1, group), jnp.ones(group, z.dtype)).reshape(before, channels, -1)
-    return z.reshape(z.shape[1])
+        rest = (*z.shape[:axis], z.shape[axis] // group, *z.shape[axis + 1 :])
+        z = _weigh(z, axis, group).reshape(rest)
+    outer, _, channels, inner, _ = z.shape
+    return z.reshape(channels) if outer == inner == 1 else z.sum(axis=(0, 1, 3, 4))
+
+
+def _weigh(z: jax.Array, axis: int, group: int) -> jax.Array:
+    """Add up ``group`` places along an axis of a block: far ones of the outer axis, neighbours of the inner one."""
+    ones = jnp.ones(group, z.dtype)
+    if axis == AFTER:
+        return _product(z.reshape(*z.shape[:AFTER], -1, group), ones)
+    return _contract(ones, z.reshape(z.shape[0], group, -1, *z.shape[2:]), 0)
 
 
 def _begin(v: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    z, channels = v.reshape(1, -1, 1), len(v)
+    outer, _, channels, inner, _ = shape
+    z = jnp.broadcast_to(v[None, None, :, None, None], (outer, 1, channels, inner, 1))
     for axis, length, group in reversed(list(_stages(shape))):
         ones = jnp.ones(group, v.dtype)
-        if axis == 0:
-            z = _product(ones[:, None], z.reshape(1, -1)).reshape(-1, channels, z.shape[2])
+        if axis == AFTER:
+            z = _product(z[..., None], ones[None])
+            z = z.reshape(*z.shape[:AFTER], -1)
         else:
-            z = _product(z.reshape(-1, 1), ones[None]).reshape(z.shape[0], channels, -1)
+            z = _contract(ones[:, None], z[:, None], 1)
+            z = jnp.moveaxis(z, 0, 1).reshape(outer, -1, *z.shape[3:])
         z = lax.slice_in_dim(z, 0, length, axis=axis)
     return z
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def _contract(a: jax.Array, z: jax.Array, axis: int) -> jax.Array:
+    """Multiply along an axis of ``a`` and the second one of ``z``. No axis is merged with that of the channels."""
+    return lax.dot_general(a, z, (((axis,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)

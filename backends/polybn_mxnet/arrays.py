@@ -87,10 +87,10 @@ def is_on_host(array: Array) -> bool:
     return str(describe(array).device).startswith("cpu")
 
 
-def view(array: Array, what: Description | None = None) -> Host:
+def view(array: Array) -> Host:
     """Look at the memory of an array in a CPU context once it has been written; the view keeps it alive."""
     _check(_wait_to_read(array.handle))
-    return view_settled(array, what)
+    return view_settled(array)
 
 
 def view_settled(array: Array, what: Description | None = None) -> Host:
@@ -99,28 +99,45 @@ def view_settled(array: Array, what: Description | None = None) -> Host:
     dtype = _NUMPY[name]
     if 0 in shape:
         return np.empty(shape, dtype)
-    address = ctypes.c_void_p()
-    # This asks for MXNet's standard layout, too, where oneDNN left another one behind.
-    _check(_data(array.handle, address))
-    assert address.value is not None
-    memory: Any = (ctypes.c_char * (dtype.itemsize * math.prod(shape))).from_address(address.value)
+    memory: Any = (ctypes.c_char * (dtype.itemsize * math.prod(shape))).from_address(_begin(array))
     memory.owner = array
     return np.ndarray(shape, dtype, memory)
 
 
-def values(array: Array, what: Description | None = None) -> Host:
-    """Look at the values of an array in a CPU context; bfloat16, which NumPy lacks, is copied to float32."""
-    host = view(array, what)
-    if host.dtype == BFLOAT16:
-        return (host.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return host
+def address(array: Array) -> int:
+    """Tell where the memory of an array in a CPU context begins, once it has been written; it has a value or more."""
+    _check(_wait_to_read(array.handle))
+    return _begin(array)
 
 
-def fetch(array: Array) -> Host:
-    """Copy a vector to the host, from any context; one that is there already stays as it is."""
-    if isinstance(array, np.ndarray):
+def _begin(array: Array) -> int:
+    pointer = ctypes.c_void_p()
+    # This asks for MXNet's standard layout, too, where oneDNN left another one behind.
+    _check(_data(array.handle, pointer))
+    assert pointer.value is not None
+    return pointer.value
+
+
+def itemsize(dtype: str) -> int:
+    """Return how many bytes a value takes."""
+    return _NUMPY[dtype].itemsize
+
+
+def wide(host: Host) -> Host:
+    """Copy bfloat16, which NumPy lacks, to float32; all else stays as it is."""
+    return (host.view(np.uint16).astype(np.uint32) << 16).view(np.float32) if host.dtype == BFLOAT16 else host
+
+
+def values(array: Array) -> Host:
+    """Look at the values of an array in a CPU context, those of bfloat16 in float32."""
+    return wide(view(array))
+
+
+def fetch(array: Any) -> Any:
+    """Copy values to the host, those of bfloat16 in float32; None and what is there already stay as they are."""
+    if array is None or isinstance(array, np.ndarray):
         return array
-    return view(array).copy() if is_on_host(array) else np.asarray(array.asnumpy())
+    return wide(view(array).copy() if is_on_host(array) else np.asarray(array.asnumpy()))
 
 
 def new(what: Description, kind: type) -> Array:
@@ -157,7 +174,7 @@ def send(host: Host, like: Array) -> Array:
 
 def place(host: Host, device: Any, kind: type) -> Array:
     """Copy host values to a kind of array and a context."""
-    what = Description(host.shape, _NAMES_OF[host.dtype], device)  # NumPy takes longer to name a dtype
+    what = Description(host.shape, _NAMES_OF.get(host.dtype) or host.dtype.name, device)  # NumPy names slowly
     array = new(what, kind)
     write(host, array, what)
     return array

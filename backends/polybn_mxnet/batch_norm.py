@@ -12,8 +12,6 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from polybn.spec import Affine, Arguments, Array, BatchNormResult, Moments
 from polybn_mxnet import arrays, derivatives, host, operators, tape
 from polybn_mxnet.arrays import Host
@@ -48,14 +46,14 @@ def forward(
         for old, new in zip(olds, (mean, var), strict=True)
     )
     if recorded:
-        tape.record(derivatives.Pull(held, residuals), derivatives.inputs(arguments), [y])
+        tape.record(partial(derivatives.pull, held, residuals), derivatives.inputs(arguments), [y])
     return BatchNormResult(y, *running), residuals
 
 
 def compute(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, Any]:
     """Write ``y``; return the running statistics, on the host, and what the derivative needs."""
-    with tape.paused(), np.errstate(all="ignore"):
-        return form_for(y).forward(arguments, y)
+    found: tuple[Host | None, Host | None, Any] = form_for(y).forward(arguments, y)
+    return found
 
 
 def form_for(array: Array) -> Any:
@@ -65,34 +63,32 @@ def form_for(array: Array) -> Any:
 
 def moments(arguments: Arguments) -> Moments:
     """Measure ``x`` in a form that merges (S15)."""
-    x, recorded = arguments.x, tape.is_recording()
+    x = arguments.x
     form = form_for(x)
-    held = form.hold(arguments) if recorded else arguments
-    with tape.paused(), np.errstate(all="ignore"):
-        found = form.moments(held)
+    found = form.moments(arguments)
     result = Moments(*_send(found, x))
-    if recorded:
-        pull = partial(derivatives.of_moments, form, held, found)
+    if tape.is_recording():
+        pull = partial(derivatives.of_moments, form, form.hold(arguments), found)
         tape.record(pull, {"x": x}, result[1:])
     return result
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """Combine the statistics of two parts (S15)."""
-    parts = [Moments(*map(arrays.fetch, part)) for part in (a, b)]
-    result = Moments(*_send(host.merge_moments(*parts), a.mean))
+    one, other = (Moments(*map(arrays.fetch, part)) for part in (a, b))
+    result = Moments(*_send(host.plain.merge_moments(one, other), a.mean))
     if tape.is_recording():
         inputs = {"a.mean": a.mean, "a.m2": a.m2, "b.mean": b.mean, "b.m2": b.m2}
-        tape.record(partial(derivatives.of_merge_moments, *parts), inputs, result[1:])
+        tape.record(partial(derivatives.of_merge_moments, one, other), inputs, result[1:])
     return result
 
 
 def fold(arguments: Arguments) -> Affine:
     """Turn inference into ``scale * x + shift``."""
     inputs = derivatives.inputs(arguments)
-    gamma, beta, mean, var = (None if array is None else arrays.fetch(array) for array in arguments[2:6])
+    gamma, beta, mean, var = map(arrays.fetch, arguments[2:6])
     held = arguments._replace(gamma=gamma, beta=beta, running_mean=mean, running_var=var)
-    result = Affine(*_send(host.fold(held), arguments.running_mean))
+    result = Affine(*_send(host.plain.fold(held), arguments.running_mean))
     if tape.is_recording():
         tape.record(partial(derivatives.of_fold, held), inputs, result)
     return result

@@ -149,7 +149,8 @@ def import_mxnet() -> ModuleType:
             raise
         listed = ", ".join(missing)
         raise ImportError(
-            f"polybn_mxnet: {CUDA_BUILD} must find the libraries of CUDA 11; missing are {listed} ({error})", name="mxnet"
+            f"polybn_mxnet: {CUDA_BUILD} must find the libraries of CUDA 11; missing are {listed} ({error})",
+            name="mxnet",
         ) from error
     except BaseException:
         sys.meta_path.remove(finder)

@@ -8,6 +8,7 @@ code and give the same bits.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from polybn.spec import Arguments, Array, Description, RunningVariance
 from polybn_mxnet import arrays, tape
 from polybn_mxnet.batch_norm import compute
 from polybn_mxnet.compat import mxnet as mx
-from polybn_mxnet.derivatives import Pull
+from polybn_mxnet.derivatives import pull
 
 OPERATOR = "polybn_batch_norm"
 _REQUESTS = {"null": tape.NULL, "write": tape.WRITE, "inplace": tape.WRITE, "add": tape.ADD}
@@ -146,7 +147,7 @@ class BatchNorm(mx.gluon.HybridBlock):
         return f"BatchNorm({words}, in_channels={self.gamma.shape[0] or None})"
 
 
-class Operator(mx.operator.CustomOp):
+class _Operator(mx.operator.CustomOp):
     """One place in a running graph. MXNet makes another where a forward pass starts before the last one's backward."""
 
     def __init__(self, flags: list[bool], options: Options) -> None:
@@ -181,7 +182,7 @@ class Operator(mx.operator.CustomOp):
                 self.assign(array, request, 0)
             elif request != "null":
                 wanted[name] = array, _REQUESTS[request]
-        tape.write_gradients(Pull(arguments, self._residuals), out_grad, wanted)
+        tape.write_gradients(partial(pull, arguments, self._residuals), out_grad, wanted)
 
     def _arguments(self, in_data: list[Array], aux: list[Array], training: bool) -> Arguments:
         x, gamma, beta = in_data
@@ -190,11 +191,11 @@ class Operator(mx.operator.CustomOp):
         if training not in self._known:  # shapes and dtypes are those that MXNet made the operator for
             what = Arrays(*(None if array is None else arrays.describe(array) for array in given))
             self._known[training] = check_batch_norm("gluon.BatchNorm", what, options)
-        numbers = options.momentum, options.eps, options.running_variance == "unbiased"
-        return Arguments("gluon.BatchNorm", *given, training, *numbers, *self._known[training])
+        known, unbiased = self._known[training], options.running_variance == "unbiased"
+        return Arguments("gluon.BatchNorm", *given, training, options.momentum, options.eps, unbiased, *known, {})
 
 
-class Properties(mx.operator.CustomOpProp):
+class _Properties(mx.operator.CustomOpProp):
     """What MXNet must know of the operator before it runs. Options arrive as strings, those of a loaded symbol, too."""
 
     def __init__(
@@ -222,9 +223,9 @@ class Properties(mx.operator.CustomOpProp):
         vector = np.float64 if in_type[0] == np.float64 else np.float32
         return [in_type[0], vector, vector], [in_type[0]], [vector, vector]
 
-    def create_operator(self, ctx: Any, in_shapes: Any, in_dtypes: Any) -> Operator:
+    def create_operator(self, ctx: Any, in_shapes: Any, in_dtypes: Any) -> _Operator:
         """Make the operator for inputs of these shapes and types."""
-        return Operator(self._flags, self._options)
+        return _Operator(self._flags, self._options)
 
 
-mx.operator.register(OPERATOR)(Properties)
+mx.operator.register(OPERATOR)(_Properties)

@@ -7,13 +7,15 @@ results of every sum.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import numpy as np
 
 from polybn.arguments import fail_single_value
-from polybn.spec import Arguments, Array, Gradients, Moments, SecondGradients
-from polybn_mxnet import arrays, statistics
+from polybn.spec import Arguments, Array, Gradients, Moments
+from polybn_mxnet import arrays, statistics, tape
 from polybn_mxnet.arrays import Host
 from polybn_mxnet.compat import mxnet as mx
 from polybn_mxnet.statistics import Statistics
@@ -24,6 +26,20 @@ Rows: TypeAlias = Any  # mxnet.numpy.ndarray, (C, m)
 # float64 values, too, err by less than 64 u, and the equal residues of a constant channel add up exactly (S8). MXNet's
 # own sums add up one value after another, and its float32 products with ones erred by 3 u at a mean of 1e4.
 CHUNK = 64
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _aside(function: F) -> F:
+    """Keep what a function does out of the user's record, and NumPy's warnings out of sight."""
+
+    @wraps(function)
+    def aside(*arguments: Any) -> Any:
+        with tape.paused(), np.errstate(all="ignore"):
+            return function(*arguments)
+
+    return cast("F", aside)
 
 
 class Residuals(NamedTuple):
@@ -44,10 +60,11 @@ def hold(arguments: Arguments) -> Arguments:
     return arguments
 
 
+@_aside
 def forward(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, Residuals]:
     """Write ``y``; return the running statistics, and what the derivative needs."""
     training, size = arguments.training, arguments.channels * arguments.m
-    gamma, beta, mean, variance = (None if z is None else arrays.fetch(z) for z in arguments[2:6])
+    gamma, beta, mean, variance = map(arrays.fetch, arguments[2:6])
     kept, counts = _mask(arguments)
     if training and arguments.unbiased and np.any(counts == 1):
         fail_single_value(arguments.function, f"where keeps one value in channel {int(np.argmax(counts == 1))}")
@@ -68,24 +85,29 @@ def forward(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, R
     return mean, variance, Residuals(kept, counts, s, gamma, xhat)
 
 
-def backward(arguments: Arguments, residuals: Residuals, dy: Array, dx: Array) -> Gradients:
-    """Write ``dx``; return the other gradients (S13)."""
+@_aside
+def backward(arguments: Arguments, residuals: Residuals, dy: Array, into: Mapping[str, Array]) -> None:
+    """Write the gradients that are wanted, by name (S13)."""
     kept, counts, s, gamma, xhat = residuals
     if xhat is None:
-        return Gradients(dx, *(np.zeros(arguments.channels, arguments.dtype) for _ in range(4)))
-    g = _gather(dy, arguments, kept)
-    wide, m = _sums(g, xhat), np.maximum(counts, 1)
-    sum_g, sum_gx = (z.astype(arguments.dtype) for z in wide)
-    rows = _project(g, xhat, *(z / m for z in wide)) if arguments.training else g
-    r = s.inverse_root()
-    slopes = (r,) if gamma is None else (r, gamma)
-    for slope in slopes:
-        rows = _scaled(rows, slope)
-    _scatter(_keep(rows, kept), dx, arguments)
-    scale = np.prod(slopes, axis=0)
-    return Gradients(dx, sum_gx, sum_g, -scale * sum_g, -scale * r * sum_gx / 2)
+        vectors = [np.zeros(arguments.channels)] * 4
+    else:
+        g = _gather(dy, arguments, kept)
+        sum_g, sum_gx = _sum(g), _sum(g * xhat)
+        if arguments.training:
+            m = np.maximum(counts, 1)
+            g = g - _column(sum_g / m, g) - xhat * _column(sum_gx / m, g)
+        r = s.inverse_root()
+        rows, scale = (_scaled(g, r), r) if gamma is None else (_scaled(_scaled(g, r), gamma), r * gamma)
+        if "x" in into:
+            _scatter(_keep(rows, kept), into["x"], arguments)
+        vectors = [sum_gx, sum_g, -scale * sum_g, -scale * r * sum_gx / 2]
+    for name, vector in zip(Gradients._fields[1:], vectors, strict=True):
+        if name in into:
+            arrays.write(vector.astype(arguments.dtype), into[name])
 
 
+@_aside
 def moments(arguments: Arguments) -> Moments:
     """Measure ``x``; the results are on the host."""
     kept, counts = _mask(arguments)
@@ -93,76 +115,9 @@ def moments(arguments: Arguments) -> Moments:
     return Moments(counts, s.mean(), np.ldexp(s.v * counts, 2 * s.exponent).astype(arguments.dtype))
 
 
-def double_backward(arguments: Arguments, residuals: Residuals, dy: Array, cotangents: Gradients) -> SecondGradients:
-    """Differentiate :func:`backward`; the formulas are those of :class:`polybn.pullback.SecondPullback`."""
-    vectors = (np.zeros(arguments.channels) if z is None else arrays.fetch(z).astype(float) for z in cotangents[1:])
-    second = _Second(arguments, residuals, *vectors)
-    if residuals.xhat is None:
-        zero = np.zeros(arguments.channels)
-        return SecondGradients(arrays.empty(dy), arrays.empty(dy), zero, zero, zero)
-    g = _gather(dy, arguments, residuals.kept)
-    a = mx.np.zeros_like(g) if cotangents.x is None else _gather(cotangents.x, arguments, residuals.kept)
-    return (second.training if arguments.training else second.inference)(g, a)
-
-
-class _Second(NamedTuple):
-    """A call of :func:`double_backward`, with the cotangents of dgamma, dbeta, drunning_mean and drunning_var."""
-
-    arguments: Arguments
-    residuals: Residuals
-    b: Host
-    c: Host
-    e: Host
-    f: Host
-
-    def training(self, g: Rows, a: Rows) -> SecondGradients:
-        r, gamma = self.slopes()
-        xhat, m, scale = self.residuals.xhat, np.maximum(self.residuals.counts, 1), gamma * r
-        (sum_g, sum_gx), (sum_a, sum_ax) = _sums(g, xhat), _sums(a, xhat)
-        q_g, q_a = sum_gx / m, sum_ax / m
-        a_dot_pg = _sum(g * a) - sum_g / m * sum_a - q_g * sum_ax
-        of_dy = _project(_scaled(a, scale), xhat, scale * sum_a / m - self.c, scale * q_a - self.b)
-        h = _scaled(g, r * (self.b - scale * q_a)) - _scaled(a, r * scale * q_g)
-        sum_h, sum_hx = _sums(h, xhat)
-        of_x = _project(h, xhat, sum_h / m, sum_hx / m + scale * r * a_dot_pg / m)
-        return SecondGradients(self.scattered(of_dy), self.scattered(of_x), r * a_dot_pg)
-
-    def inference(self, g: Rows, a: Rows) -> SecondGradients:
-        r, gamma = self.slopes()
-        xhat, scale, half = self.residuals.xhat, gamma * r, r * r * self.f / 2
-        sum_g, sum_gx = _sums(g, xhat)
-        slope, sum_ga = r * (self.b - gamma * half), _sum(g * a)
-        of_dy = _project(_scaled(a, scale), xhat, scale * self.e - self.c, gamma * half - self.b)
-        per_gamma = r * (sum_ga - self.e * sum_g) - half * sum_gx
-        of_var = -r * r / 2 * (gamma * per_gamma + (self.b - 2 * gamma * half) * sum_gx)
-        of_x = self.scattered(_scaled(g, slope))
-        return SecondGradients(self.scattered(of_dy), of_x, per_gamma, -slope * sum_g, of_var)
-
-    def slopes(self) -> tuple[Host, Host]:
-        """Return ``r`` of the unscaled values, and gamma, in float64."""
-        r, gamma = self.residuals.statistics.inverse_root().astype(float), self.residuals.gamma
-        return r, np.ones_like(r) if gamma is None else gamma.astype(float)
-
-    def scattered(self, rows: Rows) -> Array:
-        """Bring rows to an array like ``x``, with 0 in deleted places."""
-        out = arrays.empty(self.arguments.x)
-        _scatter(_keep(rows, self.residuals.kept), out, self.arguments)
-        return out
-
-
 def _gather(array: Array, arguments: Arguments, kept: Rows | None) -> Rows:
     """Bring the values of an array like ``x`` to rows, with 0 in deleted places."""
     return _keep(_rows(arrays.widened(array, arguments.dtype), arguments), kept)
-
-
-def _sums(g: Rows, xhat: Rows) -> tuple[Host, Host]:
-    """Return ``sum(g)`` and ``sum(g * xhat)`` of each channel, in float64."""
-    return _sum(g), _sum(g * xhat)
-
-
-def _project(g: Rows, xhat: Rows, mean_g: Host, mean_gx: Host) -> Rows:
-    """Return ``g - mean_g - xhat * mean_gx``."""
-    return g - _column(mean_g, g) - xhat * _column(mean_gx, g)
 
 
 def _scaled(rows: Rows, vector: Host) -> Rows:
@@ -185,7 +140,8 @@ def _measure(arguments: Arguments, kept: Rows | None, counts: Host) -> Statistic
     """Measure ``x`` in the form of S2, once more for channels that leave the range (S10)."""
     exponent, eps = np.zeros(arguments.channels, np.int32), arguments.eps
     if not arguments.channels * arguments.m:
-        return Statistics(*[np.zeros(arguments.channels, arguments.dtype)] * 4, exponent)
+        zero = np.zeros(arguments.channels, arguments.dtype)
+        return Statistics(zero, zero, zero, zero, exponent)
     rows = _gather(arguments.x, arguments, kept)
     m1, delta, v = _center(rows, kept, counts)
     strayed = statistics.out_of_range(v, eps)

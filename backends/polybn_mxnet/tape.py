@@ -16,12 +16,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 from polybn.spec import Array
 from polybn_mxnet import arrays
-from polybn_mxnet.arrays import Host
 from polybn_mxnet.compat import mxnet as mx
 
 NULL, WRITE, ADD = 0, 1, 3  # OpReqType of MXNet
-Pull: TypeAlias = Callable[[Sequence[Array], Array], Mapping[str, Any]]
-"""Writes the gradient of ``x`` to its last argument; returns those of the vectors, on the host, by name."""
+Pull: TypeAlias = Callable[[Sequence[Array], Mapping[str, Array]], None]
+"""Writes the gradients that are wanted, by name, for cotangents of all outputs."""
 
 
 class Recorded(NamedTuple):
@@ -72,18 +71,12 @@ def _backward(outputs: int, inputs: int, pointers: Any, requests: Any, is_train:
 
 def write_gradients(pull: Pull, cotangents: Sequence[Array], wanted: Mapping[str, tuple[Array, int]]) -> None:
     """Write or add the gradients, by name, as MXNet requests."""
-    target, request = wanted.get("x", (cotangents[0], NULL))
-    dx = target if request == WRITE else arrays.empty(target)
-    gradients = pull(cotangents, dx)
-    if request == ADD:
-        arrays.add(dx, target)
-    for name in wanted.keys() - {"x"}:
-        target, request = wanted[name]
-        gradient: Host = gradients[name]
-        if request == ADD:
-            arrays.add(arrays.send(gradient, target), target)
-        elif request != NULL:
-            arrays.write(gradient, target)
+    adding = {name: target for name, (target, request) in wanted.items() if request == ADD}
+    writing = {name: target for name, (target, request) in wanted.items() if request == WRITE}
+    parts = {name: arrays.empty(target) for name, target in adding.items()}
+    pull(cotangents, writing | parts)
+    for name, target in adding.items():
+        arrays.add(parts[name], target)
 
 
 def _forget(key: int, recorded: dict[int, Recorded] = _recorded) -> bool:

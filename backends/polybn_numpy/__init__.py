@@ -1,4 +1,4 @@
-"""The NumPy backend: the specification's companion, in blocked NumPy on two threads."""
+"""The NumPy backend: compiled kernels on the arrays' memory, and plain NumPy where they were not compiled."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import polybn_host
 from polybn.arguments import dtype_name
 from polybn.spec import Description, Traits
-from polybn_numpy.batch_norm import fold, forward, merge_moments, moments
-from polybn_numpy.derivatives import backward, double_backward
+from polybn_numpy.batch_norm import backward, fold, forward, merge_moments, moments
+from polybn_numpy.derivatives import double_backward
+from polybn_numpy.host import without_kernels
 from polybn_numpy.program import compile
 
 name = "numpy"
-traits = Traits(library="NumPy")
+traits = Traits(
+    library="NumPy",
+    variants={"plain": without_kernels},
+    own=frozenset({"out"}),
+    own_of_pullback=frozenset({"out"}),
+)
 
 
 def why_not() -> str | None:
@@ -30,7 +37,8 @@ def inspect(value: Any, /) -> Description | None:
 
 def describe() -> dict[str, str]:
     """Return the versions and the device that results depend on."""
-    return {"numpy": np.__version__, "device": f"cpu ({platform.machine()})"}
+    kernels = polybn_host.instructions() if polybn_host.missing is None else polybn_host.missing
+    return {"numpy": np.__version__, "kernels": kernels, "device": f"cpu ({platform.machine()})"}
 
 
 def asarray(host: NDArray[Any], /) -> NDArray[Any]:

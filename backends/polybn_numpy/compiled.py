@@ -37,19 +37,17 @@ class CompiledNetwork:
 
     def step(self, data: Data, chosen: NDArray[np.int64], rate: np.float32) -> tuple[float, int]:
         """Move the parameters along the gradient of a batch; return its mean loss and how many labels were right."""
-        return self._network.step(self._batch(data, chosen), float(rate))
+        return self._network.step(_batch(data, chosen), float(rate))
 
     def score(self, data: Data, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return class scores ``(n, classes)`` in inference mode."""
         scores = np.empty((len(chosen), self._classes), np.float32)
-        self._network.score(self._batch(data, chosen), scores.ctypes.data)
+        self._network.score(_batch(data, chosen), scores.ctypes.data)
         return scores
 
-    def _batch(self, data: Data, chosen: NDArray[np.int64]) -> Batch:
-        # The kernels trust these numbers with the memory of the process.
-        if chosen.min() < 0 or data.labels[chosen].max() >= self._classes:
-            raise IndexError("polybn.train: the order must name images, and labels classes of the network")
-        return Batch(data.images.ctypes.data, data.labels.ctypes.data, chosen.ctypes.data, len(chosen))
+
+def _batch(data: Data, chosen: NDArray[np.int64]) -> Batch:
+    return Batch(data.images.ctypes.data, data.labels.ctypes.data, chosen.ctypes.data, len(chosen))
 
 
 def _stages(rows: Sequence[Row]) -> Iterator[dict[str, Row]]:

@@ -50,29 +50,33 @@ class Statistics(NamedTuple):
 
 
 def sums(rows: Rows) -> Column:
-    """Add up each row, in float64 across chunks."""
+    """Add up each row, in a wider type across chunks."""
     channels, m = rows.shape
     rest = m % CHUNK
-    total = np.zeros(channels)
+    total = np.zeros(channels, _wider(rows))
     if rest:
         total += rows[:, m - rest :] @ np.ones(rest, rows.dtype)
     if m > rest:
         chunks = rows[:, : m - rest].reshape(channels, -1, CHUNK)
-        total += (chunks @ np.ones(CHUNK, rows.dtype)).sum(axis=1, dtype=np.float64)
+        total += (chunks @ np.ones(CHUNK, rows.dtype)).sum(axis=1, dtype=total.dtype)
     return total[:, None]
 
 
 def dots(a: Rows, b: Rows) -> Column:
-    """Return the inner product of each row of ``a`` with that of ``b``, in float64 across chunks."""
+    """Return the inner product of each row of ``a`` with that of ``b``, in a wider type across chunks."""
     channels, m = a.shape
     rest = m % CHUNK
-    total = np.zeros(channels)
+    total = np.zeros(channels, _wider(a))
     if rest:
         total += (a[:, None, m - rest :] @ b[:, m - rest :, None])[:, 0, 0]
     if m > rest:
         left, right = (z[:, : m - rest].reshape(channels, -1, CHUNK) for z in (a, b))
-        total += (left[:, :, None, :] @ right[:, :, :, None]).sum(axis=(1, 2, 3), dtype=np.float64)
+        total += (left[:, :, None, :] @ right[:, :, :, None]).sum(axis=(1, 2, 3), dtype=total.dtype)
     return total[:, None]
+
+
+def _wider(rows: Rows) -> type:
+    return np.float64 if rows.dtype == np.float32 else np.longdouble
 
 
 def subtract(rows: Rows, column: Column, kept: Mask | None) -> None:

@@ -36,14 +36,15 @@ def compile(rows: Sequence[Row], state: State, *, batch_size: int) -> NumpyProgr
     """Turn the layers of a network and its state, which is copied, into a program."""
     own = {name: np.array(value, np.float32, order="C") for name, value in state.items()}
     plain = polybn_host.missing is not None
-    return NumpyProgram(own, PlainNetwork(rows, own) if plain else CompiledNetwork(rows, own, batch_size), batch_size)
+    arithmetic = PlainNetwork(rows, own) if plain else CompiledNetwork(rows, own, batch_size)
+    return NumpyProgram(own, arithmetic, batch_size, classes=rows[-1].output_shape[0])
 
 
 class NumpyProgram:
     """A compiled network; fits :class:`polybn.lenet.program.Program`."""
 
-    def __init__(self, state: State, arithmetic: Arithmetic, batch_size: int) -> None:
-        self._state, self._arithmetic, self._batch_size = state, arithmetic, batch_size
+    def __init__(self, state: State, arithmetic: Arithmetic, batch_size: int, *, classes: int) -> None:
+        self._state, self._arithmetic, self._batch_size, self._classes = state, arithmetic, batch_size, classes
 
     def place(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Data:
         """Keep images ``(N, C, H, W)`` and labels ``(N,)`` where they are: on the host."""
@@ -51,6 +52,9 @@ class NumpyProgram:
 
     def train_epoch(self, data: Data, order: NDArray[np.int64], *, learning_rate: float) -> Iterator[Steps]:
         """Run SGD in the given order and report after every step."""
+        # The kernels trust these numbers with the memory of the process.
+        if len(order) and (order.min() < 0 or data.labels[order].max() >= self._classes):
+            raise IndexError("polybn.train: the order must name images, and labels classes of the network")
         for chosen in self._batches(order):
             loss, correct = self._arithmetic.step(data, chosen, np.float32(learning_rate))
             yield Steps(np.array([loss]), np.array([correct]), np.array([len(chosen)]))

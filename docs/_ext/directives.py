@@ -14,7 +14,7 @@ from sphinx.directives.other import TocTree
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.logging import getLogger
 
-from docs._ext import budget, clauses, commands, links, members, pictures, sources, support
+from docs._ext import agreement, budget, clauses, commands, links, members, pictures, sources, support
 
 DRAWN = Path("_build") / "pictures"
 GENERATED = {
@@ -24,6 +24,7 @@ GENERATED = {
     "commands": commands.to_markdown,
     "disagreement": pictures.disagreement_table,
     "runs": pictures.runs_table,
+    "agreement": agreement.table,
 }
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
-from textwrap import indent
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,8 +19,8 @@ from polybn.conformance.cases import Case, Outcome, rows
 from polybn.conformance.certify import shares
 from polybn.conformance.channels import measure
 from polybn.conformance.lattice import in_inference, lattice
-from polybn.conformance.reproducer import MAKE, program
-from polybn.conformance.runner import Call, CallError, Recorder, Violation, run
+from polybn.conformance.reproducer import program
+from polybn.conformance.runner import Recorder, Violation, run
 from polybn.conformance.strategies import LARGEST_KAPPA, SCALES, sample
 from polybn.dispatch import installed
 from polybn.spec import DomainError
@@ -110,9 +109,11 @@ def agree(
     Raises
     ------
     DomainError
-        If there are fewer than two, or one is named twice.
+        If there are fewer than two, one is named twice, or no call suits two of them.
     ImportError
         If one cannot run here; the message says why.
+    CallError
+        If one raises where it should return a result; the message says what.
 
     Examples
     --------
@@ -136,6 +137,12 @@ def agree(
             best[key] = found if old is None else _join(old, found)
         if progress is not None:
             progress(number + 1)
+    for pair in combinations(adapters, 2):
+        if not any(set(key[:2]) == set(pair) for key in best):
+            raise DomainError(
+                f"polybn.conformance.agree: {' and '.join(pair)} must have a dtype, a rank and an axis in common among "
+                f"the calls; got none of {cases} (what they declare; or draw more calls)"
+            )
     return Agreement(list(adapters), cases, list(best.values()))
 
 
@@ -172,10 +179,7 @@ def _compare(case: Case, subjects: list[_Subject], *, exact: bool) -> Iterator[D
     outcomes, recorders = {}, {}
     for name, adapter, info in asked:
         recorders[name] = Recorder(adapter)
-        try:
-            outcomes[name] = run(recorders[name], info, case)
-        except CallError:  # a call that fails for one and not for another is a difference without bound
-            outcomes[name] = Outcome(np.full_like(case.x, np.nan))
+        outcomes[name] = run(recorders[name], info, case)
     infos = {subject.name: subject.info for subject in asked}
     limits = {name: _limits(case, info) for name, info in infos.items()}
     for first, second in combinations(outcomes, 2):
@@ -190,25 +194,28 @@ def _compare(case: Case, subjects: list[_Subject], *, exact: bool) -> Iterator[D
             worst = float(np.nan_to_num(shares(gap, bound), nan=np.inf).max(initial=0.0))
             most = float(ulps.max(initial=0.0))
             words = f"{quantity} differs by {worst:.3g} of the bounds"
-            written = _program(recorders[first].calls, (first, second), words)
+            written = _program([(name, recorders[name]) for name in (first, second)], words)
             yield Difference(first, second, quantity, dtype, most, worst, not exact or most == 0, written)
 
 
-def _program(calls: Sequence[Call], names: tuple[str, str], words: str) -> str:
-    """Write calls down as a program that makes them with both."""
-    before, _, after = program(None, f"{' and '.join(names)}: {words}", calls, Violation(words)).partition(f"{MAKE}\n")
-    loop = f"for adapter in map(resolve, {[_source(name) for name in names]!r}):\n    print(adapter.info().name)\n"
-    return f"{before}from polybn.conformance.adapters import resolve\n\n{loop}{indent(after, '    ')}"
+def _program(recorders: Sequence[tuple[str, Recorder]], words: str) -> str:
+    """Write the calls down as a program that makes them with both: each in its own sense of momentum."""
+    parts = list[str]()
+    for name, recorder in recorders:
+        what = f"{' and '.join(name for name, _ in recorders)}: {words}. First {name}:" if not parts else f"Now {name}:"
+        parts.append(program(_source(name), what, recorder.calls, Violation(words)))
+    return "\n".join(parts)
 
 
 def _source(name: str) -> str:
     """Prefer a backend of PolyBN, in one of its forms too (``"jax-jit"``), to an adapter of the same name."""
     known = installed()
-    return f"polybn-{name}" if name in known or name.partition("-")[0] in known and name not in ADAPTERS else name
+    return f"polybn-{name}" if name in known or (name.partition("-")[0] in known and name not in ADAPTERS) else name
 
 
 def _serves(info: Info, case: Case) -> bool:
-    return (info.axes == "any" or case.axis == 1) and case.x.ndim in info.ranks
+    axis, inference = info.axes == "any" or case.axis == 1, case.training or info.infers
+    return axis and inference and case.x.ndim in info.ranks
 
 
 def _limits(case: Case, info: Info) -> dict[str, Array]:

@@ -54,7 +54,7 @@ class Errors(NamedTuple):
     root: float
     xhat: Floats
     size: Floats
-    """``|xhat|`` itself."""
+    """The magnitudes ``|xhat|``."""
     h: int
 
 
@@ -128,7 +128,7 @@ def output(form: Form, e: Errors, ch: Channel, f: Format) -> Floats:
 def running(e: Errors, ch: Channel, f: Format) -> dict[str, float]:
     """Bound the running statistics (S4)."""
     variance, error = ch.variance, e.variance
-    if ch.unbiased:
+    if ch.unbiased and ch.m > 1:
         factor = ch.m / (ch.m - 1)
         variance *= factor
         error = factor * error + roundings(2, f.unit) * (variance + factor * error)

@@ -44,7 +44,7 @@ class Case(NamedTuple):
         return {name: getattr(self, name) for name in names}
 
     def options(self) -> dict[str, Any]:
-        """Return the keyword arguments, but for ``where``."""
+        """Return the keyword arguments without ``where``."""
         names = ("training", "momentum", "eps", "axis", "running_variance")
         return {name: getattr(self, name) for name in names}
 

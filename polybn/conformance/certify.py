@@ -22,11 +22,11 @@ class Certificate(NamedTuple):
     """Proof that an outcome lies within the envelope."""
 
     ratio: float
-    """Largest error, as a share of its bound."""
+    """The largest error, as a share of its bound."""
     y: Floats
-    """Bounds on ``y``, as channel rows; 0 in deleted places."""
+    """The bounds on ``y``, as channel rows; 0 in deleted places."""
     dx: Floats
-    """Bounds on ``dx``, likewise."""
+    """The bounds on ``dx``, as channel rows; 0 in deleted places."""
 
 
 def certify(
@@ -41,7 +41,7 @@ def certify(
 ) -> Certificate:
     """Check every result of a call against its bound.
 
-    What the outcome has not, gradients or running statistics, is left out.
+    Gradients and running statistics that the outcome lacks are left out.
 
     Parameters
     ----------

@@ -2,7 +2,7 @@
 
 Statistics and gradients of parameters come from the oracle's integers. Values, y and dx, are formed from them in
 106 bits, which errs by ``2^-99`` of the terms and, where the mean is subtracted, by ``2^-105`` of the mean: some
-``2^-50`` and less of any bound that they are held against. That error is added to the distance, so a result found
+``2^-50`` and less of any bound that they are compared with. That error is added to the distance, so a result found
 within its bound is within it. A channel that float64 cannot square is first scaled by a power of two, which is exact.
 """
 
@@ -30,15 +30,15 @@ class Measured(NamedTuple):
     """One channel of an outcome."""
 
     place: int
-    """Which channel."""
+    """The number of the channel."""
     kept: NDArray[np.bool_]
-    """Which places of the channel's row take part."""
+    """The places of the channel's row that take part."""
     channel: Channel
     errors: dict[str, Floats]
-    """Distance from the exact result, by the names of :class:`~polybn.conformance.cases.Outcome`; infinite where
-    what was got is not finite. What the outcome has not is not there."""
+    """The distance from the exact result, by the names of :class:`~polybn.conformance.cases.Outcome`; infinite where
+    what was got is not finite. Results that the outcome lacks are not there."""
     got: dict[str, Floats]
-    """What was measured, for messages; in units of the scaled channel."""
+    """The results that were measured, for messages, in units of the scaled channel."""
 
 
 def measure(case: Case, outcome: Outcome) -> Iterator[Measured]:
@@ -108,11 +108,24 @@ def _measure(
     for name, found in errors.items():
         errors[name] = np.where(np.isfinite(found), found, np.inf)
     channel = Channel(
-        np.abs(x), magnitudes, np.abs(dy), len(keep), float(s.mean), float(s.variance), float(eps), float(s.square),
-        float(s.root), gamma, beta, float(np.asarray(beta).astype(case.x.dtype).astype(np.float64)),
-        *_scaled(old, k), case.momentum,
-        case.running_variance == "unbiased", case.training, k,
-    )  # fmt: skip
+        np.abs(x),
+        magnitudes,
+        np.abs(dy),
+        len(keep),
+        float(s.mean),
+        float(s.variance),
+        float(eps),
+        float(s.square),
+        float(s.root),
+        gamma,
+        beta,
+        float(np.asarray(beta).astype(case.x.dtype).astype(np.float64)),
+        *_scaled(old, k),
+        case.momentum,
+        case.running_variance == "unbiased",
+        case.training,
+        k,
+    )
     shown = values | {name: np.array([vectors[name]]) for name in errors if name in vectors}
     return Measured(c, keep, channel, errors, shown)
 
@@ -136,7 +149,7 @@ def _output(x: Floats, s: Statistics, gamma: float, beta: float) -> tuple[Double
 
 
 def _scalars(x: ExactRow, dy: ExactRow, s: Statistics, gamma: Fraction, *, training: bool) -> Derivatives:
-    """Return the derivatives of S13, but for dx; ``sum(dy c) = sum(dy x) - mean sum(dy)``."""
+    """Return the derivatives of S13 without dx; ``sum(dy c) = sum(dy x) - mean sum(dy)``."""
     total = oracle.total(dy)
     along, slope = oracle.dot(dy, x) - s.mean * total, gamma * s.root
     none = ExactRow([], 1)
@@ -162,12 +175,13 @@ def _dx_errors(
 
 
 def _running(case: Case, s: Statistics, old: tuple[float, ...], k: int) -> dict[str, Fraction]:
-    variance = oracle.unbiased(s) if case.running_variance == "unbiased" else s.variance
     rho = Fraction(case.momentum)
-    return {
-        "running_mean": oracle.blend(_power(-k) * Fraction(old[0]), s.mean, rho),
-        "running_var": oracle.blend(_power(-2 * k) * Fraction(old[1]), variance, rho),
-    }
+    found = {"running_mean": oracle.blend(_power(-k) * Fraction(old[0]), s.mean, rho)}
+    unbiased = case.running_variance == "unbiased"
+    if unbiased and s.m == 1:  # one value has no unbiased variance: no running variance is right
+        return found
+    variance = oracle.unbiased(s) if unbiased else s.variance
+    return found | {"running_var": oracle.blend(_power(-2 * k) * Fraction(old[1]), variance, rho)}
 
 
 def _distance(got: float, exact: Fraction, exponent: int, case: Case | None) -> Floats:
@@ -181,7 +195,7 @@ def _distance(got: float, exact: Fraction, exponent: int, case: Case | None) -> 
 
 
 def _exponent(x: Floats, *squares: float) -> int:
-    """Return the power of two that brings a channel into the range where float64 is at ease; 0 for nearly all."""
+    """Return the power of two that brings a channel into the range where float64 can square it; 0 for nearly all."""
     sizes = [math.frexp(square)[1] // 2 for square in squares if square]
     largest = float(np.abs(x).max())
     size = max([*sizes, math.frexp(largest)[1]] if largest else sizes, default=0)

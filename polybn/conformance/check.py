@@ -106,10 +106,9 @@ class Setting(NamedTuple):
 
 def report_of(setting: Setting, findings: Sequence[Finding], useless: str = "", missing: Sequence[str] = ()) -> Report:
     """Put a report together; ``useless`` says why nothing could be checked, ``missing`` what was not reached."""
-    if useless:
-        results, errors = [], [f"{NOTHING}: {useless}"]
-    else:
-        results, errors = expected.judge([finding.result for finding in findings], setting.reasons, IDS)
+    reasons = {} if useless else setting.reasons
+    results, errors = expected.judge([finding.result for finding in findings], reasons, IDS)
+    errors += [f"{NOTHING}: {useless}"] if useless else []
     return Report(
         info=setting.info,
         profile=setting.profile,

@@ -1,4 +1,4 @@
-"""Failures that are expected: each with a reason, and none for longer than it is true."""
+"""Failures that are expected: each has a reason, and one that passes is an error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Reasons by id.
+        The reasons, by id.
 
     Raises
     ------
@@ -52,18 +52,18 @@ def judge(
     Parameters
     ----------
     results : sequence of Result
-        Of what was run.
+        The results of what was run.
     expected : dict of str to str
-        Reasons by id.
+        The reasons, by id.
     known : collection of str
-        All ids there are, run or not.
+        All ids that exist, run or not.
 
     Returns
     -------
     results : list of Result
-        With failures that are expected marked so.
+        The results, where failures that are expected are marked so.
     errors : list of str
-        What is wrong with the entries.
+        The entries that are wrong.
     """
     errors = [f"xfail entry {name} matches nothing: there is no such id" for name in expected if name not in known]
     marked = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polybn.conformance import conventions, grades, reproducer, stateful
 from polybn.conformance.cases import DTYPES
@@ -158,7 +158,7 @@ def _convention(subject: Subject, recorder: Recorder, blank: Result, rest: str) 
         return Finding(blank._replace(status="not applicable", words=why))
     found = conventions.detect_one(recorder, subject.info, rest)
     if not found.known:
-        return Finding(blank._replace(words="it could not be told apart: other results are not as they should be"))
+        return Finding(blank._replace(words="it could not be seen: other results are not as they should be"))
     if found.ok:
         idle = found.name == "flushes" and found.seen != found.declared
         note = "flushes=True is declared, but subnormal numbers were kept: without it, bounds are narrower."
@@ -190,12 +190,12 @@ def _worst(found: Grade) -> str:
     return "; ".join(f"{row.offender} of {row.family}, m = {row.m}" for row in rows[:3])
 
 
-def corrections(subject: Subject) -> dict[str, object]:
+def corrections(subject: Subject) -> dict[str, Any]:
     """Return what would have to be declared otherwise for the conventions to be what is seen."""
     if "corrections" not in subject.memo:
         found = conventions.detect(subject.adapter, subject.info)
         subject.memo["corrections"] = {name: value for c in found for name, value in c.correction}
-    made: dict[str, object] = subject.memo["corrections"]
+    made: dict[str, Any] = subject.memo["corrections"]
     return made
 
 

@@ -17,7 +17,7 @@ c       ``d^_i - delta^`` errs by ``u |D_i| + e_delta`` and a rounding.
 v       ``mean(d^ d^)``: terms of one sign, h + 5 roundings, around ``mean(D^2) = v + delta^2``; and
         ``delta^^2`` errs by ``2 e1 e_delta + e_delta^2`` and a rounding.
 
-A constant channel is no matter of bounds in this form: v is 0 and y is beta (S8).
+A constant channel needs no bound in this form: v is 0 and y is beta (S8).
 
 **T** and **N**, two-pass: ``h = ceil(log2 m) + 4``, a tree, and ``h = m - 1``, any order at all.
 
@@ -66,19 +66,19 @@ class Format(NamedTuple):
     """The roundings of one dtype of x (S6)."""
 
     unit: float
-    """Unit roundoff of the arithmetic."""
+    """The unit roundoff of the arithmetic."""
     tiny: float
-    """What an underflow of the arithmetic may lose."""
+    """The most that an underflow of the arithmetic loses."""
     stored: float
-    """Unit roundoff of storing y and dx; 0 where that rounds nothing."""
+    """The unit roundoff of storing y and dx; 0 where that rounds nothing."""
     grain: float
-    """What an underflow may lose in storing y and dx."""
+    """The most that an underflow loses in storing y and dx."""
     kept: float = 0.0
-    """Unit roundoff of storing statistics and gradients of parameters; 0 where that rounds nothing."""
+    """The unit roundoff of storing statistics and gradients of parameters; 0 where that rounds nothing."""
     lost: float = 0.0
-    """What reading x and dy may lose, where subnormal numbers are flushed."""
+    """The most that reading x and dy loses, where subnormal numbers are flushed."""
     largest: float = float(np.finfo(np.float32).max)
-    """Of the arithmetic."""
+    """The largest number of the arithmetic."""
 
 
 # Unit roundoff and smallest normal number.
@@ -96,7 +96,7 @@ def format_of(dtype: str, *, arithmetic: str | None = None, flushes: bool = Fals
     Parameters
     ----------
     dtype : str
-        Of x, y and dx: float16, bfloat16, float32 or float64.
+        The dtype of x, y and dx: float16, bfloat16, float32 or float64.
     arithmetic : str, optional
         float32 or float64; by default float64 for float64, else float32 (S6). Parameters and
         statistics are float64 with float64, else float32.
@@ -122,9 +122,14 @@ def format_of(dtype: str, *, arithmetic: str | None = None, flushes: bool = Fals
     largest = float(np.finfo(computed).max)
     rounds = _DTYPES[vectors][0] if vectors != computed else 0.0
     return Format(
-        unit, tiny, stored if dtype != computed else 0.0, grain if dtype != computed else 0.0, rounds,
-        smallest if drops else 0.0, largest,
-    )  # fmt: skip
+        unit,
+        tiny,
+        stored if dtype != computed else 0.0,
+        grain if dtype != computed else 0.0,
+        rounds,
+        smallest if drops else 0.0,
+        largest,
+    )
 
 
 FORMATS = {dtype: format_of(dtype) for dtype in _DTYPES}
@@ -134,25 +139,25 @@ class Channel(NamedTuple):
     """One channel of a call in exact magnitudes, rounded to float64 and scaled by ``2^-exponent``."""
 
     x: Floats
-    """``|x_i|``, of the values that take part."""
+    """The magnitudes ``|x_i|`` of the values that take part."""
     c: Floats
-    """``|x_i - mean|``."""
+    """The distances ``|x_i - mean|``."""
     dy: Floats
-    """``|dy_i|``."""
+    """The magnitudes ``|dy_i|``."""
     length: int
-    """How many values there are with the deleted ones."""
+    """The number of values, with the deleted ones."""
     mean: float
     variance: float
-    """Biased."""
+    """The biased variance."""
     eps: float
     square: float
-    """``variance + eps``."""
+    """The sum ``variance + eps``."""
     root: float
-    """``1 / sqrt(square)``; 0 where that is 0 (S3)."""
+    """The inverse root ``1 / sqrt(square)``; 0 where the sum is 0 (S3)."""
     gamma: float
     beta: float
     stored_beta: float
-    """As the dtype of y holds it."""
+    """Beta as the dtype of y holds it."""
     old_mean: float
     old_variance: float
     momentum: float
@@ -162,7 +167,7 @@ class Channel(NamedTuple):
 
     @property
     def m(self) -> int:
-        """How many values take part."""
+        """The number of values that take part."""
         return len(self.x)
 
     @property

@@ -209,9 +209,15 @@ def _draw(axes: Axes, rows: Sequence[Row]) -> None:
         mine = [row for row in rows if _normal(row) is normal]
         errors = [max(row.error, lowest) if math.isfinite(row.error) else math.nan for row in mine]
         axes.plot(
-            [_ratio(row) for row in mine], errors, linestyle="none", marker="o", markersize=5, color=GREY,
-            markerfacecolor=GREY if normal else "none", label="measured" if normal else "measured, others",
-        )  # fmt: skip
+            [_ratio(row) for row in mine],
+            errors,
+            linestyle="none",
+            marker="o",
+            markersize=5,
+            color=GREY,
+            markerfacecolor=GREY if normal else "none",
+            label="measured" if normal else "measured, others",
+        )
     axes.set(xscale="log", yscale="log", xlabel="mean / standard deviation", ylabel="largest error of y")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -39,15 +39,15 @@ class Lattice(NamedTuple):
 
     case: Case
     y: Array
-    """Shape of x."""
+    """The exact y, in the shape of x."""
     mean: Array
-    """Of the batch, shape ``(C,)``."""
+    """The means of the batch, shape ``(C,)``."""
     variance: Array
-    """Of the batch, biased."""
+    """The biased variances of the batch, shape ``(C,)``."""
     unbiased: Array | None
-    """Of the batch, where it is exact: for m of 5 and 9."""
+    """The unbiased variances of the batch where they are exact, for m of 5 and 9; else None."""
     dx: Array
-    """Shape of x."""
+    """The exact dx, in the shape of x."""
     dgamma: Array
     dbeta: Array
 
@@ -68,11 +68,11 @@ def lattice(
     Parameters
     ----------
     seed : int
-        Of everything random.
+        The seed of everything random.
     dtype : str
-        Of x: float16, bfloat16, float32 or float64.
+        The dtype of x: float16, bfloat16, float32 or float64.
     channels : int
-        C.
+        The number of channels.
     rest : tuple of int
         The shape of x without its channel axis; its product m is 5, 9 or a multiple of four, and a power of two
         if gradients shall be exact.
@@ -148,7 +148,7 @@ def in_inference(made: Lattice, seed: int = 0) -> Lattice:
     made : Lattice
         In training, with eps 11 s^2.
     seed : int
-        Of the running statistics.
+        The seed of the running statistics.
 
     Returns
     -------

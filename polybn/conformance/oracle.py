@@ -24,7 +24,7 @@ class ExactRow(NamedTuple):
 
     def floats(self) -> list[float]:
         """Round each number to float64, correctly."""
-        return [n / self.denominator for n in self.numerators]
+        return [_divided(n, self.denominator) for n in self.numerators]
 
     def distances(self, got: Iterable[float]) -> list[float]:
         """Return the exact distance of each given number from each of these, rounded at the end.
@@ -36,17 +36,25 @@ class ExactRow(NamedTuple):
         """
         pairs = (g.as_integer_ratio() for g in got)
         d = self.denominator
-        return [abs(p * d - n * q) / (q * d) for n, (p, q) in zip(self.numerators, pairs, strict=True)]
+        return [_divided(abs(p * d - n * q), q * d) for n, (p, q) in zip(self.numerators, pairs, strict=True)]
+
+
+def _divided(n: int, d: int) -> float:
+    """Round a quotient to float64; what is too large is infinite."""
+    try:
+        return n / d
+    except OverflowError:
+        return math.inf if n > 0 else -math.inf
 
 
 class Statistics(NamedTuple):
-    """What a channel is normalized with."""
+    """The statistics that a channel is normalized with."""
 
     m: int
-    """How many values it has."""
+    """The number of values."""
     mean: Fraction
     variance: Fraction
-    """Biased."""
+    """The biased variance."""
     square: Fraction
     """``variance + eps``."""
     root: Fraction

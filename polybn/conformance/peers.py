@@ -1,4 +1,4 @@
-"""Who agrees: the largest error of y, for every adapter whose library is installed here, on inputs that divide them.
+"""Compare the accuracy of all libraries that are installed here, on inputs that tell them apart.
 
 Each adapter runs in a process of its own, since Keras has one backend a process. The errors are distances
 from the exact rational result, in float32, with gamma 1 and beta 0.
@@ -20,7 +20,9 @@ import numpy as np
 
 from polybn.conformance import oracle
 from polybn.conformance.adapters import ADAPTERS, resolve
+from polybn.conformance.adapters.backend import forms
 from polybn.conformance.cases import Array, rows
+from polybn.dispatch import backend, installed, why_not
 from polybn.spec import DomainError
 
 SHAPE = (64, 4, 28, 28)
@@ -46,21 +48,32 @@ class Peer(NamedTuple):
     name: str = ""
     version: str = ""
     errors: dict[str, dict[str, float | str]] = {}  # noqa: RUF012 (never written to)
-    """By layout and family, the largest ``|error of y|``; an error message where the call failed."""
+    """The largest ``|error of y|`` by layout and family; an error message where the call failed."""
     single_value: str = ""
-    """Training on one value per channel: what was seen."""
+    """What was seen of training on one value per channel."""
     empty: str = ""
-    """Training on no values: what became of the running statistics."""
+    """What became of the running statistics in training on no values."""
+    whole_range: str = ""
+    """How many results were wrong, from subnormal to largest numbers, and of how many."""
     why_not: str | None = None
 
 
-def run(names: Sequence[str] = tuple(ADAPTERS)) -> Iterator[Peer]:
+def everyone() -> list[str]:
+    """Return the names of all adapters: backends of PolyBN, in each form that they declare, and other libraries."""
+    ours = []
+    for name in installed():
+        there = forms(backend(name)) if why_not(name) is None else ()
+        ours += [f"polybn-{name}", *(f"polybn-{name}-{form}" for form in there)]
+    return [*ours, *ADAPTERS]
+
+
+def run(names: Sequence[str]) -> Iterator[Peer]:
     """Measure adapters, each in a child process.
 
     Parameters
     ----------
     names : sequence of str
-        Keys of :data:`polybn.conformance.adapters.ADAPTERS`.
+        Names that :func:`polybn.conformance.resolve` takes, such as :func:`everyone` returns.
 
     Yields
     ------
@@ -70,8 +83,11 @@ def run(names: Sequence[str] = tuple(ADAPTERS)) -> Iterator[Peer]:
     for name in names:
         child = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "polybn.conformance.peers", name],
-            capture_output=True, text=True, check=False, env=os.environ | {"PYTHONHASHSEED": "0"},
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONHASHSEED": "0"},
+        )
         lines = child.stdout.splitlines()
         if child.returncode == 0 and lines:
             yield Peer(**json.loads(lines[-1]))
@@ -83,6 +99,7 @@ def run(names: Sequence[str] = tuple(ADAPTERS)) -> Iterator[Peer]:
 def measure(name: str) -> Peer:
     """Measure one adapter in this process."""
     from polybn.conformance.conventions import detect_one
+    from polybn.conformance.properties.whole_range import tally
 
     try:
         adapter = resolve(name)
@@ -95,7 +112,8 @@ def measure(name: str) -> Peer:
         if axis == 1 or info.axes == "any"
     }
     single, empty = (detect_one(adapter, info, what).seen for what in ("single_value", "empty"))
-    return Peer(name, info.name, info.version, errors, single, empty)
+    wrong, judged = tally(adapter, info)
+    return Peer(name, info.name, info.version, errors, single, empty, f"{wrong:,} of {judged:,}")
 
 
 def to_json(peers: Sequence[Peer]) -> str:
@@ -120,13 +138,17 @@ def to_markdown(record: dict[str, Any], *, compact: bool = False) -> str:
         Markdown: a row for each adapter and layout that ran, then who could not run and why.
     """
     head = ["float32", *FAMILIES] if compact else ["float32", "channels", *FAMILIES, "m = 1", "N = 0"]
+    ranged = not compact and any(peer.get("whole_range") for peer in record["peers"])
+    head += ["wrong from end to end"] if ranged else []
     lines = [_line(head), _line(["---"] * len(head))]
     for peer in record["peers"]:
         for layout, errors in peer["errors"].items():
             cells = [_cell(errors[family]) for family in FAMILIES]
             who, second = f"{peer['name']} {peer['version']}", layout == "(N, C, H, W)"
             if not compact:
-                lines.append(_line([who, "second" if second else "last", *cells, peer["single_value"], peer["empty"]]))
+                more = [peer.get("whole_range", "")] if ranged else []
+                place = "second" if second else "last"
+                lines.append(_line([who, place, *cells, peer["single_value"], peer["empty"], *more]))
             elif second:
                 lines.append(_line([who, *cells]))
     shape = "x".join(map(str, record["shape"]))

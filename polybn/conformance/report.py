@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import numpy as np
 
-import polybn
 from polybn.conformance import advice
 from polybn.conformance.grades import LETTERS
 from polybn.conformance.guard import plain
 from polybn.conformance.result import Result, Status
+from polybn.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -195,7 +195,7 @@ def facts(report: Report) -> str:
 def versions() -> dict[str, str]:
     """Return what results depend on, beside the library under test."""
     return {
-        "polybn": polybn.__version__,
+        "polybn": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "hypothesis": hypothesis.__version__,

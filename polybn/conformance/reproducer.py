@@ -137,11 +137,14 @@ def as_data(calls: Sequence[Call]) -> list[dict[str, object]]:
             "options": _plain(call),
             "arrays": {
                 name: {
-                    "dtype": m.dtype, "shape": list(m.shape), "strides": list(m.strides), "offset": m.offset,
+                    "dtype": m.dtype,
+                    "shape": list(m.shape),
+                    "strides": list(m.strides),
+                    "offset": m.offset,
                     "hex": m.data.hex() if len(m.data) <= LONG else None,
                 }
                 for name, m in call.arrays.items()
             },
         }
         for call in calls
-    ]  # fmt: skip
+    ]

@@ -245,7 +245,7 @@ def _arguments(case: Case, *, as_is: bool) -> list[Array]:
 
 
 def guarded(info: Info, method: str, function: Callable[[], T]) -> T:
-    """Make a call; whatever it raises, but for an interruption, becomes a :class:`CallError`."""
+    """Make a call; whatever it raises, except an interruption, becomes a :class:`CallError`."""
     try:
         return function()
     except (KeyboardInterrupt, OutOfTime):

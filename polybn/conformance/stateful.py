@@ -1,4 +1,4 @@
-"""A life of running statistics: train, infer, backward, save, load, clone, reorder, against an exact model."""
+"""Train, infer, go backward, save, load, clone and reorder at random, beside an exact model of running statistics."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 __all__ = ["machine"]
 
 ID = "stateful"
-TITLE = "Whatever is trained, inferred, saved, loaded and copied in whatever order, statistics are the closed form."
+TITLE = "Training, inferring, saving, loading and copying in any order: statistics are those of the closed form."
 CHANNELS = 3
 NUMBERS = st.integers(0, 2**32)
 
 
 class Life(NamedTuple):
-    """Running statistics, and what they ought to be."""
+    """Running statistics, and the model of what they should be."""
 
     mean: Array
     var: Array

@@ -114,9 +114,17 @@ class Trial:
     def result(self, words: str = "", *, listed: bool = False, unstable: bool = False) -> Tried:
         """Sum up."""
         return Tried(
-            self._cases, self._vacuous, self._share, self._worst, self._error, self._calls, words or self._words,
-            listed, self._outcomes, unstable,
-        )  # fmt: skip
+            self._cases,
+            self._vacuous,
+            self._share,
+            self._worst,
+            self._error,
+            self._calls,
+            words or self._words,
+            listed,
+            self._outcomes,
+            unstable,
+        )
 
 
 def attempt(

@@ -13,8 +13,8 @@ The first digest covers every byte of the text after its own comma; each of the 
 included. Nothing is ever unpickled, and the same content gives the same file. The digests find damage, not forgery: a
 forged file can hold any numbers, but it cannot run code.
 
-A directory of checkpoints has one writer at a time. Two would not corrupt a file, since each file is replaced as a
-whole, but each would prune what the other wrote.
+A directory of checkpoints has one writer at a time; :mod:`polybn.lenet.folder` sees to it. Two would not corrupt a
+file, since each file is replaced as a whole, but each would prune what the other wrote.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
+import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -31,18 +31,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from polybn import __version__
-from polybn.atomic import StrPath, make_directory, write_atomic
+from polybn.atomic import StrPath, UnfitFileError, make_directory, read_whole, write_atomic
 from polybn.lenet.errors import CheckpointError
 from polybn.spec import DomainError, DTypeError
+from polybn.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
 FORMAT = 1
 MAX_BYTES = 2**30
+MAX_ARRAYS = 4096
+"""How many arrays a checkpoint may hold: reading far more of them takes minutes, and no network has as many."""
 
 Arrays: TypeAlias = "Mapping[str, NDArray[Any]]"
 
@@ -128,7 +130,8 @@ def load(path: StrPath) -> Checkpoint:
     Raises
     ------
     CheckpointError
-        If the file is damaged, is larger than 1 GiB or is no checkpoint; :class:`LaterFormatError` if it is too new.
+        If the file is damaged, is no regular file, is larger than 1 GiB or is no checkpoint;
+        :class:`LaterFormatError` if it is too new.
     OSError
         If it cannot be read.
 
@@ -139,12 +142,12 @@ def load(path: StrPath) -> Checkpoint:
     ...     load(save(directory, {"gamma": np.ones(3, np.float32)}, {"epoch": 7}, epoch=7))
     Checkpoint(arrays={'gamma': array([1., 1., 1.], dtype=float32)}, meta={'epoch': 7})
     """
-    with Path(path).open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        data = file.read(size) if size <= MAX_BYTES else b""
     try:
-        _check(size <= MAX_BYTES, f"have at most {MAX_BYTES} bytes", f"{size}")
-        return _decode(data)
+        return _decode(read_whole(path, MAX_BYTES))
+    except UnfitFileError as error:
+        raise CheckpointError(f"polybn.checkpoints.load: {error}") from None
+    except OSError:
+        raise
     except CheckpointError as error:
         raise type(error)(f"polybn.checkpoints.load: {path} {error}") from None
     except MemoryError:
@@ -187,7 +190,7 @@ def latest(directory: StrPath) -> tuple[Path, Checkpoint] | None:
             checkpoint = load(path)
         except LaterFormatError:
             raise
-        except CheckpointError as error:
+        except (CheckpointError, FileNotFoundError) as error:  # a link may lead nowhere
             damaged.append(f"{error}")
             continue
         for reason in damaged:
@@ -229,6 +232,8 @@ def require(checkpoint: Checkpoint, *, expected: Arrays, path: StrPath) -> None:
 
 
 def _check_arguments(arrays: Arrays, meta: dict[str, Any], epoch: int, keep: int) -> None:
+    if len(arrays) > MAX_ARRAYS:
+        raise DomainError(f"polybn.checkpoints.save: there must be at most {MAX_ARRAYS} arrays; got {len(arrays)}")
     for argument, number, least in (("epoch", epoch, 0), ("keep", keep, 1)):
         if number < least:
             raise DomainError(f"polybn.checkpoints.save: {argument} must be {least} or more; got {number}")
@@ -284,31 +289,49 @@ def _encode(arrays: Arrays, meta: dict[str, Any]) -> bytes:
 
 def _decode(data: bytes) -> Checkpoint:
     members = _members(data)
-    _check("meta" in members, "hold 'meta'", f"{sorted(members)}")
+    _check("meta" in members, "hold 'meta'", _names(members))
     text = _from_npy(members.pop("meta")).tobytes()
     match = _META.fullmatch(text)
     intact = match is not None and match[1].decode() == _sha256(match[2])
     _check(intact, "hold 'meta' with the SHA-256 that it names", "another")
     content = json.loads(text)
-    if content["format"] > FORMAT:
-        got = f"format {content['format']}, written by PolyBN {content.get('polybn')}"
-        raise LaterFormatError(f"must have format {FORMAT}; got {got} (this is PolyBN {__version__}: upgrade it)")
+    _check_format(content["format"], content.get("polybn"))
     manifest = content["arrays"]
-    _check(members.keys() == manifest.keys(), f"hold the arrays {sorted(manifest)}", f"{sorted(members)}")
+    _check(members.keys() == manifest.keys(), f"hold the arrays {_names(manifest)}", _names(members))
     arrays = {name: _from_npy(member) for name, member in members.items()}
     for name, array in arrays.items():
         record = _record(array, members[name])
         _check(record == manifest[name], f"hold {name!r} as {manifest[name]}", f"{record}")
+    _check(isinstance(content["meta"], dict), "hold a dict as 'meta'", type(content["meta"]).__name__)
     return Checkpoint(arrays, content["meta"])
 
 
+def _check_format(found: object, version: object) -> None:
+    whole = isinstance(found, int) and not isinstance(found, bool) and found >= 1
+    _check(whole, "have a format of 1 or more", f"{found!r:.40}")
+    if found != FORMAT:
+        got = f"format {found!r:.40}, written by PolyBN {version!s:.40}"
+        raise LaterFormatError(f"must have format {FORMAT}; got {got} (this is PolyBN {__version__}: upgrade it)")
+
+
+def _check_directory(data: bytes) -> None:
+    """Bound the list of members before it is read: a forged one of a gibibyte would take minutes."""
+    end, known = data[-22:], data[-22:-18] == b"PK\5\6" and data[-42:-38] != b"PK\6\7"
+    _check(known, "end as the zip file of a checkpoint", "another end")
+    members, size = struct.unpack_from("<HI", end, 10)
+    _check(members <= MAX_ARRAYS + 1, f"hold at most {MAX_ARRAYS} arrays", f"{members - 1}")
+    _check(size <= 300 * members, f"list its {members} members in at most {300 * members} bytes", f"{size}")
+
+
 def _members(data: bytes) -> dict[str, bytes]:
+    _check_directory(data)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
         names = [entry.filename for entry in entries]
-        _check(len(set(names)) == len(names), "hold each member once", f"{names}")
+        _check(len(set(names)) == len(names), "hold each member once", _names(names))
         stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
         _check(stored, "be stored without compression", "compressed members")
+        _check(sum(entry.file_size for entry in entries) <= len(data), "hold members that do not overlap", "more bytes")
         return {entry.filename.removesuffix(".npy"): archive.read(entry) for entry in entries}
 
 
@@ -328,6 +351,10 @@ def _from_npy(member: bytes) -> NDArray[Any]:
 
 def _record(array: NDArray[Any], member: bytes) -> dict[str, Any]:
     return {"dtype": array.dtype.str, "sha256": _sha256(member), "shape": list(array.shape)}
+
+
+def _names(names: Iterable[str]) -> str:
+    return f"{sorted(names)!r:.300}"
 
 
 def _sha256(data: bytes) -> str:

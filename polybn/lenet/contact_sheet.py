@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from polybn.lenet import pictures
 from polybn.lenet.fashion_mnist import CLASSES
 from polybn.spec import DomainError, ShapeError
 
 if TYPE_CHECKING:
-    import os
-
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-StrPath: TypeAlias = "str | os.PathLike[str]"
+    from polybn.lenet.pictures import Target
+
 Labels: TypeAlias = "NDArray[np.integer]"
 
 _COLUMNS = 10
@@ -31,12 +31,12 @@ _INK, _FAINT, _RIGHT, _WRONG = "#1a1a1a", "#6e6e6e", "#00698f", "#c43c00"
 def draw(
     images: NDArray[np.uint8],
     labels: Labels,
-    path: StrPath | BinaryIO,
+    path: Target,
     *,
     title: str,
     predictions: Labels | None = None,
 ) -> None:
-    """Write a PNG file: a grid of images, ten to a row, each above the name of its class.
+    """Draw a grid of images, ten to a row, each above the name of its class.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def draw(
     labels : numpy.ndarray
         Shape ``(N,)``, integers: what they show.
     path : path or binary file
-        Where it goes.
+        The picture to write, ``.png``, ``.svg`` or ``.pdf``; a binary file gets a PNG.
     title : str
         One line above the grid.
     predictions : numpy.ndarray, optional
@@ -57,7 +57,7 @@ def draw(
     ShapeError
         If the shapes do not fit each other.
     DomainError
-        If a label or a prediction names no class.
+        If a label or a prediction names no class, or the name of the picture ends otherwise.
     ImportError
         If matplotlib is not installed.
     OSError
@@ -73,8 +73,9 @@ def draw(
     b'PNG'
     """
     _check(images, labels, predictions)
+    pictures.check_target(path)
     figure = _figure(images, labels, title, predictions)
-    figure.savefig(path, format="png", dpi=160, bbox_inches="tight", pad_inches=0.15)
+    pictures.save(figure, path, dpi=160, bbox_inches="tight", pad_inches=0.15)
 
 
 def _check(images: NDArray[np.uint8], labels: Labels, predictions: Labels | None) -> None:
@@ -91,17 +92,13 @@ def _check(images: NDArray[np.uint8], labels: Labels, predictions: Labels | None
 
 
 def _figure(images: NDArray[np.uint8], labels: Labels, title: str, predictions: Labels | None) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('polybn.contact_sheet.draw needs matplotlib: pip install "polybn[plot]"') from error
     columns, row = min(_COLUMNS, len(images)), _SIDE + _GAP + _LINE * (1 if predictions is None else 2)
     corners = [(place % columns * (_SIDE + _GAP), place // columns * row) for place in range(len(images))]
     sheet = np.zeros((corners[-1][1] + _SIDE, columns * (_SIDE + _GAP) - _GAP), np.uint8)
     for image, (left, top) in zip(images[:, 0], corners, strict=True):
         sheet[top : top + _SIDE, left : left + _SIDE] = image
     height, width = sheet.shape
-    figure = Figure(figsize=(width / _INCH, height / _INCH), facecolor="white")
+    figure = pictures.new_figure(figsize=(width / _INCH, height / _INCH), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.imshow(sheet, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest", extent=(0, width, height, 0))

@@ -1,12 +1,11 @@
-"""Learning curves of runs, as a picture: how fast each one learns, on one look."""
+"""Learning curves of runs as a picture, which shows at one look how fast each of them learns."""
 
 from __future__ import annotations
 
-import io
 import math
 from typing import TYPE_CHECKING
 
-from polybn.atomic import write_atomic
+from polybn.lenet import pictures
 
 if TYPE_CHECKING:
     import os
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-    from polybn.lenet.training import Epoch
+    from polybn.lenet.runs import Epoch
 
 # Okabe and Ito's palette, which people with any colour vision can tell apart; line styles repeat the distinction.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -31,39 +30,40 @@ def draw(runs: Mapping[str, Sequence[Epoch]], path: str | os.PathLike[str]) -> N
     runs : mapping of str to sequence of Epoch
         Finished epochs by the name to show.
     path : path
-        The PNG to write; it is replaced as a whole.
+        The picture to write, ``.png``, ``.svg`` or ``.pdf``; it is replaced as a whole.
 
     Raises
     ------
+    DomainError
+        If the name of the picture ends otherwise.
     ImportError
         If matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator, PercentFormatter
-    except ImportError as error:
-        raise ImportError('polybn: pictures need matplotlib: pip install "polybn[plot]"') from error
-
+    pictures.check_target(path)
     legend_rows = math.ceil(len(runs) / COLUMNS)
-    figure = Figure(figsize=(12, 4 + 0.25 * legend_rows), dpi=120, layout="constrained")
+    figure = pictures.new_figure(figsize=(12, 4 + 0.25 * legend_rows), dpi=120, layout="constrained")
     panels = figure.subplots(1, 3)
     titles = {"loss": "training loss (nats)", "train_accuracy": "training accuracy", "test_accuracy": "test accuracy"}
     for axes, (field, title) in zip(panels, titles.items(), strict=True):
         lines = [_curve(axes, epochs, field, index) for index, epochs in enumerate(runs.values())]
-        axes.set_title(title, loc="left", fontsize=11)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        if field != "loss":
-            axes.yaxis.set_major_formatter(PercentFormatter(1))
+        _label(axes, title, percent=field != "loss")
     panels[0].set_ylim(bottom=0)
     legend = figure.legend(lines, map(str, range(len(runs))), loc="outside lower left", ncols=COLUMNS, frameon=False)
     for text, name in zip(legend.get_texts(), runs, strict=True):
         text.set(text=name, parse_math=False)  # as a label, "_a" would be left out and "$a$" set in italics
-    png = io.BytesIO()
-    figure.savefig(png, format="png", metadata={"Software": None})
-    write_atomic(path, png.getvalue())
+    pictures.save(figure, path)
+
+
+def _label(axes: Axes, title: str, *, percent: bool) -> None:
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
 def _curve(axes: Axes, epochs: Sequence[Epoch], field: str, index: int) -> Line2D:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from polybn.lenet.program import Steps
-    from polybn.lenet.training import Epoch
+    from polybn.lenet.runs import Epoch
 
 
 class EpochDisplay:
@@ -25,16 +25,14 @@ class EpochDisplay:
         Where it is not a terminal, only the lines of the epochs are written.
     epochs : int
         Number of epochs in all.
-    images : int
-        Number of training images in an epoch.
     """
 
-    def __init__(self, console: Console, epochs: int, images: int) -> None:
-        self._console, self._epochs, self._images = console, epochs, images
+    def __init__(self, console: Console, epochs: int) -> None:
+        self._console, self._epochs = console, epochs
         self._progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            TextColumn("{task.description}"),
             BarColumn(bar_width=32),
-            TextColumn("{task.percentage:>3.0f}%  loss {task.fields[loss]:.4f}  {task.fields[speed]:>7,.0f} images/s"),
+            TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
@@ -44,13 +42,18 @@ class EpochDisplay:
         self._epoch = 0
 
     def __enter__(self) -> EpochDisplay:
-        self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+    def start(self, images: int) -> None:
+        """Show that something goes on, though no step is done yet: a backend may compile for minutes."""
+        self._images = images
+        self._task = self._progress.add_task("preparing the first step", total=None, status="")
+        self._progress.start()
 
     def on_steps(self, epoch: int, steps: Steps) -> None:
         """Move the bar; loss and speed are means over the epoch so far."""
@@ -60,8 +63,9 @@ class EpochDisplay:
         images = int(steps.images.sum())
         self._seen += images
         self._loss += float(steps.losses @ steps.images)
-        speed = self._seen / max(time.perf_counter() - self._start, 1e-9)
-        self._progress.update(self._task, advance=images, loss=self._loss / self._seen, speed=speed)
+        speed = self._seen / max(time.perf_counter() - self._begun, 1e-9)
+        status = f"{self._seen / self._images:>4.0%}  loss {self._loss / self._seen:.4f}  {speed:>7,.0f} images/s"
+        self._progress.update(self._task, advance=images, status=status)
 
     def on_epoch(self, epoch: Epoch) -> None:
         """Write the line of a finished epoch."""
@@ -74,7 +78,5 @@ class EpochDisplay:
     def _begin(self, epoch: int) -> None:
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._epoch, self._seen, self._loss, self._start = epoch, 0, 0.0, time.perf_counter()
-        self._task = self._progress.add_task(
-            "", total=self._images, epoch=epoch, epochs=self._epochs, loss=float("nan"), speed=0.0
-        )
+        self._epoch, self._seen, self._loss, self._begun = epoch, 0, 0.0, time.perf_counter()
+        self._task = self._progress.add_task(f"epoch {epoch}/{self._epochs}", total=self._images, status="")

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urljoin
 
-from polybn.atomic import write_atomic
+from polybn.atomic import make_directory, write_atomic
 from polybn.lenet.errors import DataIntegrityError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ALLOWED = "https://"
 """What every URL, and the target of every redirect, has to start with."""
 PAUSES = (0.5, 1.0, 2.0, 4.0)
-"""Seconds to wait before each further try where a server stumbled."""
+"""Seconds to wait before each further try, where a server failed for a moment."""
 TIMEOUT = (5.0, 30.0)
 """Seconds to wait for a connection, and for more bytes to come."""
 
@@ -34,33 +34,20 @@ class Wanted(NamedTuple):
     """A file to download."""
 
     name: str
-    """What it is called, and how its URL ends."""
+    """The name of the file, and the end of its URL."""
     size: int
+    """How many bytes it has."""
     sha256: str
+    """The SHA-256 of its bytes, in hexadecimal."""
 
 
 def fill(directory: Path, files: Sequence[Wanted], mirrors: Sequence[str], *, progress: bool = False) -> None:
     """Download what a directory lacks, each file from the first mirror that serves it right.
 
-    Parameters
-    ----------
-    directory : pathlib.Path
-        Where the files go; created if need be. One that has another digest is replaced, atomically.
-    files : sequence of Wanted
-        What it shall hold.
-    mirrors : sequence of str
-        Beginnings of URLs, tried in this order.
-    progress : bool
-        Show a progress bar on standard error, if rich is installed.
-
-    Raises
-    ------
-    DataIntegrityError
-        If no mirror serves a file right; the text says what each one did.
-    OSError
-        If the directory cannot be written.
+    A file with another digest is replaced as a whole. If no mirror serves a file right, a
+    :class:`~polybn.lenet.errors.DataIntegrityError` says what each one did.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     missing = [file for file in files if not _is_there(directory / file.name, file)]
     with _bar(sum(file.size for file in missing), shown=progress) as advance:
         for file in missing:
@@ -84,28 +71,11 @@ def _from_first(mirrors: Sequence[str], file: Wanted, advance: Callable[[int], N
 
 
 def fetch(url: str, size: int, sha256: str, advance: Callable[[int], None] = lambda _: None) -> bytes:
-    """Download one file into memory.
+    """Download one file into memory; no more than ``size`` bytes are read.
 
-    Parameters
-    ----------
-    url : str
-        Where it is.
-    size : int
-        How many bytes it must have; no more are read.
-    sha256 : str
-        What its digest must be, in hexadecimal.
-    advance : callable
-        Told how many more bytes came, or, as a negative number, how many came in vain.
-
-    Returns
-    -------
-    bytes
-        The file.
-
-    Raises
-    ------
-    DataIntegrityError
-        If it cannot be had. A server that stumbles is tried again; one that refuses, or serves something else, is not.
+    A server that fails for a moment is asked again; one that refuses, or serves something else, is not, and that is a
+    :class:`~polybn.lenet.errors.DataIntegrityError`. ``advance`` is called with the number of bytes that came, or, as a
+    negative number, of bytes that came in vain.
     """
     content = _Bounded(size, advance)
     try:
@@ -145,7 +115,7 @@ def _receive(url: str, content: _Bounded) -> None:
 
     _check(url)
     with contextlib.ExitStack() as opened:
-        # The bytes as they are stored: compressed once more on their way, they would be others.
+        # Without compression on the way: the digest is that of the stored bytes.
         headers = {"Accept-Encoding": "identity"}
         get = pooch.HTTPDownloader(chunk_size=1 << 16, timeout=TIMEOUT, headers=headers, hooks={"response": admit})
         get(url, content, None)
@@ -159,7 +129,7 @@ def _check(url: str) -> None:
 
 
 def _may_pass(error: requests.RequestException) -> bool:
-    """Whether the server or the line stumbled; a wrong address, or no network, will be the same in a second."""
+    """Tell whether another try may help: it does not with a wrong address, or without a network."""
     import requests
     import urllib3
 

@@ -1,4 +1,4 @@
-"""The errors of training: data files, checkpoints and losses that cannot be used."""
+"""The errors of training: data files, checkpoints, run directories and losses that cannot be used."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ class DataIntegrityError(OSError):
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is damaged, or belongs to another network, configuration or format version."""
+    """A file of a run is damaged, or belongs to another network, configuration or format version."""
+
+
+class RunInUseError(BlockingIOError):
+    """Another process trains in this directory."""
 
 
 class DivergenceError(ArithmeticError):
-    """Training produced a loss that is not a finite number."""
+    """Training produced a loss or a weight that is not a finite number."""

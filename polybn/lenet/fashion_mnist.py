@@ -1,27 +1,22 @@
-"""Find, download, verify and read Fashion-MNIST: 70,000 grey pictures of clothes, 28 by 28, in ten classes.
+"""Find, download and load Fashion-MNIST: 70,000 grey pictures of clothes, 28 by 28, in ten classes.
 
-The four compressed files are what is kept, and their size and SHA-256 are checked whenever they are read. Each is read
-once: the bytes that were digested are the bytes that are decompressed and parsed. Nothing extracted is kept, because
-an IDX file carries no digest, and a damaged one could not be told from a good one.
-
-The data set is by Zalando SE, under the MIT license: https://github.com/zalandoresearch/fashion-mnist.
+Every byte that is used is verified each time that it is loaded; :mod:`polybn.lenet.editions` says how.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-import numpy as np
-
-from polybn.lenet import idx
-from polybn.lenet.download import Wanted, fill
+from polybn.lenet import editions, idx
+from polybn.lenet.download import fill
+from polybn.lenet.editions import FULL, MIRRORS, SAMPLE, Edition
 from polybn.lenet.errors import DataIntegrityError
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
@@ -29,52 +24,13 @@ StrPath: TypeAlias = "str | os.PathLike[str]"
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 """The name of each label."""
 
-MIRRORS = (
-    "https://fashion-mnist.s3.eu-central-1.amazonaws.com/",
-    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/b2617bb6d3ffa2e429640350f613e3291e10b141/data/fashion/",
-)
-"""Where the authors publish the four files."""
-
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package ``dataset-fashion-mnist`` puts them."""
-
-
-class Edition(NamedTuple):
-    """A number of images, and the compressed forms in which its four files are known."""
-
-    train: int
-    test: int
-    forms: tuple[tuple[Wanted, Wanted, Wanted, Wanted], ...]
-
-
-# As the authors published them.
-_ORIGINAL = (
-    Wanted("train-images-idx3-ubyte.gz", 26421880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
-    Wanted("train-labels-idx1-ubyte.gz", 29515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
-    Wanted("t10k-images-idx3-ubyte.gz", 4422102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
-    Wanted("t10k-labels-idx1-ubyte.gz", 5148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
-)
-# The same, but for the name and the time in each gzip header, which Debian leaves out.
-_NAMELESS = (
-    Wanted("train-images-idx3-ubyte.gz", 26421856, "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7"),
-    Wanted("train-labels-idx1-ubyte.gz", 29491, "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056"),
-    Wanted("t10k-images-idx3-ubyte.gz", 4422079, "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa"),
-    Wanted("t10k-labels-idx1-ubyte.gz", 5125, "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05"),
-)
-# The subset in samples/.
-_SHIPPED = (
-    Wanted("train-images-idx3-ubyte.gz", 2616857, "664e7362077f51083cae06208ddd1b5cf3ede4e9b1c58992ee53de72fbeda079"),
-    Wanted("train-labels-idx1-ubyte.gz", 1249, "185248d5f6c470752739a0530e2f46f387b8279aadd0fb88e108c6a2eb713598"),
-    Wanted("t10k-images-idx3-ubyte.gz", 436199, "2b7561fce5cd61e799af3b41cfaf77f59b6a2445f3ea64f0e18946247ca4914e"),
-    Wanted("t10k-labels-idx1-ubyte.gz", 302, "14966e46876b2273499ed9b3c897315fbc4b9a1f6c60d4c23527adadd6a5a667"),
-)
-
-FULL = Edition(60_000, 10_000, (_ORIGINAL, _NAMELESS))
-SAMPLE = Edition(6_000, 1_000, (_SHIPPED,))
+"""Where Debian's package ``dataset-fashion-mnist`` puts the files."""
 
 _SAMPLES = Path(__file__).parent / "samples"
 _SUBSET = "sample"
 _LOAD = "polybn.fashion_mnist.load: "
+_FILES = "the four files of Fashion-MNIST, compressed or not"
 
 
 class Dataset(NamedTuple):
@@ -85,9 +41,13 @@ class Dataset(NamedTuple):
     train_labels: NDArray[np.uint8]
     """Shape ``(N,)``; indices into :data:`CLASSES`."""
     test_images: NDArray[np.uint8]
+    """Shape ``(N, 1, 28, 28)``, like the training images."""
     test_labels: NDArray[np.uint8]
+    """Shape ``(N,)``, like the training labels."""
     source: str
     """Where they were read from, in words."""
+    where: str | None = None
+    """What :func:`load` takes to read the same again: a directory or ``"sample"``; None if no place was named."""
 
 
 class Place(NamedTuple):
@@ -96,16 +56,20 @@ class Place(NamedTuple):
     origin: str
     """Who named it: ``"argument"``, ``"POLYBN_DATA"``, ``"user cache"``, ``"Debian package"`` or ``"download"``."""
     directory: Path
+    """The directory where the files are, or where a download would put them."""
     edition: Edition
+    """Which files those are: all images, or the subset."""
     why_not: str | None
-    """None if it can be used, as far as can be told without reading the files; else what must change there."""
+    """None if the place can be used, as far as can be told without reading files; else what must change there."""
 
 
 class Location(NamedTuple):
     """The places that were looked at, in order, and the first of them that can be used."""
 
     used: Place | None
+    """The first place that can be used."""
     places: tuple[Place, ...]
+    """All places, in the order in which they were looked at."""
 
 
 def find(where: StrPath | None = None, *, download: bool = True) -> Location:
@@ -136,14 +100,15 @@ def load(where: StrPath | None = None, *, download: bool = True, progress: bool 
     Parameters
     ----------
     where : path, optional
-        A directory that holds the four ``.gz`` files, or the word ``"sample"`` for the subset of 6,000 training and
-        1,000 test images that comes with PolyBN. If it is None, the environment variable ``POLYBN_DATA`` may name
-        either. Else the files are looked for in the user's cache and where Debian's package
-        ``dataset-fashion-mnist`` puts them, and at last they are downloaded into the user's cache.
+        A directory that holds the four files, compressed or not, also as torchvision places them in ``raw``; or the
+        word ``"sample"`` for the subset of 6,000 training and 1,000 test images that comes with PolyBN. If it is None,
+        the environment variable ``POLYBN_DATA`` may name either. Otherwise the files are looked for in the user's
+        cache and where Debian's package ``dataset-fashion-mnist`` puts them; if they are in neither, they are
+        downloaded into the user's cache.
     download : bool
         Whether they may be downloaded. The environment variable ``POLYBN_OFFLINE=1`` forbids it, too.
     progress : bool
-        Show the progress of a download on standard error.
+        Whether the progress of a download is shown on standard error.
 
     Returns
     -------
@@ -216,7 +181,12 @@ def _named(where: StrPath | None) -> tuple[Place, ...]:
         return ()
     if where == _SUBSET:
         return (_place(origin, _SAMPLES, SAMPLE),)
-    return (_place(origin, Path(where).expanduser(), FULL),)
+    try:
+        directory = Path(where).expanduser()
+    except RuntimeError:
+        why_not = f"{where} must be a directory; got the home directory of a user who is not known here"
+        return (Place(origin, Path(where), FULL, why_not),)
+    return (_place(origin, directory, FULL),)
 
 
 def _usual(download: bool) -> tuple[Place, ...]:
@@ -224,7 +194,7 @@ def _usual(download: bool) -> tuple[Place, ...]:
     return (
         _place("user cache", cache, FULL),
         _place("Debian package", DEBIAN, FULL),
-        Place("download", cache, FULL, _why_no_download(download)),
+        Place("download", cache, FULL, _why_no_download(download, cache)),
     )
 
 
@@ -232,11 +202,14 @@ def _cache() -> Path:
     try:
         from platformdirs import user_cache_path
     except ImportError:
-        return Path.home() / ".cache" / "polybn" / "fashion-mnist"
+        # Path.expanduser raises where no home directory is known.
+        return Path(os.path.expanduser("~/.cache/polybn/fashion-mnist"))  # noqa: PTH111
     return user_cache_path("polybn") / "fashion-mnist"
 
 
-def _why_no_download(download: bool) -> str | None:
+def _why_no_download(download: bool, cache: Path) -> str | None:
+    if not cache.is_absolute():
+        return f"HOME must name your home directory; got none, so that the cache would be {cache}"
     offline = os.environ.get("POLYBN_OFFLINE", "")
     if offline not in ("", "0"):
         return f"POLYBN_OFFLINE must be unset or 0; got {offline}"
@@ -249,71 +222,31 @@ def _why_no_download(download: bool) -> str | None:
 
 def _place(origin: str, directory: Path, edition: Edition) -> Place:
     try:
-        why_not = _why_not(directory, edition)
+        why_not = editions.why_not(directory, edition)
     except OSError as error:
         why_not = f"{directory} must be readable; got {error}"
     return Place(origin, directory, edition, why_not)
-
-
-def _why_not(directory: Path, edition: Edition) -> str | None:
-    if not directory.is_dir():
-        return f"{directory} must be a directory; got {'something else' if directory.exists() else 'none'}"
-    for forms in zip(*edition.forms, strict=True):
-        path = directory / forms[0].name
-        if not path.is_file():
-            return f"{path} must be a file; got {'something else' if path.exists() else 'none'}"
-        size = path.stat().st_size
-        if size not in {form.size for form in forms}:
-            sizes = " or ".join(f"{form.size:,}" for form in forms)
-            return f"{path} must have {sizes} bytes; got {size:,}{_beginning(path)}"
-    return None
-
-
-def _beginning(path: Path) -> str:
-    with path.open("rb") as stream:
-        start = stream.read(15)
-    return "" if start.startswith(b"\x1f\x8b") else f" that begin with {start!r}, as no gzip file does"
 
 
 def _read(place: Place, *, progress: bool) -> Dataset:
     if place.why_not is not None:
         raise idx.DamagedError(place.why_not)
     if place.origin == "download":
-        fill(place.directory, place.edition.forms[0], MIRRORS, progress=progress)
-    train, test = place.edition.train, place.edition.test
-    shapes = ((train, 28, 28), (train,), (test, 28, 28), (test,))
-    four = zip(zip(*place.edition.forms, strict=True), shapes, strict=True)
-    images, labels, test_images, test_labels = (_array(place.directory, forms, shape) for forms, shape in four)
-    return Dataset(images[:, None], labels, test_images[:, None], test_labels, _describe(place))
+        fill(place.directory, place.edition.downloads, MIRRORS, progress=progress)
+    images, labels, test_images, test_labels = editions.read(place.directory, place.edition)
+    return Dataset(images[:, None], labels, test_images[:, None], test_labels, _describe(place), _where(place))
 
 
-def _array(directory: Path, forms: tuple[Wanted, ...], shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    path = directory / forms[0].name
-    with path.open("rb") as stream:
-        data = stream.read(max(form.size for form in forms) + 1)
-    digest = hashlib.sha256(data).hexdigest()
-    if digest not in {form.sha256 for form in forms}:
-        raise idx.DamagedError(f"{path} must have SHA-256 {' or '.join(form.sha256 for form in forms)}; got {digest}")
-    try:
-        values = idx.parse(idx.gunzip(data, idx.file_size(shape)), shape)
-        if values.ndim == 1:
-            _check_labels(values)
-    except idx.DamagedError as error:
-        raise idx.DamagedError(f"{path} must {error}") from error
-    return values
-
-
-def _check_labels(labels: NDArray[np.uint8]) -> None:
-    counts = np.bincount(labels, minlength=len(CLASSES)).tolist()
-    if len(counts) > len(CLASSES):
-        raise idx.DamagedError(f"hold labels from 0 to {len(CLASSES) - 1}; got {labels.max()}")
-    if len(set(counts)) > 1:
-        raise idx.DamagedError(f"hold each label {len(labels) // len(CLASSES):,} times; got {counts}")
+def _where(place: Place) -> str | None:
+    if place.edition is SAMPLE:
+        return _SUBSET
+    return str(place.directory.absolute()) if place.origin in ("argument", "POLYBN_DATA") else None
 
 
 def _describe(place: Place) -> str:
     if place.edition is SAMPLE:
-        return f"sample shipped with polybn ({SAMPLE.train:,} + {SAMPLE.test:,} images)"
+        train, test = (place.edition.contents[index].shape[0] for index in (1, 3))
+        return f"sample shipped with polybn ({train:,} + {test:,} images)"
     return f"{place.directory} ({place.origin})"
 
 
@@ -323,9 +256,9 @@ def _explain(places: tuple[Place, ...], faults: list[Exception]) -> str:
         return f"{faults[0]} (install polybn again)"
     if len(places) == 1:
         whose = "POLYBN_DATA names this place: " if places[0].origin == "POLYBN_DATA" else ""
-        return f"{faults[0]} ({whose}copy the four .gz files of Fashion-MNIST there again, {subset})"
+        return f"{faults[0]} ({whose}put {_FILES}, there again, {subset})"
     reasons = "; ".join(f"{place.origin}: {fault}" for place, fault in zip(places, faults, strict=True))
     return (
         f"a full copy of Fashion-MNIST must be at hand; got none: {reasons} "
-        f"(apt install dataset-fashion-mnist, or name a directory that holds the four .gz files, {subset})"
+        f"(apt install dataset-fashion-mnist, or name a directory that holds {_FILES}, {subset})"
     )

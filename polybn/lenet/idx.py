@@ -1,4 +1,4 @@
-"""Read gzip-compressed IDX, the file format of MNIST and its kin, from bytes that are not trusted.
+"""Read IDX, the file format of MNIST and its relatives, from bytes that are not trusted.
 
 An IDX file is a header (two zero bytes, a type code, the number of dimensions, each dimension as a
 big-endian 32-bit integer) and then the values. It carries no digest and no end mark, so the caller
@@ -30,18 +30,6 @@ class DamagedError(ValueError):
 def file_size(shape: tuple[int, ...]) -> int:
     """Return the number of bytes of an uncompressed IDX file of uint8 values.
 
-    Parameters
-    ----------
-    shape
-        Dimensions of the array.
-
-    Returns
-    -------
-    int
-        Size of header and values.
-
-    Examples
-    --------
     >>> file_size((60_000, 28, 28))
     47040016
     """
@@ -51,26 +39,8 @@ def file_size(shape: tuple[int, ...]) -> int:
 def gunzip(data: bytes, size: int) -> bytes:
     """Decompress one gzip member that must hold exactly ``size`` bytes and end where ``data`` ends.
 
-    Parameters
-    ----------
-    data
-        A whole gzip file.
-    size
-        How many bytes must come out. At most one more is ever produced.
+    At most one more byte is ever produced, and anything but a whole, intact member is a :class:`DamagedError`.
 
-    Returns
-    -------
-    bytes
-        The content; its CRC and length agree with the trailer.
-
-    Raises
-    ------
-    DamagedError
-        If ``data`` is no gzip file, is corrupt or cut short, holds more or less than ``size``, or goes on after its
-        member's end.
-
-    Examples
-    --------
     >>> import gzip
     >>> gunzip(gzip.compress(b"abc"), 3)
     b'abc'
@@ -94,27 +64,10 @@ def gunzip(data: bytes, size: int) -> bytes:
 
 
 def parse(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Read an uncompressed IDX file of uint8 values that must have the given shape.
+    """Return the values of an uncompressed IDX file, a read-only view of it, which must have the given shape.
 
-    Parameters
-    ----------
-    content
-        A whole IDX file.
-    shape
-        Its dimensions.
+    A header or a length that says anything else is a :class:`DamagedError`.
 
-    Returns
-    -------
-    numpy.ndarray
-        The values, uint8, of that shape: a read-only view of ``content``.
-
-    Raises
-    ------
-    DamagedError
-        If the header or the length says anything else.
-
-    Examples
-    --------
     >>> parse(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 9]), (2,))
     array([7, 9], dtype=uint8)
     """

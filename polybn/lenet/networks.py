@@ -7,9 +7,8 @@ every epoch are drawn here, on the host, so that all backends start from the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +59,7 @@ class MaxPool:
 
 
 Layer: TypeAlias = Convolution | Dense | BatchNorm | Sigmoid | MaxPool
+LAYERS: tuple[type[Layer], ...] = (Convolution, Dense, BatchNorm, Sigmoid, MaxPool)
 
 
 @dataclass(frozen=True)
@@ -174,33 +174,6 @@ def rows(network: Network) -> list[Row]:
         full = [{f"{name}.{key}": value for key, value in arrays.items()} for arrays in (parameters, statistics)]
         result.append(Row(name, layer, shape, output, *full))
         shape = output
-    return result
-
-
-def pooled_first(rows: Sequence[Row]) -> list[Row]:
-    """Move each max-pool before the sigmoid that it follows.
-
-    Sigmoids rise, so the result is the same, and there is a quarter of the values to take sigmoids of.
-
-    Parameters
-    ----------
-    rows : sequence of Row
-
-    Returns
-    -------
-    list of Row
-
-    Examples
-    --------
-    >>> from polybn.lenet import networks
-    >>> [row.name for row in networks.pooled_first(networks.rows(networks.lenet(None)))][:4]
-    ['conv1', 'pool1', 'sigmoid1', 'conv2']
-    """
-    result: list[Row] = []
-    for row in rows:
-        result.append(row)
-        if isinstance(row.layer, MaxPool) and len(result) > 1 and isinstance(result[-2].layer, Sigmoid):
-            result[-2:] = [row, result[-2]._replace(input_shape=row.output_shape, output_shape=row.output_shape)]
     return result
 
 
@@ -327,64 +300,7 @@ def epoch_order(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
     return np.argsort(_bits(seed, epoch).random_raw(size), kind="stable").astype(np.int64)
 
 
-def to_plain(network: Network) -> dict[str, Any]:
-    """Turn a network into JSON's types; :func:`from_plain` is the way back.
-
-    Parameters
-    ----------
-    network : Network
-
-    Returns
-    -------
-    dict
-
-    Examples
-    --------
-    >>> from polybn import networks
-    >>> networks.to_plain(networks.lenet(None))["layers"][1]
-    {'layer': 'Sigmoid'}
-    """
-    layers = [{"layer": type(layer).__name__, **asdict(layer)} for layer in network.layers]
-    return {"input_shape": list(network.input_shape), "layers": layers}
-
-
-def from_plain(plain: dict[str, Any]) -> Network:
-    """Rebuild the network that :func:`to_plain` wrote down.
-
-    Parameters
-    ----------
-    plain : dict
-
-    Returns
-    -------
-    Network
-
-    Raises
-    ------
-    DomainError
-        If it names a layer or a field that this version does not have.
-
-    Examples
-    --------
-    >>> from polybn import networks
-    >>> networks.from_plain(networks.to_plain(networks.lenet())) == networks.lenet()
-    True
-    """
-    classes = {cls.__name__: cls for cls in _KINDS}
-    try:
-        channels, height, width = plain["input_shape"]
-        layers = [{**fields} for fields in plain["layers"]]
-        return Network((channels, height, width), tuple(classes[fields.pop("layer")](**fields) for fields in layers))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DomainError(
-            f"polybn.networks.from_plain: layers must be of {', '.join(classes)}, with their fields; "
-            f"got {plain!r:.200} ({type(error).__name__}: {error})"
-        ) from error
-
-
-_KINDS: dict[type, str] = {
-    Convolution: "conv", Dense: "dense", BatchNorm: "norm", Sigmoid: "sigmoid", MaxPool: "pool",
-}  # fmt: skip
+_KINDS: dict[type, str] = dict(zip(LAYERS, ("conv", "dense", "norm", "sigmoid", "pool"), strict=True))
 
 
 def _check_layer(name: str, layer: Layer, shape: tuple[int, ...]) -> None:
@@ -426,7 +342,7 @@ def _infer(layer: Layer, shape: tuple[int, ...]) -> tuple[tuple[int, ...], dict[
             return shape, {}
 
 
-# NumPy promises the streams of its bit generators for ever, but not what Generator's methods make of them
+# NumPy promises that the streams of its bit generators never change, but not what Generator's methods make of them
 # (NEP 19), so the two small steps from bits to numbers are taken here.
 def _bits(seed: int, stream: int) -> np.random.PCG64:
     return np.random.PCG64(np.random.SeedSequence([seed, stream]))

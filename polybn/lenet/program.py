@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from polybn.lenet import networks
-from polybn.lenet.networks import BatchNorm
 from polybn.spec import BackendError, DomainError, ShapeError, traits_of
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class Trainer(Protocol):
         """Turn the layers of a network and its state, which is copied, into a program.
 
         The layers are checked, and each pool comes before the sigmoid that it followed; see
-        :func:`polybn.lenet.networks.pooled_first`. A backend whose traits say so takes ``devices``, too.
+        :func:`pooled_first`. A backend whose traits say so takes ``devices``, too.
         """
 
 
@@ -155,12 +154,43 @@ def compile(network: Network, backend: Backend, state: State, *, batch_size: int
     rows = networks.rows(network)
     _check_scores(rows)
     options = {"devices": devices} if traits.several_devices else {}
-    program: Program = trainer(networks.pooled_first(rows), state, batch_size=batch_size, **options)
+    program: Program = trainer(pooled_first(rows), state, batch_size=batch_size, **options)
     return program
 
 
+def pooled_first(rows: Sequence[Row]) -> list[Row]:
+    """Move each max-pool before the sigmoid that it follows.
+
+    Sigmoids rise, so the result is the same, and there is a quarter of the values to take sigmoids of.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+
+    Returns
+    -------
+    list of Row
+
+    Examples
+    --------
+    >>> from polybn.lenet import networks, program
+    >>> [row.name for row in program.pooled_first(networks.rows(networks.lenet(None)))][:4]
+    ['conv1', 'pool1', 'sigmoid1', 'conv2']
+    """
+    result: list[Row] = []
+    for row in rows:
+        result.append(row)
+        if (
+            isinstance(row.layer, networks.MaxPool)
+            and len(result) > 1
+            and isinstance(result[-2].layer, networks.Sigmoid)
+        ):
+            result[-2:] = [row, result[-2]._replace(input_shape=row.output_shape, output_shape=row.output_shape)]
+    return result
+
+
 def _asks_for_native(network: Network) -> bool:
-    return any(isinstance(layer, BatchNorm) and layer.implementation == "native" for layer in network.layers)
+    return any(isinstance(layer, networks.BatchNorm) and layer.implementation == "native" for layer in network.layers)
 
 
 def _check_scores(rows: Sequence[Row]) -> None:

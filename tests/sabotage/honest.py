@@ -174,7 +174,7 @@ def wide_dgamma(self: Reference, g: Array, n: Normalized) -> Array:
 
 
 def folded_train(self: Reference, x: Array, gamma: Array, beta: Array, *running: Array, **options: Any) -> Any:
-    _, *updated = Reference.train(self, x, gamma, beta, *running, **options)
+    long, *updated = Reference.train(self, x, gamma, beta, *running, **options)
     eps, axis = options["eps"], options["axis"]
     with np.errstate(all="ignore"):
         rows = self.load(x, axis)
@@ -182,7 +182,10 @@ def folded_train(self: Reference, x: Array, gamma: Array, beta: Array, *running:
         k = n.exponent.astype(int)
         scale = n.root * column(gamma)
         shift = column(beta) - np.ldexp(n.mean, -k) * scale
-        return self.store(np.ldexp(rows, -k) * scale + shift, x, axis), *updated
+        y = np.ldexp(rows, -k) * scale + shift
+        # Where the slope leaves the range, only the long way is right.
+        fits = np.isfinite(y) & (np.abs(scale) > np.finfo(scale.dtype).smallest_normal) | (column(gamma) == 0)
+        return self.store(np.where(fits, y, self.load(long, axis)), x, axis), *updated
 
 
 def folded_infer(
@@ -191,7 +194,14 @@ def folded_infer(
     with np.errstate(all="ignore"):
         rows = self.load(x, axis)
         scale = self.inverse_root(variance, rows.dtype.type(eps)) * gamma
-        return self.store(rows * column(scale) + column(beta - mean * scale), x, axis)
+        shift = beta - mean * scale
+        y = rows * column(scale) + column(shift)
+        # Where the slope leaves the range, only the long way is right.
+        fits = np.isfinite(shift) & (np.abs(scale) > np.finfo(scale.dtype).smallest_normal) & (scale != np.inf)
+        fits = column(fits | (gamma == 0)) & (np.isfinite(y) | ~np.isfinite(rows))
+        given = (x, gamma, beta, mean, variance)
+        long = self.load(Reference.infer(self, *given, eps=eps, axis=axis), axis)
+        return self.store(np.where(fits, y, long), x, axis)
 
 
 def flush(rows: Array) -> Array:

@@ -102,8 +102,8 @@ class Reference:
             dbeta, dgamma, m = self.dbeta(g, n), self.dgamma(g, n), self.count(rows)
             scale = self.exponent_of(column(gamma))
             dx = self.dx(g, n.xhat, dbeta / m, dgamma / m, np.ldexp(column(gamma), -scale), n.root)
-            up = lambda values, k: np.ldexp(values, down + k)  # noqa: E731
-            return self.store(up(dx, scale - n.exponent), x, axis), up(dgamma, 0)[:, 0], up(dbeta, 0)[:, 0]
+            dgamma, dbeta = np.ldexp(dgamma, down), np.ldexp(dbeta, down)
+            return self.store(np.ldexp(dx, down + scale - n.exponent), x, axis), dgamma[:, 0], dbeta[:, 0]
 
     def load(self, x: Array, axis: int) -> Array:
         """Bring the values to rows of at least float32 (S1, S6)."""
@@ -145,7 +145,7 @@ class Reference:
 
     def exponent_of(self, values: Array) -> Array:
         """Return k such that the values times ``2^-k`` are at most 1, so that no product of a few overflows (S10)."""
-        largest = np.abs(values).max(axis=1, keepdims=True)
+        largest = np.abs(values).max(axis=1, keepdims=True, initial=0)
         _, k = np.frexp(np.where(np.isfinite(largest), largest, 0))
         return k
 

@@ -52,8 +52,9 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) backward(const __grid_constan
         return means;
     };
     const auto write = [&](auto put) {
-        put(a.in.output[0], [](const Saved<Real>& saved, const Means& mean, const Real(&value)[2]) -> Real {
-            return ((value[1] * mean.near - saved.xhat(value[0]) * mean.gx) - mean.g) * mean.first * mean.second;
+        put(a.in.output[0], [&](const Saved<Real>& saved, const Means& mean, const Real(&value)[2]) -> Real {
+            const Real xhat = a.training ? saved.xhat(value[0]) : Real(0);  // in inference, it may be infinite
+            return ((value[1] * mean.near - xhat * mean.gx) - mean.g) * mean.first * mean.second;
         });
     };
     sweep<Means, 2, WALK, V, Stored>(reinterpret_cast<unsigned char*>(memory), a.in, terms, conclude, write);

@@ -10,10 +10,11 @@ struct InferenceArguments {
     double eps;
 };
 
-// y = (x near - mean) scale + beta; near is 1, or keeps the difference of large values in range.
+// y = (x near - mean) scale more + beta; near is 1, or keeps the difference of large values in range; more is 1, or gamma
+// where its product with r leaves the range.
 template <class Real>
 struct Slope {
-    Real near, mean, scale, beta;
+    Real near, mean, scale, more, beta;
 };
 
 template <class Real>
@@ -30,13 +31,16 @@ __device__ Slope<Real> slope(const InferenceArguments& a, Index c, bool first) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) static_cast<Real*>(a.normalizers)[i * a.g.channels + c] = values[i];
     }
-    const double near = r < 0x1p-32 ? 0x1p-8 : 1, scale = a.gamma.data ? r * read<Real>(a.gamma, c) : r;
-    return {Real(near), Real(mean * near), Real(scale / near), a.beta.data ? read<Real>(a.beta, c) : Real(-0.0)};
+    const double near = r < 0x1p-32 ? 0x1p-8 : 1;
+    const Real gamma = a.gamma.data ? read<Real>(a.gamma, c) : Real(1);
+    const bool apart = !is_finite(Real(r * gamma / near));
+    return {Real(near), Real(mean * near), Real((apart ? r : r * gamma) / near), apart ? gamma : Real(1),
+            a.beta.data ? read<Real>(a.beta, c) : Real(-0.0)};
 }
 
 template <class Stored, class Real>
 __device__ void normalize(const Slope<Real>& s, Stored& value) {
-    narrow((widen(value) * s.near - s.mean) * s.scale + s.beta, value);
+    narrow((widen(value) * s.near - s.mean) * s.scale * s.more + s.beta, value);
 }
 
 // A block's threads step along the positions of their channels, several loads of each on their way at once.

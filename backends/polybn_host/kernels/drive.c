@@ -9,7 +9,7 @@
 
 enum {
     SMALL = 1 << 15,   /* values of a call that one thread does sooner than two could meet */
-    TOGETHER = 1 << 16 /* values of the channels that a task works on: they stay in the cache */
+    TOGETHER = 1 << 19 /* values of the channels that a task works on: they stay in the cache */
 };
 
 typedef struct {
@@ -141,7 +141,7 @@ static int carry_out(plan *p) {
     const polybn_geometry *g = k->j.g;
     const int threads = pool_threads(), alone = g->channels * g->count <= SMALL || threads == 1;
     const int columns = sums_walk(&k->j, p->sums) == COLUMNS || (k->j.result && map_walk(&k->j) == COLUMNS);
-    if (columns || (g->channels < threads && !k->j.where)) return share(p, alone);
+    if (!measures(k) || columns || (g->channels < threads && !k->j.where)) return share(p, alone);
     p->channels_each = smaller(g->channels, TOGETHER / (g->count + 1) + 1);
     if (!alone) p->channels_each = smaller(p->channels_each, up(g->channels, threads));
     run(p, do_channels, up(g->channels, p->channels_each), alone);
@@ -163,9 +163,10 @@ static int start(plan *p) {
     k->j.low = k->low = k->shift + channels;
     k->j.stray = (uint8_t *)(k->shift + 2 * channels);
     memset(k->j.stray, 0, channels);
+    const double *saved = k->backward ? k->backward->saved : 0;
     for (int64_t c = 0; c < channels; c++) {
-        k->shift[c] = k->backward ? k->backward->saved[c] : 0;
-        k->low[c] = k->backward ? k->backward->saved[channels + c] : 0;
+        k->shift[c] = saved ? saved[c] : 0;
+        k->low[c] = saved ? saved[channels + c] : 0;
     }
     const int failed = carry_out(p);
     free(memory);

@@ -43,7 +43,7 @@ static void report_statistics(const call *k, int64_t c, const statistics *s, int
     const wide mean = s->v == s->v ? s->m1 + s->delta : s->v; /* S9: NaN, not the infinity that led to it */
     if (f->saved) {
         const double saved[] = {s->m1, s->delta, s->v, s->r, stray};
-        for (int i = 0; i < 5; i++) f->saved[i * channels + c] = saved[i];
+        for (int i = 0; i < 5; i++) ((double *)f->saved)[i * channels + c] = saved[i];
     }
     set_parameter(stored, f->mean, c, m ? mean : 0);
     set_parameter(stored, f->m2, c, s->v * m);
@@ -156,24 +156,20 @@ static void report_derivatives(const call *k, int64_t c, const cotangent_sums *s
 
 static wide magnitude(wide a) { return a < 0 ? -a : a; }
 
-static wide largest_cotangent(const call *k, int64_t c) {
-    wide largest = 0;
-    values v;
-    for (begin(&v, k, c); step(&v);) {
-        const wide g = magnitude(value_g(&v));
-        largest = g > largest ? g : largest;
-    }
-    return largest;
-}
-
-/* Whether no value of dy is so small that products with it vanish: the sums tell, unless they cancel. */
-static int cotangents_fit(const call *k, int64_t c, const cotangent_sums *sums, wide r) {
+/* Whether no value of dy, nor any of its products with d, is so small that digits vanish: the sums tell, unless they
+   cancel; then all values are looked at. */
+static int cotangents_fit(const call *k, int64_t c, const cotangent_sums *sums, wide m1, wide r) {
     const wide least = SMALLEST_COTANGENT * kept(k, c), gd = magnitude(sums->gd);
     if (PASSES_IN_DOUBLE && !(gd <= LARGEST && magnitude(sums->g) <= LARGEST)) return 0;
     if (gd * r >= least && gd >= least) return 1;
     if (!PASSES_IN_DOUBLE && magnitude(sums->g) >= least) return 1;
-    const wide largest = largest_cotangent(k, c);
-    return largest == 0 || (largest >= SMALLEST_COTANGENT && largest * ROOT(k->backward->saved[2 * k->j.g->channels + c]) >= SMALLEST_COTANGENT);
+    wide largest = 0, product = 0;
+    values v;
+    for (begin(&v, k, c); step(&v);) {
+        const wide g = magnitude(value_g(&v)), gd_here = g * magnitude(value_x(&v) - m1);
+        largest = g > largest ? g : largest, product = gd_here > product ? gd_here : product;
+    }
+    return (largest == 0 || largest >= SMALLEST_COTANGENT) && (product == 0 || product >= SMALLEST_COTANGENT);
 }
 
 void NAME(finish_backward)(call *k, int64_t c) {
@@ -186,7 +182,7 @@ void NAME(finish_backward)(call *k, int64_t c) {
     report_derivatives(k, c, &sums, r);
     const wide mean = m ? sums.g / m : 0, q = m ? r * (r * sums.gd) / m : 0, p = (passes_real)mean;
     k->of[c] = (coefficients){.m1 = m1, .delta = delta, .k = slope, .p = p, .q = q, .s = mean - p};
-    int fits = is_normal_or_zero(slope) && cotangents_fit(k, c, &sums, r);
+    int fits = is_normal_or_zero(slope) && cotangents_fit(k, c, &sums, m1, r);
     if (k->backward->training) fits &= !saved[4 * channels + c] && (is_normal_or_zero(q) || magnitude(q) > LARGEST);
     k->j.stray[c] = m && !fits && (PASSES_IN_DOUBLE || (slope == slope && sums.g - sums.g == 0));
 }

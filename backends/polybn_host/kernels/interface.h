@@ -17,11 +17,11 @@ typedef struct {
 typedef struct {
     const polybn_geometry *geometry;
     const void *x, *where;
-    const int64_t *counts; /* of the values that take part, per channel; null without where */
+    const void *counts; /* int64: of the values that take part, per channel; null without where */
     const void *gamma, *beta, *running_mean, *running_var;
     void *y, *new_mean, *new_var;
     void *mean, *m2;   /* the moments */
-    double *saved;     /* (5, channels): m1, delta, v, r, and 1 where the channel left the range (S10) */
+    void *saved;       /* double (5, channels): m1, delta, v, r, and 1 where the channel left the range (S10) */
     double momentum, eps;
     int32_t training, unbiased;
 } polybn_forward_call;
@@ -30,9 +30,9 @@ typedef struct {
 typedef struct {
     const polybn_geometry *geometry;
     const void *x, *where;
-    const int64_t *counts;
+    const void *counts;
     const void *gamma, *dy;
-    const double *saved;
+    const void *saved;
     void *dx, *dgamma, *dbeta, *dmean, *dvar; /* the last two: of the running statistics, in inference */
     double eps;
     int32_t training;

@@ -92,11 +92,11 @@ static inline int present(const job *j, int array) {
     return array == X ? j->x != 0 : array == DY ? j->dy != 0 : array == RESULT;
 }
 
-/* Choose the walk over the arrays first..last that a call has; a row in place must be long enough for the pass. */
-static inline enum walk walk_of(const job *j, int last, int64_t shortest, int64_t multiple) {
+/* Choose the walk over the arrays first..last that a call has; rows in place must be long enough. */
+static inline enum walk walk_of(const job *j, int last, int64_t shortest) {
     const polybn_geometry *g = j->g;
     const int64_t size = size_of(g, X), inner = g->sizes[g->rank - 1];
-    int rows = inner >= shortest && (g->rank == 1 || inner % multiple == 0), columns = g->rank == 1 && g->channels > 1;
+    int rows = inner >= shortest, columns = g->rank == 1 && g->channels > 1;
     if (j->where) return COPIES;
     for (int array = X; array <= last; array++) {
         if (!present(j, array)) continue;
@@ -113,9 +113,9 @@ static inline int is_flat(const job *j, int last) {
     return 1;
 }
 
-/* The walks of the two kinds of passes. Sums start in lane 0 with each row, so rows must be whole vectors. */
+/* The walks of the two kinds of passes. */
 static inline enum walk sums_walk(const job *j, enum sums what) {
-    return walk_of(j, what == COTANGENTS ? DY : X, 8, 8);
+    return walk_of(j, what == COTANGENTS ? DY : X, 16);
 }
 
-static inline enum walk map_walk(const job *j) { return walk_of(j, RESULT, 16, 1); }
+static inline enum walk map_walk(const job *j) { return walk_of(j, RESULT, 16); }

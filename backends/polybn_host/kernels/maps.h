@@ -92,9 +92,14 @@ INLINE void N(map_rows)(const job *j, enum map what, int64_t c0, int64_t c1, int
     }
 }
 
+/* A deleted value must not overflow: let a value that takes part stand in for it. */
+INLINE void N(fill)(stored *to, const stored *from, const uint8_t *where, int64_t first, int64_t n) {
+    for (int64_t k = 0; k < n; k++) to[k] = from[where[k] ? k : first];
+}
+
 INLINE void N(map_copies)(const job *j, enum map what, int64_t c0, int64_t c1, int64_t i0, int64_t i1) {
     const polybn_geometry *g = j->g;
-    stored copy_x[SPAN], copy_g[SPAN], result[SPAN];
+    stored copy_x[SPAN], copy_g[SPAN], kept_x[SPAN], kept_g[SPAN], result[SPAN];
     uint8_t copy_where[SPAN];
     for (int64_t i = i0; i < i1; i += SPAN)
         for (int64_t c = c0; c < c1; c++) {
@@ -103,7 +108,11 @@ INLINE void N(map_copies)(const job *j, enum map what, int64_t c0, int64_t c1, i
             const stored *dy = what < DIFFERENTIATE ? 0 : fetch(g, DY, j->dy, c, i, n, copy_g);
             const uint8_t *where = j->where ? fetch(g, WHERE, j->where, c, i, n, copy_where) : 0;
             stored *direct = where ? 0 : target(g, j->result, c, i, n), *to = direct ? direct : result;
-            if (N(map_run)(what, to, x, dy, n, &j->of[c])) j->stray[c] = 1;
+            int64_t first = 0;
+            while (where && first < n && !where[first]) first++;
+            if (where && x && first < n) N(fill)(kept_x, x, where, first, n), x = kept_x;
+            if (where && dy && first < n) N(fill)(kept_g, dy, where, first, n), dy = kept_g;
+            if (first < n && N(map_run)(what, to, x, dy, n, &j->of[c])) j->stray[c] = 1;
             if (where)
                 for (int64_t k = 0; k < n; k++)
                     if (!where[k]) to[k] = (stored){0};

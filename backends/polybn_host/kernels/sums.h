@@ -3,6 +3,17 @@
 
 typedef struct { doubles a, a_low, b, b_low; } N(lanes);
 
+/* Lanes in memory. A register is loaded and stored by itself, so that the compiler keeps all in registers meanwhile. */
+typedef struct { double a[LANES], a_low[LANES], b[LANES], b_low[LANES]; } N(kept_lanes);
+
+INLINE N(lanes) N(take)(const N(kept_lanes) *from) {
+    return (N(lanes)){doubles_at(from->a), doubles_at(from->a_low), doubles_at(from->b), doubles_at(from->b_low)};
+}
+
+INLINE void N(keep)(N(kept_lanes) *to, N(lanes) s) {
+    doubles_to(to->a, s.a), doubles_to(to->a_low, s.a_low), doubles_to(to->b, s.b), doubles_to(to->b_low, s.b_low);
+}
+
 INLINE void N(add)(doubles *sum, doubles *low, doubles value) {
 #if COMPENSATED
     const doubles total = doubles_add(*sum, value), of_value = doubles_subtract(total, *sum);
@@ -44,16 +55,43 @@ INLINE void N(add_rest)(
     N(add)(&s->b, &s->b_low, doubles_at(lanes[1]));
 }
 
+/* Values that wait for others to fill eight lanes. */
+typedef struct { stored x[LANES], g[LANES]; int64_t n; } N(rest);
+
+/* Add n values that follow in memory to those that wait. */
+INLINE void N(add_piece)(
+    enum sums what, N(kept_lanes) *sums, N(rest) *rest, const stored *x, const stored *g, int64_t n, double channel_shift,
+    double channel_low) {
+    const doubles shift = doubles_of(channel_shift), low = doubles_of(channel_low);
+    N(lanes) s = N(take)(sums);
+    int64_t i = 0;
+    for (; rest->n && rest->n < LANES && i < n; i++, rest->n++) {
+        rest->x[rest->n] = x[i];
+        if (what == COTANGENTS) rest->g[rest->n] = g[i];
+    }
+    if (rest->n == LANES) {
+        N(add_terms)(what, &s, N(widen_at)(rest->x), what == COTANGENTS ? N(widen_at)(rest->g) : shift, shift, low);
+        rest->n = 0;
+    }
+    for (; i + LANES <= n; i += LANES)
+        N(add_terms)(what, &s, N(widen_at)(x + i), what == COTANGENTS ? N(widen_at)(g + i) : shift, shift, low);
+    for (; i < n; i++, rest->n++) {
+        rest->x[rest->n] = x[i];
+        if (what == COTANGENTS) rest->g[rest->n] = g[i];
+    }
+    N(keep)(sums, s);
+}
+
 /* Add n values that follow in memory, the first of which belongs to lane 0. */
 INLINE void N(add_run)(
-    enum sums what, N(lanes) *sums, const stored *x, const stored *g, int64_t n, double channel_shift, double channel_low) {
+    enum sums what, N(kept_lanes) *sums, const stored *x, const stored *g, int64_t n, double channel_shift, double channel_low) {
     const doubles shift = doubles_of(channel_shift), low = doubles_of(channel_low);
-    N(lanes) s = *sums;
+    N(lanes) s = N(take)(sums);
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES)
         N(add_terms)(what, &s, N(widen_at)(x + i), what == COTANGENTS ? N(widen_at)(g + i) : shift, shift, low);
     if (i < n) N(add_rest)(what, &s, x + i, g + i, n - i, shift, low);
-    *sums = s;
+    N(keep)(sums, s);
 }
 
 static void N(fold_lanes)(const double *sum, const double *low, int64_t stride, double *total, double *total_low) {
@@ -73,11 +111,9 @@ static void N(fold_lanes)(const double *sum, const double *low, int64_t stride, 
 #endif
 }
 
-static void N(close_span)(const N(lanes) *s, pair *to) {
-    double lanes[4][LANES];
-    doubles_to(lanes[0], s->a), doubles_to(lanes[1], s->a_low), doubles_to(lanes[2], s->b), doubles_to(lanes[3], s->b_low);
-    N(fold_lanes)(lanes[0], lanes[1], 1, &to->a, &to->a_low);
-    N(fold_lanes)(lanes[2], lanes[3], 1, &to->b, &to->b_low);
+static void N(close_span)(const N(kept_lanes) *s, pair *to) {
+    N(fold_lanes)(s->a, s->a_low, 1, &to->a, &to->a_low);
+    N(fold_lanes)(s->b, s->b_low, 1, &to->b, &to->b_low);
 }
 
 /* Rows in place, in the order of memory: a few channels side by side, so that a page is read once. */
@@ -87,23 +123,29 @@ INLINE void N(sum_rows)(const job *j, enum sums what, int64_t c0, int64_t c1, in
     for (int64_t c = c0; c < c1; c += TOGETHER)
         for (int64_t span = span0; span < span1; span++) {
             const int64_t channels = smaller(TOGETHER, c1 - c), end = smaller((span + 1) * SPAN, g->count);
-            N(lanes) s[TOGETHER];
+            N(kept_lanes) s[TOGETHER];
+            N(rest) rest[TOGETHER];
             memset(s, 0, channels * sizeof *s);
+            memset(rest, 0, channels * sizeof *rest);
             place at, of_dy;
             find(g, X, c, span * SPAN, &at);
             find(g, DY, c, span * SPAN, &of_dy);
             for (int64_t i = span * SPAN; i < end;) {
                 const int64_t n = smaller(end - i, stretch(g, &at));
                 for (int64_t k = 0; k < channels; k++)
-                    N(add_run)(
-                        what, &s[k], (const stored *)(j->x + at.offset + k * g->channel_stride[X]),
+                    N(add_piece)(
+                        what, &s[k], &rest[k], (const stored *)(j->x + at.offset + k * g->channel_stride[X]),
                         (const stored *)(j->dy + of_dy.offset + k * g->channel_stride[DY]), n, j->shift[c + k],
                         j->low[c + k]);
                 advance(g, X, &at, n);
                 advance(g, DY, &of_dy, n);
                 i += n;
             }
-            for (int64_t k = 0; k < channels; k++) N(close_span)(&s[k], &j->pairs[span * g->channels + c + k]);
+            for (int64_t k = 0; k < channels; k++) {
+                const double shift = j->shift[c + k], low = j->low[c + k];
+                if (rest[k].n) N(add_run)(what, &s[k], rest[k].x, rest[k].g, rest[k].n, shift, low);
+                N(close_span)(&s[k], &j->pairs[span * g->channels + c + k]);
+            }
         }
 }
 
@@ -114,7 +156,7 @@ INLINE void N(sum_copies)(const job *j, enum sums what, int64_t c0, int64_t c1, 
     for (int64_t span = span0; span < span1; span++)
         for (int64_t c = c0; c < c1; c++) {
             const int64_t i = span * SPAN, n = smaller(SPAN, g->count - i);
-            N(lanes) s = {0};
+            N(kept_lanes) s = {0};
             const stored *x = fetch(g, X, j->x, c, i, n, copy_x);
             const stored *dy = what == COTANGENTS ? fetch(g, DY, j->dy, c, i, n, copy_g) : 0;
             N(add_run)(what, &s, x, dy, n, j->shift[c], j->low[c]);
@@ -129,7 +171,7 @@ INLINE void N(sum_kept)(const job *j, enum sums what, int64_t c0, int64_t c1) {
     uint8_t copy_where[SPAN];
     for (int64_t c = c0; c < c1; c++) {
         int64_t kept = 0, span = 0;
-        N(lanes) s = {0};
+        N(kept_lanes) s = {0};
         for (int64_t i = 0; i < g->count; i += SPAN) {
             const int64_t n = smaller(SPAN, g->count - i);
             const uint8_t *where = fetch(g, WHERE, j->where, c, i, n, copy_where);

@@ -4,6 +4,9 @@
 #pragma once
 #include <stdint.h>
 #include <string.h>
+#if WIDTH > 2
+#include <immintrin.h>
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
 #define LANES 8
@@ -54,12 +57,23 @@ typedef struct { float_register part[FLOATS]; } floats;
 ARITHMETIC(doubles, DOUBLES, double)
 ARITHMETIC(floats, FLOATS, float)
 
+/* One instruction each; what the compiler makes of the general form is several. */
+INLINE double_register widened(narrow_register part) {
+#if WIDTH == 8
+    return (double_register)_mm512_cvtps_pd((__m256)part);
+#elif WIDTH == 4
+    return (double_register)_mm256_cvtps_pd((__m128)part);
+#else
+    return __builtin_convertvector(part, double_register);
+#endif
+}
+
 INLINE doubles doubles_at_floats(const float *from) {
     doubles r;
     FOR_EACH(DOUBLES, i) {
         narrow_register part;
         memcpy(&part, from + i * WIDTH, sizeof part);
-        r.part[i] = __builtin_convertvector(part, double_register);
+        r.part[i] = widened(part);
     }
     return r;
 }
@@ -69,13 +83,12 @@ INLINE doubles doubles_from(floats a) {
     FOR_EACH(DOUBLES, i) {
         narrow_register part;
         memcpy(&part, (const char *)&a + i * sizeof part, sizeof part);
-        r.part[i] = __builtin_convertvector(part, double_register);
+        r.part[i] = widened(part);
     }
     return r;
 }
 
 #if HALF_CONVERSION
-#include <immintrin.h>
 
 INLINE floats floats_at_halves(const uint16_t *from) {
     floats r;

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import polybn
+from polybn import dispatch
 from polybn.conformance.adapter import Info
-from polybn.spec import DomainError, traits_of
+from polybn.functional import batch_norm, batch_norm_vjp
+from polybn.spec import DomainError, SingleValueWarning, traits_of
+from polybn.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,10 +47,10 @@ class BackendAdapter:
     """
 
     def __init__(self, name: str, form: str = "") -> None:
-        reason = polybn.dispatch.why_not(name)
+        reason = dispatch.why_not(name)
         if reason is not None:
             raise ImportError(f"polybn.conformance: backend {name!r} must run here; got {reason}", name=name)
-        self._backend = polybn.backend(name)
+        self._backend = dispatch.backend(name)
         if form and form not in forms(self._backend):
             raise DomainError(
                 f"polybn.conformance: form must be one of {', '.join(forms(self._backend)) or 'none'}; got {form!r} "
@@ -65,7 +67,7 @@ class BackendAdapter:
         traits = traits_of(self._backend)
         return Info(
             name=f"PolyBN on {self._backend.name}" + (f", {self._form}" if self._form else ""),
-            version=f"{polybn.__version__}, {about}",
+            version=f"{__version__}, {about}",
             dtypes=tuple(dtype for dtype in DTYPES if _holds(self._backend, dtype)),
             flushes=traits.flushes_subnormals,
             compiles=traits.jit is not None,
@@ -96,7 +98,7 @@ class BackendAdapter:
         self, function: Callable[..., tuple[Any, ...]], arrays: tuple[Array, ...], options: dict[str, Any]
     ) -> list[Array]:
         with self._scope(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", polybn.SingleValueWarning)  # the kit asks for one value on purpose
+            warnings.simplefilter("ignore", SingleValueWarning)  # the kit asks for one value on purpose
             given = map(self._backend.asarray, arrays)
             compiled = function if self._compiled is None else self._compiled(function, arrays, options)
             return [self._backend.to_numpy(result) for result in compiled(*given, **options)]
@@ -128,21 +130,21 @@ def forms(backend: Backend) -> tuple[str, ...]:
 
 
 def _train(*arrays: Any, **options: Any) -> tuple[Any, ...]:
-    return tuple(polybn.batch_norm(*arrays, training=True, **options))
+    return tuple(batch_norm(*arrays, training=True, **options))
 
 
 def _infer(*arrays: Any, **options: Any) -> tuple[Any, ...]:
-    return (polybn.batch_norm(*arrays, training=False, **options).y,)
+    return (batch_norm(*arrays, training=False, **options).y,)
 
 
 def _vjp(x: Any, gamma: Any, beta: Any, dy: Any, **options: Any) -> tuple[Any, ...]:
-    back = polybn.batch_norm_vjp(x, gamma, beta, training=True, **options)[1](dy)
+    back = batch_norm_vjp(x, gamma, beta, training=True, **options)[1](dy)
     return back.x, back.gamma, back.beta
 
 
 def _infer_vjp(*arrays: Any, **options: Any) -> tuple[Any, ...]:
     *forward, dy = arrays
-    back = polybn.batch_norm_vjp(*forward, training=False, **options)[1](dy)
+    back = batch_norm_vjp(*forward, training=False, **options)[1](dy)
     return back.x, back.gamma, back.beta
 
 

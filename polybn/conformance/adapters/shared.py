@@ -20,7 +20,7 @@ def load(module: str, requirements: str) -> Any:
     module : str
         Such as ``"flax.linen"``.
     requirements : str
-        What ``pip install`` needs to be told.
+        The arguments of ``pip install``.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def refuse_other_axes(library: str, x: Array, axis: int) -> None:
     Parameters
     ----------
     library : str
-        For people.
+        The name of the library, for the message.
     axis : int
         The channel axis that was asked for.
 

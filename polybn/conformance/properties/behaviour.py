@@ -63,10 +63,10 @@ def constant(adapter: Adapter, info: Info, made: Constant) -> float:
 
 
 def excused(info: Info, case: Case, outcome: Outcome, words: str, expected: dict[str, Array]) -> float:
-    """Hold results that are not exact to their bounds; where there are none, to what any rounding could do.
+    """Compare results that are not exact with their bounds; where there are none, with what any rounding could do.
 
     A mean that is off makes xhat 1 at most, and folding ``x * scale + shift`` rounds numbers of the size of
-    ``|gamma x| / sqrt(eps)``; what overflows has no excuse, but for the square of a mean that is off.
+    ``|gamma x| / sqrt(eps)``; what overflows has no excuse, except the square of a mean that is off.
     """
     expected = returned(outcome, expected)
     wrong = {
@@ -113,6 +113,10 @@ def single_value(adapter: Adapter, info: Info, which: tuple[str, tuple[int, ...]
     zero = np.zeros_like(case.beta)
     y = case.beta.astype(case.x.dtype).reshape(case.x.shape)
     expected = {"y": y, "dgamma": zero, "dx": np.zeros_like(case.x)}
+    for name in ("running_mean", "running_var"):
+        got = getattr(outcome, name)
+        if got is not None and not np.isfinite(got).all():
+            raise Violation(f"training on one value per channel must leave {name} finite; got {got[0]}", got=got)
     if info.running_variance == "biased":
         expected["running_var"] = (case.running_var * zero.dtype.type(0.5)).astype(zero.dtype)
     words = "of one value per channel, y must be beta, the running variance half the old one and gradients 0"

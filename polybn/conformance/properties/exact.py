@@ -124,10 +124,12 @@ def count(adapter: Adapter, info: Info, value: float) -> float:
     made = _deepened(more_than_float32_counts(value=value), min(info.ranks))
     outcome, (gamma,), root = run(adapter, info, made.case), np.asarray(made.case.gamma), made.case.eps**-0.5
     expected = {
-        "running_mean": (made.mean, abs(value) / 2), "running_var": (made.variance, value**2),
-        "dbeta": (made.dbeta, made.dbeta[0] / 2), "y": (made.y, abs(gamma * value) * root),
+        "running_mean": (made.mean, abs(value) / 2),
+        "running_var": (made.variance, value**2),
+        "dbeta": (made.dbeta, made.dbeta[0] / 2),
+        "y": (made.y, abs(gamma * value) * root),
         "dx": (made.dx, 4 * abs(gamma) * root),
-    }  # fmt: skip
+    }
     vacuous = ""
     for name, (right, most) in expected.items():
         got, right = getattr(outcome, name), right.astype(np.float32)

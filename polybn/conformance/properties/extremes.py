@@ -51,9 +51,11 @@ def make(info: Info, which: Scale) -> tuple[Case, Case, int]:
     power = math.frexp(which.size)[1]
     case = case._replace(x=x, momentum=1.0)
     small = case._replace(
-        x=np.ldexp(x.astype(np.float64), -power), running_mean=None, running_var=None,
+        x=np.ldexp(x.astype(np.float64), -power),
+        running_mean=None,
+        running_var=None,
         eps=math.ldexp(case.eps, -2 * power),
-    )  # fmt: skip
+    )
     return case, small, power
 
 

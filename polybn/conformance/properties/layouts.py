@@ -27,7 +27,7 @@ class Layout(NamedTuple):
 
     made: Lattice
     names: dict[str, str]
-    """From arguments to layouts; those that are not there are plain."""
+    """The layout of each argument by name; arguments that are not there are plain."""
 
 
 @st.composite

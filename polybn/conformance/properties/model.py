@@ -1,4 +1,4 @@
-"""Running statistics in exact arithmetic, and how far honest ones may drift from them."""
+"""Running statistics in exact arithmetic, and how far rounded ones may drift from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = ("running_mean", "running_var")
 class Model:
     """The closed form ``rho^k old + (1 - rho) sum rho^(k-1-i) batch_i``, grown batch by batch.
 
-    A step errs by its own bound, taken at the statistics that it was given, and hands on rho of the error so far.
+    A step errs by its own bound, taken at the statistics that it was given, and passes on rho of the error so far.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class Model:
                 self.limits[name][c] = bounds.SAFETY * (float(rho) * self.limits[name][c] + local[name])
 
     def compare(self, mean: Array, var: Array) -> float:
-        """Hold statistics to the closed form.
+        """Compare statistics with the closed form; return the largest share of a bound that was used.
 
         Parameters
         ----------
@@ -96,8 +96,9 @@ class Model:
                     expected = np.array([float(v) for v in self.exact[name]], got.dtype)
                     raise Violation(
                         f"{name} of channel {c} must be the closed form {float(exact)!r} to {limit:.3g}; got {value}",
-                        got=got, expected=expected,
-                    )  # fmt: skip
+                        got=got,
+                        expected=expected,
+                    )
                 worst = max(worst, error / limit if limit else 0.0)
         return worst
 
@@ -108,8 +109,10 @@ def _local(case: Case, c: int, form: Form, f: Format) -> dict[str, float]:
     (measured,) = measure(alone, Outcome(np.zeros_like(alone.x)))
     limits = bounds.envelope(form, measured.channel, f)
     k = measured.channel.exponent
-    return {"running_mean": float(np.ldexp(limits["running_mean"][0], k)),
-            "running_var": float(np.ldexp(limits["running_var"][0], 2 * k))}  # fmt: skip
+    return {
+        "running_mean": float(np.ldexp(limits["running_mean"][0], k)),
+        "running_var": float(np.ldexp(limits["running_var"][0], 2 * k)),
+    }
 
 
 __all__ = ["NAMES", "Model"]

@@ -106,9 +106,17 @@ def cases(
         draw, tuple(itertools.product(kappas(info, dtype), SCALES[dtype], constants))
     )
     case = sample(
-        draw(SEEDS), dtype, shape, axis, kappa=kappa, scale=scale, eps=epsilon, momentum=momentum,
-        training=draw(st.booleans()) if training is None else training, running_variance=info.running_variance,
-    )  # fmt: skip
+        draw(SEEDS),
+        dtype,
+        shape,
+        axis,
+        kappa=kappa,
+        scale=scale,
+        eps=epsilon,
+        momentum=momentum,
+        training=draw(st.booleans()) if training is None else training,
+        running_variance=info.running_variance,
+    )
     assume((np.ptp(rows(case.x, axis), axis=1) > 0).all())
     return case
 

@@ -33,7 +33,7 @@ def scaled(array: Array | None, factor: float) -> Any:
 
 
 def demand_scaled(name: str, what: str, got: Array | None, base: Array | None, factor: float) -> None:
-    """Demand ``got == base * factor``, but where storing one of them underflowed."""
+    """Demand ``got == base * factor``, except where storing one of them underflowed."""
     if got is None or base is None:
         return
     a, b = got.astype(np.float64), base.astype(np.float64)
@@ -42,8 +42,9 @@ def demand_scaled(name: str, what: str, got: Array | None, base: Array | None, f
     if not np.array_equal(a[normal], b[normal] * factor, equal_nan=True):
         raise Violation(
             f"{name} must be multiplied by exactly {factor:g} {what}",
-            got=got, expected=(b * factor).astype(base.dtype),
-        )  # fmt: skip
+            got=got,
+            expected=(b * factor).astype(base.dtype),
+        )
 
 
 def demand_all(what: str, got: Outcome, base: Outcome, factors: dict[str, float]) -> float:
@@ -65,9 +66,11 @@ def scaling_x(adapter: Adapter, info: Info, change: Change) -> float:
     """Multiply x by a power of two, and eps by its square."""
     case, factor = change.case, 2.0**change.power
     other = case._replace(
-        x=scaled(case.x, factor), running_mean=scaled(case.running_mean, factor),
-        running_var=scaled(case.running_var, factor**2), eps=case.eps * factor**2,
-    )  # fmt: skip
+        x=scaled(case.x, factor),
+        running_mean=scaled(case.running_mean, factor),
+        running_var=scaled(case.running_var, factor**2),
+        eps=case.eps * factor**2,
+    )
     base, got = run(adapter, info, case), run(adapter, info, other)
     what = f"when x is multiplied by 2^{change.power} and eps by its square"
     same(what, got, base, ("y", "dgamma", "dbeta"))
@@ -83,7 +86,7 @@ def negating_x(adapter: Adapter, info: Info, case: Case) -> float:
     odd = {"y", "running_mean", "dgamma"} if case.training else {"y"}
     expected = Outcome(**{n: scaled(v, -1) if n in odd else v for n, v in base._asdict().items()})
     names = Outcome._fields if case.training else ("y",)
-    return same("when x and beta change sign, but for the signs of y, running_mean and dgamma", got, expected, names)
+    return same("when x and beta change sign, except for the signs of y, running_mean and dgamma", got, expected, names)
 
 
 @st.composite
@@ -154,7 +157,7 @@ def order(adapter: Adapter, info: Info, filled: served.Seeded) -> float:
     other = case._replace(x=shuffled(case.x), dy=shuffled(case.dy))
     base, got = run(adapter, info, case), run(adapter, info, other)
     expected = base._replace(y=shuffled(base.y), dx=shuffled(base.dx))
-    return agree(info, "when the values of each channel change places, but for their places", (other, got, expected))
+    return agree(info, "when the values of each channel change places, except for the places", (other, got, expected))
 
 
 def negative_axis(adapter: Adapter, info: Info, case: Case) -> float:
@@ -193,7 +196,7 @@ def moved_axis(adapter: Adapter, info: Info, moved: Moved) -> float:
 
 
 def twice(adapter: Adapter, info: Info, filled: served.Seeded) -> float:
-    """Say everything twice: y of [x; x] is y twice, mean and biased variance stay, dgamma and dbeta double."""
+    """Repeat all values: y of [x; x] is y twice, mean and biased variance stay, dgamma and dbeta double."""
     made = served.small(info, *filled)
     case, m = made.case, made.case.x.size // 5
 
@@ -240,6 +243,6 @@ PROPERTIES: Sequence[Property] = (
              "S1", negative_axis, _any_call, ("axes",)),
     Property("P13b", "Moving the channel axis moves it in y and dx, and changes nothing else.",
              "S1", moved_axis, moves, ("axes",)),
-    Property("P14", "Saying everything twice repeats y and dx, keeps the biased variance, doubles dgamma and dbeta.",
+    Property("P14", "Repeating all values repeats y and dx, keeps the biased variance, doubles dgamma and dbeta.",
              "S1 S2 S4 S13", twice, served.seeds),
 )  # fmt: skip

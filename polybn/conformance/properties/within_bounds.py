@@ -281,7 +281,7 @@ PROPERTIES: Sequence[Property] = (
     Property("P36", "Inference is one slope and one shift per channel: gamma / sqrt(running_var + eps).",
              "S5", inference_is_affine,
              lambda info: st.builds(CaseAndSeed, served.cases(info, training=False), served.SEEDS), ("infer",)),
-    Property("P42", "In inference, dx is dy times one slope, and dgamma and dbeta are sums: nothing depends on the batch.",
+    Property("P42", "In inference, dx is dy times one slope, and dgamma and dbeta are sums.",
              "S5 S13", frozen, lambda info: served.cases(info, training=False), ("infer", "infer_vjp")),
     Property("P43", "Where training normalizes by the running statistics, it infers by the updated ones.",
              "S5", by_running, served.cases, ("running",), _by_batch),

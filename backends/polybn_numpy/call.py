@@ -1,0 +1,88 @@
+"""What a forward call leaves, where its results go, and how many values take part: the same with and without kernels."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polybn.arguments import dtype_name
+from polybn.spec import Arguments, DTypeError, ShapeError
+
+Array = NDArray[Any]
+
+
+class Residuals(NamedTuple):
+    """What a forward call leaves for its derivative, beside its arguments."""
+
+    counts: NDArray[np.int64] | None
+    """Number of values that take part, per channel; None where all do."""
+    saved: NDArray[np.float64]
+    """Lines of ``m1``, ``delta``, ``v``, ``r``, and 1 where the channel left the range (S10): shape ``(5, C)``."""
+
+
+class Results(NamedTuple):
+    """Arrays for the results of a forward call; None for what is not wanted."""
+
+    y: Array | None
+    running_mean: Array | None
+    running_var: Array | None
+    mean: Array | None
+    m2: Array | None
+    saved: NDArray[np.float64]
+
+
+def count_kept(arguments: Arguments) -> NDArray[np.int64] | None:
+    """Count the values that ``where`` keeps, per channel; None without a mask."""
+    if arguments.where is None:
+        return None
+    whole = np.broadcast_to(arguments.where, arguments.x.shape)
+    others = tuple(k for k in range(whole.ndim) if k != arguments.axis)
+    return np.asarray(np.count_nonzero(whole, axis=others), np.int64)
+
+
+def make_result(function: str, like: Array, out: Array | None, *inputs: Array | None) -> Array:
+    """Return ``out``, or a new array in the memory order of ``like`` where there is none that can be written into.
+
+    It cannot where it overlaps an input, or has the other byte order.
+    """
+    if out is not None:
+        _check_out(function, out, like)
+        if out.dtype.isnative and not any(given is not None and np.may_share_memory(out, given) for given in inputs):
+            return out
+    return np.empty_like(like, like.dtype.newbyteorder("="), subok=False)
+
+
+def native(array: Array | None) -> Array | None:
+    """Bring an array into the byte order of the machine."""
+    if array is None or array.dtype.isnative:
+        return array
+    return array.astype(array.dtype.newbyteorder("="))
+
+
+def hand_over(result: Array, like: Array, out: Array | None) -> Array:
+    """Bring the result where the caller wants it, in the byte order of ``like``."""
+    if out is None:
+        return result if like.dtype.isnative else result.astype(like.dtype)
+    if out is not result:
+        np.copyto(out, result)
+    return out
+
+
+def _check_out(function: str, out: Any, like: Array) -> None:
+    if type(out) not in (np.ndarray, np.memmap):
+        raise DTypeError(
+            f"polybn.{function}: out must be a plain NumPy array; got {type(out).__qualname__} (results are written into it)"
+        )
+    if out.shape != like.shape:
+        raise ShapeError(f"polybn.{function}: out must have shape {like.shape}; got {out.shape} (the result's shape)")
+    if out.dtype != like.dtype:
+        raise DTypeError(
+            f"polybn.{function}: out must have dtype {dtype_name(like.dtype)}; got {dtype_name(out.dtype)} "
+            "(the result's dtype)"
+        )
+    if not out.flags.writeable:
+        raise ShapeError(
+            f"polybn.{function}: out must be writeable; got a read-only array (results are written into it)"
+        )

@@ -1,0 +1,87 @@
+"""Batch norm in the compiled host kernels: this file hands them the memory of NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import polybn_host
+from polybn.spec import Arguments, Gradients
+from polybn_numpy.call import Residuals, Results
+
+Array = NDArray[Any]
+
+_without = ContextVar("without_kernels", default=False)
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Compute in plain NumPy inside, as where the kernels were not compiled."""
+    token = _without.set(True)
+    try:
+        yield
+    finally:
+        _without.reset(token)
+
+
+def serves() -> bool:
+    """Tell whether the kernels are here, and wanted."""
+    return polybn_host.missing is None and not _without.get()
+
+
+def normalize(arguments: Arguments, counts: NDArray[np.int64] | None, results: Results) -> None:
+    """Run the forward pass into ``results``."""
+    x, where, y = arguments.x, _whole_mask(arguments), results.y
+    layout = polybn_host.geometry(
+        x.shape, arguments.axis, x.dtype.name, x.strides, () if y is None else y.strides, (), _strides(where)
+    )
+    vectors = (arguments.gamma, arguments.beta, arguments.running_mean, arguments.running_var)
+    held = [None if vector is None else np.ascontiguousarray(vector) for vector in vectors]
+    polybn_host.forward(
+        layout,
+        [_address(array) for array in (x, where, counts, *held)],
+        [_address(array) for array in results],
+        momentum=arguments.momentum,
+        eps=arguments.eps,
+        training=arguments.training,
+        unbiased=arguments.unbiased,
+    )
+
+
+def differentiate(arguments: Arguments, residuals: Residuals, dy: Array, gradients: Gradients) -> None:
+    """Run the backward pass into ``gradients``."""
+    x, where, dx = arguments.x, _whole_mask(arguments), gradients.x
+    layout = polybn_host.geometry(
+        x.shape, arguments.axis, x.dtype.name, x.strides, dx.strides, dy.strides, _strides(where)
+    )
+    gamma = None if arguments.gamma is None else np.ascontiguousarray(arguments.gamma)
+    polybn_host.backward(
+        layout,
+        [_address(array) for array in (x, where, residuals.counts, gamma, dy, residuals.saved)],
+        [_address(array) for array in gradients],
+        eps=arguments.eps,
+        training=arguments.training,
+    )
+
+
+def _whole_mask(arguments: Arguments) -> Array | None:
+    where = arguments.where
+    return None if where is None else np.broadcast_to(where, arguments.x.shape)
+
+
+def _strides(array: Array | None) -> tuple[int, ...]:
+    return () if array is None else array.strides
+
+
+def _address(array: Array | None) -> Any:
+    if array is None:
+        return polybn_host.NULL
+    try:
+        return polybn_host.buffer(array)
+    except (ValueError, BufferError):  # not contiguous, or of a dtype that buffers do not know
+        return array.ctypes.data

@@ -1,0 +1,29 @@
+"""Where all commands write, and how they name themselves in hints."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+# Without markup: a directory may well be called "runs/[lr=1]".
+out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+err = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
+
+
+def hint(*words: object) -> str:
+    """Return a command of polybn that works when it is pasted where the user stands."""
+    return shlex.join([*_program(), *map(str, words)])
+
+
+def _program() -> list[str]:
+    called = sys.argv[0]
+    if Path(called).name != "polybn":  # python -m polybn.cli, or from another program
+        return [sys.executable, "-m", "polybn.cli"]
+    found = shutil.which("polybn")
+    on_path = os.sep not in called or (found is not None and Path(found).resolve() == Path(called).resolve())
+    return ["polybn"] if on_path else [called]

@@ -1,0 +1,102 @@
+"""``polybn compare``: learning curves side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+from rich.table import Table
+
+from polybn.console import err, out
+from polybn.lenet import pictures
+from polybn.lenet import runs as saved
+from polybn.lenet.errors import CheckpointError
+from polybn.lenet.runs import Epoch
+
+
+class LeftOut(NamedTuple):
+    """A run that cannot be shown."""
+
+    path: Path
+    """The path that was given, or the directory of the run."""
+    reason: str
+    """Why it is not shown."""
+    is_fault: bool = True
+    """Whether something is wrong; it is not with a run that has only begun."""
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Directories of runs, or directories that hold such ones.")
+    ],
+    picture: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="The picture to write: .png, .svg or .pdf.")
+    ] = Path("comparison.png"),
+) -> None:
+    """Draw the learning curves of several runs, and print them side by side.
+
+    What can be shown is shown, and the rest is named with the reason. The exit code is 1 if something named there is
+    missing or damaged.
+
+    [dim]polybn compare runs
+    polybn compare runs/numpy-spec-lr1-seed0 runs/numpy-none-lr1-seed0 --out curves.svg[/dim]
+    """
+    from polybn.lenet import curves
+
+    pictures.check_target(picture)
+    shown, left_out = _read(dict.fromkeys(run for path in runs for run in _expand(path)))
+    if not shown:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason, _ in left_out)
+        raise CheckpointError(f"polybn compare: one run must have a finished epoch; got none ({reasons})")
+    named = dict(zip(_short_names(list(shown)), shown.values(), strict=True))
+    out.print(_table(named))
+    for path, reason, _ in left_out:
+        err.print(f"Left out: {path}: {reason}")
+    curves.draw(named, picture)
+    out.print(f"Curves drawn in {picture}")
+    if any(left.is_fault for left in left_out):
+        raise typer.Exit(1)
+
+
+def _expand(path: Path) -> list[Path]:
+    """Return the runs in a directory that is none itself; else the path."""
+    if saved.is_run(path) or not path.is_dir():
+        return [path]
+    return sorted(inner for inner in path.iterdir() if saved.is_run(inner)) or [path]
+
+
+def _read(paths: dict[Path, None]) -> tuple[dict[Path, list[Epoch]], list[LeftOut]]:
+    shown, left_out = dict[Path, list[Epoch]](), []
+    for path in paths:
+        try:
+            shown[path] = saved.read_epochs(path)
+        except (CheckpointError, OSError) as error:
+            left_out.append(LeftOut(path, f"{error}"))
+            continue
+        if not shown[path]:
+            del shown[path]
+            left_out.append(LeftOut(path, "no epoch is finished yet", is_fault=False))
+    return shown, left_out
+
+
+def _short_names(runs: list[Path]) -> list[str]:
+    """Return the last parts of the paths where they tell the runs apart, else the paths."""
+    names = [path.resolve().name for path in runs]
+    return names if len(set(names)) == len(names) else [str(path) for path in runs]
+
+
+def _table(named: dict[str, list[Epoch]]) -> Table:
+    table = Table("epoch", title="training loss, training accuracy, test accuracy", title_justify="left")
+    for name in named:
+        table.add_column(name, justify="right", overflow="fold")
+    for number in range(1, max(map(len, named.values())) + 1):
+        table.add_row(str(number), *(_cells(epochs, number) for epochs in named.values()))
+    return table
+
+
+def _cells(epochs: list[Epoch], number: int) -> str:
+    if number > len(epochs):
+        return ""
+    epoch = epochs[number - 1]
+    return f"{epoch.loss:.4f}  {epoch.train_accuracy:.3f}  {epoch.test_accuracy:.3f}"

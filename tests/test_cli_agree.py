@@ -1,0 +1,91 @@
+"""``polybn agree``: its table, its files, its exit codes, and what it says of names that it does not know."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from polybn import cli
+from polybn.conformance.agree import Agreement, Difference
+
+WRONG = """
+import numpy as np
+
+from polybn import conformance
+
+
+class Wrong:
+    def info(self):
+        return conformance.Info(name="wrong", version="1", infers=False, differentiates=False)
+
+    def train(self, x, gamma, beta, running_mean, running_var, *, momentum, eps, axis):
+        y, mean, var = conformance.resolve("polybn-numpy").train(
+            x, gamma, beta, running_mean, running_var, momentum=momentum, eps=eps, axis=axis
+        )
+        return y, mean, np.nextafter(var, np.inf, dtype=var.dtype)
+"""
+
+
+def run(*args: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, ["agree", *args])
+    return result.exit_code, result.output
+
+
+def test_a_batch_norm_that_is_off_by_a_unit_is_named_with_a_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One unit in the last place is within the bounds, and not equal where answers are exact."""
+    (tmp_path / "wrong_norm.py").write_text(WRONG)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    code, output = run("numpy", "wrong_norm:Wrong", "--cases", "10", "--json", "found.json", "--programs", "programs")
+    assert code == 0
+    assert "running_var" in output
+    assert "differ" in output
+    found = json.loads(Path("found.json").read_text())
+    off = {row["quantity"]: row["ulps"] for row in found["differences"] if row["ulps"]}
+    assert off == {"running_var": 1.0}
+    (path,) = Path("programs").iterdir()
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False, env={"PYTHONPATH": "."})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("running_var") == 2
+    assert "resolve('polybn-numpy')" in path.read_text()
+    assert "resolve('wrong_norm:Wrong')" in path.read_text()
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_the_picture_has_the_format_of_its_name(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wrong_norm.py").write_text(WRONG)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = tmp_path / f"agree.{suffix}"
+    code, _ = run("numpy", "wrong_norm:Wrong", "--cases", "10", "--picture", str(path))
+    assert code == 0
+    assert path.read_bytes().startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("numpy",), "adapters must be two or more, each once; got numpy"),
+        (("numpy", "numpy"), "adapters must be two or more, each once; got numpy, numpy"),
+        (("numpy", "nosuch"), "adapter must be one of"),
+        (("numpy", "nosuch", "--picture", "x.txt"), "--picture must end in .png, .svg, .pdf; got 'x.txt'"),
+    ],
+)
+def test_a_bad_call_says_what_is_wrong_before_any_work(arguments: tuple[str, ...], words: str) -> None:
+    result = CliRunner().invoke(cli.app, ["agree", *arguments])
+    assert result.exit_code != 0
+    assert words in str(result.exception) + result.output
+
+
+def test_pairs_that_differ_by_more_than_their_bounds_do_not_agree() -> None:
+    near = Difference("a", "b", "y", "float32", 3.0, 0.9, True, "")
+    far = near._replace(second="c", share=1.1)
+    assert Agreement(["a", "b"], 1, [near]).within()
+    assert not Agreement(["a", "b", "c"], 1, [near, far]).within()
+    assert Agreement(["a", "b", "c"], 1, [near, far]).worst("c", "a") is far

@@ -1,0 +1,176 @@
+"""The compiled kernels: no bit depends on instruction set, threads, memory layout or deleted values; ``out=``; processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import polybn
+import polybn_host
+from polybn.conformance.cases import DTYPES
+from polybn_numpy.host import without_kernels
+
+Array = NDArray[Any]
+
+compiled = pytest.mark.skipif(polybn_host.missing is not None, reason=f"kernels: {polybn_host.missing}")
+SHAPES = [(2, 3, 4999), (61, 3, 7, 11), (257, 131), (13, 67, 5, 5), (2, 1, 40_009), (3, 2)]
+FORKS = """
+import multiprocessing, numpy, polybn
+
+def spread(seed):
+    x = numpy.random.default_rng(seed).normal(size=(64, 6, 48, 48)).astype("float32")
+    return float(polybn.batch_norm(x, training=True).y.std())
+
+expected = [spread(seed) for seed in range(3)]
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    print(pool.map_async(spread, range(3)).get(timeout=50) == expected)
+"""
+OUTLIVES = """
+import threading, numpy, polybn
+
+x = numpy.random.default_rng(0).normal(size=(64, 8, 40, 40)).astype("float32")
+
+def work():
+    threading.main_thread().join()
+    print(float(polybn.batch_norm(x, training=True).y.std()))
+
+polybn.batch_norm(x, training=True)
+threading.Thread(target=work).start()
+"""
+
+
+@pytest.fixture(autouse=True)
+def restore() -> Iterator[None]:
+    """Leave the instruction set and the number of threads as they were."""
+    yield
+    if polybn_host.missing is None:
+        polybn_host.use_instructions("")
+        polybn_host.use_threads(2)
+
+
+def sample(shape: tuple[int, ...], dtype: str) -> tuple[Array, Array, Array, Array]:
+    """Return x, dy, gamma and beta with mean and scale far from 0 and 1."""
+    rng = np.random.default_rng(sum(shape))
+    x, dy = (rng.normal(-70, 9, shape).astype(DTYPES[dtype]), rng.normal(3, 5, shape).astype(DTYPES[dtype]))
+    gamma, beta = rng.normal(2, 3, (2, shape[1])).astype("float64" if dtype == "float64" else "float32")
+    return x, dy, gamma, beta
+
+
+def results(x: Array, dy: Array, gamma: Array, beta: Array, where: Array | None = None, axis: int = 1) -> list[Array]:
+    """Return all results in training and inference, those of the shape of x as contiguous arrays."""
+    got = list[Array]()
+    mean, var = np.full_like(gamma, -60), np.full_like(gamma, 50)
+    for training in (True, False):
+        result, pullback = polybn.batch_norm_vjp(x, gamma, beta, mean, var, training=training, where=where, axis=axis)
+        found = (*result, *pullback(dy))
+        got += [np.ascontiguousarray(np.moveaxis(a, axis, 1) if a.ndim > 1 else a) for a in found if a is not None]
+    return got
+
+
+def same_bits(a: list[Array], b: list[Array]) -> bool:
+    """Compare results to the bit."""
+    return all(p.dtype == q.dtype and p.tobytes() == q.tobytes() for p, q in zip(a, b, strict=True))
+
+
+@compiled
+@pytest.mark.clause("S1", "S7")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bits_depend_on_values_alone(shape: tuple[int, ...], dtype: str) -> None:
+    """Instruction sets, threads and layouts give the same bits."""
+    arguments = sample(shape, dtype)
+    x, dy, gamma, beta = arguments
+    polybn_host.use_threads(1)
+    base = results(*arguments)
+    for name in ("baseline", "avx2", "avx512"):
+        if polybn_host.use_instructions(name):
+            for threads in (1, 2, 5):
+                polybn_host.use_threads(threads)
+                assert same_bits(results(*arguments), base), (name, threads)
+                last, last_dy = (np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in (x, dy))
+                moved = np.moveaxis(last, -1, 1)
+                assert same_bits(results(moved, dy, gamma, beta), base), (name, threads, "mixed")
+                assert same_bits(results(last, last_dy, gamma, beta, axis=-1), base), (name, threads, "last")
+                gaps, turned = np.repeat(x, 2, axis=-1)[..., ::2], np.ascontiguousarray(dy[::-1])[::-1]
+                assert same_bits(results(gaps, turned, gamma, beta), base), (name, threads, "gaps")
+
+
+@compiled
+@pytest.mark.clause("S12")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_deletion_to_the_bit(dtype: str) -> None:
+    """Each channel has the bits that it has without the deleted values, which are NaN."""
+    x, dy, gamma, beta = sample((9001, 3), dtype)
+    rng = np.random.default_rng(0)
+    where = rng.random(x.shape) < 0.7
+    x[~where] = dy[~where] = np.nan
+    got = results(x, dy, gamma, beta, where=where)
+    for c in range(3):
+        keep = where[:, c]
+        alone = results(*(a[keep, c : c + 1].copy() for a in (x, dy)), gamma[c : c + 1], beta[c : c + 1])
+        parts = [np.ascontiguousarray(a[keep, c : c + 1] if a.ndim > 1 else a[c : c + 1]) for a in got]
+        assert same_bits(parts, alone)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_out(training: bool, plain: bool) -> None:
+    """Results are written into the given array and are that array, whatever its strides, and where it is x itself."""
+    x, dy, gamma, beta = sample((17, 5, 3), "float32")
+    vectors = (gamma, beta, beta, gamma**2)
+    with without_kernels() if plain else np.errstate():
+        expected, pull = polybn.batch_norm_vjp(x, *vectors, training=training)
+        dx = pull(dy).x
+        for out in (np.empty_like(x), np.empty((3, 17, 5), "float32").transpose(1, 2, 0)):
+            y = polybn.batch_norm(x, *vectors, training=training, out=out).y
+            assert y is out
+            assert np.array_equal(y, expected.y)
+            assert pull(dy, out=out).x is out
+            assert np.array_equal(out, dx)
+        own = x.copy()
+        assert np.array_equal(polybn.batch_norm(own, *vectors, training=training, out=own).y, expected.y)
+        assert np.array_equal(own, expected.y)
+        gradient = dy.copy()
+        assert np.array_equal(pull(gradient, out=gradient).x, dx)
+
+
+def test_out_must_fit() -> None:
+    x = np.ones((4, 3), np.float32)
+    frozen = np.empty_like(x)
+    frozen.flags.writeable = False
+    for out, error, words in (
+        (np.empty((3, 4), np.float32), polybn.ShapeError, r"out must have shape \(4, 3\); got \(3, 4\)"),
+        (np.empty((4, 3)), polybn.DTypeError, "out must have dtype float32; got float64"),
+        ([], polybn.DTypeError, "out must be a plain NumPy array; got list"),
+        (frozen, polybn.ShapeError, "out must be writeable"),
+    ):
+        with pytest.raises(error, match=rf"polybn\.batch_norm: {words}"):
+            polybn.batch_norm(x, training=True, out=out)
+        with pytest.raises(error, match=rf"polybn\.batch_norm_vjp: {words}"):
+            polybn.batch_norm_vjp(x, training=True)[1](x, out=out)
+
+
+def run(program: str) -> str:
+    """Run a program in a process of its own, where no other library has threads; return what it prints."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    assert run(FORKS) == "True\n"
+
+
+def test_a_thread_that_outlives_main() -> None:
+    assert abs(float(run(OUTLIVES)) - 1) < 1e-3
+
+
+def test_info_says_which_kernels_serve() -> None:
+    words = polybn.backend("numpy").describe()["kernels"]
+    assert words == (polybn_host.missing or polybn_host.instructions())
