@@ -30,7 +30,7 @@ class Outputs(NamedTuple):
     running_var: Array | None = None
     normalizers: Array | None = None
     """Of shape (4, C): m1, delta, r and exponent of S2, S3 and S10."""
-    count: Array | None = None
+    count: Array | None = None  # type: ignore[assignment]  # it hides tuple.count
     """Values that took part, by channel. In training only, as the two that follow."""
     mean: Array | None = None
     m2: Array | None = None
@@ -53,7 +53,7 @@ def forward(arguments: Arguments, *, differentiable: bool) -> tuple[BatchNormRes
             normalizers = cupy.empty((4, arguments.channels), arguments.dtype)
             if arguments.training and arguments.where is not None:
                 counts = cupy.empty(arguments.channels, np.int64)
-        normalize(arguments, Outputs(y, *new, normalizers, counts))
+        normalize(arguments, Outputs(y, new[0], new[1], normalizers, counts))
         return BatchNormResult(y, *new), Residuals(normalizers, counts)
 
 

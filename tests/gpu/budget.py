@@ -125,7 +125,7 @@ def traffic(subject: Subject) -> float:
     device = plan.Device(132, 227 << 10)
     tiling = plan.cut(laid, item, kernel, device, lambda shared: (228 << 10) // (shared + 1024), masked=False)
     again = 1 - 1 / tiling.rounds
-    return item * (arrays + again * INPUTS[subject.kernel])
+    return float(item * (arrays + again * INPUTS[subject.kernel]))
 
 
 def predict(subject: Subject, counted: dict[str, Any]) -> float:
