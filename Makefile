@@ -37,7 +37,7 @@ lane-pythons:  ## test NumPy and the kit on every other Python that is here: 3.1
 	done
 
 lane-nvrtc: .venv/nvrtc  ## compile all CUDA kernels for three architectures, which needs no GPU
-	POLYBN_REQUIRE_TOOLS=nvrtc $(call PYTEST,.venv) tests/test_cupy_nvrtc.py $(ARGS)
+	POLYBN_REQUIRE_TOOLS=nvrtc,nvdisasm $(call PYTEST,.venv) tests/test_cupy_nvrtc.py tests/test_cupy_budget.py $(ARGS)
 
 docs: .venv/docs  ## build the documentation into docs/_build/html; whatever does not resolve is an error
 	rm -rf docs/_build
@@ -56,7 +56,7 @@ bench: .venv/train  ## time batch norm and training steps of each backend that r
 	$(BIN)/polybn bench $(ARGS)
 
 gpu-check:  ## on a machine with a GPU and its own CuPy: kit, tests, sanitizers, timings, docs/results/cupy-<device>.json
-	PYTHONPATH=.:backends $(PYTHON) -m tests.gpu_check $(ARGS)
+	PYTHONPATH=.:backends $(PYTHON) -m tests.gpu.check $(ARGS)
 
 clean:  ## remove what the other targets made, runs excepted
 	rm -rf .venv .venv-older .venv-torch .venv-3.* build dist docs/_build *.egg-info

@@ -26,7 +26,6 @@ Captured = dict[str, bytes]
 SHAPE = (7, 3, 4000, 2)
 AXES = 31
 PLAN = {"tile_channels": "channels", "chunks": "chunks", "rounds": "rounds", "members": "members"}
-PITCHES = ("channel_pitch", "position_pitch", "tile_bytes")
 
 
 @pytest.fixture
@@ -101,8 +100,14 @@ def geometry(captured: Captured, kernel: str, prefix: str, sizes: tuple[int, ...
     tiling: Any = captured[f"tiling of {kernel}"]
     fields: Fields = {"channels": 3, "count": 7 * 8000, "axes": len(sizes), "size": padded(sizes), "wide": 0}
     fields |= {name: getattr(tiling, field) for name, field in PLAN.items()}
-    fields |= {"channels_inner": int(inner)} | {name: getattr(tiling, name) for name in PITCHES}
+    fields |= {"channels_inner": int(inner), "row": sizes[-1], **division(sizes[-1])}
     return {f"{prefix}g.{name}": value for name, value in fields.items()}
+
+
+def division(row: int) -> dict[str, int]:
+    """Return the smallest shift, and its multiplier, that divide by ``row`` below 2^31."""
+    shift = next(shift for shift in range(31) if 2 << shift >= row)
+    return {"magic": (2 ** (32 + shift) + row - 1) // row, "shift": shift}
 
 
 def array(name: str, a: Any, strides: tuple[int, ...], channel: int) -> Fields:
@@ -148,7 +153,7 @@ def test_forward(captured: Captured) -> None:
     (x, gamma, beta, mean, var), where, _, result, pullback = call(training=True)
     sizes = (7, 4000, 2)
     fields = geometry(captured, "forward", "", sizes, inner=False)
-    fields |= array("x", x, JOINED, APART) | array("y", result.y, JOINED, APART)
+    fields |= array("x[0]", x, JOINED, APART) | array("y", result.y, JOINED, APART)
     assert where.strides == (12000, 4000, 1, 1)
     fields |= array("where", where, *MASKED) | group(captured, "forward", "")
     fields |= (
@@ -159,14 +164,14 @@ def test_forward(captured: Captured) -> None:
         new_mean=result.running_mean, new_var=result.running_var, normalizers=kept.normalizers, count=kept.counts,
         mean=None, m2=None,
     )  # fmt: skip
-    fields |= {"eps": 0.125, "momentum": 0.75, "share": 0.25, "unbiased": 1, "sigmoid": 0}
+    fields |= {"eps": 0.125, "momentum": 0.75, "share": 0.25, "unbiased": 1}
     check("forward.cu", "ForwardArguments", captured["forward"], fields)
     moments = polybn.moments(x)
     empty = array("where", None, (), 0) | array("y", None, (), 0)
     empty |= {
         f"{name}.{part}": 0 for name in ("gamma", "beta", "running_mean", "running_var") for part in ("data", "stride")
     }
-    last = geometry(captured, "forward", "", (7, 8000), inner=False) | array("x", x, (24000, 1), 8000)
+    last = geometry(captured, "forward", "", (7, 8000), inner=False) | array("x[0]", x, (24000, 1), 8000)
     changed: Fields = {name: empty.get(name, value) for name, value in (fields | last).items()}
     changed |= pointers(
         new_mean=None, new_var=None, normalizers=None, count=moments.count, mean=moments.mean, m2=moments.m2
@@ -184,7 +189,7 @@ def test_inference(captured: Captured) -> None:
     )
     kept = pullback._residuals.normalizers
     fields |= pointers(new_mean=result.running_mean, new_var=result.running_var, normalizers=kept)
-    check("inference.cu", "InferenceArguments", captured["inference"], fields | {"eps": 0.125, "sigmoid": 0})
+    check("inference.cu", "InferenceArguments", captured["inference"], fields | {"eps": 0.125})
 
 
 LAST = (24000, 6, 3), 1

@@ -55,7 +55,7 @@ def test_positions_are_found_in_memory(sizes: tuple[int, ...]) -> None:
     strides = (-strides[0], *strides[1:])
     count = int(np.prod([1, *sizes], dtype=object))
     layout = Layout(9, count, sizes, (1 << 40,), (strides,))
-    tiling = Tiling(1, 1, 1, 1, 1, 1, 0, 0, 1)
+    tiling = Tiling(1, 1, 1, 1, 0, 1)
     for first in {0, count // 2 // 512 * 512, max(0, count - 100) // 512 * 512}:
         offsets = cupy.zeros(64, np.int64)
         packed = tiling.pack(layout) + layout.pack_array(0, 0) + struct.pack("<qQ", first, offsets.data.ptr)

@@ -5,36 +5,24 @@ It is skipped where NVRTC is not installed, unless POLYBN_REQUIRE_TOOLS names ``
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from tests import nvrtc
+from tests.gpu import nvrtc
 
 ROOT = Path(__file__).parents[1] / "backends" / "polybn_cupy"
 ARCHITECTURES = (80, 90, 100)
 MULTIPROCESSOR_REGISTERS = 65536
 REASON = nvrtc.why_not()
 REQUIRED = "nvrtc" in os.environ.get("POLYBN_REQUIRE_TOOLS", "").split(",")
+SOURCES = nvrtc.kernels()
 THOROUGH = os.environ.get("POLYBN_PROFILE", "ci" if os.environ.get("CI") else "dev") != "dev"
 needs_nvrtc = pytest.mark.skipif(REASON is not None and not REQUIRED, reason=str(REASON))
 
 
-def load() -> ModuleType:
-    """Import sources.py by its path: the package itself imports CuPy."""
-    spec = importlib.util.spec_from_file_location("polybn_cupy_sources", ROOT / "sources.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-SOURCES = load()
 FILES = sorted({file for file, _ in SOURCES.instances()})
 
 

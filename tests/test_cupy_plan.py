@@ -34,7 +34,7 @@ def test_every_plan_can_be_launched(
         return min(3, (limit + 1024) // (shared + 1024))
 
     strides: Any = (1, channels) if inner else (count, 1)
-    layout = Layout(channels, count, (count,), (strides[0],), ((strides[1],),))
+    layout = Layout(channels, count, (1, count), (strides[0],), ((0, strides[1]),))
     about = plan.Device(multiprocessors, limit)
     tiling = plan.divide(layout, itemsize, getattr(calls, name.upper()), about, resident, masked=masked)
     assert tiling.shared_bytes <= limit
@@ -47,3 +47,15 @@ def test_every_plan_can_be_launched(
         assert cut.shared_bytes <= limit
         if layout.channels_inner and channels % ITEMS[itemsize] == 0:
             assert cut.channels % ITEMS[itemsize] == 0, "a vector leaves the tile"
+
+
+@given(row=st.integers(2, (1 << 30) - 1), number=st.integers(0, (1 << 31) - 1))
+def test_a_row_is_found_without_a_division(row: int, number: int) -> None:
+    """The multiplier fits 32 bits, and its product's upper half, shifted, is the quotient."""
+    from polybn_cupy.layout import Layout
+
+    _, magic, shift = Layout(1, row, (1, row), (1,), ((0, 1),)).divisor
+    assert 0 <= shift < 32
+    assert magic < 1 << 32
+    for n in (number, number // row * row, max(number // row * row - 1, 0)):
+        assert (n * magic >> 32) >> shift == n // row

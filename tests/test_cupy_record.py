@@ -13,7 +13,8 @@ import pytest
 
 from docs._ext import support
 from polybn import conformance
-from tests import emulation, gpu_check
+from tests import emulation
+from tests.gpu import check as gpu_check
 
 REASON = emulation.why_not()
 needs_emulation = pytest.mark.skipif(REASON is not None and not emulation.required(), reason=str(REASON))
@@ -31,7 +32,7 @@ exec "$@"
 
 def check(out: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     """Run parts of gpu-check, emulated; return the run and the record."""
-    run = emulation.run("-m", "tests.gpu_check", "--out", str(out), *arguments)
+    run = emulation.run("-m", "tests.gpu.check", "--out", str(out), *arguments)
     return run, json.loads((out / "cupy-emulated-by-g.json").read_text(encoding="utf-8"))
 
 
@@ -78,7 +79,7 @@ def test_sanitizers_call_every_kernel(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_what_does_not_end_is_written_down(tmp_path: Path) -> None:
     """A part that is killed leaves what it had found, and is not passed; the next part runs."""
     code = (
-        "import os, sys; from tests import gpu_check, gpu_speed\n"
+        "import os, sys; from tests.gpu import check as gpu_check, speed as gpu_speed\n"
         "def speed():\n    yield {'ok': True, 'first': 1}\n    os.kill(os.getpid(), 9)\n"
         "def lenet():\n    yield {'ok': True, 'first': 2}\n    raise ArithmeticError('planted')\n"
         "gpu_speed.batch_norm, gpu_speed.lenet = speed, lenet\n"
@@ -94,7 +95,7 @@ def test_what_does_not_end_is_written_down(tmp_path: Path) -> None:
 
 @needs_emulation
 def test_no_emulated_run_is_recorded_among_results() -> None:
-    run = emulation.run("-m", "tests.gpu_check", "--parts", "speed")
+    run = emulation.run("-m", "tests.gpu.check", "--parts", "speed")
     assert run.returncode == 1
     assert "no record of an emulated run goes to docs/results" in run.stdout
 
@@ -147,7 +148,7 @@ def test_a_source_tree_introduces_its_backends(tmp_path: Path) -> None:
         "import sys; sys.path[:] = [p for p in sys.path if p and 'site-packages' not in p]\n"
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
         "from importlib.metadata import entry_points; assert not entry_points(group='polybn.backends')\n"
-        "from tests import gpu_check; gpu_check.introduce()\n"
+        "from tests.gpu import check as gpu_check; gpu_check.introduce()\n"
         "print(sorted(e.name + ' ' + e.value for e in entry_points(group='polybn.backends')))\n"
         "import os, subprocess\n"
         "subprocess.run([sys.executable, '-S', '-c', 'from importlib.metadata import entry_points;"

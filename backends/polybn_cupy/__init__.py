@@ -46,7 +46,7 @@ def describe() -> dict[str, str]:
     }
 
 
-def inspect(value: object, /) -> Description | None:
+def inspect(value: Any, /) -> Description | None:
     """Describe an ndarray; None for the subclasses that change its meaning."""
     if type(value) is not cupy.ndarray:
         return None

@@ -30,7 +30,7 @@ class Outputs(NamedTuple):
     running_var: Array | None = None
     normalizers: Array | None = None
     """Of shape (4, C): m1, delta, r and exponent of S2, S3 and S10."""
-    count: Array | None = None
+    count: Array | None = None  # type: ignore[assignment]  # it hides tuple.count
     """Values that took part, by channel. In training only, as the two that follow."""
     mean: Array | None = None
     m2: Array | None = None
@@ -53,14 +53,14 @@ def forward(arguments: Arguments, *, differentiable: bool) -> tuple[BatchNormRes
             normalizers = cupy.empty((4, arguments.channels), arguments.dtype)
             if arguments.training and arguments.where is not None:
                 counts = cupy.empty(arguments.channels, np.int64)
-        normalize(arguments, Outputs(y, *new, normalizers, counts))
+        normalize(arguments, Outputs(y, new[0], new[1], normalizers, counts))
         return BatchNormResult(y, *new), Residuals(normalizers, counts)
 
 
-def normalize(arguments: Arguments, outputs: Outputs, *, sigmoid: bool = False) -> None:
+def normalize(arguments: Arguments, outputs: Outputs) -> None:
     """Launch ``forward`` of forward.cu or ``inference`` of inference.cu, on the current stream.
 
-    Running statistics may be written over the old ones. The sigmoid, where one is asked for, comes last.
+    Running statistics may be written over the old ones.
     """
     y, *pointers = outputs
     vectors = (arguments.gamma, arguments.beta, arguments.running_mean, arguments.running_var)
@@ -68,9 +68,9 @@ def normalize(arguments: Arguments, outputs: Outputs, *, sigmoid: bool = False) 
     if arguments.training:
         momentum = arguments.momentum
         tail += calls.pointers(*pointers)
-        tail += struct.pack("<3d2q", arguments.eps, momentum, 1 - momentum, arguments.unbiased, sigmoid)
+        tail += struct.pack("<3dq", arguments.eps, momentum, 1 - momentum, arguments.unbiased)
     else:
-        tail += calls.pointers(*pointers[:3]) + struct.pack("<dq", arguments.eps, sigmoid)
+        tail += calls.pointers(*pointers[:3]) + struct.pack("<d", arguments.eps)
     kernel = calls.FORWARD if arguments.training else calls.INFERENCE
     calls.sweep(kernel, (arguments.x, y), arguments, tail)
 

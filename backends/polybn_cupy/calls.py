@@ -10,17 +10,17 @@ import cupy
 
 from polybn.spec import Arguments
 from polybn_cupy import launch, plan
-from polybn_cupy.layout import NO_ARRAY, lay_out, vector_length
+from polybn_cupy.layout import NO_ARRAY, lay_out, walk
 from polybn_cupy.plan import Pass
 from polybn_cupy.sources import STORED
 
 Array = Any
 
 # What each kernel keeps in shared memory: its structs, rounded up.
-FORWARD = Pass("forward", tiles=1, node_bytes=40, channel_bytes=64)
-INFERENCE = Pass("inference", tiles=0, node_bytes=0, channel_bytes=32)
-BACKWARD = Pass("backward", tiles=2, node_bytes=16, channel_bytes=80)
-SECOND = Pass("second", tiles=3, node_bytes=40, channel_bytes=144)
+FORWARD = Pass("forward", tiles=1, node_bytes=32, channel_bytes=56)
+INFERENCE = Pass("inference", tiles=0, node_bytes=0, channel_bytes=40)
+BACKWARD = Pass("backward", tiles=2, node_bytes=16, channel_bytes=88)
+SECOND = Pass("second", tiles=3, node_bytes=40, channel_bytes=120)
 
 
 def sweep(kernel: Pass, values: Sequence[Array | None], arguments: Arguments, tail: bytes) -> None:
@@ -33,8 +33,8 @@ def sweep(kernel: Pass, values: Sequence[Array | None], arguments: Arguments, ta
     mask = None if where is None else cupy.broadcast_to(where, x.shape)
     given = [array for array in values if array is not None]
     layout = lay_out(given if mask is None else [*given, mask], arguments.axis)
-    length = vector_length(layout, given)
-    compiled = launch.kernel(f"{kernel.name}.cu", f"{kernel.name}<{STORED[x.dtype.name]}, {length}>")
+    along, length = walk(layout, given, masked=mask is not None)
+    compiled = launch.kernel(f"{kernel.name}.cu", f"{kernel.name}<{STORED[x.dtype.name]}, {along}, {length}>")
     tiling = plan.cut(layout, x.itemsize, kernel, launch.device(), compiled.resident, masked=mask is not None)
     packed, index = [tiling.pack(layout)], 0
     for array in (*values, mask):

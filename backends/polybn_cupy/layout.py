@@ -10,7 +10,10 @@ from polybn.spec import BackendError
 
 MOST_AXES = 31  # of tile.cuh
 WIDE = 1 << 31
+LONGEST_ROW = 1 << 30  # together with a tile, it counts in 31 bits
 VECTOR_BYTES = 16
+MOST_CHANNELS = 4
+"""That a thread has registers for."""
 
 
 class Layout(NamedTuple):
@@ -34,6 +37,13 @@ class Layout(NamedTuple):
     def channels_inner(self) -> bool:
         """Whether the values of the first array that are neighbours in memory belong to different channels."""
         return self.count == 1 or (self.channels > 1 and abs(self.channel_strides[0]) < abs(self.strides[0][-1]))
+
+    @property
+    def divisor(self) -> tuple[int, int, int]:
+        """The last axis; what to multiply with, and how far to shift the upper half, to divide by it below 2^31."""
+        row = self.sizes[-1]
+        bits = 31 + (row - 1).bit_length()
+        return (row, -(-(1 << bits) // row), bits - 32) if 1 < row < WIDE else (row, 0, 0)
 
     def pack_array(self, index: int, pointer: int) -> bytes:
         """Return the struct ``Array``."""
@@ -66,23 +76,37 @@ def lay_out(arrays: Sequence[Any], axis: int) -> Layout:
     count = 1
     for size in sizes:
         count *= size
+    # One row is a table of one row, so that kernels have one case less.
+    missing = (0,) * (2 - len(sizes))
     return Layout(
-        shape[axis], count, tuple(sizes) or (1,), tuple(step[axis] for step in steps),
-        tuple(tuple(of) or (0,) for of in strides),
+        shape[axis], count, (1,) * len(missing) + tuple(sizes), tuple(step[axis] for step in steps),
+        tuple(missing + tuple(of) for of in strides),
     )  # fmt: skip
 
 
-def vector_length(layout: Layout, arrays: Sequence[Any]) -> int:
-    """Return how many values may be moved at once: 1, or as many as 16 bytes hold if no such group straddles a row."""
+def walk(layout: Layout, arrays: Sequence[Any], *, masked: bool) -> tuple[str, int]:
+    """Return a kernel's way through memory, as ``kernels/tile.cuh`` names it, and how many values it moves at once."""
+    (rows, row), *more = layout.sizes[:2], *layout.sizes[2:]
+    if masked or more or not 1 < row < LONGEST_ROW:
+        return "ANY", 1
+    if layout.channels_inner:
+        fits = rows == 1 and (layout.channels == 1 or all(step == 1 for step in layout.channel_strides))
+        return ("CHANNELS", min(_vector_length(layout, arrays), MOST_CHANNELS)) if fits else ("ANY", 1)
+    jumps = (abs(apart) + row for apart, _ in layout.strides)
+    fits = all(along == 1 for _, along in layout.strides) and max(jumps) * arrays[0].itemsize < WIDE
+    return ("ROWS", _vector_length(layout, arrays)) if fits else ("ANY", 1)
+
+
+def _vector_length(layout: Layout, arrays: Sequence[Any]) -> int:
+    """Return how many neighbours may be moved at once: as many as 16 bytes hold if no such group straddles a row."""
     length: int = VECTOR_BYTES // arrays[0].itemsize
     inner = layout.channels_inner
     if (layout.channels if inner else layout.sizes[-1]) % length:
         return 1
     for i, array in enumerate(arrays):
         along, channel = layout.strides[i], layout.channel_strides[i]
-        neighbours = channel if inner else along[-1]
         others = along if inner else (*along[:-1], channel if layout.channels > 1 else 0)
-        if neighbours != 1 or any(step % length for step in others) or array.data.ptr % VECTOR_BYTES:
+        if any(step % length for step in others) or array.data.ptr % VECTOR_BYTES:
             return 1
     return length
 

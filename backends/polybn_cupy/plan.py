@@ -16,8 +16,11 @@ CHUNK = 512  # of tile.cuh
 THREADS = 256  # of types.cuh
 # Three blocks of this share a multiprocessor of 227 KB: while one waits for its group, two move data.
 TILE_BYTES = 70 << 10
-# Rows of this many bytes are what a NHWC tensor is read in: whole cache lines, or at the least whole sectors.
-LINE, SECTOR = 128, 32
+# Rows of this many bytes are what a NHWC tensor is read in: what a memory transfers at once, or at the least a sector
+# of the cache. In inference, where a row need not fit anywhere: up to the longest.
+ROW, SECTOR, LONGEST = 64, 32, 1024
+STRETCH_BYTES = 32 << 10
+"""What a block moves in inference."""
 # A block alone moves some 30 KB/us, and a meeting of a group takes one or two: below this, company does not pay.
 ALONE = 16 << 10
 
@@ -29,9 +32,6 @@ class Tiling(NamedTuple):
     chunks: int
     rounds: int
     members: int
-    channel_pitch: int
-    position_pitch: int
-    tile_bytes: int
     shared_bytes: int
     blocks: int
     """Of the launch."""
@@ -42,7 +42,7 @@ class Tiling(NamedTuple):
         return struct.pack(
             f"<{3 + MOST_AXES + 9}q", layout.channels, layout.count, len(sizes), *sizes,
             *[0] * (MOST_AXES - len(sizes)), layout.wide, self.channels, self.chunks, self.rounds, self.members,
-            layout.channels_inner, self.channel_pitch, self.position_pitch, self.tile_bytes,
+            layout.channels_inner, *layout.divisor,
         )  # fmt: skip
 
 
@@ -111,13 +111,11 @@ def divide(
     channels, chunks = _tile(layout, itemsize, value_bytes, total, budget, device)
 
     def shape(channels: int, chunks: int, rounds: int) -> Tiling:
-        pitches, values = _pitches(layout, channels, chunks, itemsize)
-        tile = values * itemsize
-        nodes = channels * (chunks + rounds.bit_length())
-        shared = kept.tiles * tile + masked * values + PLACE_BYTES
-        shared += nodes * kept.node_bytes + channels * kept.channel_bytes
+        values = channels * chunks * CHUNK
+        shared = (kept.tiles * itemsize + masked) * values + PLACE_BYTES
+        shared += channels * ((chunks + rounds.bit_length()) * kept.node_bytes + kept.channel_bytes)
         members = -(-layout.count // (CHUNK * chunks * rounds))
-        return Tiling(channels, chunks, rounds, members, *pitches, tile, shared, 0)
+        return Tiling(channels, chunks, rounds, members, shared, 0)
 
     def capacity(tiling: Tiling) -> int:
         return max(1, resident(tiling.shared_bytes)) * device.multiprocessors
@@ -145,10 +143,24 @@ def divide(
 def stretch(layout: Layout, itemsize: int, channel_bytes: int, device: Device) -> Tiling:
     """Cut a problem for inference: blocks take a tile each, and know nothing of each other."""
     total = power_of_two(-(-layout.count // CHUNK))
-    channels, chunks = _tile(layout, itemsize, itemsize, total, min(TILE_BYTES // 4, device.shared_bytes), device)
-    members = -(-layout.count // (CHUNK * chunks))
-    blocks = members * -(-layout.channels // channels)
-    return Tiling(channels, chunks, 1, members, 0, 0, 0, PLACE_BYTES + channels * channel_bytes, blocks)
+    fits, few = STRETCH_BYTES // (CHUNK * itemsize), 4 * device.multiprocessors
+
+    def shape(channels: int, chunks: int) -> Tiling:
+        members = -(-layout.count // (CHUNK * chunks))
+        blocks = members * -(-layout.channels // channels)
+        return Tiling(channels, chunks, 1, members, PLACE_BYTES + channels * channel_bytes, blocks)
+
+    if layout.channels_inner:
+        plan = shape(min(power_of_two(layout.channels), LONGEST // itemsize), 1)
+        while plan.channels * itemsize > ROW and plan.blocks < few:
+            plan = shape(plan.channels // 2, 1)
+        return plan
+    plan = shape(1, min(total, fits))
+    while plan.channels * plan.chunks < fits and plan.channels < layout.channels and plan.blocks > few:
+        plan = shape(plan.channels * 2, plan.chunks)
+    while plan.chunks > 1 and plan.blocks < few:
+        plan = shape(plan.channels, plan.chunks // 2)
+    return plan
 
 
 def power_of_two(number: int) -> int:
@@ -160,30 +172,15 @@ def _tile(layout: Layout, itemsize: int, value_bytes: int, total: int, budget: i
     """Choose the channels and chunks of a tile: full rows where channels are neighbours, else one channel or some."""
     fits = max(1, budget // (CHUNK * value_bytes))
     if layout.channels_inner:
-        line = LINE // itemsize if value_bytes < 2 * itemsize else LINE // itemsize // 2
-        channels = min(power_of_two(layout.channels), line)
-        while channels > 1 and (channels + _pad(itemsize)) > fits:
+        channels = min(power_of_two(layout.channels), ROW // itemsize)
+        while channels > 1 and channels > fits:
             channels //= 2
         while channels * itemsize > SECTOR and -(-layout.channels // channels) * 2 <= device.multiprocessors:
             channels //= 2
-        chunks = fits // (channels + _pad(itemsize))
+        chunks = fits // channels
     else:
         channels, chunks = 1, fits
         while channels * 2 * total <= fits // 2 and -(-layout.channels // channels) > 4 * device.multiprocessors:
             channels *= 2
         chunks = fits // channels
     return channels, min(total, 1 << max(chunks, 1).bit_length() - 1)
-
-
-def _pad(itemsize: int) -> int:
-    """Return by how many values a row is longer: 4 bytes or one value, so that a column meets all banks."""
-    return max(1, 4 // itemsize)
-
-
-def _pitches(layout: Layout, channels: int, chunks: int, itemsize: int) -> tuple[tuple[int, int], int]:
-    """Return the pitches of channels and positions in a tile, and the values that it has room for."""
-    positions = chunks * CHUNK
-    if layout.channels_inner:
-        row = channels + _pad(itemsize)
-        return (1, row), positions * row
-    return (positions, 1), channels * positions

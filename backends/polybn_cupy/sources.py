@@ -50,8 +50,9 @@ def instances() -> Iterator[tuple[str, str]]:
     """Yield file and C++ name of every kernel that the backend may ask for."""
     for kernel in ("forward", "backward", "second", "inference"):
         for dtype, stored in STORED.items():
-            for length in (1, VECTORS[dtype]):
-                yield f"{kernel}.cu", f"{kernel}<{stored}, {length}>"
+            for walk, most in (("ROWS", VECTORS[dtype]), ("CHANNELS", min(VECTORS[dtype], 4)), ("ANY", 1)):
+                for length in sorted({most, 1}):
+                    yield f"{kernel}.cu", f"{kernel}<{stored}, {walk}, {length}>"
     for real in ("float", "double"):
         yield "vectors.cu", f"fold<{real}>"
         for count in COUNTS.values():

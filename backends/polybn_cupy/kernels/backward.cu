@@ -7,36 +7,55 @@ struct BackwardArguments {
     Index training;
 };
 
+// dx = (g near - xhat gx - mean) first second. Only the last two multiply a number as large as dx, and both are large or
+// both are small: so nothing leaves the range on the way to a dx that is in it.
 template <class Real>
 struct BackwardMeans {
-    Real g, gx;  // of dy, and of dy xhat
+    Real near;    // 1, or what keeps the products of large means in range
+    Real g, gx;   // means of dy and of dy xhat, times near; 0 in inference
+    Real first, second;  // their product is gamma r / near
 };
 
-template <class Stored, int V>
+template <class Real>
+__device__ void factors(const Saved<Real>& saved, int exponent, Real& first, Real& second) {
+    int of_gamma, of_r;
+    const Real product = Real(frexp(saved.gamma, &of_gamma) * frexp(saved.r, &of_r));
+    const int whole = of_gamma + of_r - saved.exponent + exponent;
+    const int part = whole > -Range<Real>::halfway && whole < Range<Real>::halfway ? whole : whole / 2;
+    first = scaled(product, part), second = scaled(Real(1), whole - part);
+}
+
+template <class Stored, int WALK, int V>
 __global__ void __launch_bounds__(THREADS, BLOCKS) backward(const __grid_constant__ BackwardArguments a) {
     using Real = RealOf<Stored>;
     using Means = BackwardMeans<Real>;
     extern __shared__ uint4 memory[];
     const auto terms = [](const Saved<Real>& saved, const Real(&value)[2], double(&sums)[2]) {
-        sums[0] += value[1];
-        sums[1] += double(value[1]) * saved.xhat(value[0]);
+        const double g = value[1];
+        sums[0] += g;
+        sums[1] = fma(g, double(saved.xhat(value[0])), sums[1]);
     };
     const auto conclude = [&](Index c, const Saved<Real>& saved, const Sums<2>& sums, double count, bool first) -> Means {
-        const double g = sums.word[0], gx = sums.word[1], scale = double(saved.gamma) * saved.slope;
+        const double g = sums.word[0], gx = sums.word[1], slope = double(saved.r) * saved.power;
+        const double scale = saved.gamma * slope;
         if (first) {
             if (a.dgamma) static_cast<Real*>(a.dgamma)[c] = Real(gx);
             if (a.dbeta) static_cast<Real*>(a.dbeta)[c] = Real(g);
             if (a.dmean) static_cast<Real*>(a.dmean)[c] = Real(-scale * g);
-            if (a.dvar) static_cast<Real*>(a.dvar)[c] = Real(-scale * saved.slope * gx / 2);
+            if (a.dvar) static_cast<Real*>(a.dvar)[c] = Real(-scale * slope * gx / 2);
         }
-        return {Real(g / count), Real(gx / count)};
+        const double far = Range<Real>::far;
+        const bool large = a.training && (magnitude(g) > far * count || magnitude(gx) > far * count);
+        Means means = {large ? Real(1 / far) : Real(1), 0, 0, 0, 0};
+        if (a.training) means.g = Real(g / count * means.near), means.gx = Real(gx / count * means.near);
+        factors(saved, large ? Range<Real>::far_exponent : 0, means.first, means.second);
+        return means;
     };
     const auto write = [&](auto put) {
         put(a.in.output[0], [&](const Saved<Real>& saved, const Means& mean, const Real(&value)[2]) -> Real {
-            Real g = value[1];
-            if (a.training) g = (g - saved.xhat(value[0]) * mean.gx) - mean.g;
-            return g * saved.slope * saved.gamma;
+            const Real xhat = a.training ? saved.xhat(value[0]) : Real(0);  // in inference, it may be infinite
+            return ((value[1] * mean.near - xhat * mean.gx) - mean.g) * mean.first * mean.second;
         });
     };
-    sweep<Means, 2, V, Stored>(reinterpret_cast<unsigned char*>(memory), a.in, terms, conclude, write);
+    sweep<Means, 2, WALK, V, Stored>(reinterpret_cast<unsigned char*>(memory), a.in, terms, conclude, write);
 }

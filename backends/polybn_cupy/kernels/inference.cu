@@ -8,36 +8,120 @@ struct InferenceArguments {
     void *new_mean, *new_var;  // copies of the running statistics; may be null
     void* normalizers;         // (4, C), for the pullback; may be null
     double eps;
-    Index sigmoid;
 };
 
+// y = (x near - mean) scale more + beta; near is 1, or keeps the difference of large values in range; more is 1, or gamma
+// where its product with r leaves the range.
 template <class Real>
 struct Slope {
-    Real mean, r, gamma, beta;
+    Real near, mean, scale, more, beta;
 };
-
-// A running variance that no batch can give spoils its channel, for all to see: the host cannot look without waiting.
-template <class Real>
-__device__ Real checked_root(Real variance, Real eps) {
-    return variance >= 0 && is_finite(variance) ? inverse_root(variance, eps) : Real(not_a_number());
-}
 
 template <class Real>
 __device__ Slope<Real> slope(const InferenceArguments& a, Index c, bool first) {
     const Real mean = read<Real>(a.running_mean, c), variance = read<Real>(a.running_var, c);
-    const Real r = checked_root(variance, Real(a.eps));
+    // A variance that no batch can give spoils its channel, for all to see: the host cannot look without waiting.
+    const double r = variance >= 0 && is_finite(variance) ? inverse_root(variance, a.eps) : not_a_number();
     if (first && a.new_mean) {
         static_cast<Real*>(a.new_mean)[c] = mean;
         static_cast<Real*>(a.new_var)[c] = variance;
     }
     if (first && a.normalizers) {
-        const Real values[] = {mean, 0, r, 0};
+        const Real values[] = {mean, 0, Real(r), 0};
+#pragma unroll
         for (int i = 0; i < 4; ++i) static_cast<Real*>(a.normalizers)[i * a.g.channels + c] = values[i];
     }
-    return {mean, r, a.gamma.data ? read<Real>(a.gamma, c) : Real(1), a.beta.data ? read<Real>(a.beta, c) : Real(0)};
+    const double near = r < 0x1p-32 ? 0x1p-8 : 1;
+    const Real gamma = a.gamma.data ? read<Real>(a.gamma, c) : Real(1);
+    const bool apart = !is_finite(Real(r * gamma / near));
+    return {Real(near), Real(mean * near), Real((apart ? r : r * gamma) / near), apart ? gamma : Real(1),
+            a.beta.data ? read<Real>(a.beta, c) : Real(-0.0)};
+}
+
+template <class Stored, class Real>
+__device__ void normalize(const Slope<Real>& s, Stored& value) {
+    narrow((widen(value) * s.near - s.mean) * s.scale * s.more + s.beta, value);
+}
+
+// A block's threads step along the positions of their channels, several loads of each on their way at once.
+inline constexpr int AHEAD = 4;
+
+template <class Stored, int V>
+__device__ void infer_rows(const InferenceArguments& a, const Place& at, const Slope<RealOf<Stored>>* slopes) {
+    const int channels = channels_here(a.g, at), count = positions_here(a.g, at);
+    const RowWalk<const Stored> from(a.g, a.x, at);
+    const RowWalk<Stored> to(a.g, a.y, at);
+    const RowShare<V> mine(a.g);
+    for (int channel = mine.first_channel; channel < channels; channel += mine.channel_step) {
+        const Slope<RealOf<Stored>> s = slopes[channel];
+        const Stored* x = from.channel(channel);
+        Stored* y = to.channel(channel);
+        const auto move = [&](int first, auto many) {
+            Pack<Stored, V> pack[many.value];
+#pragma unroll
+            for (int k = 0; k < many.value; ++k) {
+                pack[k] = *reinterpret_cast<const Pack<Stored, V>*>(from(x, first + k * mine.step));
+            }
+#pragma unroll
+            for (int k = 0; k < many.value; ++k) {
+#pragma unroll
+                for (int v = 0; v < V; ++v) normalize(s, pack[k].value[v]);
+                *reinterpret_cast<Pack<Stored, V>*>(to(y, first + k * mine.step)) = pack[k];
+            }
+        };
+        int i = mine.first;
+        for (; i + (AHEAD - 1) * mine.step < count; i += AHEAD * mine.step) move(i, Int<AHEAD>());
+        for (; i < count; i += mine.step) move(i, Int<1>());
+    }
 }
 
 template <class Stored, int V>
+__device__ void infer_channels(const InferenceArguments& a, const Place& at, const Slope<RealOf<Stored>>* slopes) {
+    const int count = positions_here(a.g, at);
+    const ChannelShare<V> mine(a.g);
+    if (mine.channel >= channels_here(a.g, at)) return;
+    Slope<RealOf<Stored>> s[V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) s[v] = slopes[mine.channel + v];
+    const Index first = at.first_channel + mine.channel, from = at.first_position + mine.first;
+    const Stored* x = static_cast<const Stored*>(a.x.data) + first + from * a.x.stride[1];
+    Stored* y = static_cast<Stored*>(a.y.data) + first + from * a.y.stride[1];
+    const Index x_step = mine.step * a.x.stride[1], y_step = mine.step * a.y.stride[1];
+    const auto move = [&](auto many) {
+        Pack<Stored, V> pack[many.value];
+#pragma unroll
+        for (int k = 0; k < many.value; ++k, x += x_step) pack[k] = *reinterpret_cast<const Pack<Stored, V>*>(x);
+#pragma unroll
+        for (int k = 0; k < many.value; ++k, y += y_step) {
+#pragma unroll
+            for (int v = 0; v < V; ++v) normalize(s[v], pack[k].value[v]);
+            *reinterpret_cast<Pack<Stored, V>*>(y) = pack[k];
+        }
+    };
+    int i = mine.first;
+    for (; i + (AHEAD - 1) * mine.step < count; i += AHEAD * mine.step) move(Int<AHEAD>());
+    for (; i < count; i += mine.step) move(Int<1>());
+}
+
+// Arrays that lie in any way, and masks.
+template <class Stored>
+__device__ void infer_any(const InferenceArguments& a, const Place& at, const Slope<RealOf<Stored>>* slopes) {
+    const int channels = channels_here(a.g, at), count = positions_here(a.g, at);
+    for (int n = threadIdx.x; n < channels * count; n += THREADS) {
+        const int channel = a.g.channels_inner ? n % channels : n / count;
+        const int position = a.g.channels_inner ? n / channels : n % count;
+        Stored value = static_cast<const Stored*>(a.x.data)[offset(a.g, a.x, at, channel, position)];
+        const auto kept = [&] { return static_cast<const bool*>(a.where.data)[offset(a.g, a.where, at, channel, position)]; };
+        if (!a.where.data || kept()) {
+            normalize(slopes[channel], value);
+        } else {
+            narrow(RealOf<Stored>(0), value);
+        }
+        static_cast<Stored*>(a.y.data)[offset(a.g, a.y, at, channel, position)] = value;
+    }
+}
+
+template <class Stored, int WALK, int V>
 __global__ void __launch_bounds__(THREADS) inference(const __grid_constant__ InferenceArguments a) {
     using Real = RealOf<Stored>;
     extern __shared__ uint4 memory[];
@@ -49,25 +133,11 @@ __global__ void __launch_bounds__(THREADS) inference(const __grid_constant__ Inf
     if (c == 0) place(at, a.g, first, rank * positions(a.g));
     if (c < a.g.tile_channels && first + c < a.g.channels) slopes[c] = slope<Real>(a, first + c, rank == 0);
     __syncthreads();
-    const Stored* x = static_cast<const Stored*>(a.x.data);
-    const int vectors = int(a.g.tile_channels) * positions(a.g) / V;
-    for (int n = threadIdx.x; n < vectors; n += THREADS) {
-        int channel, position;
-        find<V>(a.g, n, channel, position);
-        if (!inside(a.g, at, channel, position)) continue;
-        Pack<Stored, V> pack = *reinterpret_cast<const Pack<Stored, V>*>(x + offset(a.g, a.x, at, channel, position));
-#pragma unroll
-        for (int v = 0; v < V; ++v) {
-            const int k = a.g.channels_inner ? channel + v : channel, i = a.g.channels_inner ? position : position + v;
-            const Slope<Real>& s = slopes[k];
-            Real y = (widen(pack.value[v]) - s.mean) * s.r;
-            if (a.gamma.data) y *= s.gamma;
-            if (a.beta.data) y += s.beta;
-            if (a.sigmoid) y = 1 / (1 + Real(exp(-y)));
-            if (a.where.data && !static_cast<const bool*>(a.where.data)[offset(a.g, a.where, at, k, i)]) y = 0;
-            narrow(y, pack.value[v]);
-        }
-        Stored* y = static_cast<Stored*>(a.y.data);
-        *reinterpret_cast<Pack<Stored, V>*>(y + offset(a.g, a.y, at, channel, position)) = pack;
+    if constexpr (WALK == ROWS) {
+        infer_rows<Stored, V>(a, at, slopes);
+    } else if constexpr (WALK == CHANNELS) {
+        infer_channels<Stored, V>(a, at, slopes);
+    } else {
+        infer_any<Stored>(a, at, slopes);
     }
 }

@@ -1,7 +1,7 @@
 // Sums whose order depends on nothing but the number of values.
 //
-// The values of a channel are the leaves of one binary tree: within a chunk, lane l of a warp adds up positions l, l + 32,
-// l + 64 ... and the lanes are joined in pairs; then neighbouring chunks are joined, then pairs of them, and so on.
+// The values of a channel are the leaves of one binary tree: within a chunk, each lane of a warp adds up the values of
+// read_chunk, and the lanes are joined in pairs; then neighbouring chunks are joined, then pairs of them, and so on.
 // However tiles, rounds and blocks cut the channel, they cut it at powers of two, along the branches of this tree: neither
 // memory layout, nor tile size, nor the number of multiprocessors changes a bit. No floating-point atomics.
 #pragma once
@@ -10,23 +10,10 @@
 
 inline constexpr unsigned ALL = 0xffffffffu;
 
-__device__ inline int lane() { return threadIdx.x % WARP; }
-__device__ inline int warp() { return threadIdx.x / WARP; }
-
 template <class Real>
 __device__ Real warp_sum(Real value) {
 #pragma unroll
     for (int step = 1; step < WARP; step *= 2) value += __shfl_xor_sync(ALL, value, step);
-    return value;
-}
-
-template <class Real>
-__device__ Real warp_max(Real value) {
-#pragma unroll
-    for (int step = 1; step < WARP; step *= 2) {
-        const Real other = __shfl_xor_sync(ALL, value, step);
-        value = other > value ? other : value;
-    }
     return value;
 }
 
@@ -41,7 +28,8 @@ __device__ Node shuffled(const Node& node, int step) {
 }
 
 // Join leaf(0) to leaf(width - 1), each of them read once; width is a power of two. All lanes of a warp take part, and
-// lane 0, left of all others, holds the result.
+// lane 0, left of all others, holds the result. No inlining: it is long and runs once for each channel. So `leaf` holds
+// values, not references: what is referred to would have to live in memory.
 template <class Node, class Leaf>
 __device__ __noinline__ Node tree(int width, Leaf leaf) {
     constexpr int LEVELS = 16;
@@ -74,22 +62,41 @@ __device__ inline int level_of(Index rounds) {
     return level;
 }
 
+// Memory that blocks share, in the order that the memory model asks for: what a block wrote before it arrives is seen by
+// those that see it arrive.
+#ifdef __CUDACC_RTC__
+__device__ inline unsigned arrive(unsigned* counter) {
+    unsigned before;
+    asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+    return before;
+}
+__device__ inline unsigned look(const unsigned* counter) {
+    unsigned value;
+    asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+    return value;
+}
+__device__ inline void open(unsigned* counter, unsigned value) {
+    asm volatile("st.release.gpu.u32 [%0], %1;" ::"l"(counter), "r"(value) : "memory");
+}
+#else  // in the emulation, every write is seen at once
+inline unsigned arrive(unsigned* counter) { return atomicAdd(counter, 1u); }
+inline unsigned look(const unsigned* counter) { return *counter; }
+inline void open(unsigned* counter, unsigned value) { *counter = value; }
+#endif
+
 // Where the blocks of a group meet. The state is a count, 0 between meetings, and a generation: the last to arrive sets
 // the count back and only then opens the next generation, so that no size of group and no early bird can confuse it.
 __device__ inline void meet(unsigned* state, unsigned members) {
     __syncthreads();
     if (threadIdx.x == 0) {
-        volatile unsigned* generation = state + 1;
-        const unsigned before = *generation;
-        __threadfence();
-        if (atomicAdd(state, 1u) == members - 1) {
-            *static_cast<volatile unsigned*>(state) = 0;
-            __threadfence();
-            atomicAdd(state + 1, 1u);
+        volatile unsigned* count = state;
+        const unsigned generation = count[1];
+        if (arrive(state) == members - 1) {
+            *count = 0;
+            open(state + 1, generation + 1);
         } else {
-            while (*generation == before) __nanosleep(32);
+            while (look(state + 1) == generation) __nanosleep(20);
         }
-        __threadfence();
     }
     __syncthreads();
 }
@@ -127,11 +134,14 @@ struct Exchange {
         int width = 1;
         while (width < members) width *= 2;
         for (int channel = warp(); channel < channels; channel += WARPS) {
-            const Node node = tree<Node>(width, [&](int member) {
-                if (member >= members) return Node::empty();
+            const double* first = mail + (box + channel) * Node::WORDS;
+            const int count = members, pitch = channels * Node::WORDS;
+            const Node node = tree<Node>(width, [first, count, pitch](int member) {
+                if (member >= count) return Node::empty();
                 Node from;
-                const double* source = mail + (box + Index(member) * channels + channel) * Node::WORDS;
+                const double* source = first + Index(member) * pitch;
                 // Past the first-level cache, which may hold what this box held two meetings ago.
+#pragma unroll
                 for (int i = 0; i < Node::WORDS; ++i) from.word[i] = __ldcg(source + i);
                 return from;
             });

@@ -33,7 +33,7 @@ __device__ Real or_zero(const Vector& vector, Index c) {
     return vector.data ? read<Real>(vector, c) : Real(0);
 }
 
-template <class Stored, int V>
+template <class Stored, int WALK, int V>
 __global__ void __launch_bounds__(THREADS, BLOCKS) second(const __grid_constant__ SecondArguments args) {
     using Real = RealOf<Stored>;
     using Means = SecondMeans<Real>;
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) second(const __grid_constant_
     };
     const auto conclude = [&](Index c, const Saved<Real>& saved, const Sums<5>& sums, double count, bool first) -> Means {
         const double g = sums.word[0], a = sums.word[1], gx = sums.word[2], ax = sums.word[3], ag = sums.word[4];
-        const double r = saved.slope, gamma = saved.gamma, b = or_zero<Real>(args.b, c), e = or_zero<Real>(args.e, c);
+        const double r = double(saved.r) * saved.power, gamma = saved.gamma, b = or_zero<Real>(args.b, c), e = or_zero<Real>(args.e, c);
         const double half = r * r * or_zero<Real>(args.f, c) / 2;
         const double inner = ag - a * g / count - gx * ax / count;  // sum(a P(g))
         const double per_gamma = r * (ag - e * g) - half * gx;
@@ -64,17 +64,17 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) second(const __grid_constant_
     const auto write = [&](auto put) {
         put(args.in.output[0], [&](const Saved<Real>& s, const Means& m, const Real(&value)[3]) -> Real {
             const Real xhat = s.xhat(value[0]), a = value[2];
-            const Real of_a = args.training ? s.slope * ((a - m.a) - xhat * m.ax) : s.slope * (a - m.e) - m.half * xhat;
+            const Real of_a = args.training ? s.slope() * ((a - m.a) - xhat * m.ax) : s.slope() * (a - m.e) - m.half * xhat;
             return (s.gamma * of_a + m.b * xhat) + m.c;
         });
         put(args.in.output[1], [&](const Saved<Real>& s, const Means& m, const Real(&value)[3]) -> Real {
-            const Real xhat = s.xhat(value[0]), g = value[1], a = value[2], scale = s.gamma * s.slope;
-            if (!args.training) return s.slope * (m.b - s.gamma * m.half) * g;
+            const Real xhat = s.xhat(value[0]), g = value[1], a = value[2], scale = s.gamma * s.slope();
+            if (!args.training) return s.slope() * (m.b - s.gamma * m.half) * g;
             const Real h = m.b * g - scale * (m.gx * a + m.ax * g);
             const Real mean_h = m.b * m.g - scale * (m.gx * m.a + m.ax * m.g);
             const Real mean_hx = m.b * m.gx - scale * (2 * m.gx * m.ax);
-            return s.slope * (((h - mean_h) - xhat * mean_hx) - scale * m.inner * xhat);
+            return s.slope() * (((h - mean_h) - xhat * mean_hx) - scale * m.inner * xhat);
         });
     };
-    sweep<Means, 5, V, Stored>(reinterpret_cast<unsigned char*>(memory), args.in, terms, conclude, write);
+    sweep<Means, 5, WALK, V, Stored>(reinterpret_cast<unsigned char*>(memory), args.in, terms, conclude, write);
 }

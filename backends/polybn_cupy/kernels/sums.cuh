@@ -14,40 +14,27 @@ struct Sums {
 
 template <int N>
 __device__ Sums<N> join(Sums<N> left, const Sums<N>& right) {
+#pragma unroll
     for (int i = 0; i < N; ++i) left.word[i] += right.word[i];
     return left;
-}
-
-// The chunk of a channel that lies in a tile, added up by a warp. `takes_part(position)` says which positions count, and
-// `add(position, sums)` adds the terms of one.
-template <int N, class TakesPart, class Add>
-__device__ Sums<N> add_up(int first, TakesPart takes_part, Add add) {
-    double sums[N] = {};
-    for (int k = 0; k < CHUNK / WARP; ++k) {
-        const int position = first + lane() + k * WARP;
-        if (takes_part(position)) add(position, sums);
-    }
-    Sums<N> node;
-#pragma unroll
-    for (int i = 0; i < N; ++i) node.word[i] = warp_sum(sums[i]);
-    return node;
 }
 
 // A channel as the forward pass normalized it: what it saved, and gamma. For the backward passes.
 template <class Real>
 struct Saved {
-    Real m1, delta, r, gamma, slope;  // slope: r of the unscaled values
+    Real power, m1, delta, r, gamma;  // power = 2^-exponent
     int exponent;
 
-    __device__ Real xhat(Real x) const { return ((scaled(x, -exponent) - m1) - delta) * r; }
+    __device__ Real xhat(Real x) const { return ((x * power - m1) - delta) * r; }
+    __device__ Real slope() const { return r * power; }  // r of the unscaled values
 };
 
 template <class Real>
 __device__ Saved<Real> saved(const void* normalizers, const Vector& gamma, Index c, Index channels) {
     const Real* value = static_cast<const Real*>(normalizers) + c;
     const int exponent = int(value[3 * channels]);
-    const Real r = value[2 * channels];
-    return {value[0], value[channels], r, gamma.data ? read<Real>(gamma, c) : Real(1), scaled(r, -exponent), exponent};
+    return {scaled(Real(1), -exponent), value[0], value[channels], value[2 * channels],
+            gamma.data ? read<Real>(gamma, c) : Real(1), exponent};
 }
 
 // What a backward pass reads and writes. The first array is x.
@@ -74,55 +61,60 @@ struct SweepShared {
 
     template <int OUTPUTS>
     __device__ SweepShared(unsigned char* memory, const Operands<INPUTS, OUTPUTS>& o) {
-        const int channels = int(o.g.tile_channels), levels = level_of(o.g.rounds) + 1;
-        for (int i = 0; i < INPUTS; ++i) tile[i] = reinterpret_cast<Stored*>(memory + i * o.g.tile_bytes);
-        where = memory + INPUTS * o.g.tile_bytes;
-        at = reinterpret_cast<Place*>(where + (o.where.data ? o.g.tile_bytes / Index(sizeof(Stored)) : 0));
+        const int channels = int(o.g.tile_channels), values = channels * positions(o.g);
+#pragma unroll
+        for (int i = 0; i < INPUTS; ++i) tile[i] = reinterpret_cast<Stored*>(memory) + i * values;
+        unsigned char* rest = memory + INPUTS * values * sizeof(Stored);
+        where = o.where.data ? rest : nullptr;
+        at = reinterpret_cast<Place*>(rest + (o.where.data ? values : 0));
         nodes = reinterpret_cast<Sums<N>*>(at + 1);
         waiting = nodes + channels * int(o.g.chunks);
-        means = reinterpret_cast<Means*>(waiting + levels * channels);
+        means = reinterpret_cast<Means*>(waiting + (level_of(o.g.rounds) + 1) * channels);
         saved = reinterpret_cast<Saved<Real>*>(means + channels);
-    }
-
-    __device__ void values(int slot, RealOf<Stored> (&value)[INPUTS]) const {
-        for (int i = 0; i < INPUTS; ++i) value[i] = widen(tile[i][slot]);
     }
 };
 
-template <int V, class Stored, int INPUTS, int OUTPUTS, int N, class Means>
+template <int WALK, int V, class Stored, int INPUTS, int OUTPUTS, int N, class Means>
 __device__ void load_round(
     const Operands<INPUTS, OUTPUTS>& o, const SweepShared<Stored, INPUTS, N, Means>& s, Index first_channel, Index round) {
     const Index rank = blockIdx.x % o.g.members;
     __syncthreads();
     if (threadIdx.x == 0) place(*s.at, o.g, first_channel, (rank * o.g.rounds + round) * positions(o.g));
     __syncthreads();
-    for (int i = 0; i < INPUTS; ++i) load<Stored, V>(o.g, o.input[i], *s.at, s.tile[i]);
-    if (o.where.data) load<unsigned char, 1>(o.g, o.where, *s.at, s.where);
+    load_all<Stored, WALK, V>(o.g, o.input, o.where, *s.at, s.tile, s.where);
     __syncthreads();
 }
 
-template <class Stored, int INPUTS, int OUTPUTS, int N, class Means, class Terms>
+template <int WALK, class Stored, int INPUTS, int OUTPUTS, int N, class Means, class Terms>
 __device__ void add_up_round(
     const Operands<INPUTS, OUTPUTS>& o, const SweepShared<Stored, INPUTS, N, Means>& s, Index round, Terms terms) {
     using Real = RealOf<Stored>;
-    const int channels = int(o.g.tile_channels), chunks = int(o.g.chunks);
-    for (int unit = warp(); unit < channels * chunks; unit += WARPS) {
-        const int channel = unit / chunks;
-        const Sums<N> node = add_up<N>(
-            unit % chunks * CHUNK,
-            [&](int i) {
-                return inside(o.g, *s.at, channel, i) && (!o.where.data || s.where[slot(o.g, channel, i)]);
-            },
-            [&](int i, double(&sums)[N]) {
-                Real value[INPUTS];
-                s.values(slot(o.g, channel, i), value);
-                terms(s.saved[channel], value, sums);
-            });
+    const int channels = int(o.g.tile_channels), chunks = int(o.g.chunks), pitch = positions(o.g);
+    const int here = channels_here(o.g, *s.at), count = positions_here(o.g, *s.at);
+    for_each_unit(o.g, *s.at, s.where, [&](int unit, int channel, int first, auto whole) {
+        constexpr bool WHOLE = decltype(whole)::value;
+        const Saved<Real> of_channel = s.saved[channel];
+        Stored stored[INPUTS][EACH];
+#pragma unroll
+        for (int i = 0; i < INPUTS; ++i) read_chunk<Stored, WALK>(s.tile[i], pitch, channel, first, stored[i]);
+        const unsigned taken = WHOLE ? EVERY : read_mask<Stored, WALK>(s.where, pitch, channel, first, count);
+        double sums[N] = {};
+#pragma unroll
+        for (int k = 0; k < EACH; ++k) {
+            Real value[INPUTS];
+#pragma unroll
+            for (int i = 0; i < INPUTS; ++i) value[i] = widen(stored[i][k]);
+            if (WHOLE || (taken >> k & 1)) terms(of_channel, value, sums);
+        }
+        Sums<N> node;
+#pragma unroll
+        for (int i = 0; i < N; ++i) node.word[i] = warp_sum(sums[i]);
         if (lane() == 0) s.nodes[unit] = node;
-    }
+    });
     __syncthreads();
-    for (int channel = warp(); channel < channels; channel += WARPS) {
-        const Sums<N> node = tree<Sums<N>>(chunks, [&](int chunk) { return s.nodes[channel * chunks + chunk]; });
+    for (int channel = warp(); channel < here; channel += WARPS) {
+        const Sums<N>* mine = s.nodes + channel * chunks;
+        const Sums<N> node = tree<Sums<N>>(chunks, [mine](int chunk) { return mine[chunk]; });
         if (lane() == 0) push(s.waiting + channel, channels, round, node);
     }
 }
@@ -130,8 +122,9 @@ __device__ void add_up_round(
 // terms(saved, values, sums)              adds the terms of one position
 // conclude(c, saved, sums, count, first)  returns the means that `write` needs; the first of a group also reports
 // write(put)                              calls put(array, formula(saved, means, values)) for each output
-template <class Means, int N, int V, class Stored, int INPUTS, int OUTPUTS, class Terms, class Conclude, class Write>
-__device__ void sweep(unsigned char* memory, const Operands<INPUTS, OUTPUTS>& o, Terms terms, Conclude conclude, Write write) {
+template <class Means, int N, int WALK, int V, class Stored, int INPUTS, int OUTPUTS, class Terms, class Conclude, class Write>
+__device__ void sweep(
+    unsigned char* memory, const Operands<INPUTS, OUTPUTS>& o, Terms terms, Conclude conclude, Write write) {
     using Real = RealOf<Stored>;
     const SweepShared<Stored, INPUTS, N, Means> s(memory, o);
     Exchange<Sums<N>> exchange(o.group, o.g);
@@ -142,8 +135,8 @@ __device__ void sweep(unsigned char* memory, const Operands<INPUTS, OUTPUTS>& o,
         __syncthreads();
         if (mine) s.saved[c] = saved<Real>(o.normalizers, o.gamma, first + c, o.g.channels);
         for (Index round = 0; round < o.g.rounds; ++round) {
-            load_round<V>(o, s, first, round);
-            add_up_round(o, s, round, terms);
+            load_round<WALK, V>(o, s, first, round);
+            add_up_round<WALK>(o, s, round, terms);
         }
         __syncthreads();
         exchange.join_all(s.waiting + top);
@@ -153,15 +146,17 @@ __device__ void sweep(unsigned char* memory, const Operands<INPUTS, OUTPUTS>& o,
             s.means[c] = conclude(first + c, s.saved[c], s.waiting[top + c], count, exchange.rank == 0);
         }
         __syncthreads();
+        struct Channel {
+            Saved<Real> saved;
+            Means means;
+        };
         for (Index round = o.g.rounds - 1; round >= 0; --round) {
-            if (round < o.g.rounds - 1) load_round<V>(o, s, first, round);
+            if (round < o.g.rounds - 1) load_round<WALK, V>(o, s, first, round);
             write([&](const Array& array, auto formula) {
-                store<Stored, V>(o.g, array, *s.at, [&](int channel, int, int slot) -> Real {
-                    if (o.where.data && !s.where[slot]) return 0;
-                    Real value[INPUTS];
-                    s.values(slot, value);
-                    return formula(s.saved[channel], s.means[channel], value);
-                });
+                store<Stored, WALK, V>(
+                    o.g, array, *s.at, s.tile, s.where,
+                    [&](int channel) -> Channel { return {s.saved[channel], s.means[channel]}; },
+                    [&](const Channel& of, const Real(&value)[INPUTS]) { return formula(of.saved, of.means, value); });
             });
         }
     }

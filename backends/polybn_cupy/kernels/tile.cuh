@@ -1,13 +1,18 @@
 // The part of a tensor that a block works on: some channels, and a stretch of the positions of each.
 //
 // A channel's values stand in the order of clause S1: position 0 to m - 1. Positions are cut into chunks of CHUNK, and
-// a tile has a power of two of them; a block takes its stretch in one or more rounds of a tile each.
+// a tile has a power of two of them; a block takes its stretch in one or more rounds of a tile each. In shared memory a
+// tile is a row of positions for each channel, whatever the order in the tensor.
 #pragma once
 
 #include "types.cuh"
 
 inline constexpr int MOST_AXES = 31;
 inline constexpr int CHUNK = 512;
+
+// How neighbours lie in memory: positions (NCHW, in rows), channels (NHWC, one row of positions), or any other way, as
+// where there is a mask. A kernel is compiled for one of them.
+inline constexpr int ROWS = 0, CHANNELS = 1, ANY = 2;
 
 // All arrays of a call, cut into axes alike: the channel axis, and the others with neighbours joined where possible.
 struct Geometry {
@@ -17,8 +22,7 @@ struct Geometry {
     Index tile_channels, chunks;  // of a tile; powers of two
     Index rounds, members;        // tiles one after the other, a power of two; blocks that share a channel
     Index channels_inner;         // whether neighbours in memory are channels (NHWC) or positions (NCHW)
-    Index channel_pitch, position_pitch;  // in the tile
-    Index tile_bytes;             // of one array, a multiple of 16
+    Index row, magic, shift;      // of the last axis: n / row is n * magic >> 32 >> shift, for n < 2^31 and row > 1
 };
 
 // An array that is read or written position by position; strides count values.
@@ -38,6 +42,8 @@ __device__ Real read(const Vector& vector, Index channel) {
     return static_cast<const Real*>(vector.data)[channel * vector.stride];
 }
 
+__device__ inline int positions(const Geometry& g) { return int(g.chunks) * CHUNK; }
+
 // Where a tile lies: kept in shared memory, written by one thread.
 struct Place {
     Index first_channel, first_position;
@@ -48,11 +54,21 @@ __device__ inline void place(Place& at, const Geometry& g, Index first_channel, 
     at.first_channel = first_channel;
     at.first_position = first_position;
     Index rest = first_position;
+#pragma unroll 1
     for (int axis = int(g.axes) - 1; axis > 0; --axis) {
         at.digit[axis] = rest % g.size[axis];
         rest /= g.size[axis];
     }
     at.digit[0] = rest;
+}
+
+// Channels and positions of a tile that are in the tensor.
+__device__ inline int channels_here(const Geometry& g, const Place& at) {
+    return int(g.channels - at.first_channel < g.tile_channels ? g.channels - at.first_channel : g.tile_channels);
+}
+__device__ inline int positions_here(const Geometry& g, const Place& at) {
+    const Index left = g.count - at.first_position;
+    return int(left <= 0 ? 0 : left < positions(g) ? left : positions(g));
 }
 
 // Where in an array the tile's value (channel, position) is: an addition of the position to the digits, with carries.
@@ -68,78 +84,263 @@ __device__ Index offset_by(const Geometry& g, const Array& array, const Place& a
     return offset + (at.digit[0] + Index(carry)) * array.stride[0];
 }
 
-__device__ inline Index offset(const Geometry& g, const Array& array, const Place& at, int channel, int position) {
+__device__ __noinline__ Index offset(const Geometry& g, const Array& array, const Place& at, int channel, int position) {
     const Index along = g.wide ? offset_by<unsigned long long>(g, array, at, position)
                                : offset_by<unsigned>(g, array, at, position);
     return along + (at.first_channel + channel) * array.channel_stride;
 }
 
-__device__ inline int positions(const Geometry& g) { return int(g.chunks) * CHUNK; }
-
-__device__ inline int slot(const Geometry& g, int channel, int position) {
-    return channel * int(g.channel_pitch) + position * int(g.position_pitch);
+// base + count * bytes, in one instruction; the compiler would make four of it.
+template <class Stored>
+__device__ Stored* stepped(Stored* base, int count, int bytes) {
+#ifdef __CUDACC_RTC__
+    Stored* result;
+    asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(result) : "r"(count), "r"(bytes), "l"(base));
+    __builtin_assume(__isGlobal(result));  // else it would be read as a pointer to any kind of memory
+    return result;
+#else
+    return reinterpret_cast<Stored*>(reinterpret_cast<std::uintptr_t>(base) + Index(count) * bytes);
+#endif
 }
 
-__device__ inline bool inside(const Geometry& g, const Place& at, int channel, int position) {
-    return at.first_channel + channel < g.channels && at.first_position + position < g.count;
-}
+// The positions of a tile in an array that lies in rows. A step from the end of one row to the next costs a jump.
+template <class Stored>
+struct RowWalk {
+    Stored* base;  // the tile's first value
+    Index channel_stride;
+    int jump;  // in bytes
+    unsigned column, magic;
+    int shift;
 
-// The n-th vector of V neighbours of a tile; both sides of a tile are powers of two.
+    __device__ RowWalk(const Geometry& g, const Array& array, const Place& at) {
+        base = static_cast<Stored*>(array.data) + at.first_channel * array.channel_stride +
+               at.digit[0] * array.stride[0] + at.digit[1];
+        channel_stride = array.channel_stride;
+        jump = (int(array.stride[0]) - int(g.row)) * int(sizeof(Stored));
+        column = unsigned(at.digit[1]), magic = unsigned(g.magic), shift = int(g.shift);
+    }
+
+    __device__ Stored* channel(int channel) const { return base + channel * channel_stride; }
+
+    // The value at a position of the channel that begins at `first`.
+    __device__ Stored* operator()(Stored* first, int position) const {
+        const int rows = int(__umulhi(column + unsigned(position), magic) >> shift);
+        return stepped(stepped(first, position, int(sizeof(Stored))), rows, jump);
+    }
+};
+
+// Which of a tile's values a thread moves: vectors of V neighbours, next to those of its neighbours.
 template <int V>
-__device__ void find(const Geometry& g, int n, int& channel, int& position) {
-    const int first = n * V, inner = g.channels_inner ? int(g.tile_channels) : positions(g);
-    const int low = first & (inner - 1), high = first / inner;
-    channel = g.channels_inner ? low : high;
-    position = g.channels_inner ? high : low;
+struct RowShare {
+    int across, first_channel, channel_step, first, step;
+
+    __device__ explicit RowShare(const Geometry& g) {
+        across = positions(g) / V < THREADS ? positions(g) / V : THREADS;  // both are powers of two
+        first_channel = int(threadIdx.x) / across, channel_step = THREADS / across;
+        first = int(threadIdx.x) % across * V, step = across * V;
+    }
+};
+template <int V>
+struct ChannelShare {
+    int channel, first, step;
+
+    __device__ explicit ChannelShare(const Geometry& g) {
+        const int across = int(g.tile_channels) / V;  // powers of two, and no more than there are threads
+        channel = int(threadIdx.x) % across * V;
+        first = int(threadIdx.x) / across, step = THREADS / across;
+    }
+};
+
+// Where a value is in shared memory. Rows of channels are permuted by 16 bytes, so that neighbours in either direction
+// are in different banks.
+template <class Stored, int WALK>
+__device__ int slot(int pitch, int channel, int position) {
+    constexpr int W = WIDTH<Stored>, V = W < 4 ? W : 4;
+    if constexpr (WALK != CHANNELS) return channel * pitch + position;
+    return channel * pitch + (position ^ (channel / V % 8 * W));
 }
 
-// Copy an array's part into shared memory. Four loads of each thread are on their way at once.
-template <class Stored, int V>
+// Copy an array's part into shared memory. What comes asynchronously is there after arrived().
+template <class Stored, int WALK, int V>
 __device__ void load(const Geometry& g, const Array& array, const Place& at, Stored* tile) {
-    constexpr int FLIGHT = 4;
-    const int vectors = int(g.tile_channels) * positions(g) / V;
-    for (int first = threadIdx.x; first < vectors; first += FLIGHT * THREADS) {
-        Pack<Stored, V> pack[FLIGHT];
-        int target[FLIGHT];
+    const int pitch = positions(g), channels = channels_here(g, at), count = positions_here(g, at);
+    if constexpr (WALK == ROWS) {
+        const RowWalk<const Stored> walk(g, array, at);
+        const RowShare<V> mine(g);
+        for (int channel = mine.first_channel; channel < channels; channel += mine.channel_step) {
+            const Stored* source = walk.channel(channel);
+            Stored* target = tile + channel * pitch;
+#pragma unroll 4
+            for (int i = mine.first; i < count; i += mine.step) copy_async<V>(target + i, walk(source, i));
+        }
+    } else {
+        constexpr int FLIGHT = V * sizeof(Stored) < 16 ? 8 : 4;  // loads of each thread that are on their way at once
+        const ChannelShare<V> mine(g);
+        if (mine.channel >= channels) return;
+        const Index step = mine.step * array.stride[1];
+        const Stored* source = static_cast<const Stored*>(array.data) + at.first_channel + mine.channel +
+                               (at.first_position + mine.first) * array.stride[1];
+        const auto move = [&](int first, auto many) {
+            Pack<Stored, V> pack[many.value];
 #pragma unroll
-        for (int k = 0; k < FLIGHT; ++k) {
-            int channel, position;
-            find<V>(g, first + k * THREADS, channel, position);
-            const bool there = first + k * THREADS < vectors && inside(g, at, channel, position);
-            target[k] = there ? slot(g, channel, position) : -1;
-            if (there) {
-                const Stored* source = static_cast<const Stored*>(array.data) + offset(g, array, at, channel, position);
-                pack[k] = *reinterpret_cast<const Pack<Stored, V>*>(source);
+            for (int k = 0; k < many.value; ++k, source += step) pack[k] = *reinterpret_cast<const Pack<Stored, V>*>(source);
+#pragma unroll
+            for (int k = 0; k < many.value; ++k) {
+                Stored* target = tile + slot<Stored, WALK>(pitch, mine.channel, first + k * mine.step);
+#pragma unroll
+                for (int v = 0; v < V; ++v) target[v * pitch] = pack[k].value[v];
+            }
+        };
+        int i = mine.first;
+        for (; i + (FLIGHT - 1) * mine.step < count; i += FLIGHT * mine.step) move(i, Int<FLIGHT>());
+        for (; i < count; i += mine.step) move(i, Int<1>());
+    }
+}
+
+// The same for arrays that lie in any way, a mask among them: value by value. `at_slot(channel, position)` says where to.
+template <class Item, class Slot>
+__device__ void load_any(const Geometry& g, const Array& array, const Place& at, Item* tile, Slot at_slot) {
+    const int channels = channels_here(g, at), count = positions_here(g, at);
+    for (int n = threadIdx.x; n < channels * count; n += THREADS) {
+        const int channel = g.channels_inner ? n % channels : n / count;
+        const int position = g.channels_inner ? n / channels : n % count;
+        tile[at_slot(channel, position)] = static_cast<const Item*>(array.data)[offset(g, array, at, channel, position)];
+    }
+}
+
+// Write formula(state, values) in place of each value of a tile. make(channel) returns the state: what the values of a
+// channel share, kept in registers. `where` is for arrays that lie in any way: the result is 0 where it says so.
+template <class Stored, int WALK, int V, int INPUTS, class Make, class Formula>
+__device__ void store(
+    const Geometry& g, const Array& array, const Place& at, Stored* const (&tile)[INPUTS], const unsigned char* where,
+    Make make, Formula formula) {
+    using Real = RealOf<Stored>;
+    const int pitch = positions(g), channels = channels_here(g, at), count = positions_here(g, at);
+    if constexpr (WALK == ROWS) {
+        const RowWalk<Stored> walk(g, array, at);
+        const RowShare<V> mine(g);
+        for (int channel = mine.first_channel; channel < channels; channel += mine.channel_step) {
+            const auto state = make(channel);
+            Stored* target = walk.channel(channel);
+            const int row = channel * pitch;
+#pragma unroll 2
+            for (int i = mine.first; i < count; i += mine.step) {
+                Pack<Stored, V> in[INPUTS], out;
+#pragma unroll
+                for (int k = 0; k < INPUTS; ++k) in[k] = *reinterpret_cast<const Pack<Stored, V>*>(tile[k] + row + i);
+#pragma unroll
+                for (int v = 0; v < V; ++v) {
+                    Real value[INPUTS];
+#pragma unroll
+                    for (int k = 0; k < INPUTS; ++k) value[k] = widen(in[k].value[v]);
+                    narrow(formula(state, value), out.value[v]);
+                }
+                *reinterpret_cast<Pack<Stored, V>*>(walk(target, i)) = out;
             }
         }
+    } else if constexpr (WALK == CHANNELS) {
+        const ChannelShare<V> mine(g);
+        if (mine.channel >= channels) return;
+        decltype(make(0)) state[V];
 #pragma unroll
-        for (int k = 0; k < FLIGHT; ++k) {
-            if (target[k] >= 0) {
-                if (g.channels_inner) {  // rows are padded: no vector is aligned
-                    for (int v = 0; v < V; ++v) tile[target[k] + v * int(g.channel_pitch)] = pack[k].value[v];
-                } else {
-                    *reinterpret_cast<Pack<Stored, V>*>(tile + target[k]) = pack[k];
-                }
+        for (int v = 0; v < V; ++v) state[v] = make(mine.channel + v);
+        const Index step = mine.step * array.stride[1];
+        Stored* target = static_cast<Stored*>(array.data) + at.first_channel + mine.channel +
+                         (at.first_position + mine.first) * array.stride[1];
+#pragma unroll 2
+        for (int i = mine.first; i < count; i += mine.step, target += step) {
+            const int first = slot<Stored, WALK>(pitch, mine.channel, i);
+            Pack<Stored, V> out;
+#pragma unroll
+            for (int v = 0; v < V; ++v) {
+                Real value[INPUTS];
+#pragma unroll
+                for (int k = 0; k < INPUTS; ++k) value[k] = widen(tile[k][first + v * pitch]);
+                narrow(formula(state[v], value), out.value[v]);
             }
+            *reinterpret_cast<Pack<Stored, V>*>(target) = out;
+        }
+    } else {
+        for (int n = threadIdx.x; n < channels * count; n += THREADS) {
+            const int channel = g.channels_inner ? n % channels : n / count;
+            const int position = g.channels_inner ? n / channels : n % count;
+            const int from = slot<Stored, WALK>(pitch, channel, position);
+            Real value[INPUTS];
+#pragma unroll
+            for (int k = 0; k < INPUTS; ++k) value[k] = widen(tile[k][from]);
+            const Real result = where && !where[from] ? Real(0) : Real(formula(make(channel), value));
+            narrow(result, static_cast<Stored*>(array.data)[offset(g, array, at, channel, position)]);
         }
     }
 }
 
-// Call compute(channel, position, slot) for every value of a tile and write what it returns.
-template <class Stored, int V, class Compute>
-__device__ void store(const Geometry& g, const Array& array, const Place& at, Compute compute) {
-    const int vectors = int(g.tile_channels) * positions(g) / V;
-    for (int n = threadIdx.x; n < vectors; n += THREADS) {
-        int channel, position;
-        find<V>(g, n, channel, position);
-        if (!inside(g, at, channel, position)) continue;
-        Pack<Stored, V> pack;
+// Bring a tile of each array, and of the mask, to shared memory.
+template <class Stored, int WALK, int V, int INPUTS>
+__device__ void load_all(
+    const Geometry& g, const Array (&array)[INPUTS], const Array& mask, const Place& at, Stored* const (&tile)[INPUTS],
+    unsigned char* where) {
+    const auto to = [&](int channel, int position) { return slot<Stored, WALK>(positions(g), channel, position); };
 #pragma unroll
-        for (int v = 0; v < V; ++v) {
-            const int c = g.channels_inner ? channel + v : channel, i = g.channels_inner ? position : position + v;
-            narrow(compute(c, i, slot(g, c, i)), pack.value[v]);
+    for (int i = 0; i < INPUTS; ++i) {
+        if constexpr (WALK == ANY) {
+            load_any(g, array[i], at, tile[i], to);
+        } else {
+            load<Stored, WALK, V>(g, array[i], at, tile[i]);
         }
-        Stored* target = static_cast<Stored*>(array.data) + offset(g, array, at, channel, position);
-        *reinterpret_cast<Pack<Stored, V>*>(target) = pack;
+    }
+    if (WALK == ANY && where) load_any(g, mask, at, where, to);
+    arrived();
+}
+
+// The values of a chunk that one lane adds up, in their order: W neighbours, then W that are WARP * W further on.
+inline constexpr int EACH = CHUNK / WARP;
+
+__device__ inline int lane() { return threadIdx.x % WARP; }
+__device__ inline int warp() { return threadIdx.x / WARP; }
+
+template <class Stored, int WALK>
+__device__ void read_chunk(const Stored* tile, int pitch, int channel, int first, Stored (&value)[EACH]) {
+    constexpr int W = WIDTH<Stored>;
+    const Stored* source = tile + slot<Stored, WALK>(pitch, channel, first + lane() * W);
+#pragma unroll
+    for (int k = 0; k < EACH; k += W) {
+        const auto pack = *reinterpret_cast<const Pack<Stored, W>*>(source + k * WARP);
+#pragma unroll
+        for (int v = 0; v < W; ++v) value[k + v] = pack.value[v];
+    }
+}
+
+// Which of them take part, as bits: those that are in the tensor, and that the mask does not delete.
+template <class Stored, int WALK>
+__device__ unsigned read_mask(const unsigned char* where, int pitch, int channel, int first, int count) {
+    constexpr int W = WIDTH<Stored>;
+    unsigned taken = 0;
+    for (int k = 0; k < EACH; ++k) {
+        const int position = first + lane() * W + k / W * (WARP * W) + k % W;
+        bool takes_part = position < count;
+        if (WALK == ANY && where && takes_part) takes_part = where[slot<Stored, WALK>(pitch, channel, position)];
+        taken |= unsigned(takes_part) << k;
+    }
+    return taken;
+}
+inline constexpr unsigned EVERY = (1u << EACH) - 1;
+
+// The units of work of a tile's warps, a chunk of a channel each: first those chunks of which all values take part, then
+// the others. unit(number, channel, first, whole) does one.
+template <class Unit>
+__device__ void for_each_unit(const Geometry& g, const Place& at, bool masked, Unit unit) {
+    const int channels = channels_here(g, at), chunks = int(g.chunks), count = positions_here(g, at);
+    const int whole = masked ? 0 : count / CHUNK;
+    int shift = 0;
+    while (1 << shift < chunks) ++shift;
+    for (int n = warp(); n < channels << shift; n += WARPS) {
+        const int chunk = n & (chunks - 1);
+        if (chunk < whole) unit(n, n >> shift, chunk * CHUNK, Bool<true>());
+    }
+    if (whole == chunks) return;
+#pragma unroll 1
+    for (int n = warp(); n < channels << shift; n += WARPS) {
+        const int chunk = n & (chunks - 1);
+        if (chunk >= whole) unit(n, n >> shift, chunk * CHUNK, Bool<false>());
     }
 }

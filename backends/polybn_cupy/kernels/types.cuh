@@ -9,6 +9,15 @@ inline constexpr int BLOCKS = 3;      // of one multiprocessor, which the compil
 inline constexpr int WARP = 32;
 inline constexpr int WARPS = THREADS / WARP;
 
+template <bool VALUE>
+struct Bool {
+    static constexpr bool value = VALUE;
+};
+template <int VALUE>
+struct Int {
+    static constexpr int value = VALUE;
+};
+
 template <class Stored>
 struct Arithmetic {
     using Real = float;
@@ -74,15 +83,19 @@ __device__ bool is_finite(Real value) {
 
 __device__ inline double not_a_number() { return __longlong_as_double(0x7ff8000000000000); }
 
+// Where S10 steps in: a variance below `floor` of values below `near` may have lost digits, and is measured again from
+// values 2^raise times as large; sums that overflow, from values 2^lower times as small.
 template <class Real>
 struct Range;
 template <>
 struct Range<float> {
-    static constexpr float floor = 0x1p-62f;  // 2^64 times the smallest normal number
+    static constexpr int lower = 64, raise = 64, halfway = 120, far_exponent = 64;
+    static constexpr double floor = 0x1p-62, near = 1, far = 0x1p64;
 };
 template <>
 struct Range<double> {
-    static constexpr double floor = 0x1p-958;
+    static constexpr int lower = 544, raise = 960, halfway = 1000, far_exponent = 512;
+    static constexpr double floor = 0x1p-958, near = 0x1p-400, far = 0x1p512;
 };
 
 // V neighbours in memory, moved at once.
@@ -90,3 +103,30 @@ template <class Stored, int V>
 struct alignas(sizeof(Stored) * V) Pack {
     Stored value[V];
 };
+
+// Values that a lane moves at once.
+template <class Stored>
+inline constexpr int WIDTH = 16 / int(sizeof(Stored));
+
+// Copy V neighbours from global to shared memory; they may come later, but before arrived() returns.
+template <int V, class Stored>
+__device__ void copy_async(Stored* target, const Stored* source) {
+#if defined(__CUDACC_RTC__) && __CUDA_ARCH__ >= 800
+    constexpr int BYTES = V * int(sizeof(Stored));
+    if constexpr (BYTES >= 4) {
+        const unsigned to = unsigned(__cvta_generic_to_shared(target));
+        if constexpr (BYTES == 16) {
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(source) : "memory");
+        } else {
+            asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(source), "n"(BYTES) : "memory");
+        }
+        return;
+    }
+#endif
+    *reinterpret_cast<Pack<Stored, V>*>(target) = *reinterpret_cast<const Pack<Stored, V>*>(source);
+}
+__device__ inline void arrived() {
+#if defined(__CUDACC_RTC__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}

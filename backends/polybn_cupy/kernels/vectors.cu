@@ -37,7 +37,7 @@ __global__ void fold(const __grid_constant__ FoldArguments a) {
     if (c >= a.channels) return;
     const Real variance = read<Real>(a.running_var, c);
     const bool fits = variance >= 0 && is_finite(variance);
-    Real scale = fits ? inverse_root(variance, Real(a.eps)) : Real(not_a_number());
+    Real scale = Real(fits ? inverse_root(variance, a.eps) : not_a_number());
     if (a.gamma.data) scale *= read<Real>(a.gamma, c);
     const Real shift = -read<Real>(a.running_mean, c) * scale;
     static_cast<Real*>(a.scale)[c] = scale;

@@ -46,10 +46,11 @@ def zeros_like(a: ndarray) -> ndarray:
 
 
 def array(values: Any, dtype: Any = None) -> ndarray:
-    """Copy host values, or an array, to the current device."""
+    """Copy host values, or an array, to the current device: in Fortran's order if they have it, else in C's."""
     cuda.get_current_stream().refuse_capture("array")
     host = values.host if isinstance(values, ndarray) else np.asarray(values, dtype)
-    made = ndarray.allocate(host.shape, host.dtype, like=host.strides)
+    fortran = host.flags.f_contiguous and not host.flags.c_contiguous
+    made = ndarray.allocate(host.shape, host.dtype, like=host.strides if fortran else None)
     made.host[...] = host
     return made
 

@@ -1,12 +1,13 @@
-"""Timings for ``tests.gpu_check``: replays of CUDA graphs, beside a device copy and PyTorch in the same run.
+"""Timings for ``tests.gpu.check``: replays of CUDA graphs, beside a device copy and PyTorch in the same run.
 
 A measurement is a dict: ``us``, the median of replays for one call; ``predicted`` and ``goal`` where there are any,
 ``of_copy``, the bytes a time that a call must move at the least, as a share of what a copy of as many values moves.
-Predictions were written down before any run.
+Predictions come from what was counted in machine code.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,19 +18,15 @@ import numpy as np
 import polybn
 from polybn.lenet import networks
 from polybn.lenet.program import compile
-from tests.gpu_check import Result, say
+from tests.gpu import budget
+from tests.gpu.check import Result, say
 
 REPLAYS, WARM = 40, 5
 MOVED = {"copy": 2, "forward": 2, "backward": 3, "inference": 2}
 """Times that a tensor's bytes must be moved at the least."""
 
-# Predictions, for an H200: a launch and what else a call waits for; device copies, measured elsewhere; and warp
-# instructions a value, counted in the sources, at two thirds of what 132 multiprocessors can issue.
-LATENCY = {"copy": 2.0, "forward": 4.0, "backward": 4.0, "inference": 2.5}  # us
-COPY_BYTES = 4.3e6  # a us
-INSTRUCTIONS = {"copy": 0, "forward": 78, "backward": 130, "inference": 33}
-ISSUED = 2 / 3 * 132 * 4 * 1750 * 32  # a us, by lane
-LENET = {"predicted": 54_000, "goal": 20_000}  # us an epoch: 235 steps of 45 kernels, one of which takes 70 us
+COPY_LATENCY = 2.0  # us
+LENET = {"predicted": 190_000, "goal": 20_000}  # us an epoch: 235 steps of 45 kernels, by their instructions
 
 
 class Problem(NamedTuple):
@@ -91,8 +88,9 @@ def _judged(problem: Problem, task: str, microseconds: float, times: Result, *, 
         return result
     itemsize = 4 if problem.dtype == "float32" else 2
     values = math.prod(problem.shape)
-    memory = MOVED[task] * values * itemsize / COPY_BYTES
-    result["predicted"] = round(LATENCY[task] + max(memory, INSTRUCTIONS[task] * values / ISSUED), 1)
+    memory = MOVED[task] * values * itemsize / budget.COPY_BYTES
+    latency = COPY_LATENCY if task == "copy" else budget.LATENCY[task]
+    result["predicted"] = round(latency + max(memory, _instructions(problem, task) * values / budget.ISSUED), 1)
     if task == "copy":
         return result
     result["of_copy"] = round(times["copy"]["us"] * MOVED[task] / MOVED["copy"] / microseconds, 3)
@@ -102,6 +100,18 @@ def _judged(problem: Problem, task: str, microseconds: float, times: Result, *, 
         return result | {"goal_of_copy": INFERENCE_SHARE, "met": result["of_copy"] >= INFERENCE_SHARE}
     goal = GOALS[task, problem.dtype]
     return result | {"goal": goal, "met": microseconds <= goal}
+
+
+def _instructions(problem: Problem, task: str) -> float:
+    """Return instructions a value, as counted in machine code; of bfloat16 as of float16."""
+    if task == "copy":
+        return 0.0
+    dtype = "float32" if problem.dtype == "float32" else "float16"
+    kernels = json.loads(budget.RECORD.read_text(encoding="utf-8"))["kernels"]
+    counted: float = kernels[f"{task} {dtype} {'NHWC' if problem.layout == 'NC' else problem.layout}"][
+        "instructions a value"
+    ]
+    return counted
 
 
 def _ours(cupy: Any, problem: Problem) -> Iterator[tuple[str, float]]:
@@ -120,10 +130,10 @@ def _ours(cupy: Any, problem: Problem) -> Iterator[tuple[str, float]]:
     repeats = 4 if x.nbytes > 1 << 24 else 20
     yield "copy", replay(cupy, lambda: cupy.copyto(target, source), repeats)
     vectors = [module.asarray(np.full(shape[1], value, np.float32)) for value in (1.5, 0.5, 0.25, 2.0)]
-    _, pullback = module.batch_norm_vjp(x, *vectors, training=True)
-    yield "forward", replay(cupy, lambda: module.batch_norm(x, *vectors, training=True), repeats)
+    _, pullback = polybn.batch_norm_vjp(x, *vectors, training=True)
+    yield "forward", replay(cupy, lambda: polybn.batch_norm(x, *vectors, training=True), repeats)
     yield "backward", replay(cupy, lambda: pullback(dy), repeats)
-    yield "inference", replay(cupy, lambda: module.batch_norm(x, *vectors, training=False), repeats)
+    yield "inference", replay(cupy, lambda: polybn.batch_norm(x, *vectors, training=False), repeats)
 
 
 def _large_copy(cupy: Any, size: int) -> float:

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 PACKAGE = "nvidia-cuda-nvrtc-cu12"
+FOLDER = Path(__file__).parents[2] / "backends" / "polybn_cupy"
 
 
 @cache
@@ -51,6 +53,36 @@ def to_ptx(source: str, name: str, expressions: Sequence[str], target: str, opti
         text = ctypes.create_string_buffer(size.value)
         _check(lib, lib.nvrtcGetPTX(program, text), name)
         return text.value.decode()
+
+
+def to_cubin(source: str, name: str, expression: str, target: str, options: Sequence[str] = ()) -> tuple[bytes, str]:
+    """Compile one kernel for ``sm_XX``; return the machine code, and what the compiler said."""
+    with _compiled(source, name, [expression], target, options) as (lib, program):
+        size = ctypes.c_size_t()
+        _check(lib, lib.nvrtcGetCUBINSize(program, ctypes.byref(size)), name)
+        code = ctypes.create_string_buffer(size.value)
+        _check(lib, lib.nvrtcGetCUBIN(program, code), name)
+        return code.raw, _log(lib, program)
+
+
+@cache
+def version() -> str:
+    """Return the compiler's version."""
+    lib, major, minor = library(), ctypes.c_int(), ctypes.c_int()
+    assert lib is not None
+    lib.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return f"{major.value}.{minor.value}"
+
+
+@cache
+def kernels() -> ModuleType:
+    """Import the backend's ``sources.py`` by its path: the package itself imports CuPy."""
+    spec = importlib.util.spec_from_file_location("polybn_cupy_sources", FOLDER / "sources.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @contextmanager

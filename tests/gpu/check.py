@@ -1,4 +1,4 @@
-"""Run everything that wants a GPU, part by part, and write down what came of it: ``python -m tests.gpu_check``.
+"""Run everything that wants a GPU, part by part, and write down what came of it: ``python -m tests.gpu.check``.
 
 It needs CuPy, Hypothesis, ml_dtypes and pytest; PyTorch and compute-sanitizer are used where they are installed. PolyBN
 itself need not be installed. Each part runs in a process of its own, which may crash or outrun its time, and what it
@@ -26,7 +26,7 @@ from typing import Any
 
 Result = dict[str, Any]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 SOURCES = ROOT / "backends" / "polybn_cupy"
 LIMITS = {"compile": 240, "speed": 420, "lenet": 180, "kit": 480, "tests": 580, "sanitizers": 580, "bench": 300}
@@ -135,7 +135,7 @@ def supervise(record: Record, part: str, profile: str) -> None:
     say(f"{part} ... (at most {LIMITS[part]} s)")
     start = time.monotonic()
     record.keep(part, {"ok": False, "error": "did not come to its end"})
-    command = [sys.executable, "-m", "tests.gpu_check", "--inside", part, "--profile", profile]
+    command = [sys.executable, "-m", "tests.gpu.check", "--inside", part, "--profile", profile]
     try:
         status = subprocess.run(
             [*command, "--out", str(record.path.parent)], cwd=ROOT, timeout=LIMITS[part], check=False
@@ -152,16 +152,16 @@ def supervise(record: Record, part: str, profile: str) -> None:
 
 def find(record: Record, part: str, profile: str) -> None:
     """Do one part here, and write down each thing that it finds."""
-    from tests import gpu_parts, gpu_speed
+    from tests.gpu import parts, speed
 
     sources: dict[str, Callable[[], Iterator[Result]]] = {
-        "compile": gpu_parts.compile_all,
-        "speed": gpu_speed.batch_norm,
-        "lenet": gpu_speed.lenet,
-        "kit": lambda: gpu_parts.kit(profile, record.report_path),
-        "tests": gpu_parts.tests,
-        "sanitizers": gpu_parts.sanitizers,
-        "bench": gpu_parts.against_others,
+        "compile": parts.compile_all,
+        "speed": speed.batch_norm,
+        "lenet": speed.lenet,
+        "kit": lambda: parts.kit(profile, record.report_path),
+        "tests": parts.tests,
+        "sanitizers": parts.sanitizers,
+        "bench": parts.against_others,
     }
     result: Result = {}
     try:

@@ -1,4 +1,4 @@
-"""The parts of ``tests.gpu_check`` that pass or fail. Each yields what it found so far, again and again."""
+"""The parts of ``tests.gpu.check`` that pass or fail. Each yields what it found so far, again and again."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from docs._ext import records
 from polybn import bench, conformance
 from polybn.lenet import networks
 from polybn.lenet.program import compile
-from tests.gpu_check import ROOT, Result, say
-from tests.gpu_speed import dtype_of
+from tests.gpu.check import ROOT, Result, say
+from tests.gpu.speed import dtype_of
 from tests.test_cupy_emulated import CONTRACT
 
 OWN = (
@@ -134,7 +134,7 @@ def sanitizers() -> Iterator[Result]:
     found: Result = {"ok": True}
     for name in SANITIZERS:
         say(f"sanitizers {name} (at most {SANITIZER_LIMIT} s)")
-        command = [tool, "--tool", name, "--error-exitcode", "9", sys.executable, "-m", "tests.gpu_parts"]
+        command = [tool, "--tool", name, "--error-exitcode", "9", sys.executable, "-m", "tests.gpu.parts"]
         try:
             run = subprocess.run(
                 command, capture_output=True, text=True, cwd=ROOT, env=os.environ | QUIET, timeout=SANITIZER_LIMIT,
@@ -165,12 +165,12 @@ def exercise() -> None:
             for where in (None, random.random(shape) < 0.7):
                 mask = None if where is None else module.asarray(where)
                 for training in (True, False):
-                    _, pullback = module.batch_norm_vjp(x, *vectors, training=training, axis=axis, where=mask)
-                    gradients, second = pullback.vjp(dy)  # type: ignore[attr-defined]
+                    _, pullback = polybn.batch_norm_vjp(x, *vectors, training=training, axis=axis, where=mask)
+                    gradients, second = pullback.vjp(dy)
                     second(gradients)
-                part = module.moments(x, axis=axis, where=mask)
-                module.to_numpy(module.merge_moments(part, part).mean)
-            module.to_numpy(module.fold(*vectors).scale)
+                part = polybn.moments(x, axis=axis, where=mask)
+                module.to_numpy(polybn.merge_moments(part, part).mean)
+            module.to_numpy(polybn.fold(*vectors).scale)
     network = networks.lenet()
     program = compile(network, module, networks.initial_state(network, 0), batch_size=32)
     images, labels = random.integers(0, 256, (80, 1, 28, 28), np.uint8), random.integers(0, 10, 80, np.uint8)

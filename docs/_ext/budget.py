@@ -1,0 +1,33 @@
+"""The table of what CUDA kernels cost, from the record that ``python -m tests.gpu.budget`` writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+RECORD = Path(__file__).parents[1] / "results" / "cupy-budget.json"
+COLUMNS = {
+    "instructions a value": "instructions a value",
+    "memory instructions a 16 bytes": "memory instructions per 16 bytes",
+    "local or generic": "local or generic",
+    "registers": "registers",
+    "blocks": "resident blocks",
+    "bytes a value": "bytes a value",
+    "predicted us": "predicted, µs",
+}
+
+
+def table() -> str:
+    """Return the table in Markdown, or nothing where there is no record."""
+    if not RECORD.exists():
+        return ""
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    lines = ["| kernel | " + " | ".join(COLUMNS.values()) + " |", "| --- |" + " ---: |" * len(COLUMNS)]
+    for label, kernel in record["kernels"].items():
+        lines.append(f"| {label} | " + " | ".join(f"{kernel[name]:g}" for name in COLUMNS) + " |")
+    shape = " x ".join(map(str, record["shape"]))
+    lines += [
+        "",
+        f"Compiled by {record['compiler']} for {record['target']}. Bytes and times are for {shape} on an H100.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,194 @@
+"""What the kernels cost, counted in their machine code: ``python -m tests.gpu.budget`` writes the record of it.
+
+A kernel goes over values in loops of four kinds. ``load`` brings them to shared memory, ``sum`` adds up terms,
+``write`` makes results from shared memory, and ``move`` is all of inference. Of each kind the hot loop is counted, the
+one for whole tiles: instructions of a thread, divided by the values that it handles in a turn.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from tests.gpu import nvrtc, sass
+
+RECORD = Path(__file__).parents[2] / "docs" / "results" / "cupy-budget.json"
+TARGET = "sm_90"
+INPUTS = {"inference": 1, "forward": 1, "backward": 2, "second": 3}
+LIMITS = {"inference": 12.0, "forward": 32.0, "backward": 45.0, "second": 105.0}
+"""Instructions a value, at most: the first three are such that memory is the limit."""
+ITEM_BYTES = {"Half": 2, "Bfloat": 2, "float": 4, "double": 8}
+DTYPES = {"Half": "float16", "Bfloat": "bfloat16", "float": "float32", "double": "float64"}
+LAYOUTS = {"ROWS": "NCHW", "CHANNELS": "NHWC"}
+CHUNK_VALUES = 16
+"""Of each lane, in one turn of a loop that adds up: EACH of tile.cuh."""
+REGISTERS, THREADS, MOST_BLOCKS, MOST_TRAINING = 65536, 256, 8, 3
+"""Of a multiprocessor and a block; blocks of 70 KB that it has shared memory for."""
+
+# For the prediction: an H100. A device copy moves some 4.3 TB/s; 132 multiprocessors issue 4 warp instructions at
+# 1.75 GHz, of which two thirds are counted on; a launch, and the meeting of a group.
+COPY_BYTES, ISSUED = 4.3e6, 2 / 3 * 132 * 4 * 1750 * 32  # a us; the latter by lane
+LATENCY = {"inference": 2.5, "forward": 4.0, "backward": 4.0, "second": 4.0}
+LARGE = (256, 64, 56, 56)
+
+
+class Subject(NamedTuple):
+    """A kernel of which the hot path is counted."""
+
+    kernel: str
+    stored: str
+    walk: str
+    length: int
+
+    @property
+    def expression(self) -> str:
+        """Name it as C++ does."""
+        return f"{self.kernel}<{self.stored}, {self.walk}, {self.length}>"
+
+    @property
+    def label(self) -> str:
+        """Name it for readers."""
+        return f"{self.kernel} {DTYPES[self.stored]} {LAYOUTS[self.walk]}"
+
+
+def subjects() -> Iterator[Subject]:
+    """List kernels for NCHW and NHWC in float32 and float16, where vectors fit."""
+    for kernel in INPUTS:
+        for stored, rows in (("float", 4), ("Half", 8)):
+            yield Subject(kernel, stored, "ROWS", rows)
+            yield Subject(kernel, stored, "CHANNELS", 4)
+
+
+def count(subject: Subject, text: str | None = None) -> dict[str, Any]:
+    """Compile a kernel, its own text or another one, and count."""
+    file, sources = f"{subject.kernel}.cu", nvrtc.kernels()
+    cubin, log = nvrtc.to_cubin(text or sources.source(file), file, subject.expression, TARGET, sources.OPTIONS)
+    lines = sass.disassemble(cubin)
+    found: dict[str, list[tuple[float, sass.Loop]]] = {}
+    for loop in sass.loops(lines):
+        if loop.kind:
+            found.setdefault(loop.kind, []).append((_values(loop, subject), loop))
+    shares = {kind: _share(kind, loops, subject) for kind, loops in sorted(found.items())}
+    registers = int(re.findall(r"Used (\d+) registers", log)[0])
+    resident = min(REGISTERS // (math.ceil(registers / 8) * 8 * THREADS), MOST_BLOCKS)
+    hot = [loop for kind, loops in found.items() for loop in _hot(kind, loops)]
+    vectors = 16 / ITEM_BYTES[subject.stored]
+    return {
+        "instructions": {kind: round(share[0], 2) for kind, share in shares.items()},
+        "instructions a value": round(sum(share[0] for share in shares.values()), 2),
+        "memory instructions a 16 bytes": round(sum(share[1] for share in shares.values()) * vectors, 2),
+        "local or generic": sum(loop.count("LDL", "STL", "LD.E", "ST.E") for loop in hot),
+        "spilled bytes": sum(int(n) for n in re.findall(r"(\d+) bytes spill stores", log)),
+        "registers": registers,
+        "blocks": resident if subject.kernel == "inference" else min(resident, MOST_TRAINING),
+        "code": sum(not line.endswith(":") for line in lines),
+        "fences": {} if subject.kernel == "inference" else sass.fences(lines),
+    }
+
+
+def complaints(subject: Subject, counted: dict[str, Any], recorded: dict[str, Any] | None) -> list[str]:
+    """Say what breaks the limits, or is worse than it was; nothing is compared across compilers."""
+    kinds = {"move"} if subject.kernel == "inference" else {"load", "sum", "write"}
+    found = [f"no hot loop that does: {kind}" for kind in kinds - counted["instructions"].keys()]
+    total = counted["instructions a value"]
+    if total > LIMITS[subject.kernel]:
+        found.append(f"{total} instructions a value, the limit is {LIMITS[subject.kernel]:g}")
+    if counted["local or generic"]:
+        found.append(f"{counted['local or generic']} local or generic accesses in hot loops")
+    found += [f"no fence {where}" for where, there in counted["fences"].items() if not there]
+    for name in ("instructions a value", "memory instructions a 16 bytes", "spilled bytes", "registers"):
+        if recorded is not None and counted[name] > recorded[name] * 1.02:
+            found.append(f"{name}: {counted[name]}, were {recorded[name]}")
+    if recorded is not None and counted["blocks"] < recorded["blocks"]:
+        found.append(f"{counted['blocks']} resident blocks, were {recorded['blocks']}")
+    return found
+
+
+def traffic(subject: Subject) -> float:
+    """Return the bytes that a value costs at the large shape, by the plan for an H100; it imports the backend."""
+    from polybn_cupy import calls, layout, plan
+
+    n, channels, *image = LARGE
+    m, pixels = n * math.prod(image), math.prod(image)
+    rows = subject.walk == "ROWS"
+    sizes, stride = ((n, pixels), pixels) if rows else ((1, m), 1)
+    along = (channels * pixels, 1) if rows else (0, channels)
+    arrays = INPUTS[subject.kernel] + (2 if subject.kernel == "second" else 1)
+    laid = layout.Layout(channels, m, sizes, (stride,) * arrays, (along,) * arrays)
+    kernel, item = getattr(calls, subject.kernel.upper()), ITEM_BYTES[subject.stored]
+    device = plan.Device(132, 227 << 10)
+    tiling = plan.cut(laid, item, kernel, device, lambda shared: (228 << 10) // (shared + 1024), masked=False)
+    again = 1 - 1 / tiling.rounds
+    return float(item * (arrays + again * INPUTS[subject.kernel]))
+
+
+def predict(subject: Subject, counted: dict[str, Any]) -> float:
+    """Return the time at the large shape, in us: of memory or of instructions, whichever takes longer."""
+    values = math.prod(LARGE)
+    memory = values * counted["bytes a value"] / COPY_BYTES
+    return LATENCY[subject.kernel] + max(memory, values * counted["instructions a value"] / ISSUED)
+
+
+def _values(loop: sass.Loop, subject: Subject) -> float:
+    """Return how many values a thread handles in one turn."""
+    moved = {"load": ("LDG", "LD.E"), "write": ("STG", "ST.E"), "move": ("STG", "ST.E")}
+    if loop.kind == "sum":
+        return CHUNK_VALUES
+    return loop.moved(*moved[loop.kind]) / ITEM_BYTES[subject.stored]
+
+
+def _hot(kind: str, loops: list[tuple[float, sass.Loop]]) -> list[sass.Loop]:
+    """Pick the loops of whole tiles: those that handle most values at once, and of sums the shortest."""
+    if kind == "sum":
+        return [min((loop for _, loop in loops), key=lambda loop: len(loop.instructions))]
+    most = max(values for values, _ in loops)
+    return [loop for values, loop in loops if values == most]
+
+
+def _share(kind: str, loops: list[tuple[float, sass.Loop]], subject: Subject) -> tuple[float, float]:
+    """Return instructions and memory instructions a value, of all loops of a kind that a value goes through."""
+    values, hot = max(values for values, _ in loops), _hot(kind, loops)
+    costs = [(len(loop.instructions) / values, _memory(loop) / values) for loop in hot]
+    if kind == "load":  # one for each array; there are copies of it, for rounds
+        return tuple(INPUTS[subject.kernel] * max(cost) for cost in zip(*costs, strict=True))  # type: ignore[return-value]
+    return tuple(map(sum, zip(*costs, strict=True)))  # type: ignore[return-value]
+
+
+def _memory(loop: sass.Loop) -> int:
+    real = sass.Loop(tuple(line for line in loop.instructions if not sass.is_idle(line)))
+    return real.count("LDG", "STG", "LDS", "STS", "LD.E", "ST.E", "LDL", "STL")
+
+
+def _without_cupy() -> None:
+    """Make the backend's arithmetic importable where CuPy is not."""
+    folder = nvrtc.FOLDER
+    sys.path[:0] = [str(folder.parents[1]), str(folder.parent)]
+    package, stub = ModuleType("polybn_cupy"), ModuleType("cupy")
+    package.__path__ = [str(folder)]
+    stub.cuda = None  # type: ignore[attr-defined]
+    sys.modules |= {"polybn_cupy": package, "cupy": stub}
+
+
+def main() -> None:
+    """Count everything, and write the record."""
+    _without_cupy()
+    kernels = {}
+    for subject in subjects():
+        counted = count(subject)
+        counted["bytes a value"] = round(traffic(subject), 2)
+        counted["predicted us"] = round(predict(subject, counted), 1)
+        kernels[subject.label] = counted
+        bad = complaints(subject, counted, None)
+        sys.stdout.write(f"{subject.label}: {counted['instructions a value']} {'; '.join(bad)}\n")
+    data = {"compiler": f"NVRTC {nvrtc.version()}", "target": TARGET, "shape": LARGE, "kernels": kernels}
+    RECORD.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
