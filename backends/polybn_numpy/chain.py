@@ -14,7 +14,7 @@ from polybn_numpy import layers
 from polybn_numpy.layers import Floats, Variables
 
 if TYPE_CHECKING:
-    from polybn_numpy.program import Data
+    from polybn_numpy.arithmetic import Data
 
 LayerProgram: TypeAlias = layers.Convolution | layers.Dense | layers.BatchNorm | layers.Sigmoid | layers.MaxPool
 

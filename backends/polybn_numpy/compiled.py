@@ -13,7 +13,7 @@ from polybn.lenet.networks import Layer, Row, State
 from polybn_host.network import Batch, Network, Stage
 
 if TYPE_CHECKING:
-    from polybn_numpy.program import Data
+    from polybn_numpy.arithmetic import Data
 
 # A stage has at most one layer of each kind, in this order. A dense layer is a convolution whose kernel is as large as
 # its input.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,25 +10,9 @@ from numpy.typing import NDArray
 from polybn.lenet.networks import Row, State
 from polybn.lenet.program import Steps
 from polybn_numpy import host
+from polybn_numpy.arithmetic import Arithmetic, Data
 from polybn_numpy.chain import PlainNetwork
 from polybn_numpy.compiled import CompiledNetwork
-
-
-class Data(NamedTuple):
-    """Images ``(N, C, H, W)`` and labels ``(N,)``, as contiguous bytes."""
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
-
-
-class Arithmetic(Protocol):
-    """What computes: it works on the arrays of the program's state in place."""
-
-    def step(self, data: Data, chosen: NDArray[np.int64], rate: np.float32) -> tuple[float, int]:
-        """Move the parameters along the gradient of a batch; return its mean loss and how many labels were right."""
-
-    def score(self, data: Data, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return class scores ``(n, classes)`` in inference mode, in memory of their own."""
 
 
 def compile(rows: Sequence[Row], state: State, *, batch_size: int) -> NumpyProgram:
