@@ -33,7 +33,8 @@ class Contender:
 
     def ask(self, question: Mapping[str, Any], limit: float) -> dict[str, Any]:
         """Return the answer, or under ``"cannot"`` why there is none; after ``limit`` seconds the process is killed."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         timer = threading.Timer(limit, self.process.kill)
         timer.start()
         try:
