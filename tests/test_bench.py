@@ -46,7 +46,7 @@ def measured(count: int, **answers: list[Any]) -> tuple[dict[str, record.Row], l
 
 
 def test_ratios_are_of_two_times_of_one_round() -> None:
-    """The machine slows down tenfold from round to round; each ratio is 2 all the same, and the warm-up is not counted."""
+    """The machine slows down tenfold from round to round; each ratio is 2, the warm-up is not counted."""
     rows, _ = measured(3, a=[99.0, 1.0, 10.0, 100.0], b=[1.0, 2.0, 20.0, 200.0])
     found = record.Record("a", rows=list(rows.values()))
     assert found.ratio(rows["b"]) == record.Ratio(2.0, 2.0, 2.0)

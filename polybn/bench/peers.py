@@ -1,4 +1,4 @@
-"""The peers: batch norm and LeNet as their own users write them, a small adapter each; all import their library late."""
+"""The peers: batch norm and LeNet as their own users write them, a small adapter each."""
 
 from __future__ import annotations
 

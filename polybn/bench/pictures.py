@@ -32,7 +32,7 @@ def roofline(record: Record) -> Figure:
         rows = [r for r in record.rows if r.contender == name and r.seconds and _plain(r.task)]
         axes.plot(
             [r.task.operations / r.task.bytes for r in rows], [r.task.operations / r.median / 1e9 for r in rows],
-            "o", color=COLOURS[number % 8], markersize=4, alpha=0.8, label=name, fillstyle="none" if number > 7 else "full",
+            "o", color=COLOURS[number % 8], markersize=4, label=name, fillstyle="none" if number > 7 else "full",
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="GFLOP/s")
     axes.legend(frameon=False, fontsize=7)

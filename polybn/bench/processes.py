@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-SPIN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(100000): pass"
+SPIN = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    for _ in range(100000): pass"
 """Keeps a core busy until its parent is gone, so that it ends even where the parent is killed."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLYBN_NUM_THREADS")
 
@@ -33,7 +33,8 @@ class Contender:
 
     def ask(self, question: Mapping[str, Any], limit: float) -> dict[str, Any]:
         """Return the answer, or under ``"cannot"`` why there is none; after ``limit`` seconds the process is killed."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         timer = threading.Timer(limit, self.process.kill)
         timer.start()
         try:
@@ -80,7 +81,7 @@ def busy(count: int = 2) -> Iterator[list[subprocess.Popen[bytes]]]:
     with contextlib.ExitStack() as stack:
         spinning = []
         for _ in range(count):
-            process = subprocess.Popen([sys.executable, "-c", SPIN], start_new_session=True)
+            process = subprocess.Popen([sys.executable, "-c", SPIN, str(os.getpid())], start_new_session=True)
             spinning.append(process)
             stack.callback(process.wait)
             stack.callback(process.kill)

@@ -44,11 +44,11 @@ class Plan:
     """Threads of each contender, where its library reads the usual variables; None leaves them as installed."""
     with_busy: bool = False
     """Whether steps of LeNet are also timed while two other processes keep cores busy."""
-    random: random.Random = field(default_factory=lambda: random.Random(0))
+    random: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311
     """Draws the order of each round."""
 
 
-def run(plan: Plan, report: Callable[[str], None] = lambda words: None, record: Record | None = None) -> Record:
+def run(plan: Plan, report: Callable[[str], None] = print, record: Record | None = None) -> Record:
     """Time every contender in every task.
 
     Parameters
