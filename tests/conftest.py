@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 
 from polybn import dispatch
 from polybn.spec import traits_of
-from tests.emulation import UNSEEN_VALUES
+from tests.support.emulation import UNSEEN_VALUES
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX has float64 only if it is told so before it makes an array
 

@@ -20,7 +20,7 @@ from polybn import dispatch
 from polybn.conformance.adapter import Info
 from polybn.conformance.adapters import ADAPTERS, resolve
 from polybn.spec import ShapeError
-from tests.adapter_lattice import Array, Problem, equal, fractions, gradients, laid_out, output, problems
+from tests.support.adapter_lattice import Array, Problem, equal, fractions, gradients, laid_out, output, problems
 
 LIBRARIES = {
     "pytorch": ("torch",),

@@ -27,11 +27,11 @@ from polybn.conformance.strategies import cases, lattices, sample
 from polybn.lenet import networks
 from polybn.lenet.program import compile
 from polybn.spec import Gradients, Moments
-from tests import faults
-from tests.cases import errors, run
 from tests.conftest import COMPILING, REASONS, SHARE, TRAITS
+from tests.support import faults
+from tests.support.cases import errors, run
+from tests.support.training_worker import slice_of_sample
 from tests.test_second_order import Cotangents, majorants, random_cotangents, second, shares
-from tests.training_worker import slice_of_sample
 
 RUNNING = [name for name, reason in REASONS.items() if reason is None]
 pytestmark = pytest.mark.skipif(len(RUNNING) < 2, reason=f"agreement needs two backends that run; here: {RUNNING}")

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, NDArray[Any]]
 
-WORKER = Path(__file__).with_name("checkpoint_worker.py")
+WORKER = Path(__file__).parent / "support" / "checkpoint_worker.py"
 DEAD_PID = 999_999_999  # more than Linux ever gives out
 META = {"epoch": 7, "history": [{"loss": 0.1}], "name": "é"}
 

@@ -32,7 +32,7 @@ from polybn.lenet.recipe import Recipe
 from polybn.lenet.runs import Epoch
 from polybn.lenet.training import train
 from polybn.spec import Traits
-from tests.training_worker import slice_of_sample
+from tests.support.training_worker import slice_of_sample
 
 DATA = slice_of_sample()
 LINE = r"^epoch ( *\d+), loss (\d+\.\d{4}), train acc ([01]\.\d{3}), test acc ([01]\.\d{3}), time (\d+\.\d) s$"

@@ -11,7 +11,7 @@ import re
 
 import pytest
 
-from tests import emulation
+from tests.support import emulation
 
 REASON = emulation.why_not()
 pytestmark = pytest.mark.skipif(REASON is not None and not emulation.required(), reason=str(REASON))

@@ -13,8 +13,8 @@ import pytest
 
 from docs._ext import support
 from polybn import conformance
-from tests import emulation
 from tests.gpu import check as gpu_check
+from tests.support import emulation
 
 REASON = emulation.why_not()
 needs_emulation = pytest.mark.skipif(REASON is not None and not emulation.required(), reason=str(REASON))

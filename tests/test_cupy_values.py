@@ -9,7 +9,7 @@ import pytest
 
 import polybn
 from polybn.conformance.strategies import sample
-from tests.cases import run
+from tests.support.cases import run
 
 cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
 IMPOSSIBLE = (-1.5, -1e-45, float("nan"), float("inf"), float("-inf"))

@@ -9,7 +9,7 @@ import polybn
 from polybn.conformance.cases import DTYPES, equal, statistics_dtype
 from polybn.conformance.strategies import sample
 from polybn.spec import RunningVariance
-from tests.cases import Outcome, run
+from tests.support.cases import Outcome, run
 
 SINGLE = [((1, 5), 1), ((1, 5, 1, 1), 1), ((5, 1), 0), ((1, 1, 1, 5), -1), ((1, 1, 1), 0)]
 EMPTY = [

@@ -17,8 +17,8 @@ import pytest
 
 import polybn
 from polybn.spec import Array, Backend, BackendError, DomainError, DTypeError, Moments, ShapeError
-from tests import faults
-from tests.faults import ARRAYS, GOOD, PARAMETERS, SHAPE, Fault
+from tests.support import faults
+from tests.support.faults import ARRAYS, GOOD, PARAMETERS, SHAPE, Fault
 
 pytestmark = pytest.mark.clause("S14")
 

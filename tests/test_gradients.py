@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import polybn
 from polybn.conformance.cases import DTYPES, Case, equal, statistics_dtype
 from polybn.conformance.strategies import cases, sample
-from tests.cases import run
+from tests.support.cases import run
 
 
 @pytest.mark.clause("S3", "S13")

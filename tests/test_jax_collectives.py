@@ -27,7 +27,7 @@ def crossing(forms: str, devices: int) -> list[Any]:
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "backends")]),
     }
-    command = [sys.executable, "-m", "tests.jax_collectives_worker", forms]
+    command = [sys.executable, "-m", "tests.support.jax_collectives_worker", forms]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]

@@ -20,7 +20,7 @@ import polybn
 from polybn.lenet import networks
 from polybn.spec import BackendError, DomainError, DTypeError
 from tests.conftest import REASONS
-from tests.training_worker import slice_of_sample
+from tests.support.training_worker import slice_of_sample
 
 ROOT = Path(__file__).parents[1]
 FIRST, LATER = 1e-6, 2e-4
@@ -38,7 +38,7 @@ def start(devices_here: int, **options: Any) -> subprocess.Popen[str]:
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "backends")]),
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.jax_worker", json.dumps(options)],
+        [sys.executable, "-m", "tests.support.jax_worker", json.dumps(options)],
         env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

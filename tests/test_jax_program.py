@@ -14,10 +14,10 @@ from polybn.lenet import networks
 from polybn.lenet.networks import BatchNorm, Convolution, Dense, MaxPool, Network, Sigmoid
 from polybn.lenet.program import compile
 from polybn.spec import BackendError, traits_of
-from tests import reference_lenet as reference
-from tests.reference_lenet import Named
+from tests.support import reference_lenet as reference
+from tests.support.reference_lenet import Named
+from tests.support.training_worker import slice_of_sample
 from tests.test_program import SPEC, Sample, bits, check, compiled, exact_step, program_step, sample
-from tests.training_worker import slice_of_sample
 
 jax = pytest.importorskip("jax")
 

@@ -20,7 +20,7 @@ def test_eight_devices_are_one() -> None:
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1",
     }  # fmt: skip
-    command = [sys.executable, "-m", "tests.jax_sharding_worker"]
+    command = [sys.executable, "-m", "tests.support.jax_sharding_worker"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.endswith("equal\n")

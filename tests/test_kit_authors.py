@@ -16,8 +16,8 @@ from polybn.conformance import apart, junit, skeleton
 from polybn.conformance.finding import Finding
 from polybn.conformance.grades import at_least
 from polybn.conformance.report import Report
-from tests import kit_authors as authors
 from tests.sabotage.reference import Reference
+from tests.support import kit_authors as authors
 
 ROOT = Path(__file__).parents[1]
 CONVENTIONS = [name for name in conformance.IDS if name.startswith("convention-")]
@@ -73,7 +73,7 @@ def test_wrong_ones_get_the_right_first_sentence(make: Any, sentence: str) -> No
 
 
 def findings(source: str, wanted: list[str], seconds: float | None = None) -> list[Any]:
-    order = apart.Order(f"tests.kit_authors:{source}", "dev", None, 3, seconds)
+    order = apart.Order(f"tests.support.kit_authors:{source}", "dev", None, 3, seconds)
     return list(apart.examine(order, wanted))
 
 
@@ -255,7 +255,7 @@ def test_places_are_checked_before_the_first_case(option: str, tmp_path: Path) -
 
 def test_ci_gets_short_lines_whole_ids_and_junit(tmp_path: Path) -> None:
     only = ["convention-running_variance", "P1", "P2", "convention-momentum"]
-    args = ["--adapter", "tests.kit_authors:Reversed", "--junit", "j.xml", *(f"--only={name}" for name in only)]
+    args = ["--adapter", "tests.support.kit_authors:Reversed", "--junit", "j.xml", *(f"--only={name}" for name in only)]
     ran = polybn(*args, folder=tmp_path)
     assert ran.returncode == 1
     assert max(map(len, ran.stdout.splitlines())) <= 80

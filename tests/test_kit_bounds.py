@@ -30,8 +30,8 @@ from polybn.conformance.forms import (
 )
 from polybn.conformance.oracle import ExactRow
 from polybn.conformance.strategies import LARGEST_KAPPA, sample
-from tests.cases import run as run_backend
-from tests.kit_variants import VARIANTS, Plain, in_order, run, two_pass
+from tests.support.cases import run as run_backend
+from tests.support.kit_variants import VARIANTS, Plain, in_order, run, two_pass
 
 HONEST: dict[str, Form] = {
     "wide": "K", "kappa-free": "K", "tree": "T", "in order": "N", "Welford": "F", "Chan": "F", "one-pass": "O",

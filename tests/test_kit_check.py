@@ -17,8 +17,8 @@ from polybn.conformance import conventions, expected
 from polybn.conformance.grades import LETTERS
 from polybn.conformance.report import Report
 from polybn.spec import DomainError
-from tests import kit_adapters as kit
-from tests.kit_variants import VARIANTS, Plain
+from tests.support import kit_adapters as kit
+from tests.support.kit_variants import VARIANTS, Plain
 
 QUICK = {"P6", "P6b"}
 """What takes seconds; one test runs them."""
@@ -257,7 +257,7 @@ def test_command(tmp_path: Path) -> None:
 
 
 def test_command_fails_where_the_check_does(tmp_path: Path) -> None:
-    path = "tests.kit_adapters:Writing"
+    path = "tests.support.kit_adapters:Writing"
     result = invoke("--adapter", path, "--only", "P18")
     assert result.exit_code == 1
     assert "train must not write its arguments; it changed running_mean" in " ".join(result.output.split())

@@ -16,7 +16,7 @@ from polybn.conformance.cases import DTYPES, Array, Case, Outcome
 from polybn.conformance.families import FAMILIES
 from polybn.conformance.grades import LADDER, Grade, Letter, grade, holds, silent, uncertified
 from polybn.conformance.runner import run as run_adapter
-from tests.kit_variants import VARIANTS, Plain, in_a_tree, run, two_pass
+from tests.support.kit_variants import VARIANTS, Plain, in_a_tree, run, two_pass
 
 LETTERS: dict[str, Letter] = {
     "wide": "S", "kappa-free": "K", "tree": "T", "in order": "N", "Welford": "F", "Chan": "F", "one-pass": "O",

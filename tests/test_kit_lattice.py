@@ -29,7 +29,7 @@ from polybn.conformance.lattice import (
 )
 from polybn.conformance.layouts import LAYOUTS, repeated
 from polybn.conformance.strategies import lattices, layouts
-from tests.cases import run
+from tests.support.cases import run
 
 FOLDER = Path(golden.__file__).parent / "golden"
 GOLDEN = golden.load()

@@ -14,7 +14,7 @@ import pytest
 from polybn import conformance
 from polybn.conformance.finding import IDS
 from polybn.spec import DomainError
-from tests import kit_adapters as kit
+from tests.support import kit_adapters as kit
 
 ROOT = Path(__file__).parents[1]
 ONLY = ["convention-momentum", "P4", "P18", "P40"]
@@ -25,7 +25,7 @@ test_right = conformance.parametrize(kit.Right, only=["P16", "P40", "convention-
 def suite(directory: Path, adapter: str, options: str = "", *args: str, only: Sequence[str] = ONLY) -> tuple[int, str]:
     """Run pytest on a file with the one line."""
     (directory / "test_theirs.py").write_text(
-        "from polybn import conformance\nfrom tests import kit_adapters\n"
+        "from polybn import conformance\nfrom tests.support import kit_adapters\n"
         f"test_my_batch_norm = conformance.parametrize(kit_adapters.{adapter}, only={only!r}, profile='dev'{options})\n"
     )
     (directory / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\nxfail_strict = true\n")
@@ -52,7 +52,7 @@ def test_failures_say_why_and_how_to_repeat_them(tmp_path: Path) -> None:
     assert code == 1
     assert {name for name, status in outcomes(output).items() if status == "FAILED"} == {"P18"}
     assert "train must not write its arguments; it changed running_mean" in output
-    assert "resolve('tests.kit_adapters:Writing')" in output
+    assert "resolve('tests.support.kit_adapters:Writing')" in output
 
 
 def test_expected_failures_are_strict(tmp_path: Path) -> None:

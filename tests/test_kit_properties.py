@@ -26,8 +26,8 @@ from polybn.conformance.runner import CallError, KitAdapterError, Recorder, Viol
 from polybn.conformance.strategies import sample
 from polybn.conformance.trial import PROFILES, Tried
 from polybn.spec import __doc__ as specification
-from tests import kit_adapters as kit
 from tests.sabotage.reference import Reference
+from tests.support import kit_adapters as kit
 
 RIGHT = kit.Right()
 BY_ID = {prop.id: prop for prop in PROPERTIES}
@@ -409,7 +409,7 @@ def test_a_reproducer_runs_and_shows_the_failure(tmp_path: Path) -> None:
         assert "expected:" in ran.stdout
         assert "got when it failed:" in ran.stdout
     assert {r.id for r in report.failures} >= {"P1", "P3"}
-    assert "resolve('tests.kit_adapters:UnbiasedOutput')" in report.failures[0].reproducer
+    assert "resolve('tests.support.kit_adapters:UnbiasedOutput')" in report.failures[0].reproducer
 
 
 def test_a_reproducer_leaves_a_line_where_the_adapter_cannot_be_made_again() -> None:
@@ -417,7 +417,7 @@ def test_a_reproducer_leaves_a_line_where_the_adapter_cannot_be_made_again() -> 
         pass
 
     assert source_of(Local()) is None
-    assert source_of(kit.Right()) == "tests.kit_adapters:Right"
+    assert source_of(kit.Right()) == "tests.support.kit_adapters:Right"
     assert source_of(Spoiled("y")) is None
     assert "adapter = ...  # make your adapter here" in program(None, "A title.", [], Violation("words"))
 

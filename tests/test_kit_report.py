@@ -13,7 +13,7 @@ from polybn import conformance
 from polybn.conformance.html import page as page_of
 from polybn.conformance.report import Report
 from polybn.conformance.result import Result
-from tests import kit_adapters as kit
+from tests.support import kit_adapters as kit
 
 ONLY = ["convention-momentum", "P1", "P5", "P18", "P22", "P38", "P38b", "stateful", "grade-float32", "grade-float64"]
 

@@ -19,7 +19,7 @@ from polybn.conformance.properties.model import Model
 from polybn.conformance.runner import Recorder, Violation, run
 from polybn.conformance.strategies import sample
 from polybn.conformance.trial import PROFILES
-from tests import kit_adapters as kit
+from tests.support import kit_adapters as kit
 
 DEV = PROFILES["dev"]
 

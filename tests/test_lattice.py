@@ -13,7 +13,7 @@ import polybn
 from polybn.conformance.cases import DTYPES, Array, equal, statistics_dtype
 from polybn.conformance.lattice import Lattice, lattice, many_values, more_than_float32_counts
 from polybn.conformance.strategies import lattices
-from tests.cases import run
+from tests.support.cases import run
 
 """The pattern of variance 5: its squares add up exactly in float32 as far as m = 2^21."""
 

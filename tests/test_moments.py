@@ -18,7 +18,7 @@ from polybn.conformance.lattice import lattice
 from polybn.conformance.oracle import Parts
 from polybn.conformance.strategies import cases, sample
 from polybn.spec import Moments
-from tests.cases import errors
+from tests.support.cases import errors
 
 
 def measure(backend: str, x: Array, axis: int = 1, where: Array | None = None) -> Moments:

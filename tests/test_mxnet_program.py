@@ -12,10 +12,10 @@ from polybn import dispatch
 from polybn.lenet import networks
 from polybn.lenet.networks import BatchNorm, Convolution, Dense, MaxPool, Network, Sigmoid, State
 from polybn.lenet.program import Program, compile
-from tests import reference_lenet as reference
 from tests.conftest import REASONS
+from tests.support import reference_lenet as reference
+from tests.support.training_worker import slice_of_sample
 from tests.test_program import Sample, bits, check, compiled, exact_step, program_step, sample
-from tests.training_worker import slice_of_sample
 
 if REASONS["mxnet"] is not None:
     pytest.skip(f"mxnet: {REASONS['mxnet']}", allow_module_level=True)

@@ -10,7 +10,7 @@ import pytest
 import polybn
 from polybn.conformance.cases import Array, equal
 from polybn.conformance.strategies import sample
-from tests.cases import assert_others_equal, run
+from tests.support.cases import assert_others_equal, run
 
 POISON = [
     pytest.param(values, id="-".join(map(str, values)))

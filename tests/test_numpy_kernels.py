@@ -113,7 +113,8 @@ def test_deletion_to_the_bit(dtype: str) -> None:
     got = results(x, dy, gamma, beta, where=where)
     for c in range(3):
         keep = where[:, c]
-        alone = results(*(a[keep, c : c + 1].copy() for a in (x, dy)), gamma[c : c + 1], beta[c : c + 1])
+        own = (x[keep, c : c + 1].copy(), dy[keep, c : c + 1].copy())
+        alone = results(own[0], own[1], gamma[c : c + 1], beta[c : c + 1])
         parts = [np.ascontiguousarray(a[keep, c : c + 1] if a.ndim > 1 else a[c : c + 1]) for a in got]
         assert same_bits(parts, alone)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import polybn
 from polybn.conformance.cases import Array, Case, same
 from polybn.conformance.strategies import cases, sample
-from tests.cases import Outcome
+from tests.support.cases import Outcome
 
 
 def fortran(a: Array) -> Array:
@@ -59,7 +59,7 @@ LAYOUTS: tuple[Callable[[Array], Array], ...] = (
 
 
 def call(case: Case) -> Outcome:
-    """Call NumPy's backend on the arrays as they lie; ``tests.cases.run`` would copy them."""
+    """Call NumPy's backend on the arrays as they lie; ``tests.support.cases.run`` would copy them."""
     result, pullback = polybn.batch_norm_vjp(*case.arrays().values(), **case.options(), where=case.where)
     return Outcome._make((*result, *pullback(case.dy)))
 

@@ -1,6 +1,6 @@
 """Compiled networks against an independent one: values, gradients, running statistics, and what they leave alone.
 
-Bounds are those of :mod:`tests.reference_lenet`: for each value by itself, from the errors that float32 makes.
+Bounds are those of :mod:`tests.support.reference_lenet`: for each value by itself, from the errors that float32 makes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from polybn.lenet import networks
 from polybn.lenet.networks import BatchNorm, Convolution, Dense, Layer, MaxPool, Network, Sigmoid, State
 from polybn.lenet.program import Program, compile
 from polybn.spec import BackendError, DomainError, ShapeError
-from tests import reference_lenet as reference
-from tests.reference_lenet import Named, Rounded
+from tests.support import reference_lenet as reference
+from tests.support.reference_lenet import Named, Rounded
 
 Bytes = NDArray[np.uint8]
 

@@ -16,7 +16,7 @@ from hypothesis import given
 import polybn
 from polybn.conformance.cases import DTYPES, Case, case_of, equal, same, statistics_dtype
 from polybn.conformance.strategies import cases, sample
-from tests.cases import Outcome, run
+from tests.support.cases import Outcome, run
 
 THREADS = 8
 

@@ -16,7 +16,7 @@ from polybn.conformance import forms, oracle
 from polybn.conformance.cases import DTYPES, Case, equal, rows, statistics_dtype
 from polybn.conformance.certify import certify, within
 from polybn.conformance.strategies import cases, sample
-from tests.cases import assert_others_equal, run
+from tests.support.cases import assert_others_equal, run
 
 EXTREME = {
     "float16": (65504.0, -65504.0, 2.0**-24),

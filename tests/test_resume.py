@@ -27,8 +27,8 @@ from polybn.lenet.program import Steps
 from polybn.lenet.runs import Epoch, Run
 from polybn.lenet.training import resume, train
 from polybn.spec import DomainError
-from tests import training_worker
-from tests.training_worker import OPTIONS, slice_of_sample
+from tests.support import training_worker
+from tests.support.training_worker import OPTIONS, slice_of_sample
 
 SPEC = networks.lenet()
 DATA = slice_of_sample()
@@ -62,7 +62,7 @@ ENVIRONMENT = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
 
 def start(data: Path, directory: Path, epochs: int, deadly_sync: int = 0) -> subprocess.Popen[str]:
     arguments = [str(data), str(directory), str(epochs), str(deadly_sync)]
-    command = [sys.executable, "-m", "tests.training_worker", *arguments]
+    command = [sys.executable, "-m", "tests.support.training_worker", *arguments]
     root = Path(__file__).parents[1]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, env=ENVIRONMENT)
 

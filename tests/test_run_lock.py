@@ -19,7 +19,7 @@ from polybn.lenet import folder, lock, networks, runs
 from polybn.lenet.errors import CheckpointError, RunInUseError
 from polybn.lenet.training import resume, train
 from polybn.spec import DomainError
-from tests.training_worker import slice_of_sample
+from tests.support.training_worker import slice_of_sample
 
 DATA = slice_of_sample(20, 10)
 IN_USE = "must be a directory in which nobody trains; got one in use by "

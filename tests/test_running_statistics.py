@@ -12,7 +12,7 @@ from polybn.conformance import forms
 from polybn.conformance.cases import DTYPES, Array, Case, equal, same, statistics_dtype
 from polybn.conformance.strategies import cases
 from polybn.spec import RunningVariance
-from tests.cases import run
+from tests.support.cases import run
 
 BESSEL = {5: ((-2, -1, 0, 1, 2), 2, 2.0, 2.5), 9: ((-3, -3, -3, 0, 0, 0, 3, 3, 3), 10, 6.0, 6.75)}
 """From m to a pattern, eps / s^2, and the biased and unbiased variance / s^2."""

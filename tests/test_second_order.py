@@ -18,7 +18,7 @@ from polybn.conformance.cases import Array, Case, equal, rows
 from polybn.conformance.forms import VACUOUS, VacuousBoundError
 from polybn.conformance.strategies import sample
 from polybn.spec import Gradients, SecondGradients
-from tests.cases import errors
+from tests.support.cases import errors
 
 STEP = 1e-30
 

@@ -14,8 +14,8 @@ from polybn.conformance.cases import Array, Case, equal, same
 from polybn.conformance.lattice import lattice
 from polybn.conformance.properties.compare import take, take_outcome
 from polybn.conformance.strategies import cases
-from tests.cases import run
 from tests.conftest import COMPILING
+from tests.support.cases import run
 
 
 def scaled(array: Array | None, power: int) -> Array | None:

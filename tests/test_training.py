@@ -26,7 +26,7 @@ from polybn.lenet.program import Steps, compile, pooled_first
 from polybn.lenet.runs import Epoch
 from polybn.lenet.training import train
 from polybn.spec import BackendError, DomainError, DTypeError, ShapeError
-from tests.training_worker import slice_of_sample
+from tests.support.training_worker import slice_of_sample
 
 SPEC, NONE = networks.lenet(), networks.lenet(None)
 DATA = slice_of_sample()

@@ -1,8 +1,8 @@
-"""Arguments that look like faults and are served: empty, read-only, shared, byte-swapped, or without values to see.
+"""Arguments that look like faults and are served: empty, read-only, shared, or byte-swapped.
 
-The numbers go on where tests/faults.py leaves gaps: F7 float64 where the library may have none. F14 empty arrays.
-F17 read-only arrays. F18 one array in several places. F20 NaN and infinity in x. F21 memory maps. F22 byte order.
-F24 more than 2^31 values. F25 no values to look at, as under tracing.
+The numbers go on where tests/support/faults.py leaves gaps: F7 float64 where the library may have none. F14 empty
+arrays. F17 read-only arrays. F18 one array in several places. F20 NaN and infinity in x. F21 memory maps. F22 byte
+order. F24 more than 2^31 values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import polybn
 from polybn import arguments, options
 from polybn.arguments import Arrays, Options
 from polybn.spec import Description, DomainError, DTypeError, Gradients, Moments
-from tests.faults import ARRAYS, GOOD, PARAMETERS, SHAPE, STATISTICS, randoms
+from tests.support.faults import ARRAYS, GOOD, PARAMETERS, SHAPE, STATISTICS, randoms
 
 Results = list[NDArray[Any] | None]
 

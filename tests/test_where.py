@@ -16,7 +16,7 @@ from polybn.conformance.certify import certify
 from polybn.conformance.lattice import lattice
 from polybn.conformance.strategies import cases, sample
 from polybn.spec import RunningVariance
-from tests.cases import run
+from tests.support.cases import run
 
 
 def random_mask(case: Case, seed: int, share: float) -> np.ndarray:

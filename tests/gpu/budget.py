@@ -132,7 +132,8 @@ def predict(subject: Subject, counted: dict[str, Any]) -> float:
     """Return the time at the large shape, in us: of memory or of instructions, whichever takes longer."""
     values = math.prod(LARGE)
     memory = values * counted["bytes a value"] / COPY_BYTES
-    return LATENCY[subject.kernel] + max(memory, values * counted["instructions a value"] / ISSUED)
+    arithmetic = values * counted["instructions a value"] / ISSUED
+    return float(LATENCY[subject.kernel] + max(memory, arithmetic))
 
 
 def _values(loop: sass.Loop, subject: Subject) -> float:
@@ -157,7 +158,7 @@ def _share(kind: str, loops: list[tuple[float, sass.Loop]], subject: Subject) ->
     costs = [(len(loop.instructions) / values, _memory(loop) / values) for loop in hot]
     if kind == "load":  # one for each array; there are copies of it, for rounds
         return tuple(INPUTS[subject.kernel] * max(cost) for cost in zip(*costs, strict=True))  # type: ignore[return-value]
-    return tuple(map(sum, zip(*costs, strict=True)))  # type: ignore[return-value]
+    return tuple(map(sum, zip(*costs, strict=True)))
 
 
 def _memory(loop: sass.Loop) -> int:

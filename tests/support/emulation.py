@@ -9,7 +9,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STAND_IN = ROOT / "tests" / "cuda_emulator"
 
 UNSEEN_VALUES = ("F13 where", "F19 running_var", "test_channels_with_one_value_left")

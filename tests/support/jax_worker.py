@@ -11,7 +11,7 @@ import sys
 
 import polybn
 from polybn.lenet import networks
-from tests.training_worker import slice_of_sample
+from tests.support.training_worker import slice_of_sample
 
 
 def main(options: str) -> None:

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from polybn.conformance.cases import Array
-from tests.kit_adapters import Reversed, Right, Unbiased
 from tests.sabotage.honest import HONEST, Honest
+from tests.support.kit_adapters import Reversed, Right, Unbiased
 
 __all__ = ["Reversed", "Right", "Unbiased"]
 

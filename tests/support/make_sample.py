@@ -1,4 +1,4 @@
-"""Make polybn/lenet/samples/ from the full data: python tests/make_sample.py DIRECTORY polybn/lenet/samples.
+"""Make polybn/lenet/samples/ from the full data: python tests/support/make_sample.py DIRECTORY polybn/lenet/samples.
 
 The recipe, which tests/test_fashion_mnist.py repeats and compares: of each class, the first 600 training
 images and the first 100 test images, ordered by their rank within their class and then by their place in
