@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from polybn.bench import processes, record, rounds, tables, worker
+from polybn.bench import contenders, processes, record, rounds, tables, tasks, worker
 from polybn.bench.contenders import Found
-from polybn.bench.tasks import SHAPES, Task
+from polybn.bench.tasks import SHAPES, Task, shapes
+from polybn.cli import app
 
 TASK = Task(kind="derivative", shape=(7, 3, 5))
 
@@ -66,8 +68,8 @@ def test_each_round_has_all_in_an_order_of_its_own() -> None:
 
 
 def test_one_that_fails_is_named_and_the_others_go_on() -> None:
-    rows, asked = measured(4, a=[1.0], b=[1.0, {"cannot": "the process ended with exit code -9"}])
-    assert rows["b"].cannot == "the process ended with exit code -9"
+    rows, asked = measured(4, a=[1.0], b=[1.0, {"cannot": "its process ended with code -9"}])
+    assert rows["b"].cannot == "its process ended with code -9"
     assert rows["b"].seconds == []
     assert len(rows["a"].seconds) == 4
     assert Counter(asked) == {"a": 5, "b": 2}
@@ -88,51 +90,56 @@ def script(code: str) -> processes.Contender:
 
 
 def test_a_contender_that_hangs_is_ended_in_time() -> None:
-    hanging = script("import time; time.sleep(600)")
+    hanging = script("input(); input()")
     start = time.monotonic()
     answer = hanging.ask({}, limit=0.5)
-    assert answer == {"cannot": "no answer within 0.5 s", "gone": True}
+    assert answer == hanging.ask({}, limit=60) == {"cannot": "no answer within 0.5 s"}
     assert time.monotonic() - start < 30
     assert hanging.process.returncode is not None
 
 
 def test_a_contender_that_crashes_says_how() -> None:
     crashing = script("import os; input(); os._exit(3)")
-    assert crashing.ask({}, limit=60) == {"cannot": "the process ended with exit code 3", "gone": True}
+    assert crashing.ask({}, limit=60) == {"cannot": "its process ended with code 3"}
 
 
 def test_a_worker_answers_and_says_what_it_cannot() -> None:
     with processes.started({"x": "copy"}) as entrants:
         answer = entrants["x"].ask({"task": TASK.to_json() | {"kind": "forward"}, "block": 0.0}, 120)
         assert answer["seconds"] > 0
-        cannot = entrants["x"].ask({"task": {**TASK.to_json(), "memory": "out"}, "block": 0.0}, 120)
+        cannot = entrants["x"].ask({"task": {**TASK.to_json(), "kind": "lenet"}, "block": 0.0}, 120)
         assert "NotImplementedError" in cannot["cannot"]
 
 
-INTERRUPTED = """
-import sys, time
+PARENT = """
+import sys
 from polybn.bench import processes
-with processes.started({"x": "copy"}) as entrants, processes.busy() as spinning:
-    print(entrants["x"].process.pid, *(p.pid for p in spinning), flush=True)
-    time.sleep(600)
+with processes.started({"idle": "copy", "at work": "copy"}) as entrants, processes.busy() as spinning:
+    at_work = entrants["at work"]
+    print(*(one.process.pid for one in entrants.values()), *(p.pid for p in spinning), flush=True)
+    at_work.ask({"task": {"kind": "forward", "shape": [2, 3]}, "block": 600.0}, 600)
 """
+"""Runs until it is ended, and its contender with it."""
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
 def test_all_processes_end_with_the_run(how: signal.Signals) -> None:
-    run = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert run.stdout is not None
-    children = [int(word) for word in run.stdout.readline().split()]
-    assert len(children) == 3
-    run.send_signal(how)
-    run.wait(60)
-    run.stdout.close()
-    deadline = time.monotonic() + 60
-    while any(alive(pid) for pid in children) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not [pid for pid in children if alive(pid)]
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:
+        assert run.stdout is not None
+        children = [int(word) for word in run.stdout.readline().split()]
+        try:
+            assert len(children) == 4
+            time.sleep(0.5)  # the worker has begun with its block of ten minutes
+            run.send_signal(how)
+            run.wait(30)
+            deadline = time.monotonic() + 30
+            while any(map(alive, children)) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not [pid for pid in children if alive(pid)]
+        finally:
+            run.kill()
+            for pid in filter(alive, children):
+                os.kill(pid, signal.SIGKILL)
 
 
 def alive(pid: int) -> bool:
@@ -159,6 +166,64 @@ def test_a_table_shows_medians_spreads_and_the_mean() -> None:
     for shape, factor in zip(SHAPES, (1, 4, 1, 4, 1, 4), strict=True):
         task = Task(kind="derivative", shape=shape)
         rows += [record.Row(task, "a", [1.0, 1.0]), record.Row(task, "b", [factor * 1.0, factor * 1.0])]
-    table = tables.ratios(record.Record("a", contenders={"a": "", "b": ""}, rows=rows))
-    assert "| 256 x 120 | 1e+03 | 1.00 (1.00 to 1.00) |" in table
-    assert "| geometric mean |  | **2.00** |" in table
+    found = tables.tables(record.Record("a", contenders={"a": "", "b": ""}, rows=rows))
+    assert list(found) == ["forward and derivative"]
+    heading, line, reference = found["forward and derivative"]
+    assert heading == [
+        "time",
+        "256x6 24x24",
+        "256x16 8x8",
+        "256x120",
+        "32x64 56x56",
+        "32x256 14x14",
+        "32x64 112x112",
+        "mean",
+    ]
+    assert line == ["b", *["1.00 (1.00 to 1.00)", "4.00 (4.00 to 4.00)"] * 3, "2.00"]
+    assert reference == ["a, ms", *["1e+03"] * 6, ""]
+
+
+def test_tables_fit_a_terminal_and_a_page() -> None:
+    """With the longest names and figures that there are."""
+    ratio = str(record.Ratio(10, 12.345, 20))
+    lines = [["time", *map(tables._heading, shapes("forward")), "mean"], ["mxnet+operators", *[ratio] * 6, "12.35"]]
+    assert max(map(len, tables.plain(lines).splitlines())) <= 80
+    assert tables.plain(lines).splitlines()[1].split() == ["24x24", "8x8", "56x56", "14x14", "112x112"]
+    assert tables.plain(lines).splitlines()[2].split() == ["mxnet+operators", *["12.35"] * 7]
+    assert tables.markdown(lines).splitlines()[2].startswith("| mxnet+operators | 12.35 (10.00 to 20.00) | ")
+
+
+def test_quickly_each_backend_is_timed_in_its_fastest_form() -> None:
+    known = ["jax", "jax+jit", "jax+native", "numpy", "numpy+out", "torch", "torch-compiled", "gluon", "copy"]
+    assert contenders.fastest(known) == ["jax+jit", "numpy"]
+
+
+def test_the_command_times_and_writes_a_record_and_a_picture(tmp_path: Path) -> None:
+    """One contender in every task of a quick run, with the smallest shapes."""
+    small = [*(Task(kind="derivative", shape=(7, 3, size)) for size in (1, 2)), Task(kind="forward", shape=(5, 3))]
+    words = [
+        "bench",
+        "--quick",
+        "--only",
+        "numpy",
+        "--against",
+        "copy",
+        "--rounds",
+        "1",
+        "--json",
+        "a.json",
+        "--pictures",
+        ".",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setattr(tasks, "tasks", lambda quick, grow: small)
+        patch.setattr(contenders, "discover", lambda: [Found("numpy", "1"), Found("copy", "2")])
+        done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0
+    written = record.load(tmp_path / "a.json")
+    assert [(row.task, row.contender) for row in written.rows] == [
+        (task, name) for task in small for name in ("numpy", "copy", "copy again")
+    ]
+    assert all(row.median > 0 for row in written.rows)
+    assert [path.name for path in tmp_path.glob("*.svg")] == ["roofline.svg"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +15,9 @@ from polybn.console import err, out
 def bench(
     against: Annotated[str, typer.Option(help="Who all are compared with; else PyTorch if installed, or NumPy.")] = "",
     only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Time only these; may be repeated.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How many rounds count; one more warms up.")] = 9,
-    quick: Annotated[bool, typer.Option("--quick", help="Three shapes and LeNet, in about a minute.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="How many rounds count; one more warms up.")] = 7,
+    quick: Annotated[bool, typer.Option("--quick", help="Less of everything, in about a minute.")] = False,
+    grow: Annotated[bool, typer.Option("--grow", help="Also time sizes over four decades.")] = False,
     busy: Annotated[bool, typer.Option("--busy", help="Also time LeNet beside two busy processes.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each contender; else as installed.")] = None,
     limit: Annotated[float, typer.Option(help="Seconds after which a contender that hangs is ended.")] = 120,
@@ -32,8 +34,8 @@ def bench(
     [dim]polybn bench --quick[/dim]
     """
     from polybn.bench import tables
-    from polybn.bench.contenders import discover
-    from polybn.bench.record import AGAIN, Record, facts
+    from polybn.bench.contenders import discover, fastest
+    from polybn.bench.record import Record, facts
     from polybn.bench.rounds import Plan, run
     from polybn.bench.tasks import tasks
 
@@ -43,22 +45,22 @@ def bench(
         if name not in known:
             raise typer.BadParameter(f"{name!r} cannot be timed here; these can: {', '.join(known)}")
     against = against or ("torch" if "torch" in known else known[0])
-    chosen = [c for c in contenders if c.name == against or not only or c.name in only]
-    jobs = list(tasks(quick))
-    plan = Plan(
-        jobs, chosen, against, min(rounds, 2) if quick else rounds, 0.01 if quick else 0.06, limit, threads, busy
-    )
+    wanted = only or (fastest(known) if quick else known)
+    chosen = [contender for contender in contenders if contender.name in (against, *wanted)]
+    jobs = tasks(quick, grow)
+    plan = Plan(jobs, chosen, against, rounds, limit=limit, threads=threads, with_busy=busy)
+    if quick:
+        plan = replace(plan, rounds=min(rounds, 3), block=0.02, limit=min(limit, 20))
     record = Record(against, facts(plan.rounds, threads), dict(chosen))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as progress:
         bar = progress.add_task("starting", total=len(jobs) + busy, completed=-1)
         run(plan, lambda words: progress.update(bar, description=words, advance=1), record)
-    for kind in ("forward", "derivative", "inference"):
-        if any(row.task.kind == kind for row in record.rows):
-            out.print(f"{kind}, ratios of time to {against}\n{tables.plain(tables.ratios(record, kind))}")
-    out.print(f"training step of LeNet\n{tables.plain(tables.lenet(record))}")
-    for name, why in {(r.contender, r.cannot) for r in record.rows if "ended" in r.cannot or "within" in r.cannot}:
-        out.print(f"{name.removesuffix(AGAIN)} was left out: {why}")
+    for title, lines in tables.tables(record).items():
+        out.print(f"{title}: medians of time over {against}'s\n{tables.plain(lines)}")
+    failed = [row for row in record.rows if row.cannot and not row.cannot.startswith("NotImplementedError")]
+    for words in dict.fromkeys(f"{row.contender} was left out: {row.cannot}" for row in failed):
+        out.print(words)
     if json_out is not None:
         record.save(json_out)
         out.print(f"Figures written to {json_out}")

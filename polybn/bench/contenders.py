@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from polybn import dispatch, functional
-from polybn.bench import peers
+from polybn.bench import data, peers
 from polybn.bench.tasks import BATCH, STEPS, Task
 from polybn.lenet import networks
 from polybn.lenet.program import compile
@@ -26,7 +27,7 @@ class Found(NamedTuple):
     """A contender that can run here."""
 
     name: str
-    """Its name: of a backend, with ``+jit`` or ``+native`` or its variant after it, or of a peer."""
+    """Its name: of a backend, with ``+jit``, ``+native``, ``+out`` or its variant after it, or of a peer."""
     version: str
     """Version and device, as it describes itself."""
 
@@ -39,7 +40,7 @@ def discover() -> list[Found]:
     list of Found
         The backends first, then the peers, then the copy.
     """
-    command = [sys.executable, "-m", "polybn.bench.worker"]
+    command = [sys.executable, "-m", "polybn.bench.worker", str(os.getpid())]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
     return [Found(*row) for row in json.loads(done.stdout.splitlines()[-1])]
 
@@ -49,13 +50,19 @@ def found() -> list[Found]:
     rows = []
     for name in (name for name, reason in dispatch.backends().items() if reason is None):
         module = dispatch.backend(name)
-        forms = ["jit"] * (module.traits.jit is not None) + ["native"] * module.traits.native_norm
-        facts = ", ".join(f"{key} {value}" for key, value in module.describe().items())
-        rows += [
-            Found("+".join([name, *form]), facts) for form in ([], *([f] for f in [*forms, *module.traits.variants]))
-        ]
+        traits, facts = module.traits, ", ".join(f"{key} {value}" for key, value in module.describe().items())
+        forms = {"jit": traits.jit, "native": traits.native_norm, "out": "out" in traits.own & traits.own_of_pullback}
+        rows += [Found(name, facts)]
+        rows += [Found(f"{name}+{form}", facts) for form in (*(f for f in forms if forms[f]), *traits.variants)]
     rows += [Found(name, version) for name in peers.PEERS if (version := peers.version(name)) is not None]
     return [*rows, Found("copy", f"numpy {np.__version__}")]
+
+
+def fastest(names: Sequence[str]) -> list[str]:
+    """List each backend's form that its users choose for speed: compiled where it can be, else the plain one."""
+    compiled = [name for name in names if name.endswith("+jit")]
+    plain = [name for name in names if "+" not in name and name != "copy" and name not in peers.PEERS]
+    return [*compiled, *(name for name in plain if f"{name}+jit" not in compiled)]
 
 
 def maker(name: str) -> Callable[[Task], Call]:
@@ -69,30 +76,14 @@ def maker(name: str) -> Callable[[Task], Call]:
     return lambda task: of_backend(module, form, task)
 
 
-def data(task: Task) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
-    """Make x, gamma, beta, running mean and variance, and dy, of one seed."""
-    random = np.random.default_rng(0)
-    x, dy = (5 + 3 * random.standard_normal(task.shape, np.float32) for _ in range(2))
-    if task.layout == "last":
-        x, dy = (np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in (x, dy))
-    if task.dtype == "bfloat16":
-        import ml_dtypes
-
-        kind = np.dtype(ml_dtypes.bfloat16)
-    else:
-        kind = np.dtype(task.dtype)
-    wide = np.float64 if task.dtype == "float64" else np.float32
-    return [x.astype(kind), *(np.full(task.shape[1], v, wide) for v in (1, 0, 5, 9))], dy.astype(kind)
-
-
 def copy(task: Task) -> Call:
     """Copy x into an array that exists, in halves on two threads where it is large: what memory can do."""
     if task.kind == "multiply":
         a = np.ones(task.shape, np.float32)
         return lambda: a @ a
-    if task.kind == "lenet" or task.memory == "out":
+    if task.kind == "lenet":
         raise NotImplementedError("a copy has no such form")
-    (x, *_), _ = data(task)
+    (x, *_), _ = data.arrays(task)
     into = np.zeros_like(x)
     if x.nbytes < 1 << 20:
         return lambda: np.copyto(into, x)
@@ -114,16 +105,14 @@ def of_backend(module: Backend, form: str, task: Task) -> Call:
         return _lenet(module, form)
     if task.kind not in ("forward", "derivative", "inference") or form == "native":
         raise NotImplementedError("nothing of this kind to time")
-    host, cotangent = data(task)
+    host, cotangent = data.arrays(task)
     arrays, dy = [module.asarray(a) for a in host], module.asarray(cotangent)
     if module.to_numpy(arrays[0]).dtype != host[0].dtype:
         raise NotImplementedError(f"no {task.dtype} here, as the library is installed")
     options: dict[str, Any] = {"axis": 1 if task.layout == "second" else len(task.shape) - 1}
     options["training"] = task.kind != "inference"
     out: dict[str, Any] = {}
-    if task.memory == "out":
-        if "out" not in module.traits.own & module.traits.own_of_pullback:
-            raise NotImplementedError("it takes no out=")
+    if form == "out":
         options["out"], out = module.asarray(host[0]), {"out": module.asarray(host[0])}
 
     def both(dy: Any, *arrays: Any) -> Any:
@@ -160,17 +149,9 @@ def _wait(module: Backend, large: Any, results: Any) -> None:
 def _lenet(module: Backend, form: str) -> Call:
     if form not in ("", "native"):
         raise NotImplementedError("a network has one form")
-    images, labels = lenet_data()
     network = networks.lenet("native" if form else "spec")
     program = compile(network, module, networks.initial_state(network, 0), batch_size=BATCH)
-    placed, order = program.place(images, labels), np.arange(BATCH * STEPS)
+    placed, order = program.place(*data.images()), np.arange(BATCH * STEPS)
     return lambda: [
         math.fsum(map(float, np.ravel(s[0]))) for s in program.train_epoch(placed, order, learning_rate=0.1)
     ]
-
-
-def lenet_data() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Make images and labels of one seed, a batch for each step."""
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (BATCH * STEPS, 1, 28, 28), dtype=np.uint8)
-    return images, random.integers(0, 10, BATCH * STEPS, dtype=np.uint8)

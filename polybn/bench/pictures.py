@@ -57,12 +57,13 @@ def growth(record: Record) -> Figure:
 
 
 def save(record: Record, folder: Path) -> list[Path]:
-    """Draw both into a folder."""
+    """Draw what the record has figures for into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / "roofline.svg", folder / "growth.svg"]
-    for path, draw in zip(paths, (roofline, growth), strict=True):
-        draw(record).savefig(path)
-    return paths
+    grown = any(row.task.part == "growth" for row in record.rows)
+    drawn = {folder / "roofline.svg": roofline(record)} | ({folder / "growth.svg": growth(record)} if grown else {})
+    for path, figure in drawn.items():
+        figure.savefig(path)
+    return list(drawn)
 
 
 def _plain(task: Task) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ class Contender:
     """A process that answers questions, one line each; it ends when its input does."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        # A session of its own: Ctrl-C in a terminal reaches the parent only, and that ends it.
+        # A session of its own: Ctrl-C in a terminal reaches the parent only, and that ends it and what it has started.
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -30,32 +31,42 @@ class Contender:
             env={**os.environ, **(environment or {})},
             start_new_session=True,
         )
+        self.gone = ""
 
     def ask(self, question: Mapping[str, Any], limit: float) -> dict[str, Any]:
         """Return the answer, or under ``"cannot"`` why there is none; after ``limit`` seconds the process is killed."""
+        if self.gone:
+            return {"cannot": self.gone}
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        timer = threading.Timer(limit, self.process.kill)
+        timer = threading.Timer(limit, self.kill)
         timer.start()
         try:
             self.process.stdin.write(json.dumps(question) + "\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
-            answer: dict[str, Any] = json.loads(line) if line else {}
-        except (OSError, ValueError) as error:
-            line, answer = "", {"cannot": f"no answer: {error}"}
+        except OSError:  # it has ended before it could read
+            line = ""
         finally:
             late = not timer.is_alive()
             timer.cancel()
-        if line and not late:
+        if line.endswith("\n") and not late:
+            answer: dict[str, Any] = json.loads(line)
             return answer
         self.end()
-        why = f"no answer within {limit:g} s" if late else f"the process ended with exit code {self.process.returncode}"
-        return {"cannot": why, "gone": True}
+        self.gone = (
+            f"no answer within {limit:g} s" if late else f"its process ended with code {self.process.returncode}"
+        )
+        return {"cannot": self.gone}
+
+    def kill(self) -> None:
+        """Kill the process and those that it has started, compilers for instance."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def end(self) -> None:
         """Kill the process and wait for its end."""
-        self.process.kill()
+        self.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
@@ -66,11 +77,12 @@ class Contender:
 @contextlib.contextmanager
 def started(names: Mapping[str, str], threads: int | None = None) -> Iterator[dict[str, Contender]]:
     """Start a process for each entrant; the values are names of contenders."""
+    command = [sys.executable, "-m", "polybn.bench.worker", str(os.getpid())]
     environment = {} if threads is None else dict.fromkeys(THREADS, str(threads))
     with contextlib.ExitStack() as stack:
         running = {}
         for entrant, name in names.items():
-            running[entrant] = Contender([sys.executable, "-m", "polybn.bench.worker", name], environment)
+            running[entrant] = Contender([*command, name], environment)
             stack.callback(running[entrant].end)
         yield running
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from polybn.bench.contenders import Found
 from polybn.bench.processes import busy, started
 from polybn.bench.record import AGAIN, Record, Row, facts
-from polybn.bench.tasks import LENET, Task
+from polybn.bench.tasks import BUSY, Task
 
 REST = 0.05
 """Seconds of rest before a contender runs: threads of the one before may still spin."""
@@ -34,7 +34,7 @@ class Plan:
     """Who takes part."""
     against: str
     """The name of the contender that all are compared with."""
-    rounds: int = 9
+    rounds: int = 7
     """How many rounds count; one more goes before them."""
     block: float = 0.06
     """Seconds for which a contender is called in a round, if three calls are not longer."""
@@ -75,7 +75,7 @@ def run(plan: Plan, report: Callable[[str], None] = print, record: Record | None
         if plan.with_busy:
             report("lenet beside two busy processes")
             with busy():
-                record.rows += measure(replace(LENET, part="busy"), entrants, replace(plan, rounds=min(3, plan.rounds)))
+                record.rows += measure(BUSY, entrants, replace(plan, rounds=min(3, plan.rounds)))
     return record
 
 

@@ -1,73 +1,73 @@
-"""Tables of a record, in Markdown: ratios to the reference, with their spread."""
+"""Tables of a record: a line for each contender, with ratios to the reference."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+import statistics
+from collections.abc import Sequence
+from itertools import zip_longest
 
-from polybn.bench.record import AGAIN, Ratio, Record
-from polybn.bench.tasks import SHAPES, Task
+from polybn.bench.record import AGAIN, Record
+from polybn.bench.tasks import BUSY, KINDS, LENET, OTHERS, SHAPES, Task, shapes
+
+Lines = list[list[str]]
+"""Cells, line by line; the first line is the heading."""
+TITLES = {"derivative": "forward and derivative"}
 
 
-def ratios(record: Record, kind: str = "derivative", **choice: str) -> str:
-    """Make a table of shapes and contenders: time over the reference's, and the geometric mean."""
-    tasks = [Task(kind=kind, shape=shape, **choice) for shape in SHAPES]
+def tables(record: Record) -> dict[str, Lines]:
+    """Make all tables that the record has figures for, under their titles."""
+    found = {TITLES.get(kind, kind): ratios(record, shapes(kind)) for kind in KINDS}
+    found["forward and derivative, channels last and other dtypes"] = ratios(record, OTHERS)
+    found["a training step of LeNet"] = lenet(record)
+    return {title: lines for title, lines in found.items() if len(lines) > 1}
+
+
+def ratios(record: Record, tasks: Sequence[Task]) -> Lines:
+    """Put each contender's time over the reference's, and over all six shapes the geometric mean of that."""
     tasks = [task for task in tasks if record.find(task, record.against)]
-    names = [n for n in order(record) if n != record.against and any(record.find(task, n) for task in tasks)]
-    lines = [_line(["shape", f"{record.against}, ms", *names]), "|" + " --- |" * (len(names) + 2)]
-    columns: dict[str, list[float]] = {name: [] for name in names}
-    for task in tasks:
-        cells = [" x ".join(map(str, task.shape)), f"{_median(record, task, record.against) * 1e3:.3g}"]
-        for name in names:
-            found = _ratio(record, task, name)
-            cells.append("" if found is None else str(found))
-            columns[name] += [] if found is None else [found.median]
-        lines.append(_line(cells))
-    means = [f"**{_mean(v):.2f}**" if len(v) == len(tasks) else "" for v in columns.values()]
-    return "\n".join([*lines, _line(["geometric mean", "", *means])]) + "\n"
+    whole = [task.shape for task in tasks] == [*SHAPES]
+    lines = [["time", *map(_heading, tasks), *["mean"] * whole]]
+    for name in _order(record):
+        found = [row and record.ratio(row) for task in tasks for row in [record.find(task, name)]]
+        if any(found):
+            medians = [ratio.median for ratio in found if ratio]
+            mean = f"{statistics.geometric_mean(medians):.2f}" if len(medians) == len(tasks) else ""
+            lines.append([name, *(str(ratio or "") for ratio in found), *[mean] * whole])
+    reference = [row.median * 1e3 for task in tasks for row in [record.find(task, record.against)] if row]
+    return [*lines, *[[f"{record.against}, ms", *(f"{ms:.3g}" for ms in reference), *[""] * whole]] * bool(tasks)]
 
 
-def lenet(record: Record) -> str:
-    """Make a table of training steps, quiet and beside busy processes."""
-    quiet, busy = Task(kind="lenet"), Task(kind="lenet", part="busy")
-    lines = ["| contender | ms a step | time / " + record.against + "'s | busy / quiet |", "|" + " --- |" * 4]
-    for name in order(record):
-        if record.find(quiet, name):
-            slower = record.find(busy, name)
-            factor = f"{slower.median / _median(record, quiet, name):.1f}" if slower else ""
-            cells = [name, f"{_median(record, quiet, name) * 1e3:.3g}", str(_ratio(record, quiet, name) or ""), factor]
-            lines.append(_line(cells))
-    return "\n".join(lines) + "\n"
+def lenet(record: Record) -> Lines:
+    """Put each contender's training step, quiet and beside busy processes."""
+    lines = [["time", "ms a step", f"/ {record.against}", "busy / quiet"]]
+    for name in [record.against, *_order(record)]:
+        quiet, busy = record.find(LENET, name), record.find(BUSY, name)
+        if quiet:
+            factor = f"{busy.median / quiet.median:.1f}" if busy else ""
+            lines.append([name, f"{quiet.median * 1e3:.3g}", str(record.ratio(quiet) or ""), factor])
+    return lines
 
 
-def order(record: Record) -> list[str]:
-    """List the names of a record, the second process of the reference last."""
-    return [*record.contenders, record.against + AGAIN]
+def markdown(lines: Lines) -> str:
+    """Write a table for a page."""
+    rows = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join([rows[0], "|" + " --- |" * len(lines[0]), *rows[1:]]) + "\n"
 
 
-def _ratio(record: Record, task: Task, name: str) -> Ratio | None:
-    row = record.find(task, name)
-    return None if row is None else record.ratio(row)
+def plain(lines: Lines) -> str:
+    """Write a table for a terminal of 80 columns: medians only, and the words of a heading one below the other."""
+    heads = [list(words) for words in zip_longest(*(cell.split(" ") for cell in lines[0]), fillvalue="")]
+    rows = [*heads, *([cells[0], *(cell.split(" (")[0] for cell in cells[1:])] for cells in lines[1:])]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows) + "\n"
 
 
-def _median(record: Record, task: Task, name: str) -> float:
-    row = record.find(task, name)
-    return math.nan if row is None else row.median
+def _order(record: Record) -> list[str]:
+    """List the names that are compared, the second process of the reference last."""
+    return [*(name for name in record.contenders if name != record.against), record.against + AGAIN]
 
 
-def _mean(values: Iterable[float]) -> float:
-    logarithms = [math.log(value) for value in values]
-    return math.exp(math.fsum(logarithms) / len(logarithms)) if logarithms else math.nan
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def plain(table: str) -> str:
-    """Turn a Markdown table round for a terminal of 80 columns: a line for each contender, medians only."""
-    rows = [[cell.split(" (")[0].strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    del rows[1]
-    turned = [[name.replace(" ", "").replace("*", "") for name in row] for row in zip(*rows, strict=True)]
-    widths = [max(map(len, column)) for column in zip(*turned, strict=True)]
-    return "\n".join(" ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in turned) + "\n"
+def _heading(task: Task) -> str:
+    """Write what sets a task apart, then N x C, then H x W."""
+    special = ["last"] * (task.layout == "last") + [task.dtype] * (task.dtype != "float32")
+    return " ".join([*special, "x".join(map(str, task.shape[:2])), "x".join(map(str, task.shape[2:]))]).strip()

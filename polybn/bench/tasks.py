@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 SHAPES = ((256, 6, 24, 24), (256, 16, 8, 8), (256, 120), (32, 64, 56, 56), (32, 256, 14, 14), (32, 64, 112, 112))
 KINDS = ("forward", "derivative", "inference")
-DTYPES = ("float32", "float16", "bfloat16", "float64")
 DECADES = (1, 3, 10, 32, 100, 316, 1000, 3162, 10000)
 BATCH = 256
 STEPS = 10
@@ -32,8 +31,6 @@ class Task:
     dtype: str = "float32"
     layout: str = "second"
     """Where the channels lie in memory: ``"second"`` or ``"last"``."""
-    memory: str = "fresh"
-    """``"fresh"``, or ``"out"`` for results in arrays that are handed in."""
     part: str = "shapes"
     """The part of the record that it belongs to: ``"shapes"``, ``"growth"`` or ``"busy"``."""
 
@@ -60,27 +57,31 @@ class Task:
     def __str__(self) -> str:
         words = [self.kind, "x".join(map(str, self.shape))]
         words += [self.dtype] * (self.dtype != "float32") + ["channels last"] * (self.layout == "last")
-        return " ".join([*filter(None, words), *["out="] * (self.memory == "out")])
+        return " ".join(filter(None, words))
 
 
 LENET = Task(kind="lenet")
+BUSY = Task(kind="lenet", part="busy")
 MULTIPLY = Task(kind="multiply", shape=(1024, 1024))
+OTHERS = tuple(
+    Task(kind="derivative", shape=shape, layout=layout, dtype=dtype)
+    for layout, dtype in (("last", "float32"), ("second", "float16"), ("second", "bfloat16"), ("second", "float64"))
+    for shape in (SHAPES[0], SHAPES[3])
+)
+"""The other layout and the other dtypes, at a small and a large shape."""
 
 
-def tasks(quick: bool) -> Iterator[Task]:
-    """List what is timed; quickly, three shapes with a derivative and LeNet."""
+def shapes(kind: str) -> list[Task]:
+    """List a kind at all shapes."""
+    return [Task(kind=kind, shape=shape) for shape in SHAPES]
+
+
+def tasks(quick: bool, grow: bool = False) -> list[Task]:
+    """List what is timed; quickly, the derivative and LeNet."""
     if quick:
-        yield from (Task(kind="derivative", shape=shape) for shape in SHAPES[:3])
-        yield LENET
-        return
-    reference = [Task(kind=kind, shape=shape) for kind in KINDS for shape in SHAPES]
-    yield from reference
-    yield LENET
-    yield MULTIPLY
-    yield from (replace(task, memory="out") for task in reference)
-    yield from (replace(task, layout="last") for task in reference if len(task.shape) > 2)
-    yield from (replace(task, dtype=dtype) for dtype in DTYPES[1:] for task in reference)
-    yield from growth()
+        return [*shapes("derivative"), LENET]
+    every = [task for kind in KINDS for task in shapes(kind)]
+    return [*every, LENET, MULTIPLY, *OTHERS, *(growth() if grow else ())]
 
 
 def growth() -> Iterator[Task]:
