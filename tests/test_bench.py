@@ -75,14 +75,19 @@ def test_one_that_fails_is_named_and_the_others_go_on() -> None:
     assert Counter(asked) == {"a": 5, "b": 2}
 
 
-def test_a_block_takes_the_median_and_at_least_three_calls() -> None:
-    now, times = [0.0], [8.0, 1.0, 1.0]
+@pytest.mark.parametrize(
+    ("times", "median", "left"),
+    [([0.4, 0.1, 0.2, 9.0], 0.2, 1), ([0.2, 0.2, 0.2, 9.0], 0.2, 1), ([8.0, 9.0], 8.0, 1), ([0.1] * 9, 0.1, 3)],
+    ids=["three", "three that fill it", "a long one", "many"],
+)
+def test_a_block_takes_the_median_of_its_calls(times: list[float], median: float, left: int) -> None:
+    now = [0.0]
 
     def call() -> None:
         now[0] += times.pop(0)
 
-    assert worker.block(call, 0.5, clock=lambda: now[0]) == 1.0
-    assert times == []
+    assert worker.block(call, 0.55, clock=lambda: now[0]) == pytest.approx(median)
+    assert len(times) == left
 
 
 def script(code: str) -> processes.Contender:

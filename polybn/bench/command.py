@@ -50,7 +50,7 @@ def bench(
     jobs = tasks(quick, grow)
     plan = Plan(jobs, chosen, against, rounds, limit=limit, threads=threads, with_busy=busy)
     if quick:
-        plan = replace(plan, rounds=min(rounds, 3), block=0.02, limit=min(limit, 20))
+        plan = replace(plan, rounds=min(rounds, 3), block=0.02, limit=min(limit, 30))
     record = Record(against, facts(plan.rounds, threads), dict(chosen))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as progress:

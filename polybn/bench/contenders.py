@@ -147,9 +147,9 @@ def _wait(module: Backend, large: Any, results: Any) -> None:
 
 
 def _lenet(module: Backend, form: str) -> Call:
-    if form not in ("", "native"):
-        raise NotImplementedError("a network has one form")
-    network = networks.lenet("native" if form else "spec")
+    if form not in ("native", "jit" if module.traits.jit else ""):
+        raise NotImplementedError("a network has one form, which is compiled where it can be")
+    network = networks.lenet("native" if form == "native" else "spec")
     program = compile(network, module, networks.initial_state(network, 0), batch_size=BATCH)
     placed, order = program.place(*data.images()), np.arange(BATCH * STEPS)
     return lambda: [

@@ -110,7 +110,7 @@ def _flax_lenet() -> Call:
     from flax import nnx
 
     rngs = nnx.Rngs(0)
-    size = {"kernel_size": (5, 5), "padding": "VALID", "rngs": rngs}
+    size: dict[str, Any] = {"kernel_size": (5, 5), "padding": "VALID", "rngs": rngs}
 
     def pool(x: Any) -> Any:
         return nnx.max_pool(x, (2, 2), (2, 2))

@@ -39,7 +39,7 @@ def ratios(record: Record, tasks: Sequence[Task]) -> Lines:
 
 def lenet(record: Record) -> Lines:
     """Put each contender's training step, quiet and beside busy processes."""
-    lines = [["time", "ms a step", f"/ {record.against}", "busy / quiet"]]
+    lines = [["time", "ms/step", f"/{record.against}", "busy/quiet"]]
     for name in [record.against, *_order(record)]:
         quiet, busy = record.find(LENET, name), record.find(BUSY, name)
         if quiet:
