@@ -185,7 +185,7 @@ def test_a_table_shows_medians_spreads_and_the_mean() -> None:
         "mean",
     ]
     assert line == ["b", *["1.00 (1.00 to 1.00)", "4.00 (4.00 to 4.00)"] * 3, "2.00"]
-    assert reference == ["a, ms", *["1e+03"] * 6, ""]
+    assert reference == ["a, ms", *["1000"] * 6, ""]
 
 
 def test_tables_fit_a_terminal_and_a_page() -> None:

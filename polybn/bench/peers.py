@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from importlib import metadata
@@ -79,9 +80,7 @@ def _torch_lenet(torch: Any, wrap: Callable[[Any], Any]) -> Call:
 
 def flax(task: Task) -> Call:
     """Time Flax NNX on JAX's default device, in ``nnx.jit``."""
-    import jax
-    from flax import nnx
-
+    jax, nnx = map(importlib.import_module, ("jax", "flax.nnx"))
     if task.kind == "lenet":
         return _flax_lenet()
     (x, *_), dy = data.arrays(task)
@@ -105,10 +104,7 @@ def flax(task: Task) -> Call:
 
 
 def _flax_lenet() -> Call:
-    import jax
-    import optax
-    from flax import nnx
-
+    jax, nnx, optax = map(importlib.import_module, ("jax", "flax.nnx", "optax"))
     rngs = nnx.Rngs(0)
     size: dict[str, Any] = {"kernel_size": (5, 5), "padding": "VALID", "rngs": rngs}
 

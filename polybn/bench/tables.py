@@ -33,8 +33,8 @@ def ratios(record: Record, tasks: Sequence[Task]) -> Lines:
             medians = [ratio.median for ratio in found if ratio]
             mean = f"{statistics.geometric_mean(medians):.2f}" if len(medians) == len(tasks) else ""
             lines.append([name, *(str(ratio or "") for ratio in found), *[mean] * whole])
-    reference = [row.median * 1e3 for task in tasks for row in [record.find(task, record.against)] if row]
-    return [*lines, *[[f"{record.against}, ms", *(f"{ms:.3g}" for ms in reference), *[""] * whole]] * bool(tasks)]
+    reference = [row.median for task in tasks for row in [record.find(task, record.against)] if row]
+    return [*lines, *[[f"{record.against}, ms", *map(_milliseconds, reference), *[""] * whole]] * bool(tasks)]
 
 
 def lenet(record: Record) -> Lines:
@@ -44,7 +44,7 @@ def lenet(record: Record) -> Lines:
         quiet, busy = record.find(LENET, name), record.find(BUSY, name)
         if quiet:
             factor = f"{busy.median / quiet.median:.1f}" if busy else ""
-            lines.append([name, f"{quiet.median * 1e3:.3g}", str(record.ratio(quiet) or ""), factor])
+            lines.append([name, _milliseconds(quiet.median), str(record.ratio(quiet) or ""), factor])
     return lines
 
 
@@ -65,6 +65,10 @@ def plain(lines: Lines) -> str:
 def _order(record: Record) -> list[str]:
     """List the names that are compared, the second process of the reference last."""
     return [*(name for name in record.contenders if name != record.against), record.against + AGAIN]
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f}" if seconds >= 1 else f"{seconds * 1e3:.3g}"
 
 
 def _heading(task: Task) -> str:
