@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from docs._ext import bench
 from polybn.bench import contenders, processes, record, rounds, tables, tasks, worker
 from polybn.bench.contenders import Found
-from polybn.bench.tasks import SHAPES, Task, shapes
+from polybn.bench.tasks import LENET, SHAPES, Task, shapes
 from polybn.cli import app
 
 TASK = Task(kind="derivative", shape=(7, 3, 5))
@@ -198,14 +199,21 @@ def test_tables_fit_a_terminal_and_a_page() -> None:
     assert tables.markdown(lines).splitlines()[2].startswith("| mxnet+operators | 12.35 (10.00 to 20.00) | ")
 
 
+def test_the_page_shows_the_record_or_how_to_make_it(tmp_path: Path) -> None:
+    path = tmp_path / "bench-cpu.json"
+    assert "`polybn bench --busy --json docs/results/bench-cpu.json`" in bench.table(path)
+    rows = [record.Row(LENET, "a", [0.02]), record.Row(LENET, "b", [0.03])]
+    record.Record("a", contenders={"a": "", "b": ""}, rows=rows).save(path)
+    assert "| b | 30 | 1.50 (1.50 to 1.50) |  |\n" in bench.table(path)
+
+
 def test_quickly_each_backend_is_timed_in_its_fastest_form() -> None:
     known = ["jax", "jax+jit", "jax+native", "numpy", "numpy+out", "torch", "torch-compiled", "gluon", "copy"]
     assert contenders.fastest(known) == ["jax+jit", "numpy"]
 
 
 def test_the_command_times_and_writes_a_record_and_a_picture(tmp_path: Path) -> None:
-    """One contender in every task of a quick run, with the smallest shapes."""
-    small = [*(Task(kind="derivative", shape=(7, 3, size)) for size in (1, 2)), Task(kind="forward", shape=(5, 3))]
+    small = [*(Task(kind="derivative", shape=(7, 3, size)) for size in (1, 2)), Task(kind="forward", shape=SHAPES[2])]
     words = [
         "bench",
         "--quick",

@@ -59,7 +59,8 @@ ELSEWHERE = {
     "polybn check --backend numpy --profile ci --json docs/results/check-numpy.json": "test_conformance.py",
     "JAX_ENABLE_X64=1 polybn check --backend jax": "test_conformance.py",
     "polybn agree numpy onnx-reference --cases 20 --programs differences": "test_cli_agree.py",
-    "polybn bench --backend jax --rounds 11": "it takes minutes: test_bench.py times small shapes",
+    "polybn bench --quick": "it takes a minute: test_bench.py runs the command on small shapes",
+    "polybn bench --busy --json docs/results/bench-cpu.json": "it takes minutes: test_bench.py",
 }
 """What is not typed here, and what runs it or why nothing does."""
 

@@ -14,11 +14,12 @@ from sphinx.directives.other import TocTree
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.logging import getLogger
 
-from docs._ext import agreement, budget, clauses, commands, links, members, pictures, sources, support
+from docs._ext import agreement, bench, budget, clauses, commands, links, members, pictures, sources, support
 
 DRAWN = Path("_build") / "pictures"
 GENERATED = {
     "specification": clauses.specification,
+    "bench": bench.table,
     "budget": budget.table,
     "support": support.table,
     "commands": commands.to_markdown,

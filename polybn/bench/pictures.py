@@ -1,70 +1,90 @@
-"""Pictures of a record: the roofline, and time against N, C and H * W."""
+"""Pictures of a record: how near each comes to the speed of memory, and time against N, C and H * W."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from polybn.bench.record import Record
-from polybn.bench.tasks import DECADES, MULTIPLY, SHAPES, Task
+from polybn.bench.contenders import fastest
+from polybn.bench.peers import PEERS
+from polybn.bench.record import Record, Row
+from polybn.bench.tasks import DECADES, KINDS, Task, shapes
 from polybn.bench.tasks import growth as sizes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B07A00", "#56B4E9", "#7d858f", "#c0392b")
-LARGEST = Task(kind="forward", shape=SHAPES[-1])
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B07A00", "#56B4E9", "#c0392b", "#222222")
 
 
-def roofline(record: Record) -> Figure:
-    """Draw arithmetic a second over arithmetic a byte, under what a copy and a matrix product reach."""
-    from matplotlib.figure import Figure
+class Panel(NamedTuple):
+    """One of the three parts of a picture."""
 
-    figure = Figure(figsize=(5.4, 4), layout="constrained")
-    axes = figure.subplots()
-    copy, product = record.find(LARGEST, "copy"), record.find(MULTIPLY, "copy")
-    if copy and product:
-        speed, peak = LARGEST.bytes / copy.median, 2 * MULTIPLY.shape[0] ** 3 / product.median
-        across = [0.05, peak / speed, 100]
-        axes.plot(across, [min(i * speed, peak) / 1e9 for i in across], color="#7d858f")
-        axes.set_title(f"copy {speed / 1e9:.3g} GB/s, matrix product {peak / 1e9:.3g} GFLOP/s", fontsize=9, loc="left")
-    for number, name in enumerate(n for n in record.contenders if n != "copy"):
-        rows = [r for r in record.rows if r.contender == name and r.seconds and _plain(r.task)]
-        axes.plot(
-            [r.task.operations / r.task.bytes for r in rows], [r.task.operations / r.median / 1e9 for r in rows],
-            "o", color=COLOURS[number % 8], markersize=4, label=name, fillstyle="none" if number > 7 else "full",
-        )  # fmt: skip
-    axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="GFLOP/s")
-    axes.legend(frameon=False, fontsize=7)
-    return figure
+    title: str
+    """What stands above it."""
+    tasks: Sequence[Task]
+    """What its points are."""
+    x: Callable[[Task], float]
+    """Where a task stands."""
 
 
-def growth(record: Record) -> Figure:
+def roofline(record: Record) -> Figure | None:
+    """Draw the speed of memory that each reaches, below that of a copy: batch norm has no other roof."""
+    panels = [Panel(f"{kind}, GB/s against MB of x", shapes(kind), lambda task: task.size / 1e6) for kind in KINDS]
+    return _draw(record, panels, lambda row: _bytes(row) / row.median / 1e9)
+
+
+def growth(record: Record) -> Figure | None:
     """Draw milliseconds against N, C and H * W: straight lines where time grows with the work."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.4, 7.2), layout="constrained")
-    for axes, (label, place) in zip(figure.subplots(3, 1), (("N", 0), ("C", 1), ("H * W", 2)), strict=True):
-        tasks = list(sizes())[place * len(DECADES) : (place + 1) * len(DECADES)]
-        for number, name in enumerate(record.contenders):
-            rows = [(task, record.find(task, name)) for task in tasks]
-            points = [(task.shape[place], row.median * 1e3) for task, row in rows if row]
-            if points:
-                axes.plot(*zip(*points, strict=True), ".-", color=COLOURS[number % 8], label=name, linewidth=1)
-        axes.set(xscale="log", yscale="log", xlabel=label, ylabel="ms")
-    figure.axes[0].legend(frameon=False, fontsize=7)
-    return figure
+    tasks, count = list(sizes()), len(DECADES)
+    panels = [
+        Panel(f"ms against {label}", tasks[i * count : (i + 1) * count], lambda task, i=i: task.shape[i])  # type: ignore[misc]
+        for i, label in enumerate(("N", "C", "H * W"))
+    ]
+    return _draw(record, panels, lambda row: row.median * 1e3)
 
 
 def save(record: Record, folder: Path) -> list[Path]:
     """Draw what the record has figures for into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    grown = any(row.task.part == "growth" for row in record.rows)
-    drawn = {folder / "roofline.svg": roofline(record)} | ({folder / "growth.svg": growth(record)} if grown else {})
+    drawn = {folder / f"{draw.__name__}.svg": draw(record) for draw in (roofline, growth)}
     for path, figure in drawn.items():
-        figure.savefig(path)
-    return list(drawn)
+        if figure is not None:
+            figure.savefig(path)
+    return [path for path, figure in drawn.items() if figure is not None]
 
 
-def _plain(task: Task) -> bool:
-    return task.part == "shapes" and bool(task.operations) and task == Task(kind=task.kind, shape=task.shape)
+def _draw(record: Record, panels: Sequence[Panel], y: Callable[[Row], float]) -> Figure | None:
+    """Draw a line for each contender in each panel, and for the copy a wide one; None without any figures."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
+
+    panels = [panel for panel in panels if any(record.find(task, record.against) for task in panel.tasks)]
+    if not panels:
+        return None
+    names = [*record.contenders]
+    shown = [*fastest(names), *(name for name in PEERS if name in names), *(["copy"] if "copy" in names else [])]
+    figure = Figure(figsize=(5.4, 0.6 + 2.2 * len(panels)), layout="constrained")
+    for axes, panel in zip(figure.subplots(len(panels), 1, squeeze=False).flat, panels, strict=True):
+        for colour, name in zip(COLOURS, shown, strict=False):
+            rows = [row for task in panel.tasks for row in [record.find(task, name)] if row]
+            points = sorted((panel.x(row.task), y(row)) for row in rows)
+            style = (
+                {"color": "#c9ced4", "linewidth": 5, "zorder": 0}
+                if name == "copy"
+                else {"color": colour, "marker": "."}
+            )
+            axes.plot([x for x, _ in points], [y for _, y in points], label=name, **style)
+        axes.set(xscale="log", yscale="log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))
+        axes.set_title(panel.title, fontsize=9, loc="left")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def _bytes(row: Row) -> int:
+    return 2 * row.task.size if row.contender == "copy" else row.task.bytes

@@ -16,8 +16,6 @@ STEPS = 10
 
 PASSES = {"forward": 2, "derivative": 5, "inference": 2}
 """How often memory must be read or written for each value: x and y; with a derivative x, dy and dx once more."""
-OPERATIONS = {"forward": 5, "derivative": 14, "inference": 2}
-"""Additions and multiplications for each value, as the formulas have them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +23,7 @@ class Task:
     """One thing to time."""
 
     kind: str
-    """``"forward"``, ``"derivative"`` (forward and derivative), ``"inference"``, ``"lenet"`` or ``"multiply"``."""
+    """``"forward"``, ``"derivative"`` (forward and derivative), ``"inference"`` or ``"lenet"``."""
     shape: tuple[int, ...] = ()
     """Shape with channels second, whatever the layout."""
     dtype: str = "float32"
@@ -35,15 +33,14 @@ class Task:
     """The part of the record that it belongs to: ``"shapes"``, ``"growth"`` or ``"busy"``."""
 
     @property
-    def bytes(self) -> int:
-        """Return the least number of bytes that must move; 0 where it is not known."""
-        size = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}[self.dtype]
-        return math.prod(self.shape) * size * PASSES.get(self.kind, 0)
+    def size(self) -> int:
+        """Return the bytes of x."""
+        return math.prod(self.shape) * {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}[self.dtype]
 
     @property
-    def operations(self) -> int:
-        """Return the number of additions and multiplications; 0 where it is not known."""
-        return math.prod(self.shape) * OPERATIONS.get(self.kind, 0)
+    def bytes(self) -> int:
+        """Return the least number of bytes that must move; 0 where it is not known."""
+        return self.size * PASSES.get(self.kind, 0)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -62,7 +59,6 @@ class Task:
 
 LENET = Task(kind="lenet")
 BUSY = Task(kind="lenet", part="busy")
-MULTIPLY = Task(kind="multiply", shape=(1024, 1024))
 OTHERS = tuple(
     Task(kind="derivative", shape=shape, layout=layout, dtype=dtype)
     for layout, dtype in (("last", "float32"), ("second", "float16"), ("second", "bfloat16"), ("second", "float64"))
@@ -81,7 +77,7 @@ def tasks(quick: bool, grow: bool = False) -> list[Task]:
     if quick:
         return [*shapes("derivative"), LENET]
     every = [task for kind in KINDS for task in shapes(kind)]
-    return [*every, LENET, MULTIPLY, *OTHERS, *(growth() if grow else ())]
+    return [*every, LENET, *OTHERS, *(growth() if grow else ())]
 
 
 def growth() -> Iterator[Task]:

@@ -1,0 +1,21 @@
+"""The tables of docs/speed.md, from the record that ``polybn bench --json`` writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from polybn.bench import tables
+from polybn.bench.record import load
+
+RECORD = Path(__file__).parents[1] / "results" / "bench-cpu.json"
+
+
+def table(path: Path = RECORD) -> str:
+    """Return all tables in Markdown, or how to make the record where there is none."""
+    if not path.exists():
+        return f"No record has been made yet: `polybn bench --busy --json docs/results/{path.name}` writes one.\n"
+    record = load(path)
+    facts = ", ".join(f"{name} {value}" for name, value in record.facts.items())
+    versions = "; ".join(f"{name}: {version}" for name, version in record.contenders.items())
+    found = (f"### {title.capitalize()}\n\n{tables.markdown(lines)}" for title, lines in tables.tables(record).items())
+    return "\n".join([*found, f"Time over {record.against}'s. Made with {facts}; {versions}.\n"])
