@@ -59,6 +59,7 @@ ELSEWHERE = {
     "polybn check --backend numpy --profile ci --json docs/results/check-numpy.json": "test_conformance.py",
     "JAX_ENABLE_X64=1 polybn check --backend jax": "test_conformance.py",
     "polybn agree numpy onnx-reference --cases 20 --programs differences": "test_cli_agree.py",
+    "polybn bench --only jax+jit --rounds 11": "it takes minutes: test_bench.py",
     "polybn bench --quick": "it takes a minute: test_bench.py runs the command on small shapes",
     "polybn bench --busy --json docs/results/bench-cpu.json": "it takes minutes: test_bench.py",
 }

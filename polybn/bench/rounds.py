@@ -13,7 +13,7 @@ from polybn.bench.processes import busy, started
 from polybn.bench.record import AGAIN, Record, Row, facts
 from polybn.bench.tasks import BUSY, Task
 
-REST = 0.05
+REST = 0.03
 """Seconds of rest before a contender runs: threads of the one before may still spin."""
 
 
@@ -36,7 +36,7 @@ class Plan:
     """The name of the contender that all are compared with."""
     rounds: int = 7
     """How many rounds count; one more goes before them."""
-    block: float = 0.06
+    block: float = 0.04
     """Seconds for which a contender is called in a round, if three calls are not longer."""
     limit: float = 120
     """Seconds after which a contender that does not answer is ended."""
