@@ -155,10 +155,15 @@ def _hot(kind: str, loops: list[tuple[float, sass.Loop]]) -> list[sass.Loop]:
 def _share(kind: str, loops: list[tuple[float, sass.Loop]], subject: Subject) -> tuple[float, float]:
     """Return instructions and memory instructions a value, of all loops of a kind that a value goes through."""
     values, hot = max(values for values, _ in loops), _hot(kind, loops)
-    costs = [(len(loop.instructions) / values, _memory(loop) / values) for loop in hot]
+    all_of_them, memory = ([count(loop) / values for loop in hot] for count in (_length, _memory))
     if kind == "load":  # one for each array; there are copies of it, for rounds
-        return tuple(INPUTS[subject.kernel] * max(cost) for cost in zip(*costs, strict=True))  # type: ignore[return-value]
-    return tuple(map(sum, zip(*costs, strict=True)))
+        arrays = INPUTS[subject.kernel]
+        return arrays * max(all_of_them), arrays * max(memory)
+    return sum(all_of_them), sum(memory)
+
+
+def _length(loop: sass.Loop) -> int:
+    return len(loop.instructions)
 
 
 def _memory(loop: sass.Loop) -> int:
