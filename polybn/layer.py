@@ -300,7 +300,10 @@ def _features(num_features: Any) -> int:
 
 
 def _dtype(dtype: Any) -> str:
-    name = dtype if isinstance(dtype, str) else dtype_name(dtype)
+    try:
+        name = dtype if isinstance(dtype, str) else dtype_name(dtype)
+    except TypeError:  # a list, which has no hash and names no dtype
+        name = ""
     if name not in ("float32", "float64"):
         raise DTypeError(
             f"polybn.BatchNorm: dtype must be 'float32' or 'float64'; got {dtype!r} "

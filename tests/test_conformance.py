@@ -16,6 +16,8 @@ from polybn.conformance.subject import Subject, prepare
 OF_OTHERS = {"P43"}
 """What is asked only of those who declare otherwise than the specification."""
 CHECKS = [name for name in conformance.IDS if not name.startswith("grade-") and name not in OF_OTHERS]
+OPEN = {("jax", "G2"), ("jax", "G3"), ("jax", "G4")}
+"""What is known to be wrong at the ends of the range, see docs/jax.md; an entry that passes is an error."""
 KAPPA_FREE = LADDER[: LADDER.index("K") + 1]
 SEED = 20
 
@@ -28,7 +30,7 @@ def subject(backend: str) -> Subject:
 def found(backend: str, name: str) -> Result:
     """Check one thing, on as many cases as the profile of the other tests draws."""
     whole, examples = subject(backend), settings().max_examples
-    profile = whole.profile._replace(examples=examples, runs=max(1, examples // 5), slow=True)
+    profile = whole.profile._replace(examples=examples, runs=max(1, examples // 5), slow=True, seconds=900)
     return find(whole._replace(profile=profile), name).result
 
 
@@ -36,6 +38,9 @@ def found(backend: str, name: str) -> Result:
 @pytest.mark.parametrize("name", CHECKS)
 def test_each_backend_keeps_to_the_specification(backend: str, name: str) -> None:
     result = found(backend, name)
+    if (backend, name) in OPEN:
+        assert result.status == "fail", f"{name} passes on {backend} now: take it from the list"
+        pytest.xfail(f"{backend} at the ends of the range: {result.words}")
     assert result.status == "pass", f"{result.title}\n{result.status}: {result.words}\n{result.reproducer}"
 
 

@@ -73,7 +73,7 @@ def test_the_full_data() -> None:
 
 @full_data
 def test_the_sample_is_what_its_recipe_makes_of_the_full_data() -> None:
-    recipe = runpy.run_path(str(Path(__file__).with_name("make_sample.py")))
+    recipe = runpy.run_path(str(Path(__file__).parent / "support" / "make_sample.py"))
     made = recipe["sample"](load(DEBIAN))
     assert same(made, load("sample"))
     for name, values in zip(NAMES, (made[0][:, 0], made[1], made[2][:, 0], made[3]), strict=True):
