@@ -59,7 +59,7 @@ def test_the_kit_passes_emulated() -> None:
     assert finished.returncode == 0, finished.stderr[-4000:]
     found = json.loads(finished.stdout.splitlines()[-1])
     assert "emulated" in found["name"]
-    # Open: derivatives and inference at the ends of the range, such as subnormal x under a gamma near the largest number.
+    # Open: the ends of the range, such as dx of subnormal x under a gamma near the largest number (docs/cupy.md).
     assert {words.partition(":")[0] for words in found["failures"]} <= {"G2", "G3", "G4"}
     assert set(found["grades"]) == {"float16", "bfloat16", "float32", "float64"}
     assert set(found["grades"].values()) <= {"K", "S"}
