@@ -310,7 +310,7 @@ def test_command_calls_inside_of_jit() -> None:
     assert "--jit must come with --backend; got --adapter pytorch" in str(result.exception)
     result = invoke("--backend", "numpy", "--jit")
     assert isinstance(result.exception, DomainError)
-    assert "form must be one of none; got 'jit'" in str(result.exception)
+    assert "form must be one of plain; got 'jit'" in str(result.exception)
 
 
 def test_without_hypothesis_adapters_can_be_written_and_the_rest_says_what_to_install() -> None:

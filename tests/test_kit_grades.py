@@ -55,7 +55,7 @@ def test_families_cover_what_they_should(dtype: str) -> None:
     names = [family.name for family in FAMILIES[dtype]]
     assert len(set(names)) == len(names) >= 9
     assert {"N(0, 1)", "N(10, 1)", "constant 0.1", "one outlier", "integers 0 to 255", "subnormal"} <= set(names)
-    assert {m for family in FAMILIES[dtype] for m in family.sizes} == {2, 3, 31, 257, 1024, 16384}
+    assert {m for family in FAMILIES[dtype] for m in family.sizes} == {2, 3, 31, 257, 1000, 1024, 16384}
     assert all(family.in_range for family in FAMILIES[dtype]) == (dtype == "float16")
     found = graded("wide", dtype)
     kappas = [row.kappa for row in found.rows if row.kappa < math.inf]

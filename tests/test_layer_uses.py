@@ -109,6 +109,8 @@ def _train_in_a_child(layer: polybn.BatchNorm, x: np.ndarray, results: Any) -> N
     results.put(layer.state_dict())
 
 
+# Where JAX is imported, it warns at every fork; the child does not touch it.
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_forked_child_uses_a_layer_that_another_thread_holds() -> None:
     """The lock of a layer is taken in the parent at the moment of the fork, and nobody releases it in the child."""
     layer, x = trained("numpy"), draw(1)
