@@ -67,7 +67,7 @@ def test_sizes() -> None:
         (kit.LeakingNaN, {"P38", "P38b"}, "must be NaN throughout"),
         (kit.Writing, {"P18"}, "train must not write its arguments; it changed running_mean"),
         (kit.Frozen, {"P4", "P36", "P37b"}, "y of channel"),
-        (kit.Forgetful, {"P37"}, "must be the same to the bit after an inference and a backward"),
+        (kit.Forgetful, {"P17", "P37"}, "must be the same to the bit when the same call is made again"),
     ],
 )
 def test_wrong_ones_fail(make: Any, among: set[str], said: str) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 GRAVE = ("died", "time", "contract")
 """Kinds of failures that explain others, in this order."""
 TELLING = ("P18", "P17", "P37")
-"""Properties whose failure explains others: arguments are written, results change."""
+"""Properties whose failure explains others, what is seen of conventions too: arguments are written, results change."""
 MOST = 300
 """Characters of a sentence."""
 
@@ -23,7 +23,7 @@ def first(results: Sequence[Result], info: Info, declarations: Sequence[str]) ->
     ``declarations`` say what is declared wrongly, a sentence each.
     """
     failed = [result for result in results if result.status == "fail"]
-    if declarations and not any(result.cause in GRAVE for result in failed):
+    if declarations and not any(result.cause in GRAVE or tells(result) for result in failed):
         rest = [result for result in failed if result.cause != "convention"]
         more = [f"{_number(len(rest))} for another reason, first {rest[0].id}."] if rest else []
         return " ".join([*map(_whole, declarations), *more])
@@ -31,6 +31,11 @@ def first(results: Sequence[Result], info: Info, declarations: Sequence[str]) ->
         return _about(min(failed, key=_weight), len(failed))
     reasons = sorted({result.reason for result in results if result.status == "echo"})
     return f"{info.name}: {' and '.join(reasons)}." if reasons else ""
+
+
+def tells(result: Result) -> bool:
+    """Tell whether a result explains others, whatever is declared: calls that change things, and did not just raise."""
+    return result.id in TELLING and result.cause != "raised"
 
 
 def _weight(result: Result) -> int:

@@ -7,6 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polybn.conformance import conventions, grades, reproducer, stateful
+from polybn.conformance.advice import tells
 from polybn.conformance.cases import DTYPES
 from polybn.conformance.guard import OutOfTime, Printed, silenced, time_limit
 from polybn.conformance.properties import PROPERTIES, Property
@@ -75,7 +76,7 @@ def find(subject: Subject, name: str) -> Finding:
     with warnings.catch_warnings(), silenced(printed):
         warnings.simplefilter("ignore")
         finding = _found(subject, name)
-        if finding.result.status == "fail" and finding.convention is None:
+        if finding.result.status == "fail" and finding.convention is None and not tells(finding.result):
             finding = _marked(subject, finding)
     prints = f"The adapter prints while it is checked, first {printed.first!r}." if printed.first else ""
     seconds = time.perf_counter() - start
