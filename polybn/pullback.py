@@ -82,7 +82,7 @@ class Pullback:
 
 
 class SecondPullback:
-    """The derivative of a pullback: from cotangents of :class:`Gradients` to cotangents of its arguments.
+    """The derivative of a pullback: from cotangents of :class:`polybn.spec.Gradients` to cotangents of its arguments.
 
     With ``a`` the cotangent of dx, ``b`` of dgamma, ``c`` of dbeta, ``q_z = mean(z * xhat)`` and
     ``P(z) = z - mean(z) - xhat * q_z``, which is symmetric, training gives::
