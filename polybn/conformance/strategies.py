@@ -74,7 +74,7 @@ def sample(
     scale : float, default 1.7
         Each channel's standard deviation is about this.
     **options
-        Further fields of :class:`polybn.conformance.cases.Case`.
+        Further fields of ``Case``.
 
     Returns
     -------
@@ -258,7 +258,7 @@ def layouts(array: Array) -> st.SearchStrategy[Array]:
     Returns
     -------
     SearchStrategy of ndarray
-        Each of LAYOUTS, and the 0-stride view of :func:`polybn.conformance.layouts.repeated` where there is one.
+        Each of LAYOUTS, and the 0-stride view of ``layouts.repeated`` where there is one.
 
     Examples
     --------

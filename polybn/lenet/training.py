@@ -100,8 +100,8 @@ def train(
         What happens to the images that are left over after the last whole batch of an epoch: "keep" makes a smaller
         batch of them, "drop" leaves them out of this epoch.
     out : path, optional
-        A new or empty directory for the run, which belongs to this process until the call returns. :func:`polybn.lenet.training.resume`
-        goes on with it. Without a directory nothing is written.
+        A new or empty directory for the run, which belongs to this process until the call returns.
+        :func:`~polybn.lenet.training.resume` goes on with it. Without a directory nothing is written.
     on_steps : callable, optional
         Called with the number of the epoch and what the program reports, as it goes.
     on_epoch : callable, optional
@@ -148,7 +148,7 @@ def begin(
     on_steps: OnSteps,
     on_epoch: OnEpoch,
 ) -> Run:
-    """Train as :func:`polybn.lenet.training.train` does, with options that were checked before; see :func:`polybn.lenet.training.train`."""
+    """Train as :func:`polybn.train` does, with options that were checked before; see :func:`polybn.train`."""
     goal = _check_epochs(epochs)
     with contextlib.nullcontext() if out is None else folder.begin(out) as own:
         return _go_on(_prepare(recipe, None, data), goal, own, Watch(on_steps, on_epoch))
@@ -167,13 +167,13 @@ def resume(
     Parameters
     ----------
     out : path
-        The directory of the run. It says which options :func:`polybn.lenet.training.train` was given, so none is given again.
+        The directory of the run. It says which options :func:`polybn.train` was given, so none is given again.
     epochs : int, optional
         Epochs in all, those that are finished included. Default: as many as were asked for last.
     data : Dataset or function, optional
         The same images as before, wherever they are now. Default: they are read from where they were read before.
     on_steps, on_epoch : callable, optional
-        As for :func:`polybn.lenet.training.train`.
+        As for :func:`polybn.train`.
 
     Returns
     -------
