@@ -86,8 +86,8 @@ for _command in (bench, check, agree):
 
 
 def main() -> None:
-    """Run the command line; errors that a user can mend are one sentence, without a traceback."""
-    for stream in (sys.stdout, sys.stderr):  # a name may hold bytes that no encoding knows
+    """Run the command line; show errors that a user can fix as one sentence, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # file names may hold bytes that no encoding can show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
