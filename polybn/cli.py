@@ -35,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Batch normalization you can trust on any array.\n\n"
     "Begin with [bold]polybn train[/bold]: it trains LeNet on Fashion-MNIST and shows each epoch. Then train again "
-    "with [bold]--norm none[/bold] and let [bold]polybn compare runs[/bold] draw what batch norm is good for.",
+    "with [bold]--norm none[/bold]; [bold]polybn compare runs[/bold] then draws what batch norm gains.",
 )
 
 

@@ -1,4 +1,4 @@
-"""The NumPy backend: compiled kernels on the arrays' memory, and plain NumPy where they were not compiled."""
+"""The NumPy backend: compiled kernels on the arrays' memory, or plain NumPy if they are not compiled."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ traits = Traits(
 
 
 def why_not() -> str | None:
-    """Return None: what imports NumPy can compute with it."""
+    """Return None: where NumPy can be imported, it can compute."""
     return None
 
 
 def inspect(value: Any, /) -> Description | None:
-    """Describe an ndarray; None for subclasses that change its meaning: masked arrays, matrices, quantities."""
+    """Describe an ndarray; return None for subclasses with other meanings, such as masked arrays and matrices."""
     return Description(value.shape, dtype_name(value.dtype)) if type(value) in (np.ndarray, np.memmap) else None
 
 

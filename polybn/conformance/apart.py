@@ -72,9 +72,8 @@ def examine(order: Order, wanted: Sequence[str]) -> Iterator[Begun | Finding]:
             if begun.useless:
                 return
             while rest:
-                message = _next(
-                    process, pipe, begun.seconds * 3 + 30
-                )  # usually the child's own time limit ends a check
+                # Usually the child's own time limit ends a check.
+                message = _next(process, pipe, begun.seconds * 3 + 30)
                 if not isinstance(message, Finding):
                     yield _lost(rest.pop(0), *message)
                     break
