@@ -1,4 +1,4 @@
-"""Training networks in the host kernels. As everywhere in this package, arrays are addresses, and nothing is checked."""
+"""Training networks in the host kernels. As everywhere in this package, arrays are addresses; nothing is checked."""
 
 from __future__ import annotations
 

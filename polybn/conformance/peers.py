@@ -123,7 +123,7 @@ def to_markdown(record: dict[str, Any], *, compact: bool = False) -> str:
     for peer in record["peers"]:
         for layout, errors in peer["errors"].items():
             cells = [_cell(errors[family]) for family in FAMILIES]
-            who, second = f"{peer['name']} {peer['version']}", layout == "(N, C, H, W)"
+            who, second = f"{peer['name']} ({peer['version']})", layout == "(N, C, H, W)"
             if not compact:
                 more = [peer.get("whole_range", "")] if ranged else []
                 place = "second" if second else "last"

@@ -49,6 +49,11 @@ class Life(NamedTuple):
 def machine(adapter: Adapter, info: Info) -> type[Any]:
     """Return a Hypothesis state machine for an adapter; its attribute ``TestCase`` is a test.
 
+    Returns
+    -------
+    type
+        A subclass of :class:`hypothesis.stateful.RuleBasedStateMachine`.
+
     Examples
     --------
     >>> from polybn import conformance
