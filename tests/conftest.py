@@ -18,18 +18,18 @@ from polybn import dispatch
 from polybn.spec import traits_of
 from tests.support.emulation import UNSEEN_VALUES
 
-os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX has float64 only if it is told so before it makes an array
+os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX reads it before its first array, and has no float64 without it
 
-# Those of this tree: a backend that is deleted is no longer tested, and nothing else changes.
+# Only the backends of this tree, so that deleting one removes its tests and nothing else.
 BACKENDS = tuple(name for name in dispatch._names() if not dispatch._is_foreign(dispatch._entries()[name]))
 REASONS = {name: dispatch.why_not(name) for name in BACKENDS}
 TRAITS = {name: traits_of(dispatch.backend(name)) for name, reason in REASONS.items() if reason is None}
 COMPILING = {name for name, traits in TRAITS.items() if traits.jit is not None}
 BLIND = {name for name, traits in TRAITS.items() if not traits.sees_values}
 SHARE = 100
-"""A compiling library is given the hundredth part of the examples, and two at least."""
+"""A library that compiles gets one example in so many, and two at least."""
 
-# dev is quick, ci is repeatable, nightly looks for news. Deadlines are off: speed is no matter of tests.
+# dev is quick, ci is repeatable, nightly draws new cases. Deadlines are off, because tests do not judge speed.
 _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("dev", max_examples=50, **_COMMON)
 settings.register_profile("ci", max_examples=300, derandomize=True, print_blob=True, **_COMMON)
@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Draw fewer cases where a library compiles for every shape and option, which may take half a second."""
+    """Draw fewer cases for a library that compiles for every shape and option, which may take half a second each."""
     backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")  # type: ignore[attr-defined]
     usual, share = settings.default, SHARE if backend in COMPILING else 1
     assert usual is not None
@@ -62,7 +62,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs() -> Generator[None, None, None]:
-    """Free what JAX has compiled for a module: a program takes some 120 memory maps, a process may have 65,530."""
+    """Free the programs that JAX compiled for a module: each takes some 120 of the 65,530 memory maps of a process."""
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
@@ -75,7 +75,7 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    # Parameters, not a fixture: Hypothesis rightly objects to function-scoped fixtures.
+    # Not a fixture: Hypothesis refuses function-scoped fixtures.
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", [_parameter(name) for name in BACKENDS])
 
@@ -96,7 +96,7 @@ def _parameter(name: str) -> object:
 
 @pytest.fixture
 def as_readers_have_it(monkeypatch: pytest.MonkeyPatch) -> Generator[None, None, None]:
-    """For examples of pages and docstrings: JAX's own default, which is no float64; Keras on NumPy, as pages say."""
+    """Give examples in pages and docstrings the settings of a reader: JAX without float64, Keras on NumPy."""
     monkeypatch.setenv("KERAS_BACKEND", "numpy")
     if REASONS.get("jax", "absent") is not None:
         yield

@@ -37,7 +37,7 @@ print(json.dumps({
 
 @pytest.mark.parametrize("module", CONTRACT)
 def test_the_contract_holds_emulated(module: str) -> None:
-    """What every backend is asked, but for 70,000 channels, of which the kit makes sure."""
+    """The tests for every backend pass, without those of 70,000 channels, which the kit repeats."""
     line = emulation.run_pytest(f"tests/test_{module}.py", "-k", "cupy and not 70000")
     passed = re.search(r"(\d+) passed", line)
     assert passed, line
@@ -54,7 +54,7 @@ def test_what_is_cupy_s_own_holds_emulated(module: str) -> None:
 
 
 def test_the_kit_passes_emulated() -> None:
-    """Class K or better in every dtype."""
+    """The grade is K or better in every dtype."""
     finished = emulation.run("-c", KIT)
     assert finished.returncode == 0, finished.stderr[-4000:]
     found = json.loads(finished.stdout.splitlines()[-1])

@@ -50,7 +50,7 @@ def test_cupy_has_no_batch_norm_of_its_own() -> None:
 
 @pytest.mark.skipif(not EMULATED, reason="it reads what the emulation recorded")
 def test_a_step_is_one_graph() -> None:
-    """Two sizes of batch are captured once each; an epoch replays them, and its batch norms are one launch each way."""
+    """Each of two batch sizes is captured once and replayed in every epoch; a batch norm is one launch in each pass."""
     rng, network = np.random.default_rng(0), networks.lenet()
     images, labels = rng.integers(0, 256, (10, 1, 28, 28), np.uint8), rng.integers(0, 10, 10, np.uint8)
     program: Any = compile(network, polybn.backend("cupy"), networks.initial_state(network, 0), batch_size=4)

@@ -1,4 +1,4 @@
-"""Ten epochs on all of Fashion-MNIST: what the project promises of its training, on each backend."""
+"""Ten epochs on all of Fashion-MNIST, on each backend: the project's promises about training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _full_data() -> fashion_mnist.Dataset:
 
 
 def test_ten_epochs_end_in_the_band_and_batch_norm_leads_throughout(backend: str) -> None:
-    """With batch norm the tenth epoch lies in the band; without, every epoch is behind in loss and accuracy."""
+    """With batch norm the tenth epoch is in the band; without it every epoch is behind in loss and accuracy."""
     data = _full_data()
     spec, none = (
         polybn.train(networks.lenet(norm), backend, data=data, epochs=10, seed=0).epochs for norm in ("spec", None)

@@ -1,4 +1,4 @@
-"""Clause S15: moments are right, and merging them is exact bookkeeping."""
+"""Clause S15: moments are right, and so are merges of them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def mean_bound(values: Array, dtype: str) -> tuple[Parts, float, float]:
 @pytest.mark.clause("S15")
 @given(case=cases(training=True))
 def test_moments(backend: str, case: Case) -> None:
-    """Counts are exact integers, mean and m2 within the bounds of S2; shapes and dtypes are those of S6."""
+    """Counts are exact integers, mean and m2 are within the bounds of S2, and shapes and dtypes follow S6."""
     moments = host(backend, measure(backend, case.x, case.axis))
     wide, table = statistics_dtype(case.x), rows(case.x, case.axis)
     assert np.issubdtype(moments.count.dtype, np.integer)
@@ -77,7 +77,7 @@ def test_moments_on_the_lattice(backend: str, seed: int, dtype: str, axis: int) 
 @pytest.mark.clause("S12", "S15")
 @given(seed=st.integers(0, 2**32), dtype=st.sampled_from(tuple(DTYPES)))
 def test_moments_of_what_is_left(backend: str, seed: int, dtype: str) -> None:
-    """With ``where``, each channel has its own count, 0 where nothing is left; NaN in deleted places is not read."""
+    """With ``where``, each channel has its own count, possibly 0; NaN in deleted places is not read."""
     case = sample(seed, dtype, (7, 5, 3), kappa=5.0)
     where = np.random.default_rng(seed).random(case.x.shape) < 0.5
     where[:, 1] = False
@@ -99,7 +99,7 @@ def cut(x: Array, sizes: list[int]) -> list[Array]:
 
 
 def merge_bounds(a: Parts, b: Parts, f: Format) -> tuple[float, float]:
-    """Bound what one merge adds to the errors of its parts: the roundings of S15's two lines."""
+    """Bound the error that one merge adds to those of its parts: the roundings of S15's two lines."""
     n = a.m + b.m
     distance, weight = abs(float(b.mean - a.mean)), a.m * b.m / n
     mean = forms.roundings(5, f.unit) * (abs(float(a.mean)) + distance * b.m / n) + f.tiny
@@ -115,7 +115,7 @@ def merge_bounds(a: Parts, b: Parts, f: Format) -> tuple[float, float]:
     kappa=st.sampled_from((0.0, 1.0, 8.0)),
 )
 def test_one_merge(backend: str, seed: int, dtype: str, sizes: list[int], kappa: float) -> None:
-    """A merge is the exact merge of the moments that it was given, to the roundings of its two formulas."""
+    """A merge differs from the exact merge of the given moments by the roundings of its two formulas."""
     x = sample(seed, dtype, (sum(sizes), 3), kappa=kappa).x
     pieces = [measure(backend, z) for z in cut(x, sizes)]
     merged = host(backend, polybn.merge_moments(*pieces))
@@ -152,7 +152,7 @@ def test_associative(backend: str, seed: int, dtype: str, sizes: list[int], kapp
 
 
 def tree_bound(pieces: list[Array], exact: Parts, dtype: str, f: Format) -> tuple[float, float]:
-    """Bound two merges: a mean errs by e at every node, so D by 2 e, and D^2 by 4 D e + 4 e^2."""
+    """Bound two merges: each mean errs by e, so D errs by 2 e, and D^2 by 4 D e + 4 e^2."""
     found = [mean_bound(z, dtype) for z in pieces]
     largest = max(abs(float(p.mean)) for p, _, _ in found)
     spread = max(float(p.mean) for p, _, _ in found) - min(float(p.mean) for p, _, _ in found)
@@ -168,7 +168,7 @@ def tree_bound(pieces: list[Array], exact: Parts, dtype: str, f: Format) -> tupl
 @pytest.mark.clause("S15")
 @given(seed=st.integers(0, 2**32), dtype=st.sampled_from(tuple(DTYPES)), scale=st.sampled_from((1e-3, 1.7, 700.0)))
 def test_empty_parts(backend: str, seed: int, dtype: str, scale: float) -> None:
-    """An empty part, whole or by ``where``, changes no bit, on either side; two of them make an empty one."""
+    """A part without values, or with all deleted by ``where``, changes no bit on either side; two such stay empty."""
     case = sample(seed, dtype, (7, 3), scale=scale)
     a, merge = measure(backend, case.x), polybn.merge_moments
     for nothing in (measure(backend, case.x[:0]), measure(backend, case.x, 1, np.zeros((), bool))):
@@ -181,7 +181,7 @@ def test_empty_parts(backend: str, seed: int, dtype: str, scale: float) -> None:
 @pytest.mark.clause("S15")
 @given(seed=st.integers(0, 2**32), sizes=st.lists(st.integers(1, 40), min_size=2, max_size=2))
 def test_uneven_parts_on_the_lattice(backend: str, seed: int, sizes: list[int]) -> None:
-    """Parts of 4 i and 4 j values of one mean merge exactly; counts weigh them."""
+    """Parts of 4 i and 4 j values with equal means merge exactly, weighted by their counts."""
     x = [lattice(seed + i, "float32", 3, (4 * n,), 1, offset=0).case.x + np.float32(5) for i, n in enumerate(sizes)]
     a, b = (measure(backend, z) for z in x)
     merged, one, two = (host(backend, z) for z in (polybn.merge_moments(a, b), a, b))
@@ -192,7 +192,7 @@ def test_uneven_parts_on_the_lattice(backend: str, seed: int, sizes: list[int]) 
 
 @pytest.mark.clause("S15")
 def test_counts_are_exact(backend: str) -> None:
-    """Counts beyond 2^24 are exact, measured and merged: 2^24 + 1 and 2^24 + 1 make 2^25 + 2."""
+    """Counts beyond 2^24 are exact, measured and merged: 2^24 + 1 plus 2^24 + 1 is 2^25 + 2."""
     m = 2**24 + 1
     x = np.zeros((m, 1), np.float16)
     x[0] = 1
@@ -209,7 +209,7 @@ def test_counts_are_exact(backend: str) -> None:
     ("dtype", "scale"), [("float32", 1e25), ("float32", 4e37), ("float64", 1e200), ("float32", 1e-30)]
 )
 def test_moments_out_of_range(backend: str, dtype: str, scale: float) -> None:
-    """The mean of huge values is right and m2 infinity; that of tiny values is right and m2 the nearest number."""
+    """Huge values have a right mean and an infinite m2; tiny values have a right mean and the nearest number as m2."""
     x = (scale * np.clip(np.random.default_rng(3).normal(0.5, 1, (61, 3)), -4, 4)).astype(DTYPES[dtype])
     moments, f = host(backend, measure(backend, x)), forms.FORMATS[dtype]
     for values, mean, m2 in zip(rows(x, 1), moments.mean, moments.m2, strict=True):
@@ -221,7 +221,7 @@ def test_moments_out_of_range(backend: str, dtype: str, scale: float) -> None:
 @pytest.mark.clause("S8", "S15")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_moments_of_constants(backend: str, dtype: str) -> None:
-    """A constant channel has its value for a mean, m2 = 0, and merging two of them keeps both."""
+    """A constant channel has its value as the mean, and m2 = 0; merging two of them keeps both."""
     x = np.full((513, 2), 1234.567).astype(DTYPES[dtype])
     moments = measure(backend, x)
     for got in (moments, polybn.merge_moments(moments, moments)):

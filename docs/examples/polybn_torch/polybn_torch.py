@@ -1,4 +1,4 @@
-"""PyTorch in one screen: batch norm in float64, on rows of one channel each, written for clarity and not for speed."""
+"""A backend for PyTorch in one screen. It computes in float64 on one row per channel, and prefers clarity to speed."""
 
 import torch
 
@@ -10,7 +10,7 @@ traits = Traits(library="PyTorch")
 
 
 def why_not():
-    return None  # what imports PyTorch can compute with it on the CPU
+    return None  # wherever PyTorch can be imported, it can compute on the CPU
 
 
 def describe():
@@ -23,7 +23,7 @@ def inspect(value):
     return Description(tuple(value.shape), dtype_name(value.dtype), str(value.device))
 
 
-def asarray(host):  # NumPy's bfloat16 and PyTorch's meet in float32
+def asarray(host):  # bfloat16 goes through float32, which both libraries have
     return torch.tensor(host.astype("float32")).bfloat16() if host.dtype.kind == "V" else torch.tensor(host.copy())
 
 
@@ -72,7 +72,7 @@ def merge_moments(a, b):  # S15
     return Moments(n, mean.to(a.mean.dtype), m2.to(a.m2.dtype))
 
 
-def fold(call):  # what inference makes of 1 around 0, and of 0
+def fold(call):  # the results of inference for 1 with mean 0, and for 0
     zero = torch.zeros_like(call.running_mean)
     one, none = (call._replace(x=zero[None] + value, axis=1, m=1) for value in (1, 0))
     scale = forward(one._replace(beta=None, running_mean=zero), differentiable=False)[0].y[0]
@@ -85,13 +85,13 @@ def _check_variance(call):
         fail_variance(call.function, len(bad), bad[0], float(call.running_var[bad[0]]))
 
 
-def _rows(call):  # S1, S12: a row for each channel, which values are kept, how many they are
+def _rows(call):  # S1, S12: a row for each channel, the mask of kept values, and their number
     kept = torch.ones((), dtype=torch.bool) if call.where is None else call.where
     rows, kept = (a.movedim(call.axis, 0).flatten(1) for a in (call.x, kept.expand(call.x.shape)))
     return rows.contiguous().double().where(kept, 0), kept, kept.sum(1, keepdim=True)
 
 
-def _measure(rows, kept, n, eps):  # S2, in units of a power of two that no square overflows in (S10)
+def _measure(rows, kept, n, eps):  # S2, in units of a power of two, so that no square overflows (S10)
     m = n.clamp_min(1)
     m1 = (rows * 2.0**-32).sum(1, keepdim=True) / m * 2.0**32  # a sum of 2^32 values is in range
     d = (rows - m1).where(kept, 0)
