@@ -1,7 +1,7 @@
-"""One drawn call goes to all backends that run here, and every pair of results is compared.
+"""Random calls go to all backends that run here, and every two results are compared.
 
 On lattices, where answers are exact, results are equal bit by bit. Elsewhere two results that each lie within their
-error bound of the exact one differ by the sum of both bounds at most.
+error bound of the exact one differ by at most the sum of both bounds.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def test_on_lattices_every_result_is_the_same_to_the_bit(data: st.DataObject, tr
     found = outcomes(case)
     if training:
         assert_equal(found)
-    else:  # derivatives by running statistics are rounded there
+    else:  # derivatives by running statistics are rounded in inference
         assert_equal({name: polybn.BatchNormResult(*outcome[:3]) for name, outcome in found.items()})
 
 
@@ -209,7 +209,7 @@ def test_moments_and_merges_lie_within_both_bounds(case: Case) -> None:
     mean = np.array([e.mean for e in found])
     m2 = m * np.array([e.variance for e in found])
     assert_near(same_counts(measured(case)), {"mean": mean, "m2": m2 + f.unit * m * table.var(axis=1)}, case.axis)
-    # A merge is accurate to first order in u kappa (S15): the mean of each part travels rounded.
+    # A merge is accurate to first order in u kappa (S15), because the mean of each part is rounded.
     size, spread = np.abs(table).max(axis=1), table.std(axis=1)
     loose = {"mean": mean + 8 * f.unit * size, "m2": m2 + 16 * f.unit * m * (size * spread + spread**2)}
     assert_near(same_counts(merged(case, case.x.shape[0] // 2)), loose, case.axis)

@@ -101,10 +101,10 @@ def test_a_block_that_arrives_before_its_threads_are_done_shows(barrier: bool) -
 
 
 ENDS = {
-    "threads that wait in two places": ("threads wait for each other for ever", """
+    "threads that wait in two places": ("threads wait for each other forever", """
         __global__ void bad(int* out) { if (threadIdx.x) __syncthreads(); else __shfl_xor_sync(0xffffffffu, 1, 1); }
         """),
-    "a block that waits for one that never comes": ("threads sleep for ever", """
+    "a block that waits for one that never comes": ("threads sleep forever", """
         __global__ void bad(int* out) { while (!*static_cast<volatile int*>(out)) __nanosleep(32); }
         """),
     "a shuffle without all lanes": ("a shuffle whose mask leaves lanes out", """

@@ -1,6 +1,6 @@
 """Structs passed by value, field by field: at the place of each field in C++, Python wrote its value.
 
-Emulated only. Each field is 8 bytes, or some such; together they are the whole struct.
+Emulated only. The fields fill the whole struct.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """More than 2^31 values, and channels too large for any group of blocks. On a GPU, or emulated with fewer values.
 
-The batch is one member over and over: its statistics are those of the member, and so are its results, up to rounding.
+The batch repeats one member, so it has the statistics and the results of that member, up to rounding.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ def losses(backend: str, norm: networks.Norm) -> np.ndarray:
 
 @pytest.mark.parametrize("norm", ["spec", None])
 def test_fifty_steps_on_real_images_are_those_of_numpy(norm: networks.Norm) -> None:
-    """Each loss within 1e-3: rounding differs, and training multiplies the difference step by step.
+    """Losses agree within 1e-3: rounding differs, and each step of training multiplies the difference.
 
-    The rate is 0.05, for at 0.5 batches of 16 multiply a difference of 1e-6 by 100 in 8 steps, on any backend.
+    The rate is 0.05, because at 0.5 and batches of 16 eight steps multiply a difference of 1e-6 by 100 on any backend.
     """
     ours, reference = losses("cupy", norm), losses("numpy", norm)
     assert np.abs(ours - reference).max() <= 1e-3

@@ -1,7 +1,7 @@
 """Clause S14: each bad call raises the right error with the right message, and changes nothing.
 
-F8 and F26 of the fault list, which concern the choice of a backend, are in test_dispatch.py. What only looks
-like a fault is in test_unusual.py.
+F8 and F26 of the fault list, which concern the choice of a backend, are in test_dispatch.py. Calls that only look
+like faults are in test_unusual.py.
 """
 
 from __future__ import annotations

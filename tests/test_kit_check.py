@@ -167,7 +167,7 @@ def test_conventions_that_nobody_declares_are_described() -> None:
 
 def test_declared_deviations_are_told_in_words() -> None:
     report = check(kit.Unbiased(), ["convention-momentum", "convention-running_variance", "convention-dtypes"])
-    assert len(report.deviations) == 2  # float32 only is the other
+    assert len(report.deviations) == 2  # the other one is the lack of other dtypes
     assert "running_variance is 'unbiased' where the specification has 'biased'" in report.deviations[0]
     assert "Differs from the specification by declaration:" in str(report)
     assert "except for what it declares" in str(report)

@@ -109,7 +109,7 @@ def _train_in_a_child(layer: polybn.BatchNorm, x: np.ndarray, results: Any) -> N
     results.put(layer.state_dict())
 
 
-# Where JAX is imported, it warns at every fork; the child does not touch it.
+# An imported JAX warns at every fork, but the child does not use it.
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_forked_child_uses_a_layer_that_another_thread_holds() -> None:
     """A lock that a thread holds during a fork would never be released in the child."""

@@ -24,7 +24,7 @@ from polybn_mxnet.compat import mxnet as mx
 
 Host = NDArray[Any]
 
-# Along rows, of several chunks; rows of one value, of several chunks down; rows shorter than a loop is worth;
+# Rows of several chunks; rows of one value, with several chunks down; rows too short for a loop of their own;
 # channels first and last.
 LAYOUTS = [((5, 3, 7, 41), 1), ((263, 13), 1), ((83, 5, 3), 1), ((3, 17, 11), 0), ((19, 5, 23), -1)]
 MEANS = [0.0, 1e4]

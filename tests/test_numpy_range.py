@@ -50,7 +50,7 @@ def channels(dtype: str, m: int, seed: int) -> tuple[Array, Array, Array, Array]
     choices = np.array(list(itertools.product(sizes, SPREADS, (0.0, *sizes[1::3], -1.3), sizes)))
     choices = choices[rng.permutation(len(choices))[:600]]
     size, spread, gamma, cotangent = choices.T
-    # The largest value is the size itself, so that nothing overflows before it is tested.
+    # The largest value is exactly the size, so that nothing overflows before the call.
     away = rng.uniform(-1, 0, (m, len(choices)))
     x = size * np.where(spread == 1, rng.uniform(-1, 1, away.shape), 1 + spread * away)
     dy = cotangent * rng.uniform(-1, 1, x.shape)
@@ -69,7 +69,7 @@ def check(name: str, got: float, exact: Fraction, bound: Fraction, dtype: str) -
     )
     allowed = ROUNDINGS * unit * bound + tiny
     if math.isinf(got) and abs(exact) <= allowed and allowed > largest / 2:
-        return  # rounding alone fills the range
+        return  # the bound is larger than the range
     if abs(exact) - allowed > largest or (math.isinf(got) and abs(exact) + allowed > largest):
         assert got == (math.inf if exact > 0 else -math.inf), (name, got, exact > 0)
     else:
@@ -83,7 +83,7 @@ def compare(
     """Compare all results of one channel, given its exact statistics."""
     dtype, (gamma, beta) = x.dtype.name, map(Fraction, parameters)
     row, g, centred = oracle.row(x.tolist()), oracle.row(dy.tolist()), [Fraction(v) - s.mean for v in x.tolist()]
-    # In training the mean has an error of its own: that of the sum of such differences.
+    # In training the mean has an error, too, that of the sum of such differences.
     average = sum((abs(d) for d in centred), ZERO) / len(centred) * training
     reach = [abs(d) + average for d in centred]
     sizes = [abs(Fraction(v)) for v in dy.tolist()]

@@ -1,6 +1,6 @@
-"""Compiled networks against an independent one: values, gradients, running statistics, and what they leave alone.
+"""Compiled networks, compared with an independent one: values, gradients, running statistics, unchanged arguments.
 
-Bounds are those of :mod:`tests.support.reference_lenet`: for each value by itself, from the errors that float32 makes.
+:mod:`tests.support.reference_lenet` bounds each value by itself, by the errors of float32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.support.reference_lenet import Named, Rounded
 
 Bytes = NDArray[np.uint8]
 
-# One step this long forgets where the weights were: their change over it is the gradient, to the last bit but two.
+# After one step of this length the change of the weights, divided by it, is the gradient, except for two last bits.
 GIANT = 2.0**40
 
 SPEC, NONE = networks.lenet(), networks.lenet(None)

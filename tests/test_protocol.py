@@ -14,7 +14,7 @@ import polybn
 from polybn.lenet.program import Trainer
 from polybn.spec import Backend, Traits
 
-if TYPE_CHECKING:  # mypy compares module and protocol, signature by signature; nothing is imported when tests run
+if TYPE_CHECKING:  # for mypy, which compares the signatures of module and protocol; the tests import nothing here
     import polybn_numpy
 
     _numpy: Backend = polybn_numpy

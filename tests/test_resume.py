@@ -94,8 +94,8 @@ def test_k_epochs_and_k_more_are_2k_epochs(data: Path, tmp_path: Path) -> None:
 def test_forty_kills_of_two_trainers_that_fight_for_one_directory(data: Path, tmp_path: Path) -> None:
     """The owner of the run is killed, often while an epoch is tested and saved, and the other one takes over at once.
 
-    No two train at a time, no epoch is trained twice once it was reported as saved, and in the end every bit is that of
-    a run that was left alone.
+    Two processes never train at once, no epoch that was reported as saved is trained again, and in the end every bit
+    is that of an uninterrupted run.
     """
     rng, directory, saved = random.Random(7), tmp_path / "killed", 0
     fighters = [Fighter(data, directory), Fighter(data, directory)]
@@ -108,7 +108,7 @@ def test_forty_kills_of_two_trainers_that_fight_for_one_directory(data: Path, tm
             time.sleep(rng.uniform(0, patience))
             assert not other.trains(), "two trained at the same time"
             epochs = saved_in(owner.kill())
-            first = epochs[0] if epochs else saved + 1  # what was saved before it need not have been reported
+            first = epochs[0] if epochs else saved + 1  # the last saved epoch may be unreported
             assert first > saved, "an epoch was trained again though it was saved"
             assert epochs == list(range(first, first + len(epochs)))
             saved = max([saved, *epochs])
@@ -188,7 +188,7 @@ def test_a_kill_in_any_sync_changes_nothing(data: Path, tmp_path: Path) -> None:
         if process.returncode == 0:
             break
         assert process.returncode == -signal.SIGKILL
-    assert deadly > 6  # of config.json, a new directory, a checkpoint and metrics.jsonl
+    assert deadly > 6  # syncs of config.json, a new directory, a checkpoint and metrics.jsonl
     finish(data, tmp_path / "left alone", 3)
     assert result(directory) == result(tmp_path / "left alone")
 

@@ -1,6 +1,6 @@
 """Unusual arguments that are not faults: empty, read-only, shared or byte-swapped arrays.
 
-The numbers go on where tests/support/faults.py leaves gaps: F7 float64 where the library may have none. F14 empty
+The numbers fill the gaps in tests/support/faults.py: F7 float64 in a library that may lack it. F14 empty
 arrays. F17 read-only arrays. F18 one array in several places. F20 NaN and infinity in x. F21 memory maps. F22 byte
 order. F24 more than 2^31 values.
 """

@@ -1,8 +1,8 @@
 """The cost of the kernels, counted in their machine code: ``python -m tests.gpu.budget`` writes the record.
 
-A kernel goes over values in loops of four kinds. ``load`` brings them to shared memory, ``sum`` adds up terms,
-``write`` makes results from shared memory, and ``move`` is all of inference. Of each kind the hot loop is counted, the
-one for whole tiles: instructions of a thread, divided by the values that it handles in a turn.
+A kernel handles values in loops of four kinds. ``load`` copies them to shared memory, ``sum`` adds up terms,
+``write`` computes results from shared memory, and ``move`` is all of inference. The count is for the hot loop of each
+kind, the one for whole tiles: the instructions of a thread divided by the values that it handles in a turn.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ REGISTERS, THREADS, MOST_BLOCKS, MOST_TRAINING = 65536, 256, 8, 3
 """Registers of a multiprocessor; threads of a block; the most blocks per multiprocessor, and the most of 70 KB."""
 
 # For the prediction: an H100. A device copy moves some 4.3 TB/s; 132 multiprocessors issue 4 warp instructions at
-# 1.75 GHz, of which two thirds are counted on; a launch, and the meeting of a group.
+# 1.75 GHz, of which the prediction uses two thirds. LATENCY, in us, is for a launch and a group's barrier.
 COPY_BYTES, ISSUED = 4.3e6, 2 / 3 * 132 * 4 * 1750 * 32  # per us; ISSUED counts each lane
 LATENCY = {"inference": 2.5, "forward": 4.0, "backward": 4.0, "second": 4.0}
 LARGE = (256, 64, 56, 56)

@@ -1,8 +1,8 @@
 """Run everything that needs a GPU, part by part, and record the results: ``python -m tests.gpu.check``.
 
 It needs CuPy, Hypothesis, ml_dtypes and pytest; PyTorch and compute-sanitizer are used where they are installed. PolyBN
-itself need not be installed. Each part runs in a process of its own, which may crash or outrun its time, and what it
-found is written at once, to ``docs/results/cupy-<device>.json``; a later run of some parts adds to that record. The
+itself need not be installed. Each part runs in its own process, which may crash or exceed its time, and its findings
+are written at once to ``docs/results/cupy-<device>.json``; a later run of some parts adds to that record. The
 kit's report is ``check-cupy-<device>.json``. The table of support reads both. The exit code is 1 if a part failed.
 """
 

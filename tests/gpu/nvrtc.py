@@ -39,7 +39,7 @@ def compile(source: str, name: str, expressions: Sequence[str], target: str, opt
     Raises
     ------
     RuntimeError
-        If it refused; the message is its own.
+        If the compiler refuses; the message is the compiler's.
     """
     with _compiled(source, name, expressions, target, options) as (lib, program):
         return _log(lib, program)

@@ -1,8 +1,8 @@
 """Timings for ``tests.gpu.check``: replays of CUDA graphs, beside a device copy and PyTorch in the same run.
 
 A measurement is a dict: ``us``, the median of replays for one call; ``predicted`` and ``goal`` where there are any,
-``of_copy``, the bytes a time that a call must move at the least, as a share of what a copy of as many values moves.
-Predictions come from what was counted in machine code.
+``of_copy``, the least bytes per time that a call must move, as a share of the bytes per time of a copy.
+Predictions come from the counts in machine code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MOVED = {"copy": 2, "forward": 2, "backward": 3, "inference": 2}
 """The least number of times that the bytes of a tensor must be moved."""
 
 COPY_LATENCY = 2.0  # us
-LENET = {"predicted": 190_000, "goal": 20_000}  # us an epoch: 235 steps of 45 kernels, by their instructions
+LENET = {"predicted": 190_000, "goal": 20_000}  # us per epoch: 235 steps of 45 kernels, by their instructions
 
 
 class Problem(NamedTuple):

@@ -234,7 +234,7 @@ HONEST = (
     Honest("reverse-order", "Sums from the last value to the first.", "N", {"total": reverse}),
     Honest("random-order", "Sums in a fixed random order.", "N", {"total": shuffled}),
     Honest("tree", "Sums of pairs, of pairs of pairs, and so on.", "SK", {"total": tree}),
-    # Both drift on thousands of equal values: each running sum rounds the same way again and again.
+    # Both drift on thousands of equal values, because every sum rounds in the same direction.
     Honest("eight-lanes", "Eight running sums, as a vector unit keeps them.", "N", {"total": lanes}),
     Honest("blocks-of-512", "Stretches of 512 one after the other, then pairwise.", "N", {"total": blocks_of_512}),
     Honest("blocks-of-128", "Stretches of 128 one after the other, then pairwise.", "SK", {"total": blocks_of_128}),

@@ -1,6 +1,6 @@
 """A right batch norm in plain NumPy, cut into steps that are small enough to break one at a time.
 
-It follows S1 to S4 line by line and works on rows: one channel a row, in the order of S1. Each public method
+It follows S1 to S4 line by line and works on rows: one channel per row, in the order of S1. Each public method
 below `vjp` is a step; a mutant (mutants.py) or an honest variant (honest.py) is this class with one or two
 steps replaced. What `conventions` declares, the class also does, so an honest variant may declare something else.
 """

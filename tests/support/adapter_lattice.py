@@ -1,7 +1,7 @@
 """Calls of an adapter whose exact answers are floating-point numbers, so that results are compared with ``==``.
 
 A channel holds ``s * (offset + k)`` with small integers k, and eps makes ``v + eps`` the square of ``4 s``, s a power
-of two: every algorithm that is worth the name gets the exact answer. Answers are computed in fractions.
+of two, so that every accurate algorithm gets the exact answer. Answers are computed in fractions.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def draws(
     k = np.tile(pattern, (channels, repeats))
     g = rng.integers(-4, 5, k.shape)
     if half and len(pattern) == 4:
-        # Libraries that differentiate in the half type are exact, too, where every step fits its 8 bits: these four
+        # Even libraries that differentiate in bfloat16 are exact if every step fits its 8 bits. These four
         # terms are orthogonal, and dx holds 0, 1, 1 and 11/16 of them.
         terms = (np.ones_like(k), np.tile((1, -1, -1, 1), repeats), np.tile((-1, 3, -3, 1), repeats), k)
         g = np.sum([rng.integers(-1, 2, (channels, 1)) * term for term in terms], axis=0)

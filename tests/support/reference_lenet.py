@@ -7,8 +7,8 @@ How far may float32 be off? *Monte Carlo arithmetic* says: run the same formulas
 each operation add a random error, normally distributed, of the size that float32 makes there. ``size``
 is that standard deviation in units of ``u = 2^-24``: ``sqrt(K)`` times the sum of magnitudes for an inner product of
 length K in any order (Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019), a few
-units for anything else. The spread of the results over ``SAMPLES`` runs, times ``LAMBDA``, is the bound
-for each value by itself: it knows how each network amplifies errors, and there is no constant to tune.
+units for any other operation. The spread of the results over ``SAMPLES`` runs, times ``LAMBDA``, is the bound
+for each value by itself. It reflects how each network amplifies errors, and has no constant to tune.
 """
 
 from __future__ import annotations

@@ -37,9 +37,9 @@ def store(data: Dataset, path: Path) -> None:
 
 
 def main(data: str, directory: str, epochs: str, deadly_sync: str) -> None:
-    """Begin a run or go on with it, report as it goes, and be killed in a sync, if its number is above 0.
+    """Begin or resume a run, and report its progress; a ``deadly_sync`` above 0 kills the process in that sync.
 
-    While another process has the run, wait for the moment when it is free.
+    While another process has the run, wait.
     """
     with np.load(data) as arrays:
         dataset = Dataset(**arrays, source="slice")

@@ -1,7 +1,7 @@
 """A stand-in for the few names of CuPy that the backend uses, for tests without a GPU.
 
 Device memory is host memory between guard zones, and kernels are compiled by g++ with ``include/emulator.h``. The
-stand-in is found as ``cupy`` only where this folder's parent is put on the path.
+stand-in is found as ``cupy`` only if this folder's parent is on the path.
 """
 
 from __future__ import annotations
