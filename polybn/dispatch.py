@@ -101,12 +101,10 @@ def backend_of(function: str, **arrays: object) -> Backend:
     BackendError
         If an argument belongs to no backend, or two belong to different ones.
     """
-    values = {_serving(cast("Hashable", type(value))) for value in arrays.values() if value is not None}
-    if len(values) != 1 or None in values:
+    module = _serving_all(tuple(map(type, arrays.values())))
+    if module is None:
         _fail_mixed(function, arrays)
-    entry = values.pop()
-    assert entry is not None
-    return _load(function, entry)
+    return _load(function, module)
 
 
 def _fail_mixed(function: str, arrays: Mapping[str, object]) -> NoReturn:
@@ -141,6 +139,13 @@ def _serving(cls: type) -> str | None:
     """Return the module that serves an array type; several names may lead to one module."""
     owner = _owner(cls)
     return None if owner is None else _entries()[owner].value
+
+
+@functools.lru_cache(maxsize=1024)
+def _serving_all(types: tuple[type, ...]) -> str | None:
+    """Return the one module that serves all these array types, or None; the type of None is passed over."""
+    modules = {_serving(cls) for cls in types if cls is not type(None)}
+    return modules.pop() if len(modules) == 1 else None
 
 
 @functools.cache
