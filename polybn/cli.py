@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
@@ -54,11 +54,6 @@ def _options(
     """Hold the options that belong to no command."""
 
 
-for _command in (train, compare, predict, data):
-    app.command()(_command)
-
-
-@app.command()
 def info() -> None:
     """List the backends with their versions and devices, or why one cannot run here; a bug report begins with this."""
     out.print(f"polybn {__version__}, Python {sys.version.split()[0]}")
@@ -81,7 +76,8 @@ def _facts(backend: Backend) -> Iterator[str]:
         yield "has a batch norm of its own (--norm native)"
 
 
-for _command in (bench, check, agree):
+_COMMANDS: tuple[Callable[..., None], ...] = (train, compare, predict, data, info, bench, check, agree)
+for _command in _COMMANDS:
     app.command()(_command)
 
 

@@ -32,7 +32,7 @@ def forward(
     elif arguments.unbiased and counts is not None and np.any(counts == 1):
         fail_single_value(arguments.function, f"where keeps one value in channel {int(np.argmax(counts == 1))}")
     out = arguments.own.get("out")
-    y = make_result(arguments.function, given.x, out, *given[_ARRAYS])
+    y = make_result(arguments.function, given.x, out, *_arrays(given))
     mean, var = (None if old is None else old.copy() for old in (arguments.running_mean, arguments.running_var))
     results = Results(y, mean, var, None, None, np.zeros((5, arguments.channels)))
     if x.size:
@@ -96,15 +96,16 @@ def fold(arguments: Arguments) -> Affine:
         return Affine(scale.astype(variance.dtype), shift.astype(variance.dtype))
 
 
-_ARRAYS = slice(Arguments._fields.index("x"), Arguments._fields.index("where") + 1)
+def _arrays(given: Arguments) -> tuple[Array | None, ...]:
+    return given.x, given.gamma, given.beta, given.running_mean, given.running_var, given.where
 
 
 def _native(arguments: Arguments) -> Arguments:
-    for array in arguments[_ARRAYS]:
+    arrays = _arrays(arguments)
+    for array in arrays:
         if array is not None and not array.dtype.isnative:
-            return arguments._replace(
-                **dict(zip(Arguments._fields[_ARRAYS], map(native, arguments[_ARRAYS]), strict=True))
-            )
+            x, gamma, beta, mean, variance, where = map(native, arrays)
+            return arguments._replace(x=x, gamma=gamma, beta=beta, running_mean=mean, running_var=variance, where=where)
     return arguments
 
 
