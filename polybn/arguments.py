@@ -194,6 +194,7 @@ def check_fold(given: Arrays, eps: Any) -> Known:
 
 def check_merge_moments(given: Mapping[str, Description | None]) -> None:
     """Check the fields of both arguments of ``merge_moments``; ``a.mean`` fixes the number of channels and dtype."""
+    given = {name: value for name, value in given.items() if value is not None or not name.endswith(".low")}
     check_given("merge_moments", **given)
     mean, count = given["a.mean"], given["a.count"]
     assert mean is not None  # check_given saw to both
