@@ -1,4 +1,4 @@
-"""The command line: ``polybn train | compare | predict | data | info | check | bench``."""
+"""The command line: ``polybn train | compare | predict | data | info | check | agree | bench``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from polybn import cli_agree, cli_check, dispatch
+from polybn import dispatch
 from polybn.bench.command import bench
+from polybn.commands.agree import agree
+from polybn.commands.check import check
 from polybn.console import err, out
 from polybn.lenet.commands.compare import compare
 from polybn.lenet.commands.data import data
@@ -79,9 +81,8 @@ def _facts(backend: Backend) -> Iterator[str]:
         yield "has a batch norm of its own (--norm native)"
 
 
-app.command()(bench)
-app.command()(cli_check.check)
-app.command()(cli_agree.agree)
+for _command in (bench, check, agree):
+    app.command()(_command)
 
 
 def main() -> None:
