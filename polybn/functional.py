@@ -160,6 +160,8 @@ def moments(x: Array, *, axis: int = 1, where: Array | None = None, **own: Any) 
     Parameters
     ----------
     x : array, shape (N, C, ...)
+        Of a dtype that :func:`polybn.batch_norm` takes; on backends that declare it, such as NumPy, of integers, too:
+        their moments are exact, rounded once to float64.
     axis : int, default 1
         The channel axis.
     where : array of bool, optional
@@ -184,11 +186,15 @@ def moments(x: Array, *, axis: int = 1, where: Array | None = None, **own: Any) 
     >>> import polybn
     >>> polybn.moments(np.array([[1.0], [2.0], [6.0]]))
     Moments(count=array([3]), mean=array([3.]), m2=array([14.]), low=array([0.]))
+    >>> images = np.full((2, 28, 28, 3), 255, np.uint8)
+    >>> polybn.moments(images, axis=-1).mean
+    array([255., 255., 255.])
     """
     backend = backend_of("moments", x=x, where=where)
     given = Arrays(**describe_arrays("moments", backend, {"x": x, "where": where}))
-    check_own("moments", own, traits_of(backend).own)
-    known = check_moments("moments", given, axis)
+    traits = traits_of(backend)
+    check_own("moments", own, traits.own)
+    known = check_moments("moments", given, axis, integers=traits.integers)
     return backend.moments(Arguments("moments", *Arrays(x, where=where), True, 1.0, 0.0, False, *known, own))
 
 

@@ -105,7 +105,8 @@ first, with ``D = (mean_b - mean_a) + (low_b - low_a)``::
 Uneven parts are weighted by their counts. A merge is kappa-free, as S2 is: it adds to the error of ``mean + low`` a few
 ``u`` of the standard deviation and ``u^2`` of the mean, and to that of ``m2`` a few ``u`` of ``m2``. In a part whose
 ``low`` is None, it counts as 0; the rounding of that part's mean is then an error of the whole, to first order in
-``u * kappa``.
+``u * kappa``. A backend may let ``moments`` take integers, too: sums are then exact, whatever their size, and ``mean``,
+``low`` and ``m2`` are the float64 numbers next to the exact ones.
 """
 
 from __future__ import annotations
@@ -274,6 +275,8 @@ class Traits:
     """Whether the library has a batch norm of its own, which ``compile`` then offers as ``"native"``."""
     variants: Mapping[str, Callable[[], AbstractContextManager[Any]]] = field(default_factory=dict)
     """Context managers by name: inside of each, another implementation serves all calls. The kit grades each."""
+    integers: bool = False
+    """Whether ``moments`` takes arrays of integers, and returns what S15 says of them."""
     sees_values: bool = True
     """Whether a bad value is an error; False where the host would have to wait, and NaN comes out instead (S14)."""
     own: frozenset[str] = frozenset()

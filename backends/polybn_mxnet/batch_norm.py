@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from polybn.spec import Affine, Arguments, Array, BatchNormResult, Moments
 from polybn_mxnet import arrays, derivatives, host, operators, tape
 
@@ -52,6 +54,9 @@ def form_for(array: Array) -> Any:
 def moments(arguments: Arguments) -> Moments:
     """Measure ``x`` in a form that merges (S15)."""
     x = arguments.x
+    if np.dtype(x.dtype).kind in "iu":  # they are added up on the host, and carry no gradient
+        held = arguments._replace(x=arrays.fetch(x), where=arrays.fetch(arguments.where))
+        return Moments(*(arrays.send(z, x) for z in host.shared.moments(held)))
     form = form_for(x)
     found = form.moments(arguments)
     result = Moments(*(arrays.send(z, x) for z in found))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from polybn.arguments import fail_single_value, fail_variance
 from polybn.spec import Affine, Arguments, BatchNormResult, DTypeError, Gradients, Moments
-from polybn_numpy import host, plain
+from polybn_numpy import host, integers, plain
 from polybn_numpy.call import Residuals, Results, count_kept, hand_over, make_result, native
 
 Array = NDArray[Any]
@@ -58,6 +58,8 @@ def moments(arguments: Arguments) -> Moments:
     """Measure ``x`` in a form that merges (S15)."""
     if arguments.own:
         raise DTypeError(f"polybn.moments: out must be left out; got {arguments.own} (moments are new arrays)")
+    if arguments.x.dtype.kind in "iu":
+        return integers.moments(arguments.x, arguments.axis, arguments.where)
     arguments = _native(arguments)
     channels, counts = arguments.channels, count_kept(arguments)
     mean, m2, saved = np.zeros(channels, arguments.dtype), np.zeros(channels, arguments.dtype), np.zeros((5, channels))
