@@ -185,8 +185,8 @@ class Moments(NamedTuple):
     mean: Array
     m2: Array
     """Sum of squared deviations from the mean: ``variance * count``."""
-    low: Array | None = None
-    """What the mean lost when it was rounded to its dtype: ``mean + low`` is the mean to nearly twice its digits."""
+    low: Array = None
+    """What the mean lost when it was rounded to its dtype, so that ``mean + low`` is more exact; None stands for 0."""
 
     def variance(self, *, unbiased: bool = False) -> Array:
         """Return the variance per channel in the dtype of the mean; 0 where there are too few values.
