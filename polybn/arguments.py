@@ -36,6 +36,10 @@ from polybn.spec import (
 STATISTICS_DTYPE = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
 """Clause S6: from the dtype of x to the dtype of parameters and statistics."""
 
+_INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+MOMENTS_DTYPE = STATISTICS_DTYPE | dict.fromkeys(_INTEGERS, "float64")
+"""Clause S15: the same for ``moments`` on a backend that takes integers."""
+
 
 class Arrays(NamedTuple):
     """The arrays of one call, or a description of each, by the names that users give them."""
@@ -143,14 +147,16 @@ def _check_batch_norm(
     return known
 
 
-def check_moments(function: str, given: Arrays, axis: Any) -> Known:
+def check_moments(function: str, given: Arrays, axis: Any, *, integers: bool = False) -> Known:
     """Check ``x``, its channel axis, ``where``, and that all arrays are on one device."""
+    known = MOMENTS_DTYPE if integers else STATISTICS_DTYPE
     check_given(function, x=given.x)
     shape, dtype, _ = given.x
-    if dtype not in STATISTICS_DTYPE:
+    if dtype not in known:
+        what = "moments are" if function == "moments" else "batch norm is"
         raise DTypeError(
-            f"polybn.{function}: x must have one of the dtypes {', '.join(STATISTICS_DTYPE)}; got {dtype} "
-            "(batch norm is defined on these, and nothing is converted: do so before the call)"
+            f"polybn.{function}: x must have one of the dtypes {', '.join(known)}; got {dtype} "
+            f"({what} defined on these, and nothing is converted: do so before the call)"
         )
     if len(shape) < 2:
         raise ShapeError(
@@ -167,7 +173,7 @@ def check_moments(function: str, given: Arrays, axis: Any) -> Known:
         _check_where(function, given.where, shape)
     check_devices(function, given._asdict())
     rest = shape[:index] + shape[index + 1 :]
-    return Known(index, shape[index], math.prod(rest), STATISTICS_DTYPE[dtype])
+    return Known(index, shape[index], math.prod(rest), known[dtype])
 
 
 def check_devices(function: str, given: Mapping[str, Description | None]) -> None:
@@ -196,6 +202,7 @@ def check_fold(given: Arrays, eps: Any) -> Known:
 
 def check_merge_moments(given: Mapping[str, Description | None]) -> None:
     """Check the fields of both arguments of ``merge_moments``; ``a.mean`` fixes the number of channels and dtype."""
+    given = {name: value for name, value in given.items() if value is not None or not name.endswith(".low")}
     check_given("merge_moments", **given)
     mean, count = given["a.mean"], given["a.count"]
     assert mean is not None  # check_given saw to both

@@ -201,6 +201,7 @@ def test_polybn_names_no_backend_and_no_array_library_but_numpy(path: Path) -> N
 
 ROOMS = (
     {"polybn.cli", "polybn.commands", "polybn.bench", "polybn.lenet.commands"},
+    {"polybn.statistics"},
     {"polybn.conformance", "polybn.lenet"},
     {"polybn.layer"},
     {"polybn.layer_state"},

@@ -20,6 +20,7 @@ from polybn_numpy.program import compile
 name = "numpy"
 traits = Traits(
     library="NumPy",
+    integers=True,
     variants={"plain": without_kernels},
     own=frozenset({"out"}),
     own_of_pullback=frozenset({"out"}),

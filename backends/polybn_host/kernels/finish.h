@@ -48,7 +48,7 @@ static void report_statistics(const call *k, int64_t c, const statistics *s, int
     const int64_t channels = k->j.g->channels, m = kept(k, c);
     const wide mean = s->v == s->v ? s->m1 + s->delta : s->v; /* S9: NaN, not the infinity that led to it */
     if (f->saved) {
-        const double saved[] = {s->m1, s->delta, s->v, s->r, stray};
+        const double m1 = s->m1, saved[] = {m1, (s->m1 - m1) + s->delta, s->v, s->r, stray};
         for (int i = 0; i < 5; i++) ((double *)f->saved)[i * channels + c] = saved[i];
     }
     set_parameter(stored, f->mean, c, m ? mean : 0);
