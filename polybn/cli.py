@@ -1,4 +1,4 @@
-"""The command line: ``polybn train | compare | predict | data | info | check | bench``."""
+"""The command line: ``polybn train | compare | predict | data | info | bench | check | agree | dialects``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from polybn import cli_agree, cli_check, dispatch
+from polybn import cli_agree, cli_check, cli_dialects, dispatch
 from polybn.bench.command import bench
 from polybn.console import err, out
 from polybn.lenet.commands.compare import compare
@@ -82,6 +82,7 @@ def _facts(backend: Backend) -> Iterator[str]:
 app.command()(bench)
 app.command()(cli_check.check)
 app.command()(cli_agree.agree)
+app.command()(cli_dialects.dialects)
 
 
 def main() -> None:

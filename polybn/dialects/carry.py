@@ -22,7 +22,8 @@ NOTHING_LEFT = 2.0**-24
 class Told(NamedTuple):
     """What the caller said beside the arrays."""
 
-    count: int | None
+    values: int | None
+    """Number of values per channel in a training batch."""
     steps: int | None
     options: Options
 
@@ -34,7 +35,7 @@ def carry(arrays: Arrays, here: Dialect, there: Dialect, told: Told) -> tuple[di
     dtype = arrays["running_mean" if "running_mean" in arrays else "hidden_mean"].dtype
     wanted = np.dtype(np.float32) if there.dtype == "float32" else dtype
     notes = [*_values(state), *_training(here, there), *_averages(here, there, state, known)]
-    factor, words = _bessel(here, there, told.count)
+    factor, words = _bessel(here, there, told.values)
     steps = state.steps if here.average != "plain" or known.steps is not None else None
     made = write(_filled(state._replace(var=state.var * factor), there), there, known, steps)
     if "count" in there.names and not there.debiased and ("count" not in there.optional or told.steps is not None):
@@ -133,7 +134,7 @@ def _eps(there: Dialect, state: Neutral, known: Knowledge) -> list[str]:
     smallest = max(float(np.nanmin(state.var)), 0.0)
     if smallest + eps == 0:
         return [f"eps becomes {least:g}, the least of {there.name}: where the variance is 0, results differ wholly."]
-    change = 1 - ((smallest + eps) / (smallest + least)) ** 0.5
+    change = 1 - float(((smallest + eps) / (smallest + least)) ** 0.5)
     return [f"eps {eps:g} becomes {least:g}, the least of {there.name}: inference changes by up to {change:.2g} of it."]
 
 

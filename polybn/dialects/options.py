@@ -19,6 +19,7 @@ class Options(NamedTuple):
     """The weight of the OLD value, whatever the dialect weighs."""
     eps: float | None = None
     fix_gamma: bool | None = None
+    axis: int | None = None
 
 
 class ConvertedOptions(NamedTuple):
@@ -60,24 +61,25 @@ def convert_options(options: Mapping[str, Any], source: Dialect | str, target: D
     """
     here = find(source, function="dialects.convert_options", argument="source")
     there = find(target, function="dialects.convert_options", argument="target")
-    given = dict(options)
-    axis = given.pop("axis", here.axis)
-    read = read_options(given, here, "dialects.convert_options")
-    momentum = to_old(here, here.momentum) if read.momentum is None and here.momentum is not None else read.momentum
-    eps = here.eps if read.eps is None else read.eps
-    made: dict[str, Any] = {} if momentum is None else {there.momentum_word: to_old(there, momentum)}
-    made[there.eps_word] = max(eps, there.least_eps)
-    if there.any_axis:
-        made["axis"] = axis
-    if there.fix_gamma or read.fix_gamma:
-        fixed = here.fix_gamma if read.fix_gamma is None else read.fix_gamma
-        made |= {"fix_gamma": fixed} if there.fix_gamma else {}
-    return ConvertedOptions(made, tuple(_notes(here, there, momentum, eps, axis)))
+    given = read_options(_defaults(here) | dict(options), here, "dialects.convert_options")
+    assert given.eps is not None
+    made: dict[str, Any] = {} if given.momentum is None else {there.momentum_word: to_old(there, given.momentum)}
+    made[there.eps_word] = max(given.eps, there.least_eps)
+    made |= {"axis": given.axis} if there.any_axis else {}
+    made |= {"fix_gamma": bool(given.fix_gamma)} if there.fix_gamma else {}
+    return ConvertedOptions(made, tuple(_notes(here, there, given)))
+
+
+def _defaults(dialect: Dialect) -> dict[str, Any]:
+    """Return what a layer is made with if nothing is said."""
+    found: dict[str, Any] = {dialect.eps_word: dialect.eps, "axis": dialect.axis}
+    found |= {} if dialect.momentum is None else {dialect.momentum_word: dialect.momentum}
+    return found | ({"fix_gamma": True} if dialect.fix_gamma else {})
 
 
 def read_options(options: Mapping[str, Any], dialect: Dialect, function: str) -> Options:
     """Check options in the words of a dialect; momentum comes back as the weight of the old value."""
-    words = {dialect.momentum_word: "momentum", dialect.eps_word: "eps"}
+    words = {dialect.momentum_word: "momentum", dialect.eps_word: "eps", "axis": "axis"}
     words |= {"fix_gamma": "fix_gamma"} if dialect.fix_gamma else {}
     unknown = [word for word in options if word not in words]
     if unknown:
@@ -107,16 +109,16 @@ def to_old(dialect: Dialect, momentum: float) -> float:
     return float(1 - Decimal(repr(float(momentum))))
 
 
-def _notes(here: Dialect, there: Dialect, momentum: float | None, eps: float, axis: int) -> list[str]:
-    notes = []
+def _notes(here: Dialect, there: Dialect, given: Options) -> list[str]:
+    momentum, eps, notes = given.momentum, given.eps or 0.0, list[str]()
     if momentum is None:
-        notes.append(f"{here.name} has no default momentum, and none was given: {there.name} takes its own.")
-    elif to_old(here, to_old(there, momentum)) != to_old(here, momentum) and here is not there:
-        notes.append(f"Momentum {momentum!r} is rounded.")
+        notes.append(f"{here.name} has no momentum unless one is said, and none was: {there.name} takes its own.")
+    elif there.momentum_weighs != here.momentum_weighs and to_old(there, to_old(there, momentum)) != momentum:
+        notes.append(f"The weight {momentum!r} of the old value is rounded: 1 minus it is beside 1.")
     if eps < there.least_eps:
         notes.append(f"eps {eps:g} becomes {there.least_eps:g}, the least that {there.name} takes.")
-    if not there.any_axis and axis != there.axis:
+    if not there.any_axis and given.axis != there.axis:
         notes.append(
-            f"The channel axis {axis} becomes {there.axis}, the only one of {there.name}: move the data's axis."
+            f"The channel axis {given.axis} becomes {there.axis}, the only one of {there.name}: move the data's axis."
         )
     return notes

@@ -80,6 +80,38 @@ class Dialect:
         """Whether the running statistics are divided by what their beginning leaves out."""
         return self.average in ("debiased", "debiased from 1")
 
+    def arguments(self, *, step: int | None = None, **options: Any) -> dict[str, Any]:
+        """Return the keywords that make PolyBN compute as this dialect does.
+
+        Parameters
+        ----------
+        step : int, optional
+            Which training step it is, from 1. Where running statistics are debiased, momentum depends on it.
+        **options
+            ``momentum``, in this dialect's own sense, ``eps`` and ``axis``; the dialect's own if left out.
+
+        Returns
+        -------
+        dict
+            ``momentum``, as the weight of the old value, ``eps``, ``axis`` and ``running_variance``: keywords of
+            :func:`polybn.batch_norm`, :func:`polybn.batch_norm_vjp` and :class:`polybn.BatchNorm`. Where
+            ``fix_gamma`` is true, pass ``gamma=None`` beside them.
+
+        Raises
+        ------
+        DomainError
+            If no arguments say what the dialect does, or an option cannot be.
+
+        Examples
+        --------
+        >>> from polybn import dialects
+        >>> dialects.PYTORCH.arguments(momentum=0.2)
+        {'momentum': 0.8, 'eps': 1e-05, 'axis': 1, 'running_variance': 'unbiased'}
+        """
+        from polybn.dialects.calls import arguments
+
+        return arguments(self, options, step, f"dialects.{self.name.upper()}.arguments")
+
     def may_lack(self) -> frozenset[Role]:
         """Return the roles of the arrays that a state may lack.
 

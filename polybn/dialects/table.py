@@ -20,6 +20,9 @@ _PYTORCH_NAMES = _names("weight bias running_mean running_var num_batches_tracke
 _D2L = "https://github.com/d2l-ai/d2l-en, chapter_convolutional-modern/batch-norm.md"
 _CUDNN_EPS = "CUDNN_BN_MIN_EPSILON in the header cudnn.h of cuDNN 4 to 7; 0 in later headers"
 
+_ABOVE_0 = 5e-324
+"""The least number above 0: whatever is above it will do."""
+
 POLYBN = Dialect(
     name="polybn", title="PolyBN, polybn.BatchNorm", empty="kept", any_axis=True,
     names=_names("gamma beta running_mean running_var updates", (*STATISTICS, "count")), optional=COUNT,
@@ -28,9 +31,12 @@ POLYBN = Dialect(
 PYTORCH = Dialect(
     name="pytorch", title="PyTorch, torch.nn.BatchNorm1d, 2d, 3d", names=_PYTORCH_NAMES, optional=COUNT,
     momentum_weighs="new", momentum=0.1, running_variance="unbiased", single_value="error", empty="kept",
-    affine="together",
+    least_eps=_ABOVE_0, affine="together",
     source="https://docs.pytorch.org/docs/2.13/generated/torch.nn.BatchNorm2d.html",
-    sources={"single_value": "torch.nn.functional, _verify_batch_size, 2.13.0", "empty": "seen with torch 2.13.0"},
+    sources={
+        **dict.fromkeys(("single_value", "least_eps"), "torch.nn.functional, 2.13.0"),
+        "empty": "seen with torch 2.13.0",
+    },
     remark="momentum=None weighs all batches alike, by num_batches_tracked.",
 )  # fmt: skip
 PYTORCH_SYNC = Dialect(
@@ -158,7 +164,7 @@ CHAINER = Dialect(
 )  # fmt: skip
 MLX = Dialect(
     name="mlx", title="MLX, mlx.nn.BatchNorm", names=_names("weight bias running_mean running_var"),
-    momentum_weighs="new", momentum=0.1, running_variance="unbiased", single_value="error", axis=-1,
+    momentum_weighs="new", momentum=0.1, least_eps=_ABOVE_0, running_variance="unbiased", single_value="error", axis=-1,
     source="ml-explore/mlx, python/mlx/nn/layers/normalization.py, 846d1762",
     remark="Before July 2026 the running variance was biased.",
 )  # fmt: skip
