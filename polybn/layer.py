@@ -294,8 +294,11 @@ class BatchNorm:
 
     def _options(self) -> dict[str, Any]:
         return {
-            "momentum": self._manner.momentum(self.momentum, self.updates), "eps": self.eps, "axis": self.axis, "running_variance": self.running_variance,
-        }  # fmt: skip
+            "momentum": self._manner.momentum(self.momentum, self.updates),
+            "eps": self.eps,
+            "axis": self.axis,
+            "running_variance": self.running_variance,
+        }
 
 
 def _settled(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from polybn.dialects.options import read_options, to_old
+from polybn.dialects.record import ABOVE_0
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
@@ -73,9 +74,8 @@ def _checked(step: Any, dialect: Dialect, function: str) -> int:
 
 def _eps(dialect: Dialect, eps: float, function: str) -> float:
     if eps < dialect.least_eps:
-        raise DomainError(
-            f"polybn.{function}: eps must be at least {dialect.least_eps:g}; got {eps!r} ({dialect.name} takes no less)"
-        )
+        least = "above 0" if dialect.least_eps == ABOVE_0 else f"at least {dialect.least_eps:g}"
+        raise DomainError(f"polybn.{function}: eps must be {least}; got {eps!r} ({dialect.name} takes no less)")
     return eps
 
 

@@ -128,9 +128,10 @@ def _gamma(there: Dialect, state: Neutral) -> list[str]:
 
 
 def _eps(there: Dialect, state: Neutral, known: Knowledge) -> list[str]:
-    eps, least = known.eps, there.least_eps
-    if eps is None or eps >= least or not state.var.size:
+    least = there.least_eps
+    if known.eps is None or known.eps >= least or not state.var.size:
         return []
+    eps: float = known.eps
     smallest = max(float(np.nanmin(state.var)), 0.0)
     if smallest + eps == 0:
         return [f"eps becomes {least:g}, the least of {there.name}: where the variance is 0, results differ wholly."]

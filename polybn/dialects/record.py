@@ -14,6 +14,9 @@ Role: TypeAlias = Literal[
 ]  # fmt: skip
 """What an array of a state is for, whatever a framework calls it."""
 
+ABOVE_0 = 5e-324
+"""The least number above 0, as the least eps of those who take any that is positive."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dialect:

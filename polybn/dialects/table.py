@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from polybn.dialects.record import Dialect, Role
+from polybn.dialects.record import ABOVE_0, Dialect, Role
 
 STATISTICS: tuple[Role, ...] = ("gamma", "beta", "running_mean", "running_var")
 COUNT: frozenset[Role] = frozenset(("count",))
@@ -20,9 +20,6 @@ _PYTORCH_NAMES = _names("weight bias running_mean running_var num_batches_tracke
 _D2L = "https://github.com/d2l-ai/d2l-en, chapter_convolutional-modern/batch-norm.md"
 _CUDNN_EPS = "CUDNN_BN_MIN_EPSILON in the header cudnn.h of cuDNN 4 to 7; 0 in later headers"
 
-_ABOVE_0 = 5e-324
-"""The least number above 0: whatever is above it will do."""
-
 POLYBN = Dialect(
     name="polybn", title="PolyBN, polybn.BatchNorm", empty="kept", any_axis=True,
     names=_names("gamma beta running_mean running_var updates", (*STATISTICS, "count")), optional=COUNT,
@@ -31,7 +28,7 @@ POLYBN = Dialect(
 PYTORCH = Dialect(
     name="pytorch", title="PyTorch, torch.nn.BatchNorm1d, 2d, 3d", names=_PYTORCH_NAMES, optional=COUNT,
     momentum_weighs="new", momentum=0.1, running_variance="unbiased", single_value="error", empty="kept",
-    least_eps=_ABOVE_0, affine="together",
+    least_eps=ABOVE_0, affine="together",
     source="https://docs.pytorch.org/docs/2.13/generated/torch.nn.BatchNorm2d.html",
     sources={
         **dict.fromkeys(("single_value", "least_eps"), "torch.nn.functional, 2.13.0"),
@@ -164,7 +161,7 @@ CHAINER = Dialect(
 )  # fmt: skip
 MLX = Dialect(
     name="mlx", title="MLX, mlx.nn.BatchNorm", names=_names("weight bias running_mean running_var"),
-    momentum_weighs="new", momentum=0.1, least_eps=_ABOVE_0, running_variance="unbiased", single_value="error", axis=-1,
+    momentum_weighs="new", momentum=0.1, least_eps=ABOVE_0, running_variance="unbiased", single_value="error", axis=-1,
     source="ml-explore/mlx, python/mlx/nn/layers/normalization.py, 846d1762",
     remark="Before July 2026 the running variance was biased.",
 )  # fmt: skip
@@ -180,7 +177,7 @@ CUDNN = Dialect(
     momentum_weighs="new", momentum=None, momentum_word="exponentialAverageFactor", eps_word="epsilon",
     least_eps=1e-5, running_variance="unbiased", dtype="float32", single_value="nan",
     affine="always",
-    source="https://docs.nvidia.com/deeplearning/cudnn, cudnnBatchNormalizationForwardTraining; header cudnn.h",
+    source="https://docs.nvidia.com/deeplearning/cudnn, cudnnBatchNormalizationForwardTraining; header cudnn.h, 5 to 8",
     sources={
         "least_eps": _CUDNN_EPS,
         **dict.fromkeys(("running_variance", "single_value"), "https://github.com/apache/mxnet/issues/21111"),

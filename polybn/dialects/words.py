@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from polybn.dialects.record import ABOVE_0
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -42,7 +44,7 @@ _SAID: dict[tuple[str, Any], str] = {
     ("momentum_weighs", "old"): "old value",
     ("momentum_weighs", "new"): "new value",
     ("momentum", None): "must be said",
-    ("least_eps", 5e-324): "above 0",
+    ("least_eps", ABOVE_0): "above 0",
     ("normalizes_by", "batch"): "the statistics of the batch",
     ("normalizes_by", "running"): "the running statistics, after their update",
     ("average", "plain"): "an average that begins before training",
