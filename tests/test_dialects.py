@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import pickle
 import re
@@ -261,3 +262,71 @@ def test_a_debiased_average_needs_the_step() -> None:
             dialects.HAIKU.arguments(momentum=0.9, step=step)  # type: ignore[arg-type]
     assert dialects.HAIKU.arguments(momentum=0.9, step=1)["momentum"] == 0
     assert dialects.HAIKU.arguments(momentum=1.0, step=4)["momentum"] == 0.75
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of a mean of no values
+def test_degenerate_batches_do_what_the_table_says(framework: str) -> None:
+    dialect = DIALECTS[framework]
+    facts = {"single_value": one_value(framework), "empty": no_value(framework)}
+    assert facts == {fact: getattr(dialect, fact) for fact in facts}
+
+
+def one_value(framework: str) -> str:
+    layer = FRAMEWORKS[framework](3, 0.25, EPS)
+    try:
+        y = layer.train(np.array([2, 3, 5], "f").reshape(1, 3, 1, 1))
+    except Exception:
+        return "error"
+    assert not y.any()
+    finite = all(np.isfinite(value).all() for value in layer.state().values())
+    return "beta" if finite else "nan"
+
+
+def no_value(framework: str) -> str:
+    layer = FRAMEWORKS[framework](3, 0.25, EPS)
+    names = DIALECTS[framework].names
+    mean, before = names.get("running_mean") or names["hidden_mean"], layer.state()
+    try:
+        layer.train(np.zeros((0, 3, 2, 2), "f"))
+    except Exception:
+        return "error"
+    return "kept" if np.array_equal(layer.state()[mean], before[mean]) else "changed"
+
+
+DEFAULTS = {
+    "polybn": ("polybn", "BatchNorm"),
+    "pytorch": ("torch.nn", "BatchNorm2d"),
+    "pytorch_sync": ("torch.nn", "SyncBatchNorm"),
+    "keras3": ("keras.layers", "BatchNormalization"),
+    "flax_linen": ("flax.linen", "BatchNorm"),
+    "flax_nnx": ("flax.nnx", "BatchNorm"),
+    "haiku": ("haiku", "BatchNorm"),
+    "equinox_batch": ("equinox.nn", "BatchNorm"),
+    "gluon": ("mxnet.gluon.nn", "BatchNorm"),
+    "tinygrad": ("tinygrad.nn", "BatchNorm"),
+}
+"""The layers that are made by a signature with defaults."""
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_defaults_are_those_of_the_signature(name: str) -> None:
+    if name in FRAMEWORKS and why_not(name) is not None:
+        pytest.skip(f"{name}: {why_not(name)}")
+    dialect, (module, layer) = DIALECTS[name], DEFAULTS[name]
+    signature = inspect.signature(getattr(pytest.importorskip(module), layer).__init__).parameters
+    momentum = signature[dialect.momentum_word].default
+    assert (None if momentum is inspect.Parameter.empty else momentum) == dialect.momentum
+    assert signature[dialect.eps_word].default == dialect.eps
+    if "axis" in signature and signature["axis"].default is not None:
+        assert signature["axis"].default == dialect.axis
+        assert dialect.any_axis
+
+
+def test_defaults_are_those_of_the_onnx_schema() -> None:
+    onnx = pytest.importorskip("onnx")
+    for dialect, version in ((dialects.ONNX9, 9), (dialects.ONNX15, 15)):
+        schema = onnx.defs.get_schema("BatchNormalization", version)
+        of = {name: onnx.helper.get_attribute_value(a.default_value) for name, a in schema.attributes.items()}
+        assert of[dialect.momentum_word] == np.float32(dialect.momentum)
+        assert of[dialect.eps_word] == np.float32(dialect.eps)
+        assert [given.name for given in schema.inputs][1:] == list(dialect.names.values())
