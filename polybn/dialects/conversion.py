@@ -26,7 +26,7 @@ class Converted(NamedTuple):
     state: dict[str, NDArray[Any]]
     """Under the target's own names. Arrays of channels have shape ``(C,)``."""
     notes: tuple[str, ...]
-    """A sentence for each thing that is not exact; none if inference and training go on as they would have."""
+    """A sentence for each thing that is not exact, or is left to do; none if all goes on as it would have."""
 
 
 def convert(
@@ -86,6 +86,8 @@ def convert(
     _check_number("steps", steps, 0, "a number of batches")
     given = read_options(options or {}, here, "dialects.convert")
     arrays = _arrays(state, here)
+    if here is there and steps is None:
+        return Converted({here.names[role]: array.copy() for role, array in arrays.items()}, ())
     made, notes = carry.carry(arrays, here, there, carry.Told(count, steps, given))
     return Converted({there.names[role]: array for role, array in made.items()}, tuple(notes))
 

@@ -70,7 +70,7 @@ class Dialect:
     affine: Literal["together", "apart", "always"] = "apart"
     """Whether gamma and beta are there or not together, each for itself, or always."""
     optional: frozenset[Role] = frozenset()
-    """What a state may lack, beside gamma and beta."""
+    """What a state has only where it matters: a layer's number of updates, if its momentum depends on it."""
     axis: int = 1
     """The channel axis if nothing is said, or if there is no choice."""
     any_axis: bool = False
@@ -128,7 +128,8 @@ class Dialect:
         >>> sorted(dialects.PYTORCH.may_lack())
         ['beta', 'count', 'gamma']
         """
-        return self.optional | (frozenset() if self.affine == "always" else frozenset[Role](("gamma", "beta")))
+        affine: tuple[Role, ...] = () if self.affine == "always" else ("gamma", "beta")
+        return frozenset((*affine, *(() if self.debiased else ("count",))))
 
     def source_of(self, fact: str) -> str:
         """Return where a fact is said.
