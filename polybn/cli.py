@@ -1,4 +1,4 @@
-"""The command line: ``polybn train | compare | predict | data | info | check | agree | bench``."""
+"""The command line: ``polybn train | compare | predict | data | info | check | agree | bench | dialects``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from polybn import dispatch
 from polybn.bench.command import bench
 from polybn.commands.agree import agree
 from polybn.commands.check import check
+from polybn.commands.dialects import dialects
 from polybn.console import err, out
 from polybn.lenet.commands.compare import compare
 from polybn.lenet.commands.data import data
@@ -76,7 +77,7 @@ def _facts(backend: Backend) -> Iterator[str]:
         yield "has a batch norm of its own (--norm native)"
 
 
-_COMMANDS: tuple[Callable[..., None], ...] = (train, compare, predict, data, info, bench, check, agree)
+_COMMANDS: tuple[Callable[..., None], ...] = (train, compare, predict, data, info, bench, check, agree, dialects)
 for _command in _COMMANDS:
     app.command()(_command)
 
