@@ -11,8 +11,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from polybn import cli_agree, cli_check, cli_dialects, dispatch
+from polybn import dispatch
 from polybn.bench.command import bench
+from polybn.commands.agree import agree
+from polybn.commands.check import check
+from polybn.commands.dialects import dialects
 from polybn.console import err, out
 from polybn.lenet.commands.compare import compare
 from polybn.lenet.commands.data import data
@@ -79,10 +82,8 @@ def _facts(backend: Backend) -> Iterator[str]:
         yield "has a batch norm of its own (--norm native)"
 
 
-app.command()(bench)
-app.command()(cli_check.check)
-app.command()(cli_agree.agree)
-app.command()(cli_dialects.dialects)
+for _command in (bench, check, agree, dialects):
+    app.command()(_command)
 
 
 def main() -> None:

@@ -200,7 +200,7 @@ def test_polybn_names_no_backend_and_no_array_library_but_numpy(path: Path) -> N
 # The plan: no circles, and no arrow upwards.
 
 ROOMS = (
-    {"polybn.cli", "polybn.cli_check", "polybn.cli_agree", "polybn.bench", "polybn.lenet.commands"},
+    {"polybn.cli", "polybn.commands", "polybn.bench", "polybn.lenet.commands"},
     {"polybn.conformance", "polybn.lenet"},
     {"polybn.layer"},
     {"polybn.layer_state"},
