@@ -1,7 +1,7 @@
 """One backend for every library of the Array API standard, bound to each by an entry point and no code.
 
-``mylib = "polybn_array_api:mylib"`` in the group ``polybn.backends`` serves the arrays of ``mylib``: an attribute of this
-module that does not exist is the binding to the library of that name. The library's namespace is looked for in
+``mylib = "polybn_array_api:mylib"`` in the group ``polybn.backends`` serves the arrays of ``mylib``: an attribute of
+this module that does not exist is the binding to the library of that name. The library's namespace is looked for in
 array-api-compat first, then in the library itself; :func:`polybn.backends` says whether it works.
 """
 
@@ -19,7 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polybn.spec import (
-    Affine, Arguments, Array, BatchNormResult, Description, DTypeError, Gradients, Moments, SecondGradients, Traits,
+    Affine,
+    Arguments,
+    Array,
+    BatchNormResult,
+    Description,
+    DTypeError,
+    Gradients,
+    Moments,
+    SecondGradients,
+    Traits,
 )
 from polybn_array_api import batch_norm, derivatives
 

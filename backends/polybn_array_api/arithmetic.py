@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from polybn.spec import Array
 from polybn_array_api.layout import Layout
@@ -60,7 +60,7 @@ def power(a: Layout, rows: Array, least: float = 0.0) -> Array:
     """Return the power of two that brings each channel, or ``least``, to where its squares and their sum fit."""
     if a.narrow:
         return None
-    edge, far, _, _ = _room(a)
+    edge, far, _ = _room(a)
     size = a.xp.maximum(a.largest(rows), a.number(least))
     one = a.number(1)
     up = a.xp.where((size < 1 / edge) & (size > 0), a.number(far), one)
@@ -72,43 +72,55 @@ def times(z: Array, factor: Array) -> Array:
     return factor if z is None else z if factor is None else z * factor
 
 
-def multiply(a: Layout, z: Array, *factors: Array) -> Array:
-    """Multiply by several columns; what is on the way leaves the range only where the result does (S10)."""
-    present = [factor for factor in factors if factor is not None]
-    for factor in present if a.narrow else _balanced(a, present):
+def multiply(a: Layout, z: Array, gamma: Array, *powers: Array) -> Array:
+    """Return ``z * gamma`` times powers of two; a product on the way leaves the range only where the result does."""
+    factors = [factor for factor in (gamma, *powers) if factor is not None]
+    for factor in factors if a.narrow else _balanced(a, factors):
         z = z * factor
     return z
 
 
+def unscaled(a: Layout, z: Array, *scales: Array) -> Array:
+    """Divide by powers of two."""
+    return multiply(a, z, None, *(None if scale is None else 1 / scale for scale in scales))
+
+
+def split(a: Layout, r: Array) -> tuple[Array, Array]:
+    """Return ``r`` as a number near 1 and a power of two: products with the first stay in the range."""
+    if a.narrow:
+        return r, None
+    xp, one = a.xp, a.number(1)
+    inverse = 1 / xp.where(r == 0, one, r)
+    size, power = xp.where(r < 1, inverse, r), xp.ones_like(r)
+    step = math.frexp(float(xp.finfo(a.wide).max))[1] // 2
+    while step:
+        larger = power * 2.0**step
+        power, step = xp.where(size >= larger, larger, power), step // 2
+    power = xp.where(r < 1, 1 / power, power)
+    return r / power, power
+
+
 def normal(a: Layout, gamma: Array | None) -> tuple[Array | None, Array | None]:
-    """Split off a power of two, so that what is left is no subnormal number: products with those lose digits."""
+    """Return ``gamma`` as a number that is not subnormal and a power of two: products with the first keep digits."""
     if a.narrow or gamma is None:
         return gamma, None
-    least = float(a.xp.finfo(a.wide).smallest_normal)
-    one, room = a.number(1), _room(a).ordinary
-    small = a.xp.where(a.xp.abs(gamma) < least * room, a.number(room), one)
+    one, room = a.number(1), 2.0**64
+    small = a.xp.where(a.xp.abs(gamma) < room * float(a.xp.finfo(a.wide).smallest_normal), a.number(room), one)
     return gamma * small, 1 / small
 
 
-def unscaled(a: Layout, z: Array, *scales: Array) -> Array:
-    """Divide by powers of two."""
-    return multiply(a, z, *map(_inverse, scales))
-
-
-def _inverse(scale: Array) -> Array:
-    return None if scale is None else 1 / scale
-
-
 def _balanced(a: Layout, factors: list[Array]) -> list[Array]:
-    """Return factors with the same product: in a channel with large or small ones, all at least 1 or all at most 1."""
-    one, xp, edge = a.number(1), a.xp, _room(a).ordinary
+    """Return factors with the same product, in each channel all at least 1 or all at most 1.
+
+    All but the first are powers of two, so that no digit is lost.
+    """
+    one, xp = a.number(1), a.xp
     for _ in range(len(factors) - 1):
         for i, k in itertools.combinations(range(len(factors)), 2):
             first, second = xp.abs(factors[i]), xp.abs(factors[k])
             apart = ((first > 1) & (second < 1)) | ((first < 1) & (second > 1))
-            apart = apart & ((first > edge) | (second > edge) | (first < 1 / edge) | (second < 1 / edge))
-            both = xp.where(apart, factors[i] * factors[k], factors[i])
-            factors[i], factors[k] = both, xp.where(apart, one, factors[k])
+            factors[i] = xp.where(apart, factors[i] * factors[k], factors[i])
+            factors[k] = xp.where(apart, one, factors[k])
     return factors
 
 
@@ -121,10 +133,8 @@ class _Room(NamedTuple):
     """By this power of two."""
     close: float
     """A difference from a number that is not larger does not overflow for want of a factor of 2."""
-    ordinary: float
-    """Factors between the inverse and this are taken as they come, each rounded once."""
 
 
 def _room(a: Layout) -> _Room:
     bits = math.frexp(float(a.xp.finfo(a.wide).max))[1]
-    return _Room(2.0 ** (3 * bits // 8 - 3), 2.0 ** (3 * bits // 4 - 6), 2.0 ** (bits // 2), 2.0 ** (bits // 4))
+    return _Room(2.0 ** (3 * bits // 8 - 3), 2.0 ** (3 * bits // 4 - 6), 2.0 ** (bits // 2))

@@ -9,7 +9,18 @@ from typing import Any
 
 from polybn.arguments import fail_single_value, fail_variance
 from polybn.spec import Affine, Arguments, Array, BatchNormResult, Moments
-from polybn_array_api.arithmetic import Statistics, center, given, inverse_root, measure, multiply, normal, times, unscaled
+from polybn_array_api.arithmetic import (
+    Statistics,
+    center,
+    given,
+    inverse_root,
+    measure,
+    multiply,
+    normal,
+    split,
+    times,
+    unscaled,
+)
 from polybn_array_api.layout import Layout, layout_of
 
 
@@ -37,8 +48,8 @@ def forward(xp: Any, arguments: Arguments) -> tuple[BatchNormResult, Statistics 
     if arguments.training:
         y = times(c * s.r, gamma)
     else:
-        gamma, small = normal(a, gamma)
-        y = multiply(a, c, times(s.r, small), None if s.scale is None else 1 / s.scale, gamma)
+        (gamma, small), (r, size) = normal(a, gamma), split(a, s.r)
+        y = multiply(a, c * r, gamma, times(size, small), None if s.scale is None else 1 / s.scale)
     y = a.mask(y if beta is None else y + beta, kept)
     return BatchNormResult(a.array(y, x.dtype), *new), s
 

@@ -1,11 +1,11 @@
-"""Clause S13 over the Array API standard, and its derivative by the formulas of :class:`polybn.pullback.SecondPullback`."""
+"""Clause S13 over the Array API standard, and its derivative, whose formulas :mod:`polybn.pullback` states."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from polybn.spec import Arguments, Array, Gradients, SecondGradients
-from polybn_array_api.arithmetic import Statistics, center, multiply, normal, power, times
+from polybn_array_api.arithmetic import Statistics, center, multiply, normal, power, split, times
 from polybn_array_api.layout import Layout, layout_of
 
 
@@ -18,18 +18,18 @@ def backward(xp: Any, arguments: Arguments, s: Statistics | None, dy: Array) -> 
     g, c = a.values(dy, kept), center(a, a.values(arguments.x, kept), s, kept)
     lift, reach = power(a, g), power(a, c)
     down = None if lift is None else 1 / lift
-    up = None if reach is None else 1 / (reach if arguments.training else reach * s.scale)
-    scaled = times(g, lift)
-    sum_g, sum_gc = a.total(scaled), a.total(scaled * times(c, reach))
-    shift, stretch = multiply(a, sum_g, down), multiply(a, sum_gc, s.r, up, down)
+    back = None if reach is None else 1 / (reach if arguments.training else reach * s.scale)
+    scaled, (r, size) = times(g, lift), split(a, s.r)
+    sum_g, sum_gx = a.total(scaled), a.total(scaled * times(c, reach)) * r
+    shift, stretch = multiply(a, sum_g, None, down), multiply(a, sum_gx, None, size, back, down)
     if arguments.training:
         n = a.divisor(a.counts(kept))
-        projected = scaled - sum_g / n - c * s.r * (multiply(a, sum_gc, s.r, up) / n)
-        dx = multiply(a, projected * s.r, s.unit, times(gamma[1], down), gamma[0])
+        projected = scaled - sum_g / n - c * s.r * (multiply(a, sum_gx, None, size, back) / n)
+        dx = multiply(a, projected * s.r, gamma[0], s.unit, times(gamma[1], down))
         return _gradients(a, arguments, dx, kept, (stretch, shift))
-    slope = times(s.r, gamma[1]), gamma[0]
-    along = -multiply(a, sum_g, *slope, down), multiply(a, stretch, *slope, s.r) / -2
-    return _gradients(a, arguments, multiply(a, scaled, *slope, down), kept, (stretch, shift, *along))
+    slope = gamma[0], times(size, gamma[1])
+    along = -multiply(a, sum_g * r, *slope, down), multiply(a, stretch * r * r, *slope, size) / -2
+    return _gradients(a, arguments, multiply(a, scaled * r, *slope, down), kept, (stretch, shift, *along))
 
 
 def double_backward(
@@ -60,7 +60,7 @@ def double_backward(
         dx = r * project(of_gamma * g - slope * (along(g) * p + along(p) * g)) - slope * r * xhat * inner / n
         vectors: tuple[Array, ...] = (r * inner, one)
     else:
-        xhat, half = multiply(a, c, r, None if s.scale is None else 1 / s.scale), r * r * of_var / 2
+        xhat, half = times(c * r, None if s.scale is None else 1 / s.scale), r * r * of_var / 2
         per_gamma = r * (p - of_mean) - half * xhat
         ddy, dx = gamma * per_gamma + of_gamma * xhat + of_beta, r * (of_gamma - gamma * half) * g
         by_var = -r * r / 2 * a.total(g * (gamma * per_gamma + (of_gamma - 2 * gamma * half) * xhat))
@@ -68,9 +68,7 @@ def double_backward(
     return _second(a.array(a.mask(ddy, kept), dy.dtype), _gradients(a, arguments, dx, kept, vectors))
 
 
-def _gradients(
-    a: Layout, arguments: Arguments, dx: Array, kept: Array | None, columns: tuple[Array, ...]
-) -> Gradients:
+def _gradients(a: Layout, arguments: Arguments, dx: Array, kept: Array | None, columns: tuple[Array, ...]) -> Gradients:
     """Bring results back into the shapes of the arguments, None for those that were None."""
     wanted = (arguments.gamma is not None, arguments.beta is not None, True, True)
     dtype = getattr(a.xp, arguments.dtype)

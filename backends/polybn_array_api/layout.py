@@ -1,4 +1,4 @@
-"""From an array of any library to channels, and back: rows where the library computes at once, as it is where it has blocks.
+"""From an array of any library to channels, and back: as rows, or as it is where it consists of blocks.
 
 Vectors, one value per channel, travel as columns: arrays that broadcast against the rows.
 """
@@ -6,6 +6,7 @@ Vectors, one value per channel, travel as columns: arrays that broadcast against
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import array_api_compat
@@ -74,18 +75,19 @@ class Layout(NamedTuple):
         return self.xp.full((), value, dtype=self.wide, device=self.device)
 
     def total(self, rows: Array) -> Array:
-        """Add up each channel in a tree, so that the error does not grow with the number of values."""
-        if self.blocks:
-            return self.xp.sum(rows, axis=self.others, keepdims=True)
-        while (m := rows.shape[1]) > SHORT:
-            half = m // 2
-            rest, rows = rows[:, 2 * half :], rows[:, :half] + rows[:, half : 2 * half]
-            rows = self.xp.concat((rows, rest), axis=1) if m % 2 else rows
-        return self.xp.sum(rows, axis=1, keepdims=True)
+        """Add up each channel, so that the error does not grow with the number of values."""
+        return self._reduce(rows, _total)
 
     def largest(self, rows: Array) -> Array:
         """Return the largest magnitude of each channel."""
-        return self.xp.max(self.xp.abs(rows), axis=self.others, keepdims=True)
+        return self._reduce(rows, _largest)
+
+    def _reduce(self, rows: Array, function: Callable[..., Array]) -> Array:
+        """Reduce each block, and then blocks in a tree; without blocks, the whole."""
+        if not hasattr(self.xp, "reduction"):
+            return function(rows, self.others, keepdims=True)
+        combine = self.xp.reduction
+        return combine(rows, function, function, axis=self.others, keepdims=True, dtype=self.wide)
 
     @property
     def others(self) -> tuple[int, ...]:
@@ -104,6 +106,28 @@ class Layout(NamedTuple):
     def divisor(self, counts: Array) -> Array:
         """Turn counts into what sums are divided by, at least 1."""
         return self.xp.maximum(self.xp.astype(counts, self.wide), self.number(1))
+
+
+def _total(z: Array, axis: tuple[int, ...], *, keepdims: bool) -> Array:
+    """Add up in a tree, of halves that are added to each other."""
+    xp = array_api_compat.array_namespace(z)
+    for k in axis:
+        while (m := z.shape[k]) > SHORT:
+            half = m // 2
+            low, high, rest = (_part(z, k, *ends) for ends in ((0, half), (half, 2 * half), (2 * half, m)))
+            z = xp.concat((low + high, rest), axis=k) if m % 2 else low + high
+    return xp.sum(z, axis=axis, keepdims=keepdims)
+
+
+def _largest(z: Array, axis: tuple[int, ...], *, keepdims: bool) -> Array:
+    xp = array_api_compat.array_namespace(z)
+    if 0 in z.shape:  # an empty block
+        return xp.sum(z, axis=axis, keepdims=keepdims)
+    return xp.max(xp.abs(z), axis=axis, keepdims=keepdims)
+
+
+def _part(z: Array, axis: int, start: int, stop: int) -> Array:
+    return z[(slice(None),) * axis + (slice(start, stop),)]
 
 
 def layout_of(xp: Any, arguments: Arguments, like: Array) -> Layout:
