@@ -3,7 +3,8 @@
 Entry points of the group ``polybn.backends`` say who serves what: an entry's name is the root module
 of an array type (``numpy``, ``jaxlib``), its value the backend: a module, or an
 attribute of one, ``module:attribute``. Reading them imports nothing; a backend is imported when an
-array of its library, or its name, asks for it. There is nothing to register and no current backend, so nothing to reset and nothing to share between threads.
+array of its library, or its name, asks for it. There is nothing to register and no current
+backend, so nothing to reset and nothing to share between threads.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import array_api_compat
 
 from polybn.spec import Arguments, Array
 
-SHORT = 32
+SHORT = 16
 """So many values may be added up by the library, in whatever order it likes."""
 
 
@@ -116,7 +116,8 @@ def _total(z: Array, axis: tuple[int, ...], *, keepdims: bool) -> Array:
             half = m // 2
             low, high, rest = (_part(z, k, *ends) for ends in ((0, half), (half, 2 * half), (2 * half, m)))
             z = xp.concat((low + high, rest), axis=k) if m % 2 else low + high
-    return xp.sum(z, axis=axis, keepdims=keepdims)
+        z = xp.sum(z, axis=k, keepdims=True)
+    return z if keepdims else xp.squeeze(z, axis=axis)
 
 
 def _largest(z: Array, axis: tuple[int, ...], *, keepdims: bool) -> Array:
