@@ -207,8 +207,15 @@ class Moments(NamedTuple):
         >>> polybn.moments(np.array([[1.0], [2.0], [6.0]])).variance(unbiased=True).tolist()
         [7.0]
         """
-        divisor = (self.count - 1 if unbiased else self.count).astype(self.mean.dtype)
-        return self.m2 / (divisor + (divisor <= 0) * (1 - divisor))
+        divisor = _cast(self.count - 1 if unbiased else self.count, self.mean.dtype)
+        return self.m2 / (divisor + _cast(divisor <= 0, divisor.dtype) * (1 - divisor))
+
+
+def _cast(array: Array, dtype: Any) -> Array:
+    """Convert by the word that the array's library has: a method, or a function of the Array API standard."""
+    if hasattr(array, "astype"):
+        return array.astype(dtype)
+    return array.to(dtype) if hasattr(array, "to") else array.__array_namespace__().astype(array, dtype)
 
 
 class Affine(NamedTuple):
