@@ -352,4 +352,14 @@ class Backend(Protocol):
 def traits_of(backend: Backend) -> Traits:
     """Return what a backend says of itself, and the defaults for one that says nothing."""
     traits = getattr(backend, "traits", None)
-    return traits if isinstance(traits, Traits) else Traits()
+    if traits is None:
+        return _DEFAULTS
+    if not isinstance(traits, Traits):
+        raise BackendError(
+            f"polybn.backend: traits of the backend {backend.name!r} must be a polybn.spec.Traits; got "
+            f"{type(traits).__qualname__} (its fields are the keywords of Traits; leave traits out for the defaults)"
+        )
+    return traits
+
+
+_DEFAULTS = Traits()
