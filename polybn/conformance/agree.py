@@ -147,7 +147,7 @@ def agree(
 
 
 def _subject(name: str) -> _Subject:
-    adapter = resolve(_source(name))
+    adapter = resolve(adapter_name(name))
     return _Subject(name, adapter, adapter.info())
 
 
@@ -203,11 +203,11 @@ def _program(recorders: Sequence[tuple[str, Recorder]], words: str) -> str:
     parts = list[str]()
     for name, recorder in recorders:
         what = f"{' and '.join(name for name, _ in recorders)}: {words}. First {name}:" if not parts else f"Now {name}:"
-        parts.append(program(_source(name), what, recorder.calls, Violation(words)))
+        parts.append(program(adapter_name(name), what, recorder.calls, Violation(words)))
     return "\n".join(parts)
 
 
-def _source(name: str) -> str:
+def adapter_name(name: str) -> str:
     """Prefer a backend of PolyBN, in one of its forms too (``"jax-jit"``), to an adapter of the same name."""
     known = installed()
     return f"polybn-{name}" if name in known or (name.partition("-")[0] in known and name not in ADAPTERS) else name
