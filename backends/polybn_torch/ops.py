@@ -98,10 +98,12 @@ def _shape_differentiate(*arrays: Tensor | None, **options: Any) -> tuple[Tensor
 
 
 def _save(ctx: Any, inputs: Any, keyword_only_inputs: dict[str, Any], output: Any) -> None:
-    saved, counts = output[3:]
+    x, gamma, beta, mean, var, where = inputs
+    if keyword_only_inputs["training"]:  # then they may be overwritten before the backward pass
+        mean = var = None
     ctx.options = keyword_only_inputs
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*inputs, saved, _or_none(counts))
+    ctx.save_for_backward(x, gamma, beta, mean, var, where, output[3], _or_none(output[4]))
 
 
 def _pull(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -125,8 +127,11 @@ def _pull_twice(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ..
 def _wanted(ctx: Any, found: Any, skip: tuple[int, ...] = ()) -> list[Tensor | None]:
     """Leave out the gradients of what was not given."""
     places = [k for k in range(5) if k not in skip]
-    return [gradient if ctx.needs_input_grad[k] and gradient.numel() == ctx.saved_tensors[k].numel() else None
-            for k, gradient in zip(places, found, strict=True)]
+    given = ctx.saved_tensors
+    return [
+        None if given[k] is None or not ctx.needs_input_grad[k] else gradient
+        for k, gradient in zip(places, found, strict=True)
+    ]
 
 
 def _register() -> None:
