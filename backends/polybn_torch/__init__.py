@@ -55,8 +55,7 @@ def to_numpy(array: torch.Tensor, /) -> NDArray[Any]:
 
 
 _NAMES = {
-    getattr(torch, word): word
-    for word in ("float16", "bfloat16", "float32", "float64", "int32", "int64", "bool")
+    getattr(torch, word): word for word in ("float16", "bfloat16", "float32", "float64", "int32", "int64", "bool")
 }  # a name from PyTorch itself takes a microsecond
 
 

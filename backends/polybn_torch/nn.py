@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from polybn.arguments import Arrays, Options, check_batch_norm
+from polybn.arguments import Arrays, Options, check_batch_norm, check_moments
 from polybn.spec import Arguments, Description, DomainError
 from polybn_torch import ops
 
@@ -23,38 +23,47 @@ class _BatchNorm:
     def forward(self: Any, input: torch.Tensor) -> torch.Tensor:
         """Normalize by the batch's statistics in training, or where there are no running ones."""
         self._check_input_dim(input)
-        tracks = self.training and self.track_running_stats
-        training = self.training or self.running_mean is None
-        share = self._share() if tracks and self.num_batches_tracked is not None else (self.momentum or 0.0)
-        arguments = self._arguments(input, training, 1.0 - share)
+        tracks = self.training and self.track_running_stats and self.running_mean is not None
+        arguments = self._arguments(input, self.training or self.running_mean is None)
         y, mean, var, *_ = torch.ops.polybn.normalize(*arguments[1:7], **ops.options_of(arguments))
-        if tracks and self.running_mean is not None:
+        if tracks:
             with torch.no_grad():
                 self.running_mean.copy_(mean)
                 self.running_var.copy_(var)
+                self.num_batches_tracked.add_(1)
         return y
 
-    def _share(self: Any) -> float:
-        """Count a batch, and return its weight in the running statistics."""
-        self.num_batches_tracked.add_(1)
-        return 1.0 / float(self.num_batches_tracked) if self.momentum is None else float(self.momentum)
+    def _check_training(self: Any, x: torch.Tensor) -> None:
+        """Refuse what PyTorch refuses, and the specification would do."""
+        word = f"polybn_torch.{type(self).__name__}"
+        if self.eps <= 0:
+            raise DomainError(f"{word}: eps must be positive in training; got {self.eps!r} (1e-5 is the default)")
+        if x.dim() > 1 and x.numel() == x.shape[1] > 0:
+            raise DomainError(
+                f"{word}: input must have more than 1 value per channel in training; got shape {tuple(x.shape)} "
+                "(the variance of one value is 0, and its unbiased variance is not defined)"
+            )
 
-    def _arguments(self: Any, x: torch.Tensor, training: bool, momentum: float) -> Arguments:
+    def _arguments(self: Any, x: torch.Tensor, training: bool) -> Arguments:
         """Check a call as the public functions do, and put it into one record."""
+        share = self.momentum
+        if share is None:  # the mean over all batches
+            share = 1.0 / (float(self.num_batches_tracked) + 1.0) if training and self.track_running_stats else 0.0
+        momentum = 1.0 - share
         used = self.running_mean is not None and (not training or self.track_running_stats)
         vectors = self.weight, self.bias, *((self.running_mean, self.running_var) if used else (None, None))
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         # A model may have been cast to a half type as a whole: statistics and parameters never compute in it (S6).
         vectors = tuple(v.to(wide) if v is not None and v.dtype in _HALVES else v for v in vectors)
         word = type(self).__name__
-        if training and x.dim() > 1 and x.numel() == x.shape[1] > 0:
-            raise DomainError(
-                f"polybn_torch.{word}: input must have more than 1 value per channel in training; got shape "
-                f"{tuple(x.shape)} (the variance of one value is 0, and its unbiased variance is not defined)"
-            )
+        if training:
+            self._check_training(x)
         options = Options(training, momentum, self.eps, 1, "unbiased")
         described = Arrays(*(None if z is None else _describe(z) for z in (x, *vectors)))
-        known = check_batch_norm(word, described, options)
+        if torch.compiler.is_compiling():  # Dynamo would warn that it looks past what the full check remembers
+            known = check_moments(word, described, 1)
+        else:
+            known = check_batch_norm(word, described, options)
         return Arguments(word, x, *vectors, None, training, momentum, self.eps, True, *known)
 
 
@@ -110,11 +119,12 @@ def convert(model: Model, *, back: bool = False) -> Model:
     'polybn_torch.nn'
     """
     pairs = {new: old for old, new in PAIRS.items()} if back else PAIRS
+    made = {norm: _exchanged(norm, pairs[type(norm)]) for norm in model.modules() if type(norm) in pairs}
     for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) in pairs:
-                setattr(module, name, _exchanged(child, pairs[type(child)]))
-    return _exchanged(model, pairs[type(model)]) if type(model) in pairs else model
+        for name, child in module._modules.items():  # a module may have several names
+            if child in made:
+                module._modules[name] = made[child]
+    return made.get(model, model)
 
 
 _HALVES = (torch.float16, torch.bfloat16)

@@ -12,7 +12,6 @@ from polybn_array_api import batch_norm, derivatives
 from polybn_array_api.arithmetic import Statistics
 from polybn_array_api.layout import layout_of
 
-
 LINES = len(Statistics._fields)
 """Lines of saved statistics."""
 

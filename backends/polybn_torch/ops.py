@@ -29,7 +29,9 @@ _library.define(f"differentiate_twice({ARRAYS}, {SAVED}, {COTANGENTS}, *, {OPTIO
 def normalize(*arrays: Tensor | None, **options: Any) -> tuple[Tensor, ...]:
     """Return ``y``, both running statistics, saved statistics and counts."""
     arguments = arguments_of(arrays, options)
-    return _tensors(arguments.x, _form(arguments.x).forward(arguments))
+    *found, counts = _form(arguments.x).forward(arguments)
+    counts = arguments.x.new_empty(0, dtype=torch.int64) if counts is None else counts
+    return *_tensors(arguments.x, found), counts
 
 
 def differentiate(*arrays: Tensor | None, **options: Any) -> tuple[Tensor, ...]:
@@ -97,6 +99,15 @@ def _shape_differentiate(*arrays: Tensor | None, **options: Any) -> tuple[Tensor
     return torch.empty_like(arguments.x), *_vectors(arguments, *wanted)
 
 
+def _shape_differentiate_twice(*arrays: Tensor | None, **options: Any) -> tuple[Tensor, ...]:
+    arguments = arguments_of(arrays[:6], options)
+    wanted = (arguments.gamma is not None, *[not arguments.training] * 2)
+    return torch.empty_like(arrays[8]), torch.empty_like(arguments.x), *_vectors(arguments, *wanted)
+
+
+# Derivatives, for autograd.
+
+
 def _save(ctx: Any, inputs: Any, keyword_only_inputs: dict[str, Any], output: Any) -> None:
     x, gamma, beta, mean, var, where = inputs
     if keyword_only_inputs["training"]:  # then they may be overwritten before the backward pass
@@ -112,7 +123,7 @@ def _pull(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     return *_wanted(ctx, found), None
 
 
-def _save_twice(ctx: Any, inputs: Any, keyword_only_inputs: dict[str, Any], output: Any) -> None:
+def _save_twice(ctx: Any, inputs: Any, keyword_only_inputs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
     ctx.options = keyword_only_inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs)
@@ -122,6 +133,12 @@ def _pull_twice(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ..
     ddy, *found = torch.ops.polybn.differentiate_twice(*ctx.saved_tensors, *cotangents, **ctx.options)
     dx, dgamma, dmean, dvar = _wanted(ctx, found, skip=(2,))
     return dx, dgamma, None, dmean, dvar, None, None, None, ddy
+
+
+def _no_more(ctx: Any, *_: Any) -> None:  # noqa: ARG001
+    raise NotImplementedError(
+        "polybn.batch_norm: backward must be asked for at most twice; got a third time (there is no third derivative)"
+    )
 
 
 def _wanted(ctx: Any, found: Any, skip: tuple[int, ...] = ()) -> list[Tensor | None]:
@@ -135,12 +152,16 @@ def _wanted(ctx: Any, found: Any, skip: tuple[int, ...] = ()) -> list[Tensor | N
 
 
 def _register() -> None:
-    for function in (normalize, differentiate, differentiate_twice):
+    for function, shape in (
+        (normalize, _shape_normalize),
+        (differentiate, _shape_differentiate),
+        (differentiate_twice, _shape_differentiate_twice),
+    ):
         _library.impl(function.__name__, function, "CompositeExplicitAutograd")
-    for function, shape in ((normalize, _shape_normalize), (differentiate, _shape_differentiate)):
         torch.library.register_fake(f"polybn::{function.__name__}", shape, lib=_library)
     torch.library.register_autograd("polybn::normalize", _pull, setup_context=_save, lib=_library)
     torch.library.register_autograd("polybn::differentiate", _pull_twice, setup_context=_save_twice, lib=_library)
+    torch.library.register_autograd("polybn::differentiate_twice", _no_more, lib=_library)
 
 
 _register()
