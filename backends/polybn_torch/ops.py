@@ -135,7 +135,7 @@ def _pull_twice(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ..
     return dx, dgamma, None, dmean, dvar, None, None, None, ddy
 
 
-def _no_more(ctx: Any, *_: Any) -> None:  # noqa: ARG001
+def _no_more(ctx: Any, *_: Any) -> None:
     raise NotImplementedError(
         "polybn.batch_norm: backward must be asked for at most twice; got a third time (there is no third derivative)"
     )
