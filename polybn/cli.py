@@ -1,4 +1,4 @@
-"""The command line: ``polybn train | compare | predict | data | info | check | agree | bench``."""
+"""The command line: ``polybn train | compare | predict | data | info | stats | check | agree | bench``."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from polybn.lenet.commands.predict import predict
 from polybn.lenet.commands.train import train
 from polybn.lenet.errors import CheckpointError, DivergenceError
 from polybn.spec import Backend, BackendError, DomainError, DTypeError, ShapeError, traits_of
+from polybn.statistics.command import stats
 from polybn.version import __version__
 
 TRAINING = (CheckpointError, DivergenceError)
@@ -81,7 +82,7 @@ def _facts(backend: Backend) -> Iterator[str]:
         yield "has a batch norm of its own (--norm native)"
 
 
-for _command in (bench, check, agree):
+for _command in (stats, bench, check, agree):
     app.command()(_command)
 
 
