@@ -29,7 +29,7 @@ from polybn.spec import (
 from polybn.version import __version__
 
 if TYPE_CHECKING:
-    from polybn import conformance, spec
+    from polybn import conformance, dialects, spec
     from polybn.lenet import checkpoints, fashion_mnist, networks, runs, training
     from polybn.lenet.runs import Run
     from polybn.lenet.training import train
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # These need NumPy on the host; they are imported when they are first asked for. The modules that train LeNet live in
 # polybn.lenet; the public ones are reachable from here, too.
 _LENET = ("checkpoints", "contact_sheet", "fashion_mnist", "networks", "runs", "training")
-_LAZY_MODULES = {name: f"polybn.{name}" for name in ("cli", "conformance")} | {
+_LAZY_MODULES = {name: f"polybn.{name}" for name in ("cli", "conformance", "dialects")} | {
     name: f"polybn.lenet.{name}" for name in _LENET
 }
 _LAZY_NAMES = {
@@ -85,6 +85,7 @@ __all__ = [
     "batch_norm_vjp",
     "checkpoints",
     "conformance",
+    "dialects",
     "fashion_mnist",
     "fold",
     "merge_moments",

@@ -1,10 +1,10 @@
-"""The command line: ``polybn train | compare | predict | data | info | stats | check | agree | bench``."""
+"""The command line: ``polybn train | compare | predict | data | info | stats | check | agree | bench | dialects``."""
 
 from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
@@ -15,6 +15,7 @@ from polybn import dispatch
 from polybn.bench.command import bench
 from polybn.commands.agree import agree
 from polybn.commands.check import check
+from polybn.commands.dialects import dialects
 from polybn.console import err, out
 from polybn.lenet.commands.compare import compare
 from polybn.lenet.commands.data import data
@@ -55,11 +56,6 @@ def _options(
     """Hold the options that belong to no command."""
 
 
-for _command in (train, compare, predict, data):
-    app.command()(_command)
-
-
-@app.command()
 def info() -> None:
     """List the backends with their versions and devices, or why one cannot run here; a bug report begins with this."""
     out.print(f"polybn {__version__}, Python {sys.version.split()[0]}")
@@ -82,7 +78,10 @@ def _facts(backend: Backend) -> Iterator[str]:
         yield "has a batch norm of its own (--norm native)"
 
 
-for _command in (stats, bench, check, agree):
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    train, compare, predict, data, info, stats, bench, check, agree, dialects,
+)  # fmt: skip
+for _command in _COMMANDS:
     app.command()(_command)
 
 

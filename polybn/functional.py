@@ -286,9 +286,10 @@ def fold(
 
 def _admit(function: str, arrays: Arrays, options: Options, own: dict[str, Any]) -> tuple[Backend, Arguments]:
     """Find the backend of a call, check its arguments, and put them into one record."""
-    backend = backend_of(function, **arrays._asdict())
+    named = arrays._asdict()
+    backend = backend_of(function, **named)
     traits = traits_of(backend)
-    given = Arrays(**describe_arrays(function, backend, arrays._asdict()))
+    given = Arrays(*describe_arrays(function, backend, named).values())
     check_own(function, own, traits.own)
     joined = own.get(traits.joins) is not None
     known = check_batch_norm(function, given, options, joined=joined)

@@ -207,8 +207,15 @@ class Moments(NamedTuple):
         >>> polybn.moments(np.array([[1.0], [2.0], [6.0]])).variance(unbiased=True).tolist()
         [7.0]
         """
-        divisor = (self.count - 1 if unbiased else self.count).astype(self.mean.dtype)
-        return self.m2 / (divisor + (divisor <= 0) * (1 - divisor))
+        divisor = _cast(self.count - 1 if unbiased else self.count, self.mean.dtype)
+        return self.m2 / (divisor + _cast(divisor <= 0, divisor.dtype) * (1 - divisor))
+
+
+def _cast(array: Array, dtype: Any) -> Array:
+    """Convert by the word that the array's library has: a method, or a function of the Array API standard."""
+    if hasattr(array, "astype"):
+        return array.astype(dtype)
+    return array.to(dtype) if hasattr(array, "to") else array.__array_namespace__().astype(array, dtype)
 
 
 class Affine(NamedTuple):
@@ -345,4 +352,14 @@ class Backend(Protocol):
 def traits_of(backend: Backend) -> Traits:
     """Return what a backend says of itself, and the defaults for one that says nothing."""
     traits = getattr(backend, "traits", None)
-    return traits if isinstance(traits, Traits) else Traits()
+    if traits is None:
+        return _DEFAULTS
+    if not isinstance(traits, Traits):
+        raise BackendError(
+            f"polybn.backend: traits of the backend {backend.name!r} must be a polybn.spec.Traits; got "
+            f"{type(traits).__qualname__} (its fields are the keywords of Traits; leave traits out for the defaults)"
+        )
+    return traits
+
+
+_DEFAULTS = Traits()

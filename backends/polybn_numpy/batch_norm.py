@@ -32,7 +32,7 @@ def forward(
     elif arguments.unbiased and counts is not None and np.any(counts == 1):
         fail_single_value(arguments.function, f"where keeps one value in channel {int(np.argmax(counts == 1))}")
     out = arguments.own.get("out")
-    y = make_result(arguments.function, given.x, out, *(getattr(given, name) for name in _ARRAYS))
+    y = make_result(arguments.function, given.x, out, *_arrays(given))
     mean, var = (None if old is None else old.copy() for old in (arguments.running_mean, arguments.running_var))
     results = Results(y, mean, var, None, None, np.zeros((5, arguments.channels)))
     if x.size:
@@ -89,6 +89,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 
 def fold(arguments: Arguments) -> Affine:
     """Turn inference into ``scale * x + shift``."""
+    arguments = _native(arguments)
     _check_variance(arguments)
     mean, variance = arguments.running_mean, arguments.running_var
     gamma = 1 if arguments.gamma is None else arguments.gamma
@@ -101,13 +102,17 @@ def fold(arguments: Arguments) -> Affine:
         return Affine(scale.astype(variance.dtype), shift.astype(variance.dtype))
 
 
-_ARRAYS = ("x", "gamma", "beta", "running_mean", "running_var", "where")
+def _arrays(given: Arguments) -> tuple[Array | None, ...]:
+    return given.x, given.gamma, given.beta, given.running_mean, given.running_var, given.where
 
 
 def _native(arguments: Arguments) -> Arguments:
-    given = {name: getattr(arguments, name) for name in _ARRAYS}
-    foreign: dict[str, Any] = {name: native(a) for name, a in given.items() if a is not None and not a.dtype.isnative}
-    return arguments._replace(**foreign) if foreign else arguments
+    arrays = _arrays(arguments)
+    for array in arrays:
+        if array is not None and not array.dtype.isnative:
+            x, gamma, beta, mean, variance, where = map(native, arrays)
+            return arguments._replace(x=x, gamma=gamma, beta=beta, running_mean=mean, running_var=variance, where=where)
+    return arguments
 
 
 def _wide(vector: Array) -> Array:
@@ -129,7 +134,10 @@ def _split(high: Array, low: Array, dtype: Any) -> tuple[Array, Array]:
 
 def _check_variance(arguments: Arguments) -> None:
     variance = arguments.running_var
-    bad = ~((variance >= 0) & (variance < np.inf))
-    if bad.any():
-        first = int(np.argmax(bad))
-        fail_variance(arguments.function, int(bad.sum()), first, float(variance[first]))
+    if host.serves():
+        bad, first = host.bad_variances(variance)
+    else:
+        wrong = ~((variance >= 0) & (variance < np.inf))
+        bad, first = int(wrong.sum()), int(np.argmax(wrong))
+    if bad:
+        fail_variance(arguments.function, bad, first, float(variance[first]))

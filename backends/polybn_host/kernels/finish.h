@@ -36,6 +36,12 @@ static wide blend(double momentum, wide old, wide batch) {
     return momentum == 1 ? old : momentum == 0 ? batch : momentum * old + (1 - (wide)momentum) * batch;
 }
 
+static inline void set_parameter(int32_t stored, void *values, int64_t c, wide value) {
+    if (!values) return;
+    if (stored == FLOAT64) ((double *)values)[c] = (double)value;
+    else ((float *)values)[c] = (float)value;
+}
+
 static void report_statistics(const call *k, int64_t c, const statistics *s, int stray) {
     const polybn_forward_call *f = k->forward;
     const int32_t stored = k->j.g->stored;
