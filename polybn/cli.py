@@ -1,4 +1,4 @@
-"""The command line: ``polybn train | compare | predict | data | info | check | agree | bench | dialects``."""
+"""The command line: ``polybn train | compare | predict | data | info | stats | check | agree | bench | dialects``."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from polybn.lenet.commands.predict import predict
 from polybn.lenet.commands.train import train
 from polybn.lenet.errors import CheckpointError, DivergenceError
 from polybn.spec import Backend, BackendError, DomainError, DTypeError, ShapeError, traits_of
+from polybn.statistics.command import stats
 from polybn.version import __version__
 
 TRAINING = (CheckpointError, DivergenceError)
@@ -77,7 +78,9 @@ def _facts(backend: Backend) -> Iterator[str]:
         yield "has a batch norm of its own (--norm native)"
 
 
-_COMMANDS: tuple[Callable[..., None], ...] = (train, compare, predict, data, info, bench, check, agree, dialects)
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    train, compare, predict, data, info, stats, bench, check, agree, dialects,
+)  # fmt: skip
 for _command in _COMMANDS:
     app.command()(_command)
 
