@@ -200,17 +200,21 @@ def test_polybn_names_no_backend_and_no_array_library_but_numpy(path: Path) -> N
 # The plan: no circles, and no arrow upwards.
 
 ROOMS = (
-    {"polybn.cli", "polybn.cli_check", "polybn.cli_agree", "polybn.bench", "polybn.lenet.commands"},
+    {
+        "polybn.cli", "polybn.cli_check", "polybn.cli_agree", "polybn.cli_dialects", "polybn.bench",
+        "polybn.lenet.commands",
+    },
     {"polybn.conformance", "polybn.lenet"},
     {"polybn.layer"},
-    {"polybn.layer_state"},
+    {"polybn.layer_state", "polybn.layer_dialect"},
+    {"polybn.dialects"},
     {"polybn.functional"},
     {"polybn.pullback"},
     {"polybn.dispatch"},
     {"polybn.arguments"},
     {"polybn.options"},
     {"polybn.spec", "polybn.version", "polybn.atomic", "polybn.console"},
-)
+)  # fmt: skip
 """From the top floor to the ground: a module imports what stands lower, or on its own floor and in its own room."""
 
 

@@ -9,7 +9,7 @@ from polybn.dialects.record import ABOVE_0
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from polybn.dialects.record import Dialect
+    from polybn.dialects.dialect import Dialect
 
 LABELS = {
     "momentum_weighs": "momentum weighs the",
