@@ -1,18 +1,21 @@
-"""The command line: ``polybn train | compare | predict | data | info | bench | check | agree | dialects``."""
+"""The command line: ``polybn train | compare | predict | data | info | check | agree | bench | dialects``."""
 
 from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from polybn import cli_agree, cli_check, cli_dialects, dispatch
+from polybn import dispatch
 from polybn.bench.command import bench
+from polybn.commands.agree import agree
+from polybn.commands.check import check
+from polybn.commands.dialects import dialects
 from polybn.console import err, out
 from polybn.lenet.commands.compare import compare
 from polybn.lenet.commands.data import data
@@ -52,11 +55,6 @@ def _options(
     """Hold the options that belong to no command."""
 
 
-for _command in (train, compare, predict, data):
-    app.command()(_command)
-
-
-@app.command()
 def info() -> None:
     """List the backends with their versions and devices, or why one cannot run here; a bug report begins with this."""
     out.print(f"polybn {__version__}, Python {sys.version.split()[0]}")
@@ -79,10 +77,9 @@ def _facts(backend: Backend) -> Iterator[str]:
         yield "has a batch norm of its own (--norm native)"
 
 
-app.command()(bench)
-app.command()(cli_check.check)
-app.command()(cli_agree.agree)
-app.command()(cli_dialects.dialects)
+_COMMANDS: tuple[Callable[..., None], ...] = (train, compare, predict, data, info, bench, check, agree, dialects)
+for _command in _COMMANDS:
+    app.command()(_command)
 
 
 def main() -> None:
