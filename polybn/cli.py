@@ -19,6 +19,7 @@ from polybn.commands.dialects import dialects
 from polybn.console import err, out
 from polybn.lenet.commands.compare import compare
 from polybn.lenet.commands.data import data
+from polybn.lenet.commands.export import export
 from polybn.lenet.commands.predict import predict
 from polybn.lenet.commands.train import train
 from polybn.lenet.errors import CheckpointError, DivergenceError
@@ -55,7 +56,7 @@ def _options(
     """Hold the options that belong to no command."""
 
 
-for _command in (train, compare, predict, data):
+for _command in (train, compare, predict, data, export):
     app.command()(_command)
 
 
