@@ -1,4 +1,4 @@
-"""The command line: ``polybn train | compare | predict | data | info | bench | check | agree | dialects``."""
+"""The command line: ``polybn train | compare | predict | data | export | info | bench | check | agree | dialects | inspect``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from polybn.bench.command import bench
 from polybn.commands.agree import agree
 from polybn.commands.check import check
 from polybn.commands.dialects import dialects
+from polybn.commands.inspect import inspect
 from polybn.console import err, out
 from polybn.lenet.commands.compare import compare
 from polybn.lenet.commands.data import data
@@ -83,7 +84,7 @@ def _facts(backend: Backend) -> Iterator[str]:
         yield "has a batch norm of its own (--norm native)"
 
 
-for _command in (bench, check, agree, dialects):
+for _command in (bench, check, agree, dialects, inspect):
     app.command()(_command)
 
 

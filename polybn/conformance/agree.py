@@ -18,6 +18,7 @@ from polybn.conformance.adapters import ADAPTERS, resolve
 from polybn.conformance.cases import Case, Outcome, rows
 from polybn.conformance.certify import shares
 from polybn.conformance.channels import measure
+from polybn.conformance.dialects import whole
 from polybn.conformance.lattice import in_inference, lattice
 from polybn.conformance.reproducer import program
 from polybn.conformance.runner import Recorder, Violation, run
@@ -148,7 +149,7 @@ def agree(
 
 def _subject(name: str) -> _Subject:
     adapter = resolve(_source(name))
-    return _Subject(name, adapter, adapter.info())
+    return _Subject(name, adapter, whole(adapter.info()))
 
 
 def _join(old: Difference, new: Difference) -> Difference:

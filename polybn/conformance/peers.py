@@ -22,6 +22,7 @@ from polybn.conformance import oracle
 from polybn.conformance.adapters import ADAPTERS, resolve
 from polybn.conformance.adapters.backend import forms
 from polybn.conformance.cases import Array, rows
+from polybn.conformance.dialects import whole
 from polybn.dispatch import backend, installed, why_not
 from polybn.spec import DomainError
 
@@ -103,7 +104,7 @@ def measure(name: str) -> Peer:
 
     try:
         adapter = resolve(name)
-        info = adapter.info()
+        info = whole(adapter.info())
     except Exception as error:  # the library, or what it needs, is not here
         return Peer(name, why_not=f"{type(error).__name__}: {error}")
     errors = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from polybn.dialects.record import ABOVE_0, Dialect, Role
+from polybn.dialects.dialect import Dialect
+from polybn.dialects.record import ABOVE_0, Role
 
 STATISTICS: tuple[Role, ...] = ("gamma", "beta", "running_mean", "running_var")
-COUNT: frozenset[Role] = frozenset(("count",))
 AVERAGES: tuple[Role, ...] = (*STATISTICS, "hidden_mean", "hidden_var", "count", "second_count")
 
 
@@ -22,11 +22,11 @@ _CUDNN_EPS = "CUDNN_BN_MIN_EPSILON in the header cudnn.h of cuDNN 4 to 7; 0 in l
 
 POLYBN = Dialect(
     name="polybn", title="PolyBN, polybn.BatchNorm", empty="kept", any_axis=True,
-    names=_names("gamma beta running_mean running_var updates", (*STATISTICS, "count")), optional=COUNT,
+    names=_names("gamma beta running_mean running_var updates", (*STATISTICS, "count")), optional=frozenset(("count",)),
     source="polybn.spec, clauses S1 to S12",
 )  # fmt: skip
 PYTORCH = Dialect(
-    name="pytorch", title="PyTorch, torch.nn.BatchNorm1d, 2d, 3d", names=_PYTORCH_NAMES, optional=COUNT,
+    name="pytorch", title="PyTorch, torch.nn.BatchNorm1d, 2d, 3d", names=_PYTORCH_NAMES,
     momentum_weighs="new", momentum=0.1, running_variance="unbiased", single_value="error", empty="kept",
     least_eps=ABOVE_0, affine="together",
     source="https://docs.pytorch.org/docs/2.13/generated/torch.nn.BatchNorm2d.html",
@@ -37,7 +37,7 @@ PYTORCH = Dialect(
     remark="momentum=None weighs all batches alike, by num_batches_tracked.",
 )  # fmt: skip
 PYTORCH_SYNC = Dialect(
-    name="pytorch_sync", title="PyTorch, torch.nn.SyncBatchNorm", names=_PYTORCH_NAMES, optional=COUNT,
+    name="pytorch_sync", title="PyTorch, torch.nn.SyncBatchNorm", names=_PYTORCH_NAMES,
     momentum_weighs="new", momentum=0.1, running_variance="unbiased", single_value="error", empty="kept",
     affine="together",
     source="https://docs.pytorch.org/docs/2.13/generated/torch.nn.SyncBatchNorm.html",
@@ -166,7 +166,7 @@ MLX = Dialect(
     remark="Before July 2026 the running variance was biased.",
 )  # fmt: skip
 TINYGRAD = Dialect(
-    name="tinygrad", title="tinygrad, tinygrad.nn.BatchNorm", names=_PYTORCH_NAMES, optional=COUNT,
+    name="tinygrad", title="tinygrad, tinygrad.nn.BatchNorm", names=_PYTORCH_NAMES,
     momentum_weighs="new", momentum=0.1, running_variance="unbiased", dtype="float32", single_value="error",
     affine="together", empty="changed", source="tinygrad.nn, 0.14.0",
     sources=dict.fromkeys(("single_value", "empty"), "seen with tinygrad 0.14.0"),
