@@ -1,10 +1,10 @@
-"""The command line: ``polybn train | compare | predict | data | export | info | bench | check | agree | dialects | inspect``."""
+"""The command line, ``polybn``: from its commands to their exit codes."""
 
 from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
@@ -57,11 +57,6 @@ def _options(
     """Hold the options that belong to no command."""
 
 
-for _command in (train, compare, predict, data, export):
-    app.command()(_command)
-
-
-@app.command()
 def info() -> None:
     """List the backends with their versions and devices, or why one cannot run here; a bug report begins with this."""
     out.print(f"polybn {__version__}, Python {sys.version.split()[0]}")
@@ -84,7 +79,11 @@ def _facts(backend: Backend) -> Iterator[str]:
         yield "has a batch norm of its own (--norm native)"
 
 
-for _command in (bench, check, agree, dialects, inspect):
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    *(train, compare, predict, data, export),
+    *(info, bench, check, agree, dialects, inspect),
+)
+for _command in _COMMANDS:
     app.command()(_command)
 
 

@@ -85,7 +85,7 @@ class Installer(NamedTuple):
 
 def forget() -> None:
     """Let dispatch look again, as a new process would."""
-    for cached in (dispatch._entries, dispatch._names, dispatch._owner, dispatch._serving):
+    for cached in (dispatch._entries, dispatch._names, dispatch._owner, dispatch._serving, dispatch._serving_all):
         cached.cache_clear()
     importlib.invalidate_caches()
 

@@ -70,6 +70,11 @@ def differentiate(arguments: Arguments, residuals: Residuals, dy: Array, gradien
     )
 
 
+def bad_variances(variance: Array) -> tuple[int, int]:
+    """Count the values that are no variance, and say where the first is."""
+    return polybn_host.bad_variances(_address(np.ascontiguousarray(variance)), variance.size, _name(variance.dtype))
+
+
 @cache
 def _name(dtype: np.dtype[Any]) -> str:
     """Name a dtype, as NumPy does in 2 microseconds."""
@@ -91,4 +96,4 @@ def _address(array: Array | None) -> Any:
     try:
         return polybn_host.buffer(array)
     except (ValueError, BufferError):  # not contiguous, or of a dtype that buffers do not know
-        return array.ctypes.data
+        return polybn_host.pointer(array.ctypes.data)
