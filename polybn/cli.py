@@ -15,6 +15,7 @@ from polybn import dispatch
 from polybn.bench.command import bench
 from polybn.commands.agree import agree
 from polybn.commands.check import check
+from polybn.commands.convert import convert
 from polybn.commands.dialects import dialects
 from polybn.commands.inspect import inspect
 from polybn.console import err, out
@@ -81,7 +82,7 @@ def _facts(backend: Backend) -> Iterator[str]:
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(train, compare, predict, data, export),
-    *(info, bench, check, agree, dialects, inspect),
+    *(info, bench, check, agree, dialects, inspect, convert),
 )
 for _command in _COMMANDS:
     app.command()(_command)

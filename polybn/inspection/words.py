@@ -24,7 +24,7 @@ SHOWN = 3
 def headline(name: str, model: Model, findings: list[Finding]) -> str:
     """Return the one sentence that the model's author needs."""
     if not model.norms:
-        return f"{name} ({model.format}) holds no batch norm that can be told by its name: {_count(model.tensors, 'array')}."
+        return f"{name} ({model.format}, {_count(model.tensors, 'array')}) holds no batch norm."
     what = f"{name} ({model.format}): {_count(len(model.norms), 'batch norm')} with {_count(model.channels, 'channel')}"
     worst = [finding for finding in findings if finding.level == findings[0].level]
     if not findings or worst[0].level == "note":
@@ -64,7 +64,7 @@ def lines(findings: list[Finding]) -> Iterator[str]:
 def to_plain(norm: Norm) -> dict[str, Any]:
     """Return a batch norm in JSON's types; NaN and infinity as words."""
     arrays = {name: _plain(array) for name, array in norm.state.items()}
-    return {"name": norm.name, "dialect": norm.dialect, "options": norm.options, "state": arrays}
+    return {"name": norm.name, "dialect": norm.dialect, "options": dict(norm.options), "state": arrays}
 
 
 def _plain(array: NDArray[Any]) -> Any:

@@ -12,7 +12,7 @@ from polybn.model_files.errors import ModelFileError
 MOST_LISTED = 2**24
 """Bytes of the list of members; each takes some 60 and its name."""
 MOST_STORED, MOST_PACKED = 2**30, 2**28
-"""Bytes of a member that is read: as it lies in the file, and one that is compressed, of which a few bytes make many."""
+"""Bytes of a member that is read: as it lies in the file, and compressed, where a few bytes make many."""
 _END, _END64 = b"PK\5\6", b"PK\6\6"
 
 

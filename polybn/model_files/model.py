@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ class Norm(NamedTuple):
     """A key of :data:`polybn.dialects.DIALECTS`: whose words the other fields have."""
     state: dict[str, NDArray[Any]]
     """Parameters and statistics by the dialect's own names; arrays of channels have shape ``(C,)``."""
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
     """What the file says of momentum, eps and axis, in the dialect's own words; often nothing."""
     training: bool = False
     """Whether the file asks for the statistics of each batch, in inference, too."""

@@ -69,7 +69,7 @@ def _place(name: str, plain: dict[str, str], shapes: Shapes, dialect: Dialect) -
         return None
     if mean == "mean" and not {dialect.names["gamma"], dialect.names["beta"]} & found.keys():
         return None  # plain words: they may be anything's
-    needed = {dialect.names[role] for role in dialect.names if role not in dialect.may_lack()}
+    needed = {dialect.names[role] for role in dialect.names if role not in dialect.may_lack}
     return Place(layer.rstrip("./_:"), dialect, found) if needed <= found.keys() else None
 
 

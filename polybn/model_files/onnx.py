@@ -111,10 +111,15 @@ def _value(name: str, values: dict[str, Any], makers: dict[str, Any]) -> Array |
 
 
 def _bounded(onnx: Any, tensor: Any) -> Array:
-    """Decode a tensor that is as large as it says, and no larger than a batch norm's."""
+    """Decode a tensor that is no larger than a batch norm's."""
+    if float(np.prod([float(size) for size in tensor.dims])) > MOST_CHANNELS:
+        raise ModelFileError(f"have at most {MOST_CHANNELS:,} channels; got shape {list(tensor.dims)}"[:200])
+    return decode(onnx, tensor)
+
+
+def decode(onnx: Any, tensor: Any) -> Array:
+    """Decode a tensor whose values are in the file, all of them."""
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise ModelFileError(f"hold the values of {tensor.name!r:.80} itself; got a reference to another file")
-    if any(size < 0 for size in tensor.dims) or float(np.prod([float(size) for size in tensor.dims])) > MOST_CHANNELS:
-        raise ModelFileError(f"have at most {MOST_CHANNELS:,} channels; got shape {list(tensor.dims)}"[:200])
     array: Array = onnx.numpy_helper.to_array(tensor)
     return array if array.dtype.kind in "biuf" else array.astype(np.float32)

@@ -9,8 +9,10 @@ from typing import BinaryIO
 
 from polybn.atomic import StrPath, open_regular
 from polybn.model_files import flax, gluon, keras, names, npz, onnx, orbax, pytorch, safetensors
+from polybn.model_files import fold as folding
 from polybn.model_files.archives import open_archive
 from polybn.model_files.errors import ModelFileError, naming
+from polybn.model_files.fold import Folded
 from polybn.model_files.model import Model
 from polybn.model_files.tensors import Tensors
 
@@ -62,6 +64,30 @@ def read(path: StrPath) -> Model:
             raise ModelFileError(f"have at most {MOST_BYTES:,} bytes; got {size:,}")
         file.seek(0)
         return _READERS[kind](file, size)
+
+
+def fold(path: StrPath) -> Folded:
+    """Read an ONNX model, and fold its batch norms into the layers before them.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    Folded
+        The model, changed, and what became of each batch norm.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is damaged, too large, or not ONNX.
+    """
+    with naming("model_files.fold", path, "an ONNX model"), open_regular(path) as file:
+        if _kind(file, Path(path).suffix.lower()) != "ONNX" or os.fstat(file.fileno()).st_size > MOST_BYTES:
+            raise ModelFileError("be an ONNX model; got another file (only ONNX says which layer comes before)")
+        file.seek(0)
+        return folding.fold(onnx.parse(file.read()))
 
 
 def _kind(file: BinaryIO, suffix: str) -> str:

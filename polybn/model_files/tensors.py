@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -26,7 +27,7 @@ class Tensors(NamedTuple):
     """By name, in the order of the file."""
     read: Callable[[str], Array]
     """Reads one of them."""
-    metadata: Mapping[str, str] = {}
+    metadata: Mapping[str, str] = MappingProxyType({})
     """What else the file says."""
 
 

@@ -1,4 +1,4 @@
-"""Where frameworks put the axes of arrays, and what they call them; batch norm is the part of :mod:`polybn.dialects`."""
+"""Where frameworks put the axes of arrays, and what they call them; batch norm is left to :mod:`polybn.dialects`."""
 
 from __future__ import annotations
 
