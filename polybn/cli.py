@@ -1,4 +1,4 @@
-"""The command line: ``polybn train | compare | predict | data | info | stats | check | agree | bench | dialects``."""
+"""The command line, ``polybn``: from its commands to their exit codes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from polybn import dispatch
 from polybn.bench.command import bench
 from polybn.commands.agree import agree
 from polybn.commands.check import check
+from polybn.commands.convert import convert
 from polybn.commands.dialects import dialects
+from polybn.commands.inspect import inspect
 from polybn.console import err, out
 from polybn.lenet.commands.compare import compare
 from polybn.lenet.commands.data import data
+from polybn.lenet.commands.export import export
 from polybn.lenet.commands.predict import predict
 from polybn.lenet.commands.train import train
 from polybn.lenet.errors import CheckpointError, DivergenceError
@@ -79,8 +82,9 @@ def _facts(backend: Backend) -> Iterator[str]:
 
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
-    train, compare, predict, data, info, stats, bench, check, agree, dialects,
-)  # fmt: skip
+    *(train, compare, predict, data, export),
+    *(info, stats, bench, check, agree, dialects, inspect, convert),
+)
 for _command in _COMMANDS:
     app.command()(_command)
 
