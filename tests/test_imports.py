@@ -16,10 +16,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-ENTRIES: dict[str, str] = PROJECT["entry-points"]["polybn.backends"]
+ENTRIES = {name: value.partition(":")[0] for name, value in PROJECT["entry-points"]["polybn.backends"].items()}
 CONTRACT = {"polybn.spec", "polybn.arguments", "polybn.lenet.networks", "polybn.lenet.program"}
-SHARED = {"numpy", "cffi", "polybn_host", "polybn_numpy"}
-"""What every backend may import beside its own library: NumPy, and what serves arrays in host memory."""
+SHARED = {"numpy", "ml_dtypes", "cffi", "polybn_host", "polybn_numpy", "polybn_array_api"}
+"""What every backend may import beside its own library: what serves arrays in host memory, and the standard's form."""
 IDIOMS = ("nnx", "gluon", "public")
 """Modules of a backend for its library's own people. They stand above the public functions, and call them."""
 
