@@ -121,7 +121,8 @@ def _constant(c: Channels) -> Iterator[Finding]:
     with np.errstate(invalid="ignore"):
         bad = np.flatnonzero((c.var >= 0) & (c.var < min(TINY, c.eps or TINY)) & (c.gamma != 0))
     if bad.size:
-        words = f"variance at most {c.var[bad].max():.3g}, as of dead filters; a difference of 1 becomes {_most(c, bad):.3g}"
+        most = c.var[bad].max()
+        words = f"variance at most {most:.3g}, as of dead filters; a difference of 1 becomes {_most(c, bad):.3g}"
         yield _some(c, "warning", "channels are constant", bad, words)
 
 
