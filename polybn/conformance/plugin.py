@@ -1,4 +1,4 @@
-"""One line in anybody's pytest suite: each property, convention and grade becomes a test."""
+"""One line in a pytest suite makes a test of each property, convention and grade."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def parametrize(
     Parameters
     ----------
     make : callable
-        The adapter's class, or anything else that makes one without arguments.
+        The adapter's class, or another callable that makes an adapter without arguments.
     profile : {"dev", "ci", "nightly"}
         How much to try. The default draws the same cases in every process and every run.
     only : iterable of str, optional
@@ -41,18 +41,18 @@ def parametrize(
     dtypes : iterable of str, optional
         Check these only.
     source : str, optional
-        What makes the adapter in reproducers.
+        How reproducers make the adapter: a name, or ``"module:Class"``.
 
     Returns
     -------
     callable
-        A test with one parameter. Assign it to a name that begins with ``test_``. What does not apply, and what could
-        not be certified, is skipped, with the reason.
+        A test with one parameter; assign it to a name that begins with ``test_``. A check that does not apply or could
+        not be certified is skipped, with the reason.
 
     Raises
     ------
     DomainError
-        If ``only`` or ``xfail`` names what does not exist.
+        If ``only`` or ``xfail`` names a check that does not exist.
 
     Examples
     --------
