@@ -170,16 +170,16 @@ def test_any_split_in_any_order(backend: str, seed: int, dtype: str, sizes: list
 
 @pytest.mark.clause("S15")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_thousand_parts_far_from_zero(backend: str, dtype: str) -> None:
+def test_a_hundred_parts_far_from_zero(backend: str, dtype: str) -> None:
     """One value after another, at a million times their spread: the bound is small enough to say something."""
-    x = (1e6 + np.random.default_rng(7).normal(0, 1, (1009, 1))).astype(dtype)
+    x = (1e6 + np.random.default_rng(7).normal(0, 1, (101, 1))).astype(dtype)
     total = measure(backend, x[:1])
     for row in x[1:]:
         total = polybn.merge_moments(total, measure(backend, row[None]))
     (got,), u = parts(host(backend, total)), forms.FORMATS[dtype].unit
     exact = oracle.parts(oracle.row(x[:, 0].tolist()))
-    assert abs(float((got.mean - exact.mean) ** 2 * exact.m / exact.m2)) ** 0.5 <= 1009 * u
-    assert abs(float(got.m2 / exact.m2 - 1)) <= 1009 * u
+    assert abs(float((got.mean - exact.mean) ** 2 * exact.m / exact.m2)) ** 0.5 <= 101 * u
+    assert abs(float(got.m2 / exact.m2 - 1)) <= 101 * u
 
 
 @pytest.mark.clause("S15")
