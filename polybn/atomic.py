@@ -62,19 +62,26 @@ def read_whole(path: StrPath, most: int) -> bytes:
     ...
     polybn.atomic.UnfitFileError: / must be a regular file; got a directory
     """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise UnfitFileError(f"{os.fspath(path)} must have at most {most} bytes; got {size}")
+        return file.read(most)
+
+
+def open_regular(path: StrPath) -> BinaryIO:
+    """Open a regular file to read, and nothing else: a pipe would wait."""
     # Without O_NONBLOCK, opening a pipe waits. Windows has no such flag, and opens files as text by default.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            kind = next((name for is_kind, name in _KINDS.items() if is_kind(status.st_mode)), "a device")
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            kind = next((name for is_kind, name in _KINDS.items() if is_kind(mode)), "a device")
             raise UnfitFileError(f"{os.fspath(path)} must be a regular file; got {kind}")
-        if status.st_size > most:
-            raise UnfitFileError(f"{os.fspath(path)} must have at most {most} bytes; got {status.st_size}")
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(most)
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
 
 
 def write_atomic(path: StrPath, data: bytes) -> None:

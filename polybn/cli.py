@@ -1,10 +1,10 @@
-"""The command line: ``polybn train | compare | predict | data | info | check | agree | bench``."""
+"""The command line, ``polybn``: from its commands to their exit codes."""
 
 from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
@@ -15,13 +15,18 @@ from polybn import dispatch
 from polybn.bench.command import bench
 from polybn.commands.agree import agree
 from polybn.commands.check import check
+from polybn.commands.convert import convert
+from polybn.commands.dialects import dialects
+from polybn.commands.inspect import inspect
 from polybn.console import err, out
 from polybn.lenet.commands.compare import compare
 from polybn.lenet.commands.data import data
+from polybn.lenet.commands.export import export
 from polybn.lenet.commands.predict import predict
 from polybn.lenet.commands.train import train
 from polybn.lenet.errors import CheckpointError, DivergenceError
 from polybn.spec import Backend, BackendError, DomainError, DTypeError, ShapeError, traits_of
+from polybn.statistics.command import stats
 from polybn.version import __version__
 
 TRAINING = (CheckpointError, DivergenceError)
@@ -54,11 +59,6 @@ def _options(
     """Hold the options that belong to no command."""
 
 
-for _command in (train, compare, predict, data):
-    app.command()(_command)
-
-
-@app.command()
 def info() -> None:
     """List the backends with their versions and devices, or why one cannot run here; a bug report begins with this."""
     out.print(f"polybn {__version__}, Python {sys.version.split()[0]}")
@@ -81,7 +81,11 @@ def _facts(backend: Backend) -> Iterator[str]:
         yield "has a batch norm of its own (--norm native)"
 
 
-for _command in (bench, check, agree):
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    *(train, compare, predict, data, export),
+    *(info, stats, bench, check, agree, dialects, inspect, convert),
+)
+for _command in _COMMANDS:
     app.command()(_command)
 
 

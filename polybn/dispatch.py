@@ -1,9 +1,10 @@
 """From an array's type, or a name, to the backend that serves it.
 
 Entry points of the group ``polybn.backends`` say who serves what: an entry's name is the root module
-of an array type (``numpy``, ``jaxlib``), its value the backend module. Reading them imports nothing;
-a backend is imported when an array of its library, or its name, asks for it. There is nothing to
-register and no current backend, so nothing to reset and nothing to share between threads.
+of an array type (``numpy``, ``jaxlib``), its value the backend: a module, or an
+attribute of one, ``module:attribute``. Reading them imports nothing; a backend is imported when an
+array of its library, or its name, asks for it. There is nothing to register and no current
+backend, so nothing to reset and nothing to share between threads.
 """
 
 from __future__ import annotations
@@ -101,12 +102,10 @@ def backend_of(function: str, **arrays: object) -> Backend:
     BackendError
         If an argument belongs to no backend, or two belong to different ones.
     """
-    values = {_serving(cast("Hashable", type(value))) for value in arrays.values() if value is not None}
-    if len(values) != 1 or None in values:
+    module = _serving_all(tuple(map(type, arrays.values())))
+    if module is None:
         _fail_mixed(function, arrays)
-    entry = values.pop()
-    assert entry is not None
-    return _load(function, entry)
+    return _load(function, module)
 
 
 def _fail_mixed(function: str, arrays: Mapping[str, object]) -> NoReturn:
@@ -138,9 +137,16 @@ def _owner(cls: type) -> str | None:
 
 @functools.cache
 def _serving(cls: type) -> str | None:
-    """Return the module that serves an array type; several names may lead to one module."""
+    """Return what serves an array type, an entry point's value; several names may lead to one backend."""
     owner = _owner(cls)
     return None if owner is None else _entries()[owner].value
+
+
+@functools.lru_cache(maxsize=1024)
+def _serving_all(types: tuple[type, ...]) -> str | None:
+    """Return the one module that serves all these array types, or None; the type of None is passed over."""
+    modules = {_serving(cls) for cls in types if cls is not type(None)}
+    return modules.pop() if len(modules) == 1 else None
 
 
 @functools.cache
@@ -179,12 +185,15 @@ def _listed() -> str:
     return ", ".join(_names()) or "none is installed: a source tree needs `pip install -e .`"
 
 
-def _load(function: str, module: str) -> Backend:
+def _load(function: str, value: str) -> Backend:
+    """Import what an entry point names: a module, or ``module:attribute``."""
+    module, _, attribute = value.partition(":")
     try:
-        return cast("Backend", importlib.import_module(module))
-    except (Exception, SystemExit) as error:  # a module that calls sys.exit must not end the program silently
-        name = next(name for name in _names() if _entries()[name].value == module)
+        found = importlib.import_module(module)
+        return cast("Backend", getattr(found, attribute) if attribute else found)
+    except (Exception, SystemExit) as error:  # a module that ends the program must not end ours without a word
+        name = next(name for name in _names() if _entries()[name].value == value)
         raise BackendError(
             f"polybn.{function}: the module of backend {name!r} must be importable; got {type(error).__name__}: "
-            f"{error} (it is {module}; install its library, and see polybn.backends())"
+            f"{error} (it is {value}; install its library, and see polybn.backends())"
         ) from error

@@ -31,9 +31,10 @@ class Outputs(NamedTuple):
     normalizers: Array | None = None
     """The numbers m1, delta, r and exponent of S2, S3 and S10 for each channel, shape (4, C)."""
     count: Array | None = None  # type: ignore[assignment]  # it hides tuple.count
-    """Number of values that took part, by channel; in training only, as are the two fields below."""
+    """Values that took part, by channel. In training only, as the three that follow."""
     mean: Array | None = None
     m2: Array | None = None
+    low: Array | None = None
 
 
 def forward(arguments: Arguments, *, differentiable: bool) -> tuple[BatchNormResult, Residuals]:
@@ -80,16 +81,17 @@ def moments(arguments: Arguments) -> Moments:
     x, channels, dtype = arguments.x, arguments.channels, arguments.dtype
     with x.device:
         make = cupy.empty if x.size else cupy.zeros
-        found = Moments(make(channels, np.int64), make(channels, dtype), make(channels, dtype))
+        found = Moments(make(channels, np.int64), *(make(channels, dtype) for _ in range(3)))
         if x.size:
-            normalize(arguments, Outputs(count=found.count, mean=found.mean, m2=found.m2))
+            normalize(arguments, Outputs(count=found.count, mean=found.mean, m2=found.m2, low=found.low))
         return found
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """Combine the statistics of two parts (S15)."""
     with a.mean.device:
-        whole = Moments(*(cupy.empty(part.shape, part.dtype) for part in a))
+        vectors = (a.count, a.mean, a.m2, a.mean)
+        whole = Moments(*(cupy.empty(vector.shape, vector.dtype) for vector in vectors))
         arguments = struct.pack("<q", a.count.size) + b"".join(map(pack_vector, (*a, *b))) + calls.pointers(*whole)
         count = COUNTS[a.count.dtype.kind, a.count.itemsize]
         _each(f"merge<{count}, {STORED[a.mean.dtype.name]}>", a.count.size, arguments)

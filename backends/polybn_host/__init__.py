@@ -20,9 +20,6 @@ from typing import Any
 DTYPES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
 """The kernels' numbers for dtypes of ``x``; parameters are float64 with float64, else float32."""
 
-NULL = 0
-"""The address that stands for an array that is not given, or for a result that is not wanted."""
-
 missing: str | None = None
 """Why the kernels cannot run here; None if they can."""
 
@@ -37,6 +34,9 @@ else:
         missing = f"not compiled ({error})"
     else:
         _ffi, _lib = _kernels.ffi, _kernels.lib
+
+NULL: Any = None if _ffi is None else _ffi.NULL
+"""The address of an array that is not given, or of a result that is not wanted."""
 
 Strides = tuple[int, ...]
 """Bytes from one element to the next along each axis of an array that has the shape of ``x``."""
@@ -84,14 +84,13 @@ def forward(
 ) -> None:
     """Run the forward pass (S1 to S12) on memory.
 
-    ``arrays`` holds the addresses of ``x, where, counts, gamma, beta, running_mean, running_var``; counts are int64,
-    the number of values that ``where`` keeps in each channel. ``results`` holds the addresses of ``y, running_mean,
-    running_var, mean, m2, saved``; saved is for :func:`backward`, float64 of shape ``(5, channels)``: m1, delta, v, r,
-    and 1 where the channel left the range. An address is an int or a cffi pointer.
+    ``arrays`` holds the addresses of ``x, where, counts, gamma, beta, running_mean, running_var``: where is bool,
+    counts are int64, the number of values that ``where`` keeps in each channel. ``results`` holds those of ``y,
+    running_mean, running_var, mean, m2, saved``; saved is float64 of shape ``(5, channels)`` and what :func:`backward`
+    needs: m1, delta, v, r, and 1 where the channel left the range. Addresses come from :func:`buffer` and
+    :func:`pointer`.
     """
-    call = _ffi.new(
-        "polybn_forward_call *", (geometry, *map(_pointer, (*arrays, *results)), momentum, eps, training, unbiased)
-    )
+    call = _ffi.new(_FORWARD, (geometry, *arrays, *results, momentum, eps, training, unbiased))
     if _lib.polybn_forward(call):
         raise MemoryError
 
@@ -102,7 +101,7 @@ def backward(geometry: Any, arrays: Sequence[Any], results: Sequence[Any], *, ep
     ``arrays`` holds the addresses of ``x, where, counts, gamma, dy, saved``; ``results`` holds the addresses of the
     gradients of ``x, gamma, beta, running_mean, running_var``.
     """
-    call = _ffi.new("polybn_backward_call *", (geometry, *map(_pointer, (*arrays, *results)), eps, training))
+    call = _ffi.new(_BACKWARD, (geometry, *arrays, *results, eps, training))
     if _lib.polybn_backward(call):
         raise MemoryError
 
@@ -110,6 +109,17 @@ def backward(geometry: Any, arrays: Sequence[Any], results: Sequence[Any], *, ep
 def buffer(array: Any) -> Any:
     """Return a pointer to the memory of a contiguous buffer; the pointer keeps the buffer alive."""
     return _ffi.from_buffer(array)
+
+
+def pointer(address: int) -> Any:
+    """Point at an address, or at nothing where it is 0."""
+    return _ffi.cast("void *", address)
+
+
+def bad_variances(variance: Any, channels: int, dtype: str) -> tuple[int, int]:
+    """Count the values that are no variance (negative, NaN or infinite), and say where the first is."""
+    first = _ffi.new("int64_t *")
+    return _lib.polybn_bad_variances(variance, channels, DTYPES[dtype], first), first[0]
 
 
 def instructions() -> str:
@@ -128,12 +138,6 @@ def use_threads(number: int) -> None:
     _lib.polybn_set_threads(number)
 
 
-def _pointer(address: Any) -> Any:
-    if address == NULL:
-        return _ffi.NULL
-    return _ffi.cast("void *", address) if isinstance(address, int) else address
-
-
 def _processors() -> int:
     asked = os.environ.get("POLYBN_NUM_THREADS", "")
     if asked.isdecimal():
@@ -143,4 +147,5 @@ def _processors() -> int:
 
 
 if _lib is not None:
+    _FORWARD, _BACKWARD = _ffi.typeof("polybn_forward_call *"), _ffi.typeof("polybn_backward_call *")
     use_threads(_processors())

@@ -17,7 +17,7 @@ from polybn_mxnet.derivatives import backward, double_backward
 from polybn_mxnet.program import compile
 
 name = "mxnet"
-traits = Traits(library="MXNet", native_norm=True, variants={"operators": operators_only})
+traits = Traits(library="MXNet", native_norm=True, integers=True, variants={"operators": operators_only})
 
 
 def why_not() -> str | None:

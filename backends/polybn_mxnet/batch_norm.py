@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from polybn.spec import Affine, Arguments, Array, BatchNormResult, Moments
 from polybn_mxnet import arrays, derivatives, host, operators, tape
 
@@ -52,12 +54,15 @@ def form_for(array: Array) -> Any:
 def moments(arguments: Arguments) -> Moments:
     """Measure ``x`` in a form that merges (S15)."""
     x = arguments.x
+    if np.dtype(x.dtype).kind in "iu":  # they are added up on the host, and carry no gradient
+        held = arguments._replace(x=arrays.fetch(x), where=arrays.fetch(arguments.where))
+        return Moments(*(arrays.send(z, x) for z in host.shared.moments(held)))
     form = form_for(x)
     found = form.moments(arguments)
     result = Moments(*(arrays.send(z, x) for z in found))
-    if tape.is_recording():
+    if tape.is_recording():  # low is a rounding error, and carries no gradient
         pull = partial(derivatives.of_moments, form, form.hold(arguments), found)
-        tape.record(pull, {"x": x}, result[1:])
+        tape.record(pull, {"x": x}, result[1:3])
     return result
 
 
@@ -67,7 +72,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     result = Moments(*(arrays.send(z, a.mean) for z in host.shared.merge_moments(one, other)))
     if tape.is_recording():
         inputs = {"a.mean": a.mean, "a.m2": a.m2, "b.mean": b.mean, "b.m2": b.m2}
-        tape.record(partial(derivatives.of_merge_moments, one, other), inputs, result[1:])
+        tape.record(partial(derivatives.of_merge_moments, one, other), inputs, result[1:3])
     return result
 
 

@@ -61,7 +61,9 @@ def of_merge_moments(a: Moments, b: Moments, cotangents: Sequence[Array], into: 
     """Differentiate ``merge_moments`` (S15)."""
     dmean, dm2 = (arrays.fetch(z).astype(float) for z in cotangents)
     share = b.count / np.maximum(a.count + b.count, 1)
-    along = (dmean + 2 * dm2 * (b.mean.astype(float) - a.mean) * a.count) * share
+    low = sum(sign * z.low.astype(float) for sign, z in ((-1, a), (1, b)) if z.low is not None)
+    distance = b.mean.astype(float) - a.mean + low
+    along = (dmean + 2 * dm2 * distance * a.count) * share
     _write(into, {"a.mean": dmean - along, "b.mean": along, "a.m2": dm2, "b.m2": dm2})
 
 

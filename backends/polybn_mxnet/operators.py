@@ -113,7 +113,7 @@ def moments(arguments: Arguments) -> Moments:
     """Measure ``x``; the results are on the host."""
     kept, counts = _mask(arguments)
     s = _measure(arguments, kept, counts)
-    return Moments(counts, s.mean(), np.ldexp(s.v * counts, 2 * s.exponent).astype(arguments.dtype))
+    return Moments(counts, s.mean(), np.ldexp(s.v * counts, 2 * s.exponent).astype(arguments.dtype), s.low())
 
 
 def _gather(array: Array, arguments: Arguments, kept: Rows | None) -> Rows:

@@ -29,6 +29,10 @@ class Statistics(NamedTuple):
         """Return the mean of the original values."""
         return np.ldexp(self.m1 + self.delta, self.exponent)
 
+    def low(self) -> Host:
+        """Return what the mean of the original values lost when it was rounded (S15)."""
+        return np.ldexp((self.m1 - (self.m1 + self.delta)) + self.delta, self.exponent)
+
     def variance(self) -> Host:
         """Return the biased variance of the original values."""
         return np.ldexp(self.v, 2 * self.exponent)

@@ -70,6 +70,11 @@ def differentiate(arguments: Arguments, residuals: Residuals, dy: Array, gradien
     )
 
 
+def bad_variances(variance: Array) -> tuple[int, int]:
+    """Count the values that are no variance, and say where the first is."""
+    return polybn_host.bad_variances(_address(np.ascontiguousarray(variance)), variance.size, _name(variance.dtype))
+
+
 @cache
 def _name(dtype: np.dtype[Any]) -> str:
     """Return the name of a dtype from a cache, because NumPy takes 2 microseconds for it."""
@@ -90,5 +95,5 @@ def _address(array: Array | None) -> Any:
         return polybn_host.NULL
     try:
         return polybn_host.buffer(array)
-    except (ValueError, BufferError):  # not contiguous, or a dtype that the buffer protocol does not know
-        return array.ctypes.data
+    except (ValueError, BufferError):  # not contiguous, or of a dtype that buffers do not know
+        return polybn_host.pointer(array.ctypes.data)

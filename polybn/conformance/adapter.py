@@ -53,6 +53,9 @@ class Info(NamedTuple):
     """Training normalizes by the statistics of the batch (the specification), or by the updated running ones."""
     differentiates_inference: bool = False
     """Whether the method ``infer_vjp`` exists, the derivative of a frozen batch norm."""
+    dialect: str = ""
+    """The name of a dialect, such as ``"pytorch"``: of ``momentum``, ``running_variance``, ``single_value``, ``empty``
+    and ``trains_by``, those that are left at their defaults are then declared as :mod:`polybn.dialects` has them."""
 
 
 class Adapter(Protocol):

@@ -18,6 +18,7 @@ from polybn.conformance.adapters import ADAPTERS, resolve
 from polybn.conformance.cases import Case, Outcome, rows
 from polybn.conformance.certify import shares
 from polybn.conformance.channels import measure
+from polybn.conformance.dialects import whole
 from polybn.conformance.lattice import in_inference, lattice
 from polybn.conformance.reproducer import program
 from polybn.conformance.runner import Recorder, Violation, run
@@ -127,8 +128,8 @@ def agree(
 
 
 def _subject(name: str) -> _Subject:
-    adapter = resolve(_source(name))
-    return _Subject(name, adapter, adapter.info())
+    adapter = resolve(adapter_name(name))
+    return _Subject(name, adapter, whole(adapter.info()))
 
 
 def _join(old: Difference, new: Difference) -> Difference:
@@ -183,12 +184,12 @@ def _program(recorders: Sequence[tuple[str, Recorder]], words: str) -> str:
     parts = list[str]()
     for name, recorder in recorders:
         what = f"{' and '.join(name for name, _ in recorders)}: {words}. First {name}:" if not parts else f"Now {name}:"
-        parts.append(program(_source(name), what, recorder.calls, Violation(words)))
+        parts.append(program(adapter_name(name), what, recorder.calls, Violation(words)))
     return "\n".join(parts)
 
 
-def _source(name: str) -> str:
-    """Return the name that ``resolve`` takes; a backend, or a form of it (``"jax-jit"``), comes before an adapter."""
+def adapter_name(name: str) -> str:
+    """Prefer a backend of PolyBN, in one of its forms too (``"jax-jit"``), to an adapter of the same name."""
     known = installed()
     return f"polybn-{name}" if name in known or (name.partition("-")[0] in known and name not in ADAPTERS) else name
 

@@ -22,6 +22,7 @@ from polybn.conformance import oracle
 from polybn.conformance.adapters import ADAPTERS, resolve
 from polybn.conformance.adapters.backend import forms
 from polybn.conformance.cases import Array, rows
+from polybn.conformance.dialects import whole
 from polybn.dispatch import backend, installed, why_not
 from polybn.spec import DomainError
 
@@ -92,8 +93,8 @@ def measure(name: str) -> Peer:
 
     try:
         adapter = resolve(name)
-        info = adapter.info()
-    except Exception as error:  # the library, or something that it needs, is not installed
+        info = whole(adapter.info())
+    except Exception as error:  # the library, or what it needs, is not here
         return Peer(name, why_not=f"{type(error).__name__}: {error}")
     errors = {
         layout: {family: _largest_error(adapter, make, axis) for family, make in FAMILIES.items()}
@@ -119,17 +120,19 @@ def to_markdown(record: dict[str, Any], *, compact: bool = False) -> str:
     head = ["float32", *FAMILIES] if compact else ["float32", "channels", *FAMILIES, "m = 1", "N = 0"]
     ranged = not compact and any(peer.get("whole_range") for peer in record["peers"])
     head += ["wrong from end to end"] if ranged else []
+    head.append("version")
     lines = [_line(head), _line(["---"] * len(head))]
     for peer in record["peers"]:
         for layout, errors in peer["errors"].items():
             cells = [_cell(errors[family]) for family in FAMILIES]
-            who, second = f"{peer['name']} ({peer['version']})", layout == "(N, C, H, W)"
+            who, second = peer["name"], layout == "(N, C, H, W)"
+            version, _, _ = peer["version"].partition(", device ")
             if not compact:
                 more = [peer.get("whole_range", "")] if ranged else []
                 place = "second" if second else "last"
-                lines.append(_line([who, place, *cells, peer["single_value"], peer["empty"], *more]))
+                lines.append(_line([who, place, *cells, peer["single_value"], peer["empty"], *more, version]))
             elif second:
-                lines.append(_line([who, *cells]))
+                lines.append(_line([who, *cells, version]))
     shape = "x".join(map(str, record["shape"]))
     note = f"Largest error of y in training, {shape} values, eps {record['eps']:g}; recorded {record['date']}."
     absent = [f"{peer['adapter']} ({peer['why_not']})" for peer in record["peers"] if peer["why_not"] and not compact]

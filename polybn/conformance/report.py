@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import numpy as np
 
-from polybn.conformance import advice
+from polybn.conformance import advice, dialects
 from polybn.conformance.grades import LETTERS
 from polybn.conformance.guard import plain
 from polybn.conformance.result import Result, Status
@@ -85,7 +85,10 @@ class Report:
         """The one sentence that the author of the batch norm needs first."""
         if self.errors and not self.results:
             return self.errors[0]
-        return advice.first(self.results, self.info, [c.advice for c in self.conventions if not c.ok]) or self.verdict
+        wrong = [c.advice for c in self.conventions if not c.ok]
+        if any(c.correction and c.name in dialects.DECLARED for c in self.conventions):
+            wrong += [sentence] if (sentence := dialects.advise(self.conventions)) else []
+        return advice.first(self.results, self.info, wrong) or self.verdict
 
     @property
     def verdict(self) -> str:

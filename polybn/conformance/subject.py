@@ -10,6 +10,7 @@ from polybn.conformance import adapter as contract
 from polybn.conformance import reproducer
 from polybn.conformance.adapter import Info
 from polybn.conformance.cases import DTYPES
+from polybn.conformance.dialects import whole
 from polybn.conformance.lattice import lattice
 from polybn.conformance.runner import CallError, KitAdapterError, guarded, run
 from polybn.conformance.trial import PROFILES, Profile
@@ -78,6 +79,10 @@ def declaration(adapter: Adapter) -> Info:
         raise UnusableError(f"{name}.info must return a polybn.conformance.Info; got {type_name(info)}")
     for field, rule in _broken(info):
         raise UnusableError(f"{name}.info: {field} must be {rule}; got {getattr(info, field)!r}")
+    try:
+        info = whole(info)
+    except DomainError as error:
+        raise UnusableError(str(error)) from error
     methods = {
         "train": True,
         "infer": info.infers,

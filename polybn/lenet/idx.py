@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _GZIP = 31  # zlib's code for a gzip header and trailer, and a window of any size
 _UINT8 = 0x08
-_TYPES = {0x08: "uint8", 0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"}
+TYPES = {0x08: "uint8", 0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"}
+"""The dtype of each type code; values are big-endian."""
 
 
 class DamagedError(ValueError):
@@ -78,7 +79,7 @@ def parse(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     if zeros != 0:
         raise DamagedError(f"start with the IDX magic number, two zero bytes first; got {content[:4]!r}")
     if code != _UINT8:
-        raise DamagedError(f"hold uint8 values (IDX type 0x08); got type {code:#04x} ({_TYPES.get(code, 'unknown')})")
+        raise DamagedError(f"hold uint8 values (IDX type 0x08); got type {code:#04x} ({TYPES.get(code, 'unknown')})")
     if dimensions != len(shape):
         raise DamagedError(f"have {len(shape)} dimensions; got {dimensions}")
     found = struct.unpack_from(f">{dimensions}I", content, 4)

@@ -16,7 +16,7 @@ struct ForwardArguments {
     void *new_mean, *new_var;  // may be null
     void* normalizers;         // (4, C): m1, delta, r and exponent, for the pullback; may be null
     void* count;               // (C,); may be null
-    void *mean, *m2;           // (C,): the moments; may be null
+    void *mean, *m2, *low;     // (C,): the moments; may be null
     double eps, momentum, share;  // share = 1 - momentum
     Index unbiased;
 };
@@ -91,7 +91,7 @@ __device__ Real blend(Real old, double batch, const ForwardArguments& a, double 
 
 template <class Real>
 __device__ void report(const ForwardArguments& a, Index c, const Normalizer<Real>& n) {
-    const double mean = scaled(double(n.m1) + double(n.delta), n.exponent);
+    const double sum = double(n.m1) + double(n.delta), mean = scaled(sum, n.exponent);
     if (a.new_mean) {
         // m / (m - 1) is not defined at m = 1. The result is NaN, because the host cannot see the count and raise.
         const double ratio = n.count > 1 ? n.count / (n.count - 1) : not_a_number();
@@ -109,6 +109,8 @@ __device__ void report(const ForwardArguments& a, Index c, const Normalizer<Real
     if (a.mean) {
         static_cast<Real*>(a.mean)[c] = Real(mean);
         static_cast<Real*>(a.m2)[c] = Real(n.v * n.count);
+        const double lost = (double(n.m1) - sum) + double(n.delta);
+        static_cast<Real*>(a.low)[c] = Real((mean - double(Real(mean))) + scaled(lost, n.exponent));
     }
 }
 

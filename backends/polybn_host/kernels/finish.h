@@ -36,13 +36,19 @@ static wide blend(double momentum, wide old, wide batch) {
     return momentum == 1 ? old : momentum == 0 ? batch : momentum * old + (1 - (wide)momentum) * batch;
 }
 
+static inline void set_parameter(int32_t stored, void *values, int64_t c, wide value) {
+    if (!values) return;
+    if (stored == FLOAT64) ((double *)values)[c] = (double)value;
+    else ((float *)values)[c] = (float)value;
+}
+
 static void report_statistics(const call *k, int64_t c, const statistics *s, int stray) {
     const polybn_forward_call *f = k->forward;
     const int32_t stored = k->j.g->stored;
     const int64_t channels = k->j.g->channels, m = kept(k, c);
     const wide mean = s->v == s->v ? s->m1 + s->delta : s->v; /* S9: NaN, also where the mean is infinite */
     if (f->saved) {
-        const double saved[] = {s->m1, s->delta, s->v, s->r, stray};
+        const double m1 = s->m1, saved[] = {m1, (s->m1 - m1) + s->delta, s->v, s->r, stray};
         for (int i = 0; i < 5; i++) ((double *)f->saved)[i * channels + c] = saved[i];
     }
     set_parameter(stored, f->mean, c, m ? mean : 0);

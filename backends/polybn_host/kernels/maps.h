@@ -29,9 +29,9 @@ INLINE reals N(value)(enum map what, reals x, reals g, const N(row) *r) {
     return R(add)(R(multiply)(d, r->k), r->t);
 }
 
-/* 0 until a value is not finite, and NaN from then on. */
+/* Zero, and NaN from the first value on that is not finite: bits stay set, and no addition waits for another. */
 INLINE reals N(watch)(enum map what, reals seen, reals value) {
-    return what == INFER || what == DIFFERENTIATE ? R(add)(seen, R(subtract)(value, value)) : seen;
+    return what == INFER || what == DIFFERENTIATE ? R(or)(seen, R(subtract)(value, value)) : seen;
 }
 
 INLINE int N(went_wrong)(reals seen) {
@@ -145,16 +145,20 @@ INLINE void N(map_positions)(
     const job *j, enum map what, char *to, const char *x, const char *g, int64_t positions, int64_t line) {
     const int64_t channels = j->g->channels;
     reals seen = R(of)(0);
-    for (int64_t k = 0; k < positions; k += LANES) {
-        const int64_t n = smaller(LANES, positions - k);
-        const N(row) r = N(row_at)((const real *)j->table + k, line);
-        stored *at = (stored *)to + k;
-        const stored *from_x = (const stored *)x + k, *from_g = (const stored *)g + k;
-        if (n == LANES) seen = N(map_one)(what, at, from_x, from_g, &r, seen);
-        else seen = N(map_rest)(what, at, from_x, from_g, n, &r, seen);
+    const real *table = j->table;
+    const stored *from_x = (const stored *)x, *from_g = (const stored *)g;
+    stored *at = (stored *)to;
+    int64_t k = 0;
+    for (; k + LANES <= positions; k += LANES) {
+        const N(row) r = N(row_at)(table + k, line);
+        seen = N(map_one)(what, at + k, from_x + k, from_g + k, &r, seen);
+    }
+    if (k < positions) {
+        const N(row) r = N(row_at)(table + k, line);
+        seen = N(map_rest)(what, at + k, from_x + k, from_g + k, positions - k, &r, seen);
     }
     if (!N(went_wrong)(seen)) return;
-    for (int64_t k = 0; k < positions; k += LANES) {  /* mark the channels */
+    for (k = 0; k < positions; k += LANES) {  /* which channels? */
         real lanes[LANES];
         stored some[LANES] = {0};
         memcpy(some, (const stored *)to + k, smaller(LANES, positions - k) * sizeof(stored));

@@ -53,9 +53,3 @@ static inline void write_value(int32_t stored, void *values, int64_t i, long dou
 static inline double parameter(int32_t stored, const void *values, int64_t c) {
     return stored == FLOAT64 ? ((const double *)values)[c] : ((const float *)values)[c];
 }
-
-static inline void set_parameter(int32_t stored, void *values, int64_t c, long double value) {
-    if (!values) return;
-    if (stored == FLOAT64) ((double *)values)[c] = (double)value;
-    else ((float *)values)[c] = (float)value;
-}

@@ -196,21 +196,41 @@ INLINE void N(sum_kept)(const job *j, enum sums what, int64_t c0, int64_t c1) {
    one row; otherwise each lane has its own rows. */
 enum { N(WIDEST) = 128 };
 
+/* Eight positions or, where they are the last, the first n of them, down the rows. */
+INLINE void N(add_column)(
+    enum sums what, const stored *x, int64_t x_stride, const stored *g, int64_t g_stride, int64_t rows, int64_t n, doubles shift,
+    doubles low, double *a, double *a_low, double *b, double *b_low) {
+    const doubles none = doubles_of(0); /* what each addition rounds off is kept for float64 alone */
+    N(lanes) s = {doubles_at(a), COMPENSATED ? doubles_at(a_low) : none, doubles_at(b), COMPENSATED ? doubles_at(b_low) : none};
+    for (int64_t row = 0; row < rows; row++) {
+        if (n < LANES) N(add_rest)(what, &s, x, g, n, shift, low);
+        else N(add_terms)(what, &s, N(widen_at)(x), what == COTANGENTS ? N(widen_at)(g) : shift, shift, low);
+        x = (const stored *)((const char *)x + x_stride), g = (const stored *)((const char *)g + g_stride);
+    }
+    doubles_to(a, s.a), doubles_to(b, s.b);
+    if (COMPENSATED) doubles_to(a_low, s.a_low), doubles_to(b_low, s.b_low);
+}
+
 INLINE void N(add_columns)(
     enum sums what, const char *x, int64_t x_stride, const char *g, int64_t g_stride, int64_t rows, int64_t width,
     const double *shift, const double *low, double (*sums)[LANES * N(WIDEST)]) {
-    for (int64_t k = 0; k < width; k += LANES) {
-        const int64_t n = smaller(LANES, width - k);
-        N(lanes) s = {doubles_at(sums[0] + k), doubles_at(sums[1] + k), doubles_at(sums[2] + k), doubles_at(sums[3] + k)};
-        const doubles at = doubles_at(shift + k), below = doubles_at(low + k);
-        for (int64_t row = 0; row < rows; row++) {
-            const stored *from_x = (const stored *)(x + row * x_stride) + k;
-            const stored *from_g = (const stored *)(g + row * g_stride) + k;
-            if (n < LANES) N(add_rest)(what, &s, from_x, from_g, n, at, below);
-            else N(add_terms)(what, &s, N(widen_at)(from_x), what == COTANGENTS ? N(widen_at)(from_g) : at, at, below);
-        }
-        doubles_to(sums[0] + k, s.a), doubles_to(sums[1] + k, s.a_low);
-        doubles_to(sums[2] + k, s.b), doubles_to(sums[3] + k, s.b_low);
+    const stored *from_x = (const stored *)x, *from_g = (const stored *)g;
+    int64_t k = 0;
+    for (; k + LANES <= width; k += LANES)
+        N(add_column)(
+            what, from_x + k, x_stride, from_g + k, g_stride, rows, LANES, doubles_at(shift + k), doubles_at(low + k),
+            sums[0] + k, sums[1] + k, sums[2] + k, sums[3] + k);
+    if (k < width)
+        N(add_column)(
+            what, from_x + k, x_stride, from_g + k, g_stride, rows, width - k, doubles_at(shift + k), doubles_at(low + k),
+            sums[0] + k, sums[1] + k, sums[2] + k, sums[3] + k);
+}
+
+/* Repeat a value per channel for each of the lanes, which lie so far apart. */
+INLINE void N(repeat)(double *to, const double *from, int64_t channels, int64_t apart) {
+    for (int64_t lane = 0; lane < LANES; lane++) {
+        for (int64_t k = 0; k < channels; k++) to[lane * apart + k] = from[k];
+        for (int64_t k = channels; k < apart; k++) to[lane * apart + k] = 0;
     }
 }
 
@@ -224,13 +244,10 @@ INLINE void N(sum_columns)(const job *j, enum sums what, int64_t c0, int64_t c1,
         /* apart: the distance of lanes in `sums`; width: the number of values in a row */
         const int64_t channels = smaller(N(WIDEST), c1 - c), apart = flat ? channels : N(WIDEST);
         const int64_t lanes = flat ? 1 : LANES, width = flat ? LANES * channels : channels;
-        for (int64_t k = 0; k < LANES * apart; k++) {
-            shift[k] = k % apart < channels ? j->shift[c + k % apart] : 0;
-            low[k] = k % apart < channels ? j->low[c + k % apart] : 0;
-        }
+        N(repeat)(shift, j->shift + c, channels, apart), N(repeat)(low, j->low + c, channels, apart);
         for (int64_t span = span0; span < span1; span++) {
             const int64_t end = smaller((span + 1) * SPAN, g->count);
-            for (int t = 0; t < 4; t++) memset(sums[t], 0, LANES * apart * sizeof(double));
+            for (int t = 0; t < 4; t += COMPENSATED ? 1 : 2) memset(sums[t], 0, LANES * apart * sizeof(double));
             for (int64_t i = span * SPAN; i < end; i += ROWS_TOGETHER) {
                 const int64_t rows = smaller(ROWS_TOGETHER, end - i);
                 const char *x = j->x + i * xs + c * (int64_t)sizeof(stored), *dy = j->dy + i * gs + c * (int64_t)sizeof(stored);

@@ -27,7 +27,7 @@ typedef struct { float_register part[FLOATS]; } floats;
 
 #define FOR_EACH(parts, i) _Pragma("GCC unroll 4") for (int i = 0; i < (parts); i++)
 
-#define ARITHMETIC(vectors, parts, scalar)                                                          \
+#define ARITHMETIC(vectors, parts, scalar, mask)                                                    \
     INLINE vectors vectors##_of(scalar value) {                                                     \
         vectors r;                                                                                  \
         FOR_EACH(parts, i) r.part[i] = value - (typeof(r.part[0])){0};                              \
@@ -52,10 +52,14 @@ typedef struct { float_register part[FLOATS]; } floats;
     INLINE vectors vectors##_multiply(vectors a, vectors b) {                                       \
         FOR_EACH(parts, i) a.part[i] *= b.part[i];                                                  \
         return a;                                                                                   \
+    }                                                                                               \
+    INLINE vectors vectors##_or(vectors a, vectors b) { /* of the bits */                           \
+        FOR_EACH(parts, i) a.part[i] = (typeof(a.part[0]))((mask)a.part[i] | (mask)b.part[i]);      \
+        return a;                                                                                   \
     }
 
-ARITHMETIC(doubles, DOUBLES, double)
-ARITHMETIC(floats, FLOATS, float)
+ARITHMETIC(doubles, DOUBLES, double, double_mask)
+ARITHMETIC(floats, FLOATS, float, float_mask)
 
 /* The intrinsics are one instruction; for the general form the compiler makes several. */
 INLINE double_register widened(narrow_register part) {
