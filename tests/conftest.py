@@ -53,7 +53,7 @@ def _lacks(name: str) -> set[str]:
 LACKS = {name: _lacks(name) for name in TRAITS}
 
 # dev is quick, ci is repeatable, nightly draws new cases. Deadlines are off, because tests do not judge speed.
-_SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much]  # half of the examples may have a dtype that a library lacks
+_SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much]  # half types may be lacking
 _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": _SLOW}
 settings.register_profile("dev", max_examples=50, **_COMMON)
 settings.register_profile("ci", max_examples=300, derandomize=True, print_blob=True, **_COMMON)
