@@ -1,4 +1,4 @@
-"""``polybn inspect``: what the statistics of a model's batch norms tell of it."""
+"""``polybn inspect``: the statistics of a model's batch norms, and faults that they show."""
 
 from __future__ import annotations
 
