@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from polybn.statistics.measure import Measured
 
 SHOWN = 20
-"""Names of what was left out that are printed; the file of ``--json`` has all."""
+"""The number of names of skipped files that are printed; the file of ``--json`` has all."""
 
 
 def _axis(word: str) -> int | str:

@@ -1,4 +1,4 @@
-"""From paths to statistics: find the parts, measure them in one process or several, and put them together in order."""
+"""Measurement of data sets: find the parts, measure them in one process or several, and merge them in order."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from polybn.statistics.parts import Layout, LeftOut, Part
 
 
 class Measured(NamedTuple):
-    """What was found in a data set, or in a part of it."""
+    """The results for a data set, or for a part of one."""
 
     statistics: Statistics
     histogram: Histogram
     left_out: list[LeftOut]
-    """What could not be read."""
+    """The files, or ranges of files, that could not be read."""
 
 
 def parts_of(path: Path, layout: Layout, mode: str | None) -> list[Part]:
-    """Return the parts of a file, a folder or a store, in an order that the names decide."""
+    """Return the parts of a file, a folder or a store, in the order of names."""
     if path.is_dir():
         return zarr_stores.parts_of(path, layout) if zarr_stores.is_store(path) else _in_folder(path, layout, mode)
     if path.exists() and not path.is_file():
@@ -55,16 +55,16 @@ def _in_folder(folder: Path, layout: Layout, mode: str | None) -> list[Part]:
 def measure(
     parts: list[Part], *, workers: int = 0, histogram: bool = False, progress: Callable[[int], None] | None = None
 ) -> Measured:
-    """Measure all parts; the result does not depend on the number of worker processes, to the bit.
+    """Measure all parts; no bit of the result depends on the number of worker processes.
 
-    With 0 workers, this process reads. ``progress`` is told of the bytes of each part.
+    With 0 workers, this process reads. ``progress`` gets the number of bytes of each part.
     """
     total = Measured(Statistics(axis=-1), Histogram(), [])
     work = partial(_measure_part, histogram=histogram)
     for part, found in zip(parts, _each(work, parts, workers), strict=True):
         try:
             total.statistics.merge(found.statistics)
-        except ShapeError as error:  # it has other channels
+        except ShapeError as error:  # the number of channels differs
             total.left_out.append(LeftOut(part.name, f"{error}"))
         else:
             total.histogram.merge(found.histogram)
@@ -79,7 +79,7 @@ def _each(work: Callable[[Part], Measured], parts: list[Part], workers: int) -> 
 
 
 def _in_processes(work: Callable[[Part], Measured], parts: list[Part], workers: int) -> Iterator[Measured]:
-    # New processes rather than forks: a fork of a process with threads may hang.
+    # New processes, because a fork of a process with threads may hang.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
     try:
         yield from pool.map(work, parts)
@@ -93,12 +93,12 @@ def _in_processes(work: Callable[[Part], Measured], parts: list[Part], workers: 
 
 
 def _ignore_interrupts() -> None:
-    """Leave Ctrl-C to the process that the user has started."""
+    """Leave Ctrl-C to the process that the user started."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _measure_part(part: Part, *, histogram: bool) -> Measured:
-    """Measure a part, or leave it out as a whole."""
+    """Measure a part, or skip it as a whole."""
     found = Measured(Statistics(axis=-1), Histogram(), [])
     try:
         for values in part.read():
