@@ -78,7 +78,7 @@ class Statistics:
         Raises
         ------
         BackendError, ShapeError, DTypeError
-        As in :func:`polybn.moments`, or if the number of channels differs from earlier parts; nothing changes then.
+            As in :func:`polybn.moments`, or if the number of channels differs from earlier parts. Nothing changes then.
         """
         backend = backend_of("Statistics.update", x=x, where=where)
         found = moments(x, axis=self.axis, where=where)
