@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Generator
+from functools import wraps
 from typing import Any
 
 import ml_dtypes
@@ -125,6 +126,7 @@ def pass_over_dtypes_that_a_library_lacks(request: pytest.FixtureRequest, monkey
     module = dispatch.backend(parameters["backend"])
     asarray = module.asarray
 
+    @wraps(asarray)
     def convert(host: Any) -> Any:
         if host.dtype.name in lacks and currently_in_test_context():
             reject()

@@ -143,7 +143,9 @@ PEERS = ROOT / "polybn" / "bench" / "peers.py"
 @pytest.mark.parametrize("path", BACKEND_FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_backend_imports_its_library_and_the_contract(path: Path) -> None:
     package = path.relative_to(ROOT / "backends").parts[0]
-    assert foreign(path.read_text(), package, above=path.stem in IDIOMS) == []
+    # One backend serves many libraries: the name of its entry point says which one it imports.
+    found = foreign(path.read_text(), package, above=path.stem in IDIOMS)
+    assert [name for name in found if package != "polybn_array_api" or "import_module" not in name] == []
 
 
 @pytest.mark.parametrize(
