@@ -72,7 +72,7 @@ def imported_by(code: str) -> set[str]:
         "import polybn",
         "import polybn, polybn.spec, polybn.arguments, polybn.dispatch, polybn.functional, polybn.layer",
         "import polybn; polybn.dispatch._names(); dir(polybn); polybn.BatchNorm; polybn.Moments",
-        "import polybn\ntry: polybn.backend('torch')\nexcept polybn.BackendError: pass",
+        "import polybn\ntry: polybn.backend('tensorflow')\nexcept polybn.BackendError: pass",
         "import polybn\ntry: polybn.moments([1.0])\nexcept polybn.BackendError: pass",
     ],
 )
