@@ -16,11 +16,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-ENTRIES: dict[str, str] = PROJECT["entry-points"]["polybn.backends"]
+VALUES: dict[str, str] = PROJECT["entry-points"]["polybn.backends"]
+ENTRIES = {name: value.partition(":")[0] for name, value in VALUES.items()}
 CONTRACT = {"polybn.spec", "polybn.arguments", "polybn.lenet.networks", "polybn.lenet.program"}
-SHARED = {"numpy", "cffi", "polybn_host", "polybn_numpy"}
-"""What every backend may import beside its own library: NumPy, and what serves arrays in host memory."""
-IDIOMS = ("nnx", "gluon", "public")
+SHARED = {"numpy", "cffi", "polybn_host", "polybn_numpy", "polybn_array_api"}
+"""What every backend may import beside its own library: NumPy, and what serves host memory and any library."""
+BY_NAME = {"polybn_array_api"}
+"""Backends whose library is known by an entry point's name."""
+IDIOMS = ("nnx", "gluon", "public", "nn")
 """Modules of a backend for its library's own people. They stand above the public functions, and call them."""
 
 
@@ -34,7 +37,7 @@ def libraries_of(package: str) -> set[str]:
         if extra.partition("-")[0] in names or any(f"polybn[{name}]" in requirements for name in names)
         for requirement in requirements
     ]
-    installed = {re.split(r"[^\w]", requirement)[0] for requirement in wanted} - {"polybn"}
+    installed = {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in wanted} - {"polybn"}
     return names | installed | {f"{name}x" for name in names}
 
 
@@ -72,7 +75,7 @@ def imported_by(code: str) -> set[str]:
         "import polybn",
         "import polybn, polybn.spec, polybn.arguments, polybn.dispatch, polybn.functional, polybn.layer",
         "import polybn; polybn.dispatch._names(); dir(polybn); polybn.BatchNorm; polybn.Moments",
-        "import polybn\ntry: polybn.backend('torch')\nexcept polybn.BackendError: pass",
+        "import polybn\ntry: polybn.backend('tensorflow')\nexcept polybn.BackendError: pass",
         "import polybn\ntry: polybn.moments([1.0])\nexcept polybn.BackendError: pass",
     ],
 )
@@ -123,10 +126,13 @@ def imports(source: str, package: str) -> Iterator[str]:
 
 def foreign(source: str, package: str, *, above: bool = False) -> list[str]:
     """List what a module of a backend imports and may not; one ``above`` the public functions may import them."""
+    bound = package in BY_NAME
     known = {*SHARED, *libraries_of(package), package, *({"polybn"} if above else ())}
 
     def allowed(name: str) -> bool:
         root = name.partition(".")[0]
+        if bound and name.startswith("(importlib.import_module("):
+            return True
         if root == "polybn" and any(name == one or name.startswith(f"{one}.") for one in CONTRACT):
             return True
         return root in known or root in sys.stdlib_module_names
