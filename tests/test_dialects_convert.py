@@ -154,10 +154,10 @@ def test_a_plain_average_goes_on_as_one_whatever_debiases() -> None:
 def test_what_an_average_still_lacks_is_said_with_its_weight() -> None:
     names = DIALECTS["haiku"].names
     state = vectors("haiku", running_mean=7, running_var=8, hidden_mean=7 * 0.75, hidden_var=6)
-    state |= {names["count"]: np.int32(2), names["second_count"]: np.int32(2)}
+    state |= dict.fromkeys((names["count"], names["second_count"]), np.array(2, np.int32))
     _, (note, *_) = convert(state, "haiku", "keras3", options={"decay_rate": 0.5})
     assert "Averages of 2 batches, which still lack 0.25 of their weight, go on otherwise" in note
-    state |= {names["count"]: np.int32(30), names["second_count"]: np.int32(30)}
+    state |= dict.fromkeys((names["count"], names["second_count"]), np.array(30, np.int32))
     assert convert(state, "haiku", "keras3", options={"decay_rate": 0.5}).notes == ()
 
 

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 import polybn
 from polybn.conformance import bounds, forms, oracle
 from polybn.conformance.cases import DTYPES, Array, Case, equal, rows, statistics_dtype
-from polybn.conformance.certify import within_one
 from polybn.conformance.forms import Format
 from polybn.conformance.lattice import lattice
 from polybn.conformance.oracle import Parts
 from polybn.conformance.strategies import cases, sample
 from polybn.spec import Moments
 from tests.support.cases import errors
+from tests.support.within import within_one
 
 
 def measure(backend: str, x: Array, axis: int = 1, where: Array | None = None) -> Moments:

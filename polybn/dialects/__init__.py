@@ -7,8 +7,8 @@ Each framework, on each path through it, is a :class:`Dialect`, and :func:`conve
 from __future__ import annotations
 
 from polybn.dialects.conversion import convert, convert_options
+from polybn.dialects.dialect import Dialect
 from polybn.dialects.find import find
-from polybn.dialects.record import Dialect
 from polybn.dialects.table import (
     CAFFE,
     CHAINER,

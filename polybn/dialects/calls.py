@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from polybn.dialects.options import read_options, to_old
-from polybn.dialects.record import ABOVE_0
+from polybn.dialects.record import ABOVE_0, Record
+from polybn.dialects.said import read_options, to_old
 from polybn.spec import DomainError
 
-if TYPE_CHECKING:
-    from polybn.dialects.record import Dialect
 
-
-def why_not(dialect: Dialect) -> str | None:
+def why_not(dialect: Record) -> str | None:
     """Return why no arguments say what a dialect does, or None."""
     if dialect.normalizes_by == "running":
         return "it normalizes training by the running statistics, which batch norm here never does"
@@ -26,7 +23,7 @@ def why_not(dialect: Dialect) -> str | None:
 
 
 def arguments(
-    dialect: Dialect, options: dict[str, Any], step: int | None, function: str = "dialects.arguments"
+    dialect: Record, options: dict[str, Any], step: int | None, function: str = "dialects.arguments"
 ) -> dict[str, Any]:
     """Return the keywords of :func:`polybn.batch_norm`; ``options`` are in the words of :func:`polybn.batch_norm`."""
     reason = why_not(dialect)
@@ -63,7 +60,7 @@ def debiased(momentum: float, step: int) -> float:
     return momentum * (1 - momentum ** (step - 1)) / (1 - momentum**step)
 
 
-def _checked(step: Any, dialect: Dialect, function: str) -> int:
+def _checked(step: Any, dialect: Record, function: str) -> int:
     if isinstance(step, bool) or not isinstance(step, int) or step < 1:
         raise DomainError(
             f"polybn.{function}: step must be an int of 1 or more; got {step!r} (in {dialect.name} the weight of the "
@@ -72,14 +69,14 @@ def _checked(step: Any, dialect: Dialect, function: str) -> int:
     return step
 
 
-def _eps(dialect: Dialect, eps: float, function: str) -> float:
+def _eps(dialect: Record, eps: float, function: str) -> float:
     if eps < dialect.least_eps:
         least = "above 0" if dialect.least_eps == ABOVE_0 else f"at least {dialect.least_eps:g}"
         raise DomainError(f"polybn.{function}: eps must be {least}; got {eps!r} ({dialect.name} takes no less)")
     return eps
 
 
-def _axis(dialect: Dialect, axis: int, function: str) -> int:
+def _axis(dialect: Record, axis: int, function: str) -> int:
     if axis != dialect.axis and not dialect.any_axis:
         raise DomainError(
             f"polybn.{function}: axis must be {dialect.axis}; got {axis!r} ({dialect.name} has no other channel axis)"

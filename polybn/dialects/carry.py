@@ -11,9 +11,10 @@ from polybn.dialects.neutral import ENDLESS, Knowledge, Neutral, read, write
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from polybn.dialects.dialect import Dialect
     from polybn.dialects.neutral import Arrays
-    from polybn.dialects.options import Options
-    from polybn.dialects.record import Dialect, Role
+    from polybn.dialects.record import Role
+    from polybn.dialects.said import Options
 
 NOTHING_LEFT = 2.0**-24
 """A weight that float32 does not see beside 1."""
@@ -101,9 +102,9 @@ def _averages(here: Dialect, there: Dialect, state: Neutral, known: Knowledge) -
             )
     if here.debiased == there.debiased or state.steps in (None, 0, ENDLESS) or not (here.debiased or known.steps):
         return notes
-    left = None if known.momentum is None else known.momentum ** (state.steps or 0)
-    if left is None or left > NOTHING_LEFT:
-        weight = "" if left is None else f", which still lack {left:.3g} of their weight,"
+    lacking = None if known.momentum is None else known.momentum ** (state.steps or 0)
+    if lacking is None or lacking > NOTHING_LEFT:
+        weight = "" if lacking is None else f", which still lack {lacking:.3g} of their weight,"
         notes.append(
             f"Averages of {state.steps} batches{weight} go on otherwise: {here.name} "
             f"{'divides' if here.debiased else 'does not divide'} by that weight, and {there.name} "

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from polybn.dialects.dialect import Dialect
 from polybn.dialects.find import find
-from polybn.dialects.options import convert_options, read_options
-from polybn.dialects.record import Dialect
+from polybn.dialects.options import convert_options
+from polybn.dialects.said import read_options
 from polybn.options import type_name
 from polybn.spec import DomainError, DTypeError, ShapeError
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from polybn.dialects.record import Role
@@ -30,7 +32,7 @@ class Converted(NamedTuple):
 
 
 def convert(
-    state: Mapping[str, NDArray[Any]],
+    state: Mapping[str, NDArray[Any] | np.generic],
     source: Dialect | str,
     target: Dialect | str,
     count: int | None = None,
@@ -78,7 +80,7 @@ def convert(
     >>> made.state["moving_variance"].tolist()
     [4.0]
     """
-    from polybn.dialects import carry
+    from polybn.dialects.carry import Told, carry
 
     here = find(source, function="dialects.convert", argument="source")
     there = find(target, function="dialects.convert", argument="target")
@@ -88,11 +90,11 @@ def convert(
     arrays = _arrays(state, here)
     if here is there and steps is None:
         return Converted({here.names[role]: array.copy() for role, array in arrays.items()}, ())
-    made, notes = carry.carry(arrays, here, there, carry.Told(count, steps, given))
+    made, notes = carry(arrays, here, there, Told(count, steps, given))
     return Converted({there.names[role]: array for role, array in made.items()}, tuple(notes))
 
 
-def _arrays(state: Mapping[str, NDArray[Any]], dialect: Dialect) -> dict[Role, NDArray[Any]]:
+def _arrays(state: Mapping[str, NDArray[Any] | np.generic], dialect: Dialect) -> dict[Role, NDArray[Any]]:
     """Return the arrays of a state by role, those of channels as vectors of one length."""
     import numpy as np
 
@@ -100,7 +102,7 @@ def _arrays(state: Mapping[str, NDArray[Any]], dialect: Dialect) -> dict[Role, N
         raise DTypeError(f"{FUNCTION}: state must be a mapping of names to arrays; got {type_name(state)}")
     roles = {name: role for role, name in dialect.names.items()}
     unknown = [str(name) for name in state if name not in roles]
-    missing = [name for name, role in roles.items() if name not in state and role not in dialect.may_lack()]
+    missing = [name for name, role in roles.items() if name not in state and role not in dialect.may_lack]
     if unknown or missing:
         got = f"{', '.join(map(str, state)) or 'none'}"
         raise DomainError(
@@ -122,7 +124,7 @@ def _arrays(state: Mapping[str, NDArray[Any]], dialect: Dialect) -> dict[Role, N
     return found
 
 
-def _meant(state: Mapping[str, NDArray[Any]]) -> str:
+def _meant(state: Mapping[str, object]) -> str:
     """Name the dialects whose names a state has."""
     from polybn.dialects.table import DIALECTS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from polybn.dialects.record import Dialect
+from polybn.dialects.dialect import Dialect
 from polybn.dialects.table import DIALECTS
 from polybn.options import type_name
 from polybn.spec import DomainError, DTypeError

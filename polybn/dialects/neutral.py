@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from polybn.dialects.record import Dialect, Role
+    from polybn.dialects.dialect import Dialect
+    from polybn.dialects.record import Role
 
     Arrays = Mapping[Role, NDArray[Any]]
     Wide = NDArray[np.float64]

@@ -1,12 +1,10 @@
-"""The record of a dialect: what one framework, on one path through it, means by the words of batch norm."""
+"""The facts of a dialect: what one framework, on one path through it, means by the words of batch norm."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeAlias
-
-from polybn.spec import DomainError
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 Role: TypeAlias = Literal[
     "gamma", "beta", "running_mean", "running_var", "hidden_mean", "hidden_var", "count", "second_count", "factor",
@@ -19,7 +17,7 @@ ABOVE_0 = 5e-324
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Dialect:
+class Record:
     """What one framework means by the words of batch norm. The defaults are the specification's own, S1 to S12."""
 
     name: str
@@ -83,98 +81,8 @@ class Dialect:
         """Whether the running statistics are divided by what their beginning leaves out."""
         return self.average in ("debiased", "debiased from 1")
 
-    def arguments(self, *, step: int | None = None, **options: Any) -> dict[str, Any]:
-        """Return the keywords that make PolyBN compute as this dialect does.
-
-        Parameters
-        ----------
-        step : int, optional
-            Which training step it is, from 1. Where running statistics are debiased, momentum depends on it.
-        **options
-            ``momentum``, in this dialect's own sense, ``eps`` and ``axis``; the dialect's own if left out.
-
-        Returns
-        -------
-        dict
-            ``momentum``, as the weight of the old value, ``eps``, ``axis`` and ``running_variance``: keywords of
-            :func:`polybn.batch_norm`, :func:`polybn.batch_norm_vjp` and :class:`polybn.BatchNorm`. Where
-            ``fix_gamma`` is true, pass ``gamma=None`` beside them.
-
-        Raises
-        ------
-        DomainError
-            If no arguments say what the dialect does, or an option cannot be.
-
-        Examples
-        --------
-        >>> from polybn import dialects
-        >>> dialects.PYTORCH.arguments(momentum=0.2)
-        {'momentum': 0.8, 'eps': 1e-05, 'axis': 1, 'running_variance': 'unbiased'}
-        """
-        from polybn.dialects.calls import arguments
-
-        return arguments(self, options, step, f"dialects.{self.name.upper()}.arguments")
-
+    @property
     def may_lack(self) -> frozenset[Role]:
-        """Return the roles of the arrays that a state may lack.
-
-        Returns
-        -------
-        frozenset of str
-
-        Examples
-        --------
-        >>> from polybn import dialects
-        >>> sorted(dialects.PYTORCH.may_lack())
-        ['beta', 'count', 'gamma']
-        """
+        """Roles of the arrays that a state may lack."""
         affine: tuple[Role, ...] = () if self.affine == "always" else ("gamma", "beta")
         return frozenset((*affine, *(() if self.debiased else ("count",))))
-
-    def source_of(self, fact: str) -> str:
-        """Return where a fact is said.
-
-        Parameters
-        ----------
-        fact : str
-            The name of a field.
-
-        Returns
-        -------
-        str
-            An address or a module, and its version.
-
-        Raises
-        ------
-        DomainError
-            If there is no such fact.
-
-        Examples
-        --------
-        >>> from polybn import dialects
-        >>> dialects.KERAS3.source_of("empty")
-        'seen with keras 3.15.1 on NumPy'
-        """
-        known = [each.name for each in fields(self)]
-        if fact not in known:
-            raise DomainError(
-                f"polybn.dialects.source_of: fact must be one of {', '.join(known)}; got {fact!r} "
-                "(the fields of polybn.dialects.Dialect)"
-            )
-        return self.sources.get(fact, self.source)
-
-    def facts(self) -> dict[str, Any]:
-        """Return all facts by name, without their sources.
-
-        Returns
-        -------
-        dict
-            The fields of the record, in their order.
-
-        Examples
-        --------
-        >>> from polybn import dialects
-        >>> dialects.PYTORCH.facts()["running_variance"]
-        'unbiased'
-        """
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("source", "sources")}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from polybn.dialects.record import ABOVE_0, Dialect, Role
+from polybn.dialects.dialect import Dialect
+from polybn.dialects.record import ABOVE_0, Role
 
 STATISTICS: tuple[Role, ...] = ("gamma", "beta", "running_mean", "running_var")
 AVERAGES: tuple[Role, ...] = (*STATISTICS, "hidden_mean", "hidden_var", "count", "second_count")

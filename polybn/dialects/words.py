@@ -9,7 +9,7 @@ from polybn.dialects.record import ABOVE_0
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from polybn.dialects.record import Dialect
+    from polybn.dialects.dialect import Dialect
 
 LABELS = {
     "momentum_weighs": "momentum weighs the",
@@ -32,7 +32,7 @@ LABELS = {
     "affine": "gamma and beta",
     "axis": "channel axis",
     "any_axis": "other channel axes",
-    "names": "names",
+    "names": "arrays",
     "remark": "remark",
 }
 """What each fact is about, by the name of its field."""
@@ -86,7 +86,7 @@ def say(dialect: Dialect, fact: str) -> str:
     """Return a fact in words."""
     value = getattr(dialect, fact)
     if fact == "names":
-        return ", ".join(f"{role} {name}" for role, name in value.items())
+        return ", ".join(name if name == role else f"{name} for {role}" for role, name in value.items())
     return _SAID.get((fact, value)) or _plain(value)
 
 

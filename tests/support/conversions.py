@@ -98,7 +98,7 @@ def trained(name: str) -> Source:
     layer, names, rng = living(name), DIALECTS[name].names, np.random.default_rng(21)
     state = layer.state()
     for role in ("gamma", "beta"):
-        state[names[role]] = rng.standard_normal(state[names[role]].shape).astype(np.float32)  # type: ignore[index]
+        state[names[role]] = rng.standard_normal(state[names[role]].shape).astype(np.float32)
     layer.load(state)
     for x in data()[:BEFORE]:
         layer.train(x)

@@ -285,10 +285,10 @@ class OnnxRuntime:
 
     def train(self, x: Array) -> Array:
         y, self._arrays["input_mean"], self._arrays["input_var"] = self._run(x, True, momentum=self._momentum)
-        return y
+        return np.asarray(y)
 
     def infer(self, x: Array) -> Array:
-        return self._run(x, False)[0]
+        return np.asarray(self._run(x, False)[0])
 
     def _run(self, x: Array, training: bool, **momentum: float) -> Any:
         values = (x, *self._arrays.values())
