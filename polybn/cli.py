@@ -26,6 +26,7 @@ from polybn.lenet.commands.predict import predict
 from polybn.lenet.commands.train import train
 from polybn.lenet.errors import CheckpointError, DivergenceError
 from polybn.spec import Backend, BackendError, DomainError, DTypeError, ShapeError, traits_of
+from polybn.statistics.command import stats
 from polybn.version import __version__
 
 TRAINING = (CheckpointError, DivergenceError)
@@ -39,7 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Batch normalization you can trust on any array.\n\n"
     "Begin with [bold]polybn train[/bold]: it trains LeNet on Fashion-MNIST and shows each epoch. Then train again "
-    "with [bold]--norm none[/bold] and let [bold]polybn compare runs[/bold] draw what batch norm is good for.",
+    "with [bold]--norm none[/bold]; [bold]polybn compare runs[/bold] then draws what batch norm gains.",
 )
 
 
@@ -82,15 +83,15 @@ def _facts(backend: Backend) -> Iterator[str]:
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(train, compare, predict, data, export),
-    *(info, bench, check, agree, dialects, inspect, convert),
+    *(info, stats, bench, check, agree, dialects, inspect, convert),
 )
 for _command in _COMMANDS:
     app.command()(_command)
 
 
 def main() -> None:
-    """Run the command line; errors that a user can mend are one sentence, without a traceback."""
-    for stream in (sys.stdout, sys.stderr):  # a name may hold bytes that no encoding knows
+    """Run the command line; show errors that a user can fix as one sentence, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # file names may hold bytes that no encoding can show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:

@@ -1,7 +1,7 @@
 """Backends under test, clause marks and Hypothesis profiles.
 
-All backends of this tree are listed in every run. One that cannot run here is skipped with its reason, unless
-POLYBN_REQUIRE names it: then the run stops before its first test.
+The head of every run lists the backends of this tree, with the reason where one cannot run here: it is then not tested,
+unless POLYBN_REQUIRE names it, which stops the run before its first test.
 """
 
 from __future__ import annotations
@@ -102,8 +102,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # Parameters, not a fixture: Hypothesis rightly objects to function-scoped fixtures.
     if "backend" in metafunc.fixturenames:
         trained = metafunc.module.__name__.rpartition(".")[2] in OF_NETWORKS
-        names = [name for name in BACKENDS if not trained or name in TRAINS or REASONS[name] is not None]
-        metafunc.parametrize("backend", [_parameter(name) for name in names])
+        metafunc.parametrize("backend", [name for name in TRAITS if not trained or name in TRAINS])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -112,12 +111,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if parameters and parameters.params.get("backend") in BLIND and any(key in item.name for key in UNSEEN_VALUES):
             reason = "the backend answers errors that depend on values with NaN (Traits.sees_values)"
             item.add_marker(pytest.mark.skip(reason=reason))
-
-
-def _parameter(name: str) -> object:
-    reason = REASONS[name]
-    marks = () if reason is None else pytest.mark.skip(reason=f"{name}: {reason}")
-    return pytest.param(name, marks=marks)
 
 
 @pytest.fixture(autouse=True)

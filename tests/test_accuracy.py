@@ -11,9 +11,10 @@ from hypothesis import given
 import polybn
 from polybn.conformance import forms, oracle
 from polybn.conformance.cases import DTYPES, Array, Case, rows
-from polybn.conformance.certify import certify, within, within_one
+from polybn.conformance.certify import certify
 from polybn.conformance.strategies import cases, sample
 from tests.support.cases import run
+from tests.support.within import within, within_one
 
 TABLE = (64, 4, 28, 28)
 """The shape of the accuracy table: LeNet's first batch norm, of four channels."""

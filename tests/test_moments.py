@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 import polybn
 from polybn.conformance import bounds, forms, oracle
 from polybn.conformance.cases import DTYPES, Array, Case, equal, rows, statistics_dtype
-from polybn.conformance.certify import within_one
 from polybn.conformance.forms import Format
 from polybn.conformance.lattice import lattice
 from polybn.conformance.oracle import Parts
 from polybn.conformance.strategies import cases, sample
 from polybn.spec import Moments
 from tests.support.cases import errors
+from tests.support.within import within_one
 
 
 def measure(backend: str, x: Array, axis: int = 1, where: Array | None = None) -> Moments:
@@ -170,16 +170,16 @@ def test_any_split_in_any_order(backend: str, seed: int, dtype: str, sizes: list
 
 @pytest.mark.clause("S15")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_thousand_parts_far_from_zero(backend: str, dtype: str) -> None:
+def test_a_hundred_parts_far_from_zero(backend: str, dtype: str) -> None:
     """One value after another, at a million times their spread: the bound is small enough to say something."""
-    x = (1e6 + np.random.default_rng(7).normal(0, 1, (1009, 1))).astype(dtype)
+    x = (1e6 + np.random.default_rng(7).normal(0, 1, (101, 1))).astype(dtype)
     total = measure(backend, x[:1])
     for row in x[1:]:
         total = polybn.merge_moments(total, measure(backend, row[None]))
     (got,), u = parts(host(backend, total)), forms.FORMATS[dtype].unit
     exact = oracle.parts(oracle.row(x[:, 0].tolist()))
-    assert abs(float((got.mean - exact.mean) ** 2 * exact.m / exact.m2)) ** 0.5 <= 1009 * u
-    assert abs(float(got.m2 / exact.m2 - 1)) <= 1009 * u
+    assert abs(float((got.mean - exact.mean) ** 2 * exact.m / exact.m2)) ** 0.5 <= 101 * u
+    assert abs(float(got.m2 / exact.m2 - 1)) <= 101 * u
 
 
 @pytest.mark.clause("S15")
