@@ -77,7 +77,7 @@ def _range(values: NDArray[np.float64]) -> str:
     if not values.size:
         return ""
     least, most = values.min(), values.max()
-    return f"{least:.3g}" if least == most else f"{least:.3g} to {most:.3g}"
+    return f"{least:.2g}" if least == most else f"{least:.2g}..{most:.2g}"
 
 
 def _count(number: int, word: str) -> str:
