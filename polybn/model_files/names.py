@@ -44,8 +44,9 @@ def places(shapes: Shapes, order: Iterable[str]) -> Iterator[Place]:
     for name in plain:
         fits = [place for dialect in dialects if (place := _place(name, plain, shapes, dialect)) is not None]
         with_affine = [place for place in fits if {"gamma", "beta"} & _roles(place)]
-        if with_affine or fits:
-            yield (with_affine or fits)[0]
+        # Where gamma or beta is there and belongs to none, the names mean something else.
+        without = fits if fits and not any(f"{_stem(name, fits[0])}{own}" in plain for own in _AFFINE) else []
+        yield from (with_affine or without)[:1]
 
 
 def _plain(name: str) -> str:
@@ -73,6 +74,11 @@ def _place(name: str, plain: dict[str, str], shapes: Shapes, dialect: Dialect) -
     return Place(layer.rstrip("./_:"), dialect, found) if needed <= found.keys() else None
 
 
+def _stem(name: str, place: Place) -> str:
+    return name.removesuffix(place.dialect.names["running_mean"])
+
+
+_AFFINE = sorted({DIALECTS[name].names[role] for name in ORDER for role in ("gamma", "beta")})  # type: ignore[index]
 _VECTORS = ("gamma", "beta", "running_mean", "running_var")
 
 

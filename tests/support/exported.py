@@ -103,9 +103,7 @@ def keras(files: list[Path], images: Images) -> Scores:
 
 
 def gluon(files: list[Path], images: Images) -> Scores:
-    import mxnet
-
-    import polybn_mxnet  # noqa: F401  (MXNet imports beside NumPy 2 after it)
+    from polybn_mxnet.compat import mxnet
 
     symbol, arrays = sorted(files, key=lambda file: file.suffix)
     network = mxnet.gluon.SymbolBlock.imports(str(symbol), ["data"], str(arrays))
