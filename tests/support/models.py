@@ -231,7 +231,8 @@ def npz(folder: Path) -> Made:
     rng = np.random.default_rng(2)
     states = {"bn1": {w: rng.normal(50, 9, 5).astype(np.float32) for w in ("gamma", "beta", "avg_mean", "avg_var")}}
     states["bn1"]["N"] = np.array(3)
-    np.savez_compressed(folder / "model.npz", **{f"bn1/{name}": array for name, array in states["bn1"].items()})
+    named = {f"bn1/{name}": array for name, array in states["bn1"].items()}
+    np.savez_compressed(folder / "model.npz", allow_pickle=False, **named)
     return Made(folder / "model.npz", "chainer", states)
 
 
