@@ -118,7 +118,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pass_over_dtypes_that_a_library_lacks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests name the four dtypes of clause S6; not every library has them all."""
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    lacks = LACKS.get(parameters.get("backend"), ())
+    lacks = LACKS.get(parameters.get("backend", ""), ())
     if not lacks or request.node.path.stem in OF_DTYPES:
         return
     if any(isinstance(value, str) and value in lacks for value in parameters.values()):

@@ -363,4 +363,4 @@ def test_traits_of_another_kind_are_refused_in_words() -> None:
     module = ModuleType("polybn_wrong")
     module.name, module.traits = "wrong", {"flushes_subnormals": True}  # type: ignore[attr-defined]
     with pytest.raises(BackendError, match=r"traits of the backend 'wrong' must be a polybn.spec.Traits; got dict"):
-        traits_of(module)  # type: ignore[arg-type]
+        traits_of(module)

@@ -102,9 +102,9 @@ def _training(c: Channels) -> Iterator[Finding]:
 
 def _never_updated(c: Channels) -> Iterator[Finding]:
     if c.batches == 0:
-        yield _all(c, "note", "no batches were counted", "as before training")
+        yield _all(c, "note", "no batches were counted", "num_batches_tracked is 0; was it saved before training?")
     elif _initial(c):
-        words = "mean 0 and variance 1 throughout, as before training; inference does not normalize"
+        words = "mean 0 and variance 1 throughout, so inference does not normalize; was it saved before training?"
         yield _all(c, "warning", "statistics were never updated", words)
 
 
@@ -113,7 +113,7 @@ def _placeholders(c: Channels) -> Iterator[Finding]:
     if c.mean.size > 1 and not _initial(c) and all(np.ptp(values) == 0 for values in vectors):
         values = f"mean {c.mean[0]:g}, variance {c.var[0]:g}, gamma {c.gamma[0]:g}, beta {c.beta[0]:g}"
         yield _all(
-            c, "warning", "all channels are the same", f"{values}; as of weights that were stripped or never loaded"
+            c, "warning", "all channels are the same", f"{values}; no training makes that: were weights stripped?"
         )
 
 
