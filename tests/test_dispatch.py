@@ -18,7 +18,7 @@ import pytest
 
 import polybn
 from polybn import dispatch
-from polybn.spec import BackendError, Moments
+from polybn.spec import BackendError, Moments, traits_of
 from tests.conftest import BACKENDS
 
 pytestmark = pytest.mark.clause("S14")
@@ -85,7 +85,7 @@ class Installer(NamedTuple):
 
 def forget() -> None:
     """Let dispatch look again, as a new process would."""
-    for cached in (dispatch._entries, dispatch._names, dispatch._owner, dispatch._serving):
+    for cached in (dispatch._entries, dispatch._names, dispatch._owner, dispatch._serving, dispatch._serving_all):
         cached.cache_clear()
     importlib.invalidate_caches()
 
@@ -354,3 +354,10 @@ def test_nothing_can_be_registered() -> None:
     with pytest.raises(TypeError):
         dispatch._entries()["mine"] = None  # type: ignore[index]
     assert isinstance(dispatch._names(), tuple)
+
+
+def test_traits_of_another_kind_are_refused_in_words() -> None:
+    module = ModuleType("polybn_wrong")
+    module.name, module.traits = "wrong", {"flushes_subnormals": True}  # type: ignore[attr-defined]
+    with pytest.raises(BackendError, match=r"traits of the backend 'wrong' must be a polybn.spec.Traits; got dict"):
+        traits_of(module)  # type: ignore[arg-type]

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 import polybn
 from polybn.conformance import bounds, certify
 from polybn.conformance.cases import DTYPES, Array, Case, Outcome, rows
-from polybn.conformance.certify import within, within_one
 from polybn.conformance.channels import measure
 from polybn.conformance.forms import (
     FORMATS,
@@ -32,6 +31,7 @@ from polybn.conformance.oracle import ExactRow
 from polybn.conformance.strategies import LARGEST_KAPPA, sample
 from tests.support.cases import run as run_backend
 from tests.support.kit_variants import VARIANTS, Plain, in_order, run, two_pass
+from tests.support.within import within, within_one
 
 HONEST: dict[str, Form] = {
     "wide": "K", "kappa-free": "K", "tree": "T", "in order": "N", "Welford": "F", "Chan": "F", "one-pass": "O",

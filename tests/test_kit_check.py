@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import pytest
 from typer.testing import CliRunner
 
-from polybn import cli_check, conformance
+from polybn import conformance
+from polybn.commands import check as check_command
 from polybn.conformance import conventions, expected
 from polybn.conformance.grades import LETTERS
 from polybn.conformance.report import Report
@@ -238,7 +239,7 @@ def invoke(*args: str) -> Any:
     import typer
 
     app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(cli_check.check)
+    app.command()(check_command.check)
     return CliRunner().invoke(app, list(args))
 
 
@@ -303,7 +304,7 @@ def test_command_asks_for_one_subject() -> None:
 
 def test_command_calls_inside_of_jit() -> None:
     given = [("jax", None, True), ("jax", None, False), ("numpy", None, False), (None, "pytorch", False)]
-    names = [cli_check._source(backend, adapter, jit=jit) for backend, adapter, jit in given]
+    names = [check_command._source(backend, adapter, jit=jit) for backend, adapter, jit in given]
     assert names == ["polybn-jax-jit", "polybn-jax", "polybn-numpy", "pytorch"]
     result = invoke("--adapter", "pytorch", "--jit")
     assert isinstance(result.exception, DomainError)

@@ -14,13 +14,23 @@ from polybn.conformance.adapter import Info
 from polybn.conformance.adapters.backend import BackendAdapter
 from polybn.conformance.cases import DTYPES, Array, Case, Outcome
 from polybn.conformance.families import FAMILIES
-from polybn.conformance.grades import LADDER, Grade, Letter, grade, holds, silent, uncertified
+from polybn.conformance.grades import LADDER, Grade, Letter, Row, grade, holds
 from polybn.conformance.runner import run as run_adapter
 from tests.support.kit_variants import VARIANTS, Plain, in_a_tree, run, two_pass
 
 LETTERS: dict[str, Letter] = {
     "wide": "S", "kappa-free": "K", "tree": "T", "in order": "N", "Welford": "F", "Chan": "F", "one-pass": "O",
 }  # fmt: skip
+
+
+def uncertified(grade: Grade) -> tuple[Row, ...]:
+    """List the rows that the letter does not cover, because its bound is vacuous there; all rows for ``"-"``."""
+    return tuple(row for row in grade.rows if row.bounds.get(grade.letter) is None)
+
+
+def silent(grade: Grade) -> tuple[Row, ...]:
+    """List the rows of the range families in which a finite result is beyond K's bounds (S10)."""
+    return tuple(row for row in grade.rows if not row.in_range and (row.ratio["K"] or 0) > 1)
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,17 +39,18 @@ def fits(given: list[tuple[str, Any, Any]], expected: list[tuple[str, Any, Any]]
     return given[: len(expected)] == expected and optional
 
 
-def differences(module: ModuleType | SimpleNamespace) -> list[str]:
-    """Say where a module is not what the protocol asks for."""
+def differences(module: Any) -> list[str]:
+    """Say where a module, or an object, is not what the protocol asks for."""
     found = []
-    for name in sorted((members(Backend) | members(Trainer)) ^ set(module.__all__)):
+    shown = set(getattr(module, "__all__", ())) or members(type(module)) | {*vars(module)} - {"xp"}
+    for name in sorted(members(Backend) ^ (shown - members(Trainer))):
         found.append(f"{name}: {'missing in' if name in members(Backend) else 'too much in'} __all__")
     for name in sorted(members(Backend)):
         expected, given = inspect.getattr_static(Backend, name), getattr(module, name, None)
         if isinstance(expected, property):
             if not isinstance(given, str | Traits):
                 found.append(f"{name}: {given!r} is no str and no Traits")
-        elif not inspect.isfunction(given):
+        elif not inspect.isroutine(given):
             found.append(f"{name}: {given!r} is no function")
         elif not fits(shape_of(given), shape_of(expected)):
             found.append(f"{name}: {inspect.signature(given)} is not {inspect.signature(expected)}")

@@ -15,12 +15,13 @@ import polybn
 from polybn.conformance import cases as cases_module
 from polybn.conformance import forms, oracle
 from polybn.conformance.cases import DTYPES, Case, equal, rows, statistics_dtype
-from polybn.conformance.certify import certify, within
+from polybn.conformance.certify import certify
 from polybn.conformance.forms import VacuousBoundError
 from polybn.conformance.properties.compare import take, take_outcome
 from polybn.conformance.strategies import sample
 from tests.support.cases import assert_others_equal, run
 from tests.support.drawing import cases
+from tests.support.within import within
 
 EXTREME = {
     "float16": (65504.0, -65504.0, 2.0**-24),

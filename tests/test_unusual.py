@@ -55,7 +55,7 @@ def test_f7_asarray_keeps_the_dtype_or_says_that_it_cannot(backend: str, dtype: 
     try:
         array = module.asarray(host)
     except DTypeError:
-        if dtype != "float64":
+        if dtype == "float32":
             raise
         return
     assert arguments.dtype_name(array.dtype) == dtype

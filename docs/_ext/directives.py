@@ -14,7 +14,7 @@ from sphinx.directives.other import TocTree
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.logging import getLogger
 
-from docs._ext import agreement, bench, budget, clauses, commands, links, members, pictures, sources, support
+from docs._ext import agreement, bench, budget, clauses, commands, dialects, links, members, pictures, sources, support
 
 DRAWN = Path("_build") / "pictures"
 GENERATED = {
@@ -26,6 +26,9 @@ GENERATED = {
     "disagreement": pictures.disagreement_table,
     "runs": pictures.runs_table,
     "agreement": agreement.table,
+    "dialects": dialects.table,
+    "dialect-facts": dialects.facts,
+    "conversions": dialects.conversions,
 }
 
 

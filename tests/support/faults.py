@@ -195,18 +195,19 @@ FOLD = [
 def part(channels: int = 3, dtype: str = "f4", **fields: Any) -> Moments:
     """Make up moments of five values a channel."""
     values = randoms((channels,), dtype)
-    return Moments(np.full(channels, 5), values, values)._replace(**fields)
+    return Moments(np.full(channels, 5), values, values, values)._replace(**fields)
 
 
 MERGE = [
     *(Fault(f"F1 {name} {type(value).__name__}", DTypeError, {name: value},
-            f"{name} must be a polybn.Moments; got {type(value).__name__} (its fields are count, mean, m2)")
+            f"{name} must be a polybn.Moments; got {type(value).__name__} (its fields are count, mean, m2, low)")
       for name in "ab" for value in (None, tuple(part()))),
     *(Fault(f"F1 {name}.{field}", BackendError, {name: part()._replace(**{field: None})},
-            f"{name}.{field} must be an array; got None (...)") for name in "ab" for field in Moments._fields),
+            f"{name}.{field} must be an array; got None (...)") for name in "ab" for field in ("count", "mean", "m2")),
     *(Fault(name, error, {name[3]: value}, words) for name, error, value, words in (
         ("F4 b", ShapeError, part(2), "b.count must have shape (3,); got (2,) (a's shape)"),
         ("F4 a.m2", ShapeError, part(m2=randoms((2,))), "a.m2 must have shape (3,); got (2,) (a's shape)"),
+        ("F4 b.low", ShapeError, part(low=randoms((2,))), "b.low must have shape (3,); got (2,) (a's shape)"),
         ("F4 a.mean", ShapeError, part(mean=randoms((3, 1))), "a.mean must have shape (C,); got (3, 1) (...)"),
         ("F5 a.mean", DTypeError, part(dtype="f2"), "a.mean must have one of the dtypes ...; got float16 (...)"),
         ("F5 a.count", DTypeError, part(count=randoms((3,))), "a.count must have an integer dtype; got float32 (...)"),

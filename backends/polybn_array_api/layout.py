@@ -1,0 +1,141 @@
+"""From an array of any library to channels, and back: as rows, or as it is where it consists of blocks.
+
+Vectors, one value per channel, travel as columns: arrays that broadcast against the rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import array_api_compat
+
+from polybn.spec import Arguments, Array
+
+SHORT = 16
+"""So many values may be added up by the library, in whatever order it likes."""
+
+
+class Layout(NamedTuple):
+    """How the arrays of one call lie, and the type that computes."""
+
+    xp: Any
+    """The namespace of the standard."""
+    shape: tuple[int, ...]
+    axis: int
+    wide: Any
+    """The dtype of the arithmetic: float64, or float32 where the library has no float64."""
+    narrow: bool
+    """Whether the arithmetic has room for all products of the values (S10)."""
+    blocks: bool
+    """Whether the array consists of blocks, which must stay where they are."""
+    device: Any
+
+    def rows(self, array: Array) -> Array:
+        """Bring an array of the shape of ``x`` into the order of S1: shape ``(C, m)``, contiguous."""
+        if self.blocks:
+            return array
+        moved = self.xp.moveaxis(array, self.axis, 0)
+        return self.xp.reshape(self.xp.reshape(moved, (-1,)), (self.shape[self.axis], -1))
+
+    def values(self, array: Array, kept: Array | None) -> Array:
+        """Bring values into rows of the arithmetic's type, 0 in deleted places (S12)."""
+        return self.mask(self.xp.astype(self.rows(array), self.wide), kept)
+
+    def kept(self, where: Array | None) -> Array | None:
+        """Bring a mask into rows; None if there is none."""
+        return None if where is None else self.rows(self.xp.broadcast_to(where, self.shape))
+
+    def array(self, rows: Array, dtype: Any) -> Array:
+        """Bring rows back into the shape of ``x``, rounded to a dtype."""
+        if not self.blocks:
+            first = (self.shape[self.axis], *self.shape[: self.axis], *self.shape[self.axis + 1 :])
+            rows = self.xp.moveaxis(self.xp.reshape(rows, first), 0, self.axis)
+        return self.xp.astype(rows, dtype)
+
+    def column(self, vector: Array | None) -> Array | None:
+        """Bring a vector into the form that broadcasts against rows; None stays None."""
+        if vector is None:
+            return None
+        shape = [1] * (len(self.shape) if self.blocks else 2)
+        shape[self.axis if self.blocks else 0] = -1
+        return self.xp.reshape(self.xp.astype(vector, self.wide), tuple(shape))
+
+    def vector(self, column: Array, dtype: Any) -> Array:
+        """Bring a column back, rounded to a dtype; a new array."""
+        return self.xp.astype(self.xp.reshape(column, (-1,)), dtype)
+
+    def mask(self, rows: Array, kept: Array | None) -> Array:
+        """Put 0 into deleted places."""
+        return rows if kept is None else self.xp.where(kept, rows, self.number(0))
+
+    def number(self, value: float) -> Array:
+        """Return a number as an array of the arithmetic's type."""
+        return self.xp.full((), value, dtype=self.wide, device=self.device)
+
+    def total(self, rows: Array) -> Array:
+        """Add up each channel, so that the error does not grow with the number of values."""
+        return self._reduce(rows, _total)
+
+    def largest(self, rows: Array) -> Array:
+        """Return the largest magnitude of each channel."""
+        return self._reduce(rows, _largest)
+
+    def _reduce(self, rows: Array, function: Callable[..., Array]) -> Array:
+        """Reduce each block, and then blocks in a tree; without blocks, the whole."""
+        if not hasattr(self.xp, "reduction"):
+            return function(rows, self.others, keepdims=True)
+        combine = self.xp.reduction
+        return combine(rows, function, function, axis=self.others, keepdims=True, dtype=self.wide)
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """The axes of a channel's values."""
+        return tuple(k for k in range(len(self.shape)) if k != self.axis) if self.blocks else (1,)
+
+    def counts(self, kept: Array | None) -> Array:
+        """Count the values that take part, a column of integers."""
+        if kept is not None:
+            return self.xp.sum(self.xp.astype(kept, self.xp.int64), axis=self.others, keepdims=True)
+        shape = [1] * (len(self.shape) if self.blocks else 2)
+        shape[self.axis if self.blocks else 0] = self.shape[self.axis]
+        m = math.prod(self.shape[: self.axis] + self.shape[self.axis + 1 :])
+        return self.xp.full(tuple(shape), m, dtype=self.xp.int64, device=self.device)
+
+    def divisor(self, counts: Array) -> Array:
+        """Turn counts into what sums are divided by, at least 1."""
+        return self.xp.maximum(self.xp.astype(counts, self.wide), self.number(1))
+
+
+def _total(z: Array, axis: tuple[int, ...], *, keepdims: bool) -> Array:
+    """Add up in a tree, of halves that are added to each other."""
+    xp = array_api_compat.array_namespace(z)
+    for k in axis:
+        while (m := z.shape[k]) > SHORT:
+            half = m // 2
+            low, high, rest = (_part(z, k, *ends) for ends in ((0, half), (half, 2 * half), (2 * half, m)))
+            z = xp.concat((low + high, rest), axis=k) if m % 2 else low + high
+        z = xp.sum(z, axis=k, keepdims=True)
+    return z if keepdims else xp.squeeze(z, axis=axis)
+
+
+def _largest(z: Array, axis: tuple[int, ...], *, keepdims: bool) -> Array:
+    xp = array_api_compat.array_namespace(z)
+    if 0 in z.shape:  # an empty block
+        return xp.sum(z, axis=axis, keepdims=keepdims)
+    return xp.max(xp.abs(z), axis=axis, keepdims=keepdims)
+
+
+def _part(z: Array, axis: int, start: int, stop: int) -> Array:
+    return z[(slice(None),) * axis + (slice(start, stop),)]
+
+
+def layout_of(xp: Any, arguments: Arguments, like: Array) -> Layout:
+    """Look at the arrays of a call; ``like`` is one of them."""
+    device = array_api_compat.device(like)
+    wide = xp.float64 if "float64" in xp.__array_namespace_info__().dtypes(device=device) else xp.float32
+    x = arguments.x
+    shape = (1, *like.shape) if x is None else tuple(x.shape)
+    narrow = wide == xp.float64 and arguments.dtype == "float32"
+    return Layout(xp, shape, arguments.axis if x is not None else 1, wide, narrow, hasattr(like, "chunks"), device)
