@@ -91,11 +91,11 @@ clean:  ## remove what the other targets made, runs excepted
 	$(BIN)/python -m pip install --quiet --group docs
 	touch $@
 
-.venv-torch/test: pyproject.toml docs/examples/polybn_torch/pyproject.toml
+.venv-torch/test: pyproject.toml docs/examples/polybn_xarray/pyproject.toml
 	$(PYTHON) -m venv .venv-torch
 	.venv-torch/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	.venv-torch/bin/python -m pip install --quiet --editable ".[all]" --group test torch==2.13.0 keras onnx onnxruntime requests graphviz \
-	    "setuptools>=77" ./docs/examples/polybn_torch
+	    "setuptools>=77" ./docs/examples/polybn_xarray
 	.venv-torch/bin/python -m pip install --quiet --no-deps mxnet==1.9.1
 	touch $@
 

@@ -25,7 +25,7 @@ from tests.support.training_worker import slice_of_sample
 DATA = slice_of_sample(train=1009, test=211)
 
 
-def needs(*libraries: str) -> Any:
+def needs(*libraries: str) -> pytest.MarkDecorator:
     missing = [library for library in libraries if importlib.util.find_spec(library) is None]
     return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} is not installed")
 

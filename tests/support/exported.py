@@ -107,7 +107,7 @@ def gluon(files: list[Path], images: Images) -> Scores:
 
     symbol, arrays = sorted(files, key=lambda file: file.suffix)
     network = mxnet.gluon.SymbolBlock.imports(str(symbol), ["data"], str(arrays))
-    return network(mxnet.nd.array(images, dtype="uint8")).asnumpy()  # type: ignore[no-any-return]
+    return network(mxnet.nd.array(images, dtype="uint8")).asnumpy()
 
 
 SCORE: dict[str, Callable[[list[Path], Images], Scores]] = {
