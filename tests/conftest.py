@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Generator
+from contextlib import nullcontext
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -18,6 +21,7 @@ from hypothesis import HealthCheck, currently_in_test_context, reject, settings
 
 from polybn import dispatch
 from polybn.spec import DTypeError, traits_of
+from tests.support.drawing import few_forms
 from tests.support.emulation import UNSEEN_VALUES
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX reads it before its first array, and has no float64 without it
@@ -29,8 +33,7 @@ TRAITS = {name: traits_of(dispatch.backend(name)) for name, reason in REASONS.it
 COMPILING = {name for name, traits in TRAITS.items() if traits.jit is not None}
 BLIND = {name for name, traits in TRAITS.items() if not traits.sees_values}
 TRAINS = {name for name in TRAITS if hasattr(dispatch.backend(name), "compile")}
-SHARE = 100
-"""A library that compiles gets one example in so many, and two at least."""
+MAPS = 30_000
 
 OF_NETWORKS = {"test_training", "test_program", "test_fashion_mnist_training"}
 """Modules of tests that train, for backends with ``compile`` only."""
@@ -71,25 +74,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Draw fewer cases for a library that compiles for every shape and option, which may take half a second each."""
-    backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")  # type: ignore[attr-defined]
-    usual, share = settings.default, SHARE if backend in COMPILING else 1
-    assert usual is not None
-    settings.register_profile("share", usual, max_examples=max(2, usual.max_examples // share))
-    settings.register_profile("whole", usual)
-    settings.load_profile("share")
-    try:
+    """Draw few forms of a call where a library compiles for each, which may take half a second."""
+    parameters = getattr(item, "callspec", None)
+    backend = parameters and parameters.params.get("backend")
+    with few_forms(backend in COMPILING) if backend else nullcontext():
         return (yield)
-    finally:
-        settings.load_profile("whole")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs() -> Generator[None, None, None]:
-    """Free the programs that JAX compiled for a module: each takes some 120 of the 65,530 memory maps of a process."""
+    """Free what JAX has compiled before memory maps run out: a program takes some 120, a process may have 65,530."""
     yield
-    if "jax" in sys.modules:
-        sys.modules["jax"].clear_caches()
+    if "jax" in sys.modules and Path("/proc/self/maps").exists():
+        with Path("/proc/self/maps").open("rb") as maps:
+            if sum(1 for _ in maps) > MAPS:
+                sys.modules["jax"].clear_caches()
 
 
 def pytest_report_header() -> list[str]:
@@ -117,7 +116,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pass_over_dtypes_that_a_library_lacks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests name the four dtypes of clause S6; not every library has them all."""
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    lacks = LACKS.get(parameters.get("backend"), ())
+    lacks = LACKS.get(parameters.get("backend", ""), ())
     if not lacks or request.node.path.stem in OF_DTYPES:
         return
     if any(isinstance(value, str) and value in lacks for value in parameters.values()):
@@ -125,6 +124,7 @@ def pass_over_dtypes_that_a_library_lacks(request: pytest.FixtureRequest, monkey
     module = dispatch.backend(parameters["backend"])
     asarray = module.asarray
 
+    @wraps(asarray)
     def convert(host: Any) -> Any:
         if host.dtype.name in lacks and currently_in_test_context():
             reject()

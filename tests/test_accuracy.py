@@ -12,8 +12,9 @@ import polybn
 from polybn.conformance import forms, oracle
 from polybn.conformance.cases import DTYPES, Array, Case, rows
 from polybn.conformance.certify import certify
-from polybn.conformance.strategies import cases, sample
+from polybn.conformance.strategies import sample
 from tests.support.cases import run
+from tests.support.drawing import cases
 from tests.support.within import within, within_one
 
 TABLE = (64, 4, 28, 28)

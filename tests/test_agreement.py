@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import polybn
@@ -23,13 +23,14 @@ from polybn.conformance.cases import Array, Case, Outcome, equal, rows
 from polybn.conformance.channels import measure
 from polybn.conformance.forms import VacuousBoundError
 from polybn.conformance.lattice import in_inference, lattice
-from polybn.conformance.strategies import cases, lattices, sample
+from polybn.conformance.strategies import sample
 from polybn.lenet import networks
 from polybn.lenet.program import compile
 from polybn.spec import Gradients, Moments
-from tests.conftest import COMPILING, REASONS, SHARE, TRAITS
+from tests.conftest import COMPILING, REASONS, TRAITS
 from tests.support import faults
 from tests.support.cases import errors, run
+from tests.support.drawing import cases, few_forms, lattices
 from tests.support.training_worker import slice_of_sample
 from tests.test_second_order import Cotangents, majorants, random_cotangents, second, shares
 
@@ -38,11 +39,11 @@ pytestmark = pytest.mark.skipif(len(RUNNING) < 2, reason=f"agreement needs two b
 FLUSHING = any(TRAITS[name].flushes_subnormals for name in RUNNING)
 
 
-def few(divisor: int = 1) -> Callable[[Any], Any]:
-    """Draw fewer calls where a library compiles for each shape."""
-    usual = settings.default
-    assert usual is not None
-    return settings(usual, max_examples=max(3, usual.max_examples // (divisor * (SHARE if COMPILING else 1))))
+@pytest.fixture(autouse=True, scope="module")
+def few() -> Iterator[None]:
+    """Draw few forms where a library compiles for each."""
+    with few_forms(bool(COMPILING)):
+        yield
 
 
 def outcomes(case: Case) -> dict[str, Outcome]:
@@ -100,7 +101,6 @@ def deleted(case: Case, seed: int) -> Case:
 
 
 @pytest.mark.clause("S1", "S2", "S3", "S4", "S5", "S13")
-@few()
 @given(data=st.data(), training=st.booleans())
 def test_on_lattices_every_result_is_the_same_to_the_bit(data: st.DataObject, training: bool) -> None:
     case = data.draw(lattices(training=training)).case
@@ -112,7 +112,6 @@ def test_on_lattices_every_result_is_the_same_to_the_bit(data: st.DataObject, tr
 
 
 @pytest.mark.clause("S12")
-@few(2)
 @given(seed=st.integers(0, 2**32), dtype=st.sampled_from(("float16", "bfloat16", "float32", "float64")))
 def test_masks_delete_the_same_values_everywhere(seed: int, dtype: str) -> None:
     """A mask without any symmetry, on a call with exact answers."""
@@ -120,7 +119,6 @@ def test_masks_delete_the_same_values_everywhere(seed: int, dtype: str) -> None:
 
 
 @pytest.mark.clause("S2", "S3", "S13")
-@few()
 @given(case=cases())
 def test_elsewhere_every_two_lie_within_both_bounds(case: Case) -> None:
     try:
@@ -131,7 +129,6 @@ def test_elsewhere_every_two_lie_within_both_bounds(case: Case) -> None:
 
 
 @pytest.mark.clause("S13")
-@few(2)
 @given(case=cases(), seed=st.integers(0, 2**32))
 def test_second_derivatives_lie_within_both_bounds(case: Case, seed: int) -> None:
     cotangents, channels = random_cotangents(case, seed), case.x.shape[case.axis]
@@ -187,7 +184,6 @@ def same_counts(found: dict[str, Moments]) -> dict[str, Moments]:
 
 
 @pytest.mark.clause("S15")
-@few(2)
 @given(seed=st.integers(0, 2**32), dtype=st.sampled_from(("float16", "bfloat16", "float32", "float64")))
 def test_moments_of_lattices_are_the_same_to_the_bit_masked_or_not(seed: int, dtype: str) -> None:
     case = lattice(seed, dtype, 3, (4, 2, 4), 1, offset=17).case
@@ -196,7 +192,6 @@ def test_moments_of_lattices_are_the_same_to_the_bit_masked_or_not(seed: int, dt
 
 
 @pytest.mark.clause("S15")
-@few(2)
 @given(case=cases(training=True, largest_kappa=1e3))
 def test_moments_and_merges_lie_within_both_bounds(case: Case) -> None:
     assume(case.axis % case.x.ndim != 0 and case.x.shape[0] > 1)
@@ -216,7 +211,6 @@ def test_moments_and_merges_lie_within_both_bounds(case: Case) -> None:
 
 
 @pytest.mark.clause("S5")
-@few(2)
 @given(seed=st.integers(0, 2**32), wide=st.booleans())
 def test_folds_differ_by_few_units(seed: int, wide: bool) -> None:
     """scale rounds in a sum, a root, a division and a product, and shift in three further steps."""

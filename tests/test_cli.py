@@ -84,7 +84,7 @@ def refused(said: Said, words: str, code: int = 2) -> None:
 
 # Help.
 
-COMMANDS = ["train", "compare", "predict", "data", "info"]
+COMMANDS = ["train", "compare", "predict", "data", "info", "stats"]
 
 
 def test_without_a_command_it_helps(polybn_: Polybn) -> None:

@@ -23,7 +23,7 @@ from tests.test_clauses import CLAUSES, TESTS, marked_in
 from tests.test_docstrings import PUBLIC
 
 ROOT = Path(__file__).parents[1]
-EXAMPLE = ROOT / "docs" / "examples" / "polybn_torch"
+EXAMPLE = ROOT / "docs" / "examples" / "polybn_xarray"
 
 # The specification.
 
@@ -259,9 +259,9 @@ def test_the_page_says_of_the_waves_what_was_recorded() -> None:
 
 
 def test_the_example_fits_one_screen_and_polybn_does_not_know_it() -> None:
-    assert len((EXAMPLE / "polybn_torch.py").read_text(encoding="utf-8").splitlines()) < 120
+    assert len((EXAMPLE / "polybn_xarray.py").read_text(encoding="utf-8").splitlines()) < 120
     source = [path for folder in ("polybn", "backends") for path in (ROOT / folder).rglob("*.py")]
-    assert [path for path in source if "polybn_torch" in path.read_text(encoding="utf-8")] == []
+    assert [path for path in source if "polybn_xarray" in path.read_text(encoding="utf-8")] == []
 
 
 def test_a_backend_of_a_third_party_is_checked_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

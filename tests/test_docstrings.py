@@ -182,7 +182,8 @@ def test_the_examples_of_a_backend_run(backend: str, tmp_path: Path, monkeypatch
 
 def test_each_function_of_a_backend_says_what_it_does(backend: str) -> None:
     module: Any = polybn.backend(backend)
-    functions = {name: value for name in module.__all__ if inspect.isfunction(value := getattr(module, name))}
+    names = getattr(module, "__all__", [name for name in dir(module) if not name.startswith("_")])
+    functions = {name: value for name in names if inspect.isroutine(value := getattr(module, name))}
     found = {name: flaws(value, inner=True) for name, value in functions.items()}
     assert {name: all_flaws for name, all_flaws in found.items() if all_flaws} == {}
 

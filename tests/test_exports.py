@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polybn import cli
+from polybn import cli, dialects
 from polybn.lenet import exports, fashion_mnist, networks, training
 from polybn.lenet.exports import layouts, trained
 from polybn.lenet.runs import Run
@@ -25,7 +25,7 @@ from tests.support.training_worker import slice_of_sample
 DATA = slice_of_sample(train=1009, test=211)
 
 
-def needs(*libraries: str) -> Any:
+def needs(*libraries: str) -> pytest.MarkDecorator:
     missing = [library for library in libraries if importlib.util.find_spec(library) is None]
     return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} is not installed")
 
@@ -78,7 +78,7 @@ def test_what_comes_back_has_the_same_bits(format: str, norm: str, runs: dict[st
 def test_pytorch_is_told_how_many_batches_there_were(runs: dict[str, Run]) -> None:
     told = trained.of_run(runs["spec"])
     assert told.steps == 2 * -(-1009 // 127)
-    layers = layouts.to_layers(told.network, told.state, layouts.Layout(layouts.dialects.PYTORCH), told.steps)
+    layers = layouts.to_layers(told.network, told.state, layouts.Layout(dialects.PYTORCH), told.steps)
     assert layers["norm1"]["num_batches_tracked"] == told.steps
 
 
@@ -113,7 +113,7 @@ def test_a_whole_network_keeps_the_options_of_its_batch_norms(format: str, tmp_p
     assert exports.load(files[-1])[0] == OTHER
 
 
-@needs("onnx")
+@pytest.mark.skipif(importlib.util.find_spec("onnx") is None, reason="onnx is not installed")
 def test_onnx_says_momentum_and_eps_in_its_own_words(tmp_path: Path) -> None:
     import onnx
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 import polybn
 from polybn.conformance.cases import DTYPES, Case, equal, statistics_dtype
-from polybn.conformance.strategies import cases, sample
+from polybn.conformance.strategies import sample
 from tests.support.cases import run
+from tests.support.drawing import cases
 
 
 @pytest.mark.clause("S3", "S13")

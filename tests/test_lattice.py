@@ -15,8 +15,8 @@ import polybn
 from polybn.conformance import oracle
 from polybn.conformance.cases import DTYPES, Array, Case, equal, rows, statistics_dtype
 from polybn.conformance.lattice import Lattice, lattice, many_values, more_than_float32_counts
-from polybn.conformance.strategies import lattices
 from tests.support.cases import run
+from tests.support.drawing import forms, lattices
 
 """A pattern of variance 5, whose squares add up exactly in float32 up to m = 2^21."""
 
@@ -87,13 +87,16 @@ def test_beyond_the_range(backend: str, made: Lattice) -> None:
 @pytest.mark.clause("S1", "S2", "S3")
 @given(
     seed=st.integers(0, 2**32),
-    dtype=st.sampled_from(tuple(DTYPES)),
-    rest=st.sampled_from(((12,), (4, 5), (3, 4), (2, 3, 2), (5, 4, 7), (2, 1, 2, 11), (1, 3, 2, 2))),
-    place=st.integers(0, 3),
-    channels=st.sampled_from((1, 2, 3, 65, 130)),
+    form=forms(
+        tuple(DTYPES),
+        ((12,), (4, 5), (3, 4), (2, 3, 2), (5, 4, 7), (2, 1, 2, 11), (1, 3, 2, 2)),
+        (0, 1, 2, 3),
+        (1, 2, 3, 65, 130),
+    ),
 )
-def test_uneven_sizes(backend: str, seed: int, dtype: str, rest: tuple[int, ...], place: int, channels: int) -> None:
-    """The answers are exact if m is four times an odd number and C is no multiple of any vector width."""
+def test_uneven_sizes(backend: str, seed: int, form: tuple[str, tuple[int, ...], int, int]) -> None:
+    """The same, where m is four times an odd number and C is not a multiple of any vector width."""
+    dtype, rest, place, channels = form
     assert_forward(backend, lattice(seed, dtype, channels, rest, min(place, len(rest)), offset=17))
 
 

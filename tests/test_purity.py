@@ -15,8 +15,9 @@ from hypothesis import given
 
 import polybn
 from polybn.conformance.cases import DTYPES, Case, case_of, equal, same, statistics_dtype
-from polybn.conformance.strategies import cases, sample
+from polybn.conformance.strategies import sample
 from tests.support.cases import Outcome, run
+from tests.support.drawing import cases
 
 THREADS = 8
 

@@ -18,8 +18,9 @@ from polybn.conformance.cases import DTYPES, Case, equal, rows, statistics_dtype
 from polybn.conformance.certify import certify
 from polybn.conformance.forms import VacuousBoundError
 from polybn.conformance.properties.compare import take, take_outcome
-from polybn.conformance.strategies import cases, sample
+from polybn.conformance.strategies import sample
 from tests.support.cases import assert_others_equal, run
+from tests.support.drawing import cases
 from tests.support.within import within
 
 EXTREME = {

@@ -14,9 +14,10 @@ import polybn
 from polybn.conformance.cases import DTYPES, Array, Case, equal, rows, same, statistics_dtype
 from polybn.conformance.certify import certify
 from polybn.conformance.lattice import lattice
-from polybn.conformance.strategies import cases, sample
+from polybn.conformance.strategies import sample
 from polybn.spec import RunningVariance
 from tests.support.cases import run
+from tests.support.drawing import cases, forms, narrowed
 
 
 def random_mask(case: Case, seed: int, share: float) -> np.ndarray:
@@ -63,13 +64,12 @@ def assert_untouched(case: Case, outcome: dict[str, Array | None], c: int) -> No
 @pytest.mark.clause("S12", "S13")
 @given(
     seed=st.integers(0, 2**32),
-    dtype=st.sampled_from(tuple(DTYPES)),
-    axis=st.integers(0, 2),
-    training=st.booleans(),
+    form=forms(tuple(DTYPES), (0, 1, 2), (True, False, False, True, True)),
     value=st.sampled_from((math.nan, math.inf, -math.inf, 6e4)),
 )
-def test_exactly_as_if_deleted(backend: str, seed: int, dtype: str, axis: int, training: bool, value: float) -> None:
-    """On the lattice, deleting half of the values, here NaN, gives the bits of the shorter array."""
+def test_exactly_as_if_deleted(backend: str, seed: int, form: tuple[str, int, bool], value: float) -> None:
+    """On the lattice the result is the short one's to the bit: half of the values are left, with NaN between them."""
+    dtype, axis, training = form
     b, rng = polybn.backend(backend), np.random.default_rng(seed)
     short = lattice(seed, dtype, 5, (4, 8), 0, offset=17).case
     # In inference, too, the root is a power of two: 5 + 11 = 16.
@@ -119,7 +119,11 @@ def test_all_true(backend: str, case: Case) -> None:
 def test_masks_broadcast(backend: str, case: Case, data: st.DataObject) -> None:
     """A mask with fewer or shorter axes gives the bits of its broadcast."""
     b, rank = polybn.backend(backend), case.x.ndim
-    shape = [n if data.draw(st.booleans()) else 1 for n in case.x.shape][data.draw(st.integers(0, rank)) :]
+    long = data.draw(
+        narrowed(st.lists(st.booleans(), min_size=rank, max_size=rank), [[True, False, True, False, True]])
+    )
+    first = data.draw(narrowed(st.integers(0, rank), [0, rank - 2]))
+    shape = [n if whole else 1 for n, whole in zip(case.x.shape, long, strict=False)][first:]
     mask = np.random.default_rng(data.draw(st.integers(0, 2**32))).random(tuple(shape)) < 0.7
     case = case._replace(running_variance="biased")
     whole = np.ascontiguousarray(np.broadcast_to(mask, case.x.shape))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from polybn.arguments import fail_single_value, fail_variance
+from polybn.arguments import Arrays, fail_single_value, fail_variance
 from polybn.spec import Affine, Arguments, Array, BatchNormResult, Moments
 from polybn_array_api.arithmetic import (
     Statistics,
@@ -101,7 +101,6 @@ def fold(xp: Any, arguments: Arguments) -> Affine:
     a = layout_of(xp, arguments, arguments.running_mean)
     variance = a.column(checked_variance(a, arguments))
     gamma, beta, mean = map(a.column, arguments[2:5])
-    assert variance is not None
     scale = times(inverse_root(a, variance, a.number(arguments.eps)), gamma)
     shift = -mean * scale if beta is None else beta - mean * scale
     return Affine(a.vector(scale, dtype), a.vector(shift, dtype))
@@ -152,5 +151,5 @@ def _update(
     return tuple(news)
 
 
-_NOTHING = Arguments("", *[None] * 6, True, 1.0, 0.0, False, 1, 0, 0, "float64")
+_NOTHING = Arguments("", *Arrays(), True, 1.0, 0.0, False, 1, 0, 0, "float64")
 """The arguments of a call without arrays."""

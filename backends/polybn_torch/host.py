@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,13 +16,7 @@ import polybn_numpy
 from polybn.spec import Arguments, Gradients, SecondGradients
 from polybn_numpy.call import Residuals
 
-try:
-    import ml_dtypes
-except ImportError:
-    BFLOAT16 = None
-else:
-    BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-"""NumPy's dtype for bfloat16, if ml_dtypes is installed."""
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 LINES = 5
 """The number of rows of the saved statistics."""
@@ -41,7 +36,7 @@ def operators_only() -> Iterator[None]:
 
 def serves(x: torch.Tensor) -> bool:
     """Return whether the host can compute on the memory of a tensor."""
-    return x.device.type == "cpu" and (x.dtype != torch.bfloat16 or BFLOAT16 is not None) and not _operators_only.get()
+    return x.device.type == "cpu" and not _operators_only.get()
 
 
 def saved_dtype(x: torch.Tensor) -> torch.dtype:  # noqa: ARG001
@@ -53,10 +48,15 @@ def view(tensor: torch.Tensor | None) -> NDArray[Any] | None:
     """Return a NumPy view of a CPU tensor; None stays None."""
     if tensor is None:
         return None
-    tensor = tensor.detach()
+    tensor = tensor.detach().resolve_neg()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(BFLOAT16)
     return tensor.numpy()
+
+
+def view_or_none(tensor: torch.Tensor | None) -> NDArray[Any] | None:
+    """Return a NumPy view of a CPU tensor; None stays None."""
+    return None if tensor is None else view(tensor)
 
 
 def forward(arguments: Arguments) -> tuple[torch.Tensor, Any, Any, torch.Tensor, torch.Tensor | None]:
@@ -71,7 +71,7 @@ def forward(arguments: Arguments) -> tuple[torch.Tensor, Any, Any, torch.Tensor,
 def backward(arguments: Arguments, saved: torch.Tensor, counts: torch.Tensor | None, dy: torch.Tensor) -> list[Any]:
     """Return the gradients of the five arguments (S13)."""
     dx = torch.empty_like(arguments.x)
-    residuals = Residuals(view(counts), view(saved))
+    residuals = Residuals(view_or_none(counts), view(saved))
     found = polybn_numpy.backward(seen(arguments), residuals, view(dy), out=view(dx))
     return [dx, *(None if gradient is None else torch.from_numpy(gradient) for gradient in found[1:])]
 
@@ -80,8 +80,9 @@ def double_backward(
     arguments: Arguments, saved: torch.Tensor, counts: torch.Tensor | None, dy: torch.Tensor, cotangents: Gradients
 ) -> SecondGradients:
     """Differentiate :func:`backward`."""
-    residuals = Residuals(view(counts), view(saved))
-    found = polybn_numpy.double_backward(seen(arguments), residuals, view(dy), Gradients(*map(view, cotangents)))
+    residuals = Residuals(view_or_none(counts), view(saved))
+    seen_cotangents = Gradients(*map(view_or_none, cotangents))
+    found = polybn_numpy.double_backward(seen(arguments), residuals, view(dy), seen_cotangents)
     return SecondGradients(*map(tensor, found))
 
 
@@ -96,4 +97,5 @@ def tensor(host: NDArray[Any] | None) -> torch.Tensor | None:
 
 def seen(arguments: Arguments) -> Arguments:
     """Replace tensors by views of their memory."""
-    return arguments._replace(**{name: view(getattr(arguments, name)) for name in Arguments._fields[1:7]})
+    x, gamma, beta, mean, var, where = map(view_or_none, arguments[1:7])
+    return arguments._replace(x=x, gamma=gamma, beta=beta, running_mean=mean, running_var=var, where=where)

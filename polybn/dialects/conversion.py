@@ -23,7 +23,7 @@ FUNCTION = "polybn.dialects.convert"
 
 
 class Converted(NamedTuple):
-    """What :func:`convert` returns."""
+    """What :func:`polybn.dialects.convert` returns."""
 
     state: dict[str, NDArray[Any]]
     """The state under the target's own names. Arrays with a value per channel have shape ``(C,)``."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from polybn.dialects import DIALECTS, POLYBN, convert
-from polybn.dialects.options import to_old
+from polybn.dialects.said import to_old
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
@@ -60,19 +60,20 @@ def channels_of(norm: Norm) -> Channels | None:
     if mean is None or _find(norm, dialect, "running_var") is None:
         return None
     state = _neutral(norm, dialect)
-    ones = np.ones(mean.size)
     count = _find(norm, dialect, "count")
     return Channels(
-        norm.name,
-        dialect,
-        *(np.asarray(state.get(name, fill), np.float64) for name, fill in (("gamma", ones), ("beta", 0 * ones))),
-        *(np.asarray(state[name], np.float64) for name in ("running_mean", "running_var")),
-        float(said.get("eps", dialect.eps)),
-        "eps" in said,
-        to_old(dialect, said["momentum"]) if "momentum" in said else None,
-        None if count is None else int(count.reshape(-1)[0]),
-        norm.training,
-        norm.lacks,
+        name=norm.name,
+        dialect=dialect,
+        gamma=np.asarray(state.get("gamma", np.ones(mean.size)), np.float64),
+        beta=np.asarray(state.get("beta", np.zeros(mean.size)), np.float64),
+        mean=np.asarray(state["running_mean"], np.float64),
+        var=np.asarray(state["running_var"], np.float64),
+        eps=float(said.get("eps", dialect.eps)),
+        eps_known="eps" in said,
+        momentum=to_old(dialect, said["momentum"]) if "momentum" in said else None,
+        batches=None if count is None else int(count.reshape(-1)[0]),
+        training=norm.training,
+        lacks=norm.lacks,
     )
 
 

@@ -77,7 +77,7 @@ def find_archive(file: BinaryIO) -> tuple[list[Norm], int]:
         roles = [role for role, kept in zip(ROLES, there, strict=True) if kept]
         if len(numbered.get(layer, ())) != len(roles):
             raise ModelFileError(f"hold {len(roles)} weights of {layer!r:.80}; got {len(numbered.get(layer, ()))}")
-        words = {word: options[word] for word in ("momentum", "epsilon", "axis") if word in options}
+        words: dict[str, Any] = {word: options[word] for word in ("momentum", "epsilon", "axis") if word in options}
         words |= {"axis": words["axis"][0]} if isinstance(words.get("axis"), list) else {}
         norms.append(_norm(tensors, layer, numbered[layer], roles, words))
     return norms, len(tensors.shapes)

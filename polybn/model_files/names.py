@@ -78,7 +78,7 @@ def _stem(name: str, place: Place) -> str:
     return name.removesuffix(place.dialect.names["running_mean"])
 
 
-_AFFINE = sorted({DIALECTS[name].names[role] for name in ORDER for role in ("gamma", "beta")})  # type: ignore[index]
+_AFFINE = sorted({DIALECTS[name].names[role] for name in ORDER for role in ("gamma", "beta")})
 _VECTORS = ("gamma", "beta", "running_mean", "running_var")
 
 
