@@ -122,7 +122,7 @@ def bind(name: str) -> Binding:
     Parameters
     ----------
     name : str
-        Of the library; also that of the backend.
+        The name of the library, and of the backend.
 
     Raises
     ------

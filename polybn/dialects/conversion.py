@@ -23,7 +23,7 @@ FUNCTION = "polybn.dialects.convert"
 
 
 class Converted(NamedTuple):
-    """What :func:`polybn.dialects.convert` returns."""
+    """The result of :func:`polybn.dialects.convert`."""
 
     state: dict[str, NDArray[Any]]
     """The state under the target's own names. Arrays with a value per channel have shape ``(C,)``."""
@@ -50,7 +50,7 @@ def convert(
     state : mapping of str to ndarray, shape (C,)
         The state under the source's names. Arrays may have axes of length 1 beside the channel axis.
     source, target : Dialect or str
-        Where the state comes from, and where it goes.
+        The dialects of the state and of the result.
     count : int, optional
         Number of values per channel in a training batch, ``x.size / C``: Bessel's correction needs it.
     steps : int, optional

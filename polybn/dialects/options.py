@@ -11,7 +11,7 @@ from polybn.dialects.said import Options, read_options, to_old
 
 
 class ConvertedOptions(NamedTuple):
-    """What :func:`polybn.dialects.convert_options` returns."""
+    """The result of :func:`polybn.dialects.convert_options`."""
 
     options: dict[str, Any]
     """The options in the words of the target."""

@@ -48,7 +48,7 @@ def inspect(model: Model, target: Dialect | None = None) -> list[Finding]:
     Parameters
     ----------
     model : Model
-        As :func:`polybn.model_files.read` returns it.
+        A model, as from :func:`polybn.model_files.read`.
     target : Dialect, optional
         The dialect of the framework that the model will be moved to.
 

@@ -36,7 +36,7 @@ def headline(name: str, model: Model, findings: list[Finding]) -> str:
 
 
 def _kinds(findings: list[Finding]) -> str:
-    """Say what is wrong in most layers, and where; then what else is."""
+    """Return the fault of most layers with their names, and then the other faults."""
     layers = dict[str, list[str]]()
     for finding in findings:
         layers.setdefault(finding.kind, [])

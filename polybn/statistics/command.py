@@ -100,7 +100,7 @@ def stats(
         raise DomainError(f"polybn stats: --scale must be a positive number; got {scale} (values are divided by it)")
     if picture is not None:
         pictures.check_target(picture)
-        pictures.new_figure()  # matplotlib is there, or that is said now
+        pictures.new_figure()  # fails early without matplotlib
     spread = _spread(workers, scheduler)
     layout = Layout(None if axis is None else _axis(axis), array)
     seen = paths if scheduler is None else [path.absolute() for path in paths]
@@ -123,7 +123,7 @@ def stats(
 
 
 def _spread(workers: int, scheduler: str | None) -> Spread:
-    """Choose who reads."""
+    """Return the function that distributes parts to readers."""
     from polybn.statistics.measure import in_processes, on_cluster
 
     if scheduler is None:

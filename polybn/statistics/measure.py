@@ -81,8 +81,8 @@ def measure(
 
 
 def in_processes(work: Work, parts: list[Part], *, workers: int) -> Iterator[Measured]:
-    """Let worker processes of this machine read."""
-    # New processes rather than forks: a fork of a process with threads may hang.
+    """Let worker processes on this machine read."""
+    # New processes, because a fork of a process with threads may hang.
     number = max(1, min(workers, len(parts)))
     pool = ProcessPoolExecutor(number, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
     try:
@@ -97,9 +97,9 @@ def in_processes(work: Work, parts: list[Part], *, workers: int) -> Iterator[Mea
 
 
 def on_cluster(work: Work, parts: list[Part], *, address: str) -> Iterator[Measured]:
-    """Let the workers of a Dask cluster read, which must see the files under the same names.
+    """Let the workers of a Dask cluster read; they must see the files under the same names.
 
-    What a worker that is lost has read is read again by others.
+    Other workers read the parts of a lost worker again.
     """
     try:
         from distributed import Client, KilledWorker
