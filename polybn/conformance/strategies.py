@@ -197,7 +197,7 @@ def values(
     Returns
     -------
     SearchStrategy of Case
-        With all vectors and the biased variance; no channel is constant.
+        Cases with all vectors and the biased variance; no channel is constant.
 
     Examples
     --------
