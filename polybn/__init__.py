@@ -29,18 +29,23 @@ from polybn.spec import (
 from polybn.version import __version__
 
 if TYPE_CHECKING:
-    from polybn import conformance, spec
+    from polybn import conformance, dialects, spec
     from polybn.lenet import checkpoints, fashion_mnist, networks, runs, training
     from polybn.lenet.runs import Run
     from polybn.lenet.training import train
+    from polybn.statistics.accumulator import Statistics
 
-# These need NumPy on the host; they are imported when they are first asked for. The modules that train LeNet live in
-# polybn.lenet; the public ones are reachable from here, too.
+# These need NumPy and are imported on first use. The modules that train LeNet live in polybn.lenet; the public ones can
+# be reached from here, too.
 _LENET = ("checkpoints", "contact_sheet", "fashion_mnist", "networks", "runs", "training")
-_LAZY_MODULES = {name: f"polybn.{name}" for name in ("cli", "conformance")} | {
+_LAZY_MODULES = {name: f"polybn.{name}" for name in ("cli", "conformance", "dialects")} | {
     name: f"polybn.lenet.{name}" for name in _LENET
 }
-_LAZY_NAMES = {"train": "polybn.lenet.training", "Run": "polybn.lenet.runs"}
+_LAZY_NAMES = {
+    "Run": "polybn.lenet.runs",
+    "Statistics": "polybn.statistics.accumulator",
+    "train": "polybn.lenet.training",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -72,6 +77,7 @@ __all__ = [
     "SecondGradients",
     "ShapeError",
     "SingleValueWarning",
+    "Statistics",
     "__version__",
     "backend",
     "backends",
@@ -79,6 +85,7 @@ __all__ = [
     "batch_norm_vjp",
     "checkpoints",
     "conformance",
+    "dialects",
     "fashion_mnist",
     "fold",
     "merge_moments",

@@ -36,6 +36,10 @@ from polybn.spec import (
 STATISTICS_DTYPE = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
 """Clause S6: from the dtype of x to the dtype of parameters and statistics."""
 
+_INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+MOMENTS_DTYPE = STATISTICS_DTYPE | dict.fromkeys(_INTEGERS, "float64")
+"""Clause S15: the same for ``moments`` on a backend that takes integers."""
+
 
 class Arrays(NamedTuple):
     """The arrays of one call, or a description of each, by the names that users give them."""
@@ -84,9 +88,11 @@ def dtype_name(dtype: Any) -> str:
 
 def describe_arrays(function: str, backend: Backend, arrays: Mapping[str, Any]) -> dict[str, Description | None]:
     """Describe each array of a call, by name; refuse what is no plain array of the backend's library."""
-    described = {name: None if value is None else backend.inspect(value) for name, value in arrays.items()}
+    described = dict[str, Description | None]()
+    inspect = backend.inspect
     for name, value in arrays.items():
-        if value is not None and described[name] is None:
+        description = described[name] = None if value is None else inspect(value)
+        if description is None and value is not None:
             given = ", ".join(f"{other}: {type_name(a)}" for other, a in arrays.items() if a is not None)
             raise BackendError(
                 f"polybn.{function}: {name} must be a plain {traits_of(backend).library or backend.name} array; got "
@@ -96,7 +102,7 @@ def describe_arrays(function: str, backend: Backend, arrays: Mapping[str, Any]) 
 
 
 def check_record(function: str, name: str, value: object, record: type[Moments] | type[Gradients]) -> None:
-    """Check that a result of PolyBN comes back in the named tuple that it left in."""
+    """Check that a result of PolyBN is given back as the named tuple that it was."""
     if not isinstance(value, record):
         raise DTypeError(
             f"polybn.{function}: {name} must be a polybn.{record.__name__}; got {type_name(value)} "
@@ -108,13 +114,13 @@ def check_batch_norm(function: str, given: Arrays, options: Options, *, joined: 
     """Check descriptions and options of ``batch_norm`` and ``batch_norm_vjp``.
 
     ``joined`` says that ``x`` is a part of a larger whole, so that one value per channel may be one of many.
-    Results are remembered: a training loop makes the same call again and again.
+    Results are cached: a training loop makes the same call again and again.
     """
     try:
         hash(options)
-    except TypeError:  # such as an array: no option, and the checks will say so
+    except TypeError:  # an option that has no hash, such as an array, is an error that the checks report
         return _check_batch_norm.__wrapped__(function, given, options, joined, ())
-    # The types belong to the key because 1, 1.0 and True are equal, and only one of them is right.
+    # The types are part of the key: 1, 1.0 and True are equal, but not equally allowed.
     return _check_batch_norm(function, given, options, joined, tuple(map(type, options)))
 
 
@@ -141,14 +147,16 @@ def _check_batch_norm(
     return known
 
 
-def check_moments(function: str, given: Arrays, axis: Any) -> Known:
+def check_moments(function: str, given: Arrays, axis: Any, *, integers: bool = False) -> Known:
     """Check ``x``, its channel axis, ``where``, and that all arrays are on one device."""
+    known = MOMENTS_DTYPE if integers else STATISTICS_DTYPE
     check_given(function, x=given.x)
     shape, dtype, _ = given.x
-    if dtype not in STATISTICS_DTYPE:
+    if dtype not in known:
+        what = "moments are" if function == "moments" else "batch norm is"
         raise DTypeError(
-            f"polybn.{function}: x must have one of the dtypes {', '.join(STATISTICS_DTYPE)}; got {dtype} "
-            "(batch norm is defined on these, and nothing is converted: do so before the call)"
+            f"polybn.{function}: x must have one of the dtypes {', '.join(known)}; got {dtype} "
+            f"({what} defined on these, and nothing is converted: do so before the call)"
         )
     if len(shape) < 2:
         raise ShapeError(
@@ -166,7 +174,7 @@ def check_moments(function: str, given: Arrays, axis: Any) -> Known:
     check_devices(function, given._asdict())
     _check_known(function, shape)
     rest = shape[:index] + shape[index + 1 :]
-    return Known(index, shape[index], math.prod(rest), STATISTICS_DTYPE[dtype])
+    return Known(index, shape[index], math.prod(rest), known[dtype])
 
 
 def _check_known(function: str, shape: tuple[Any, ...]) -> None:
@@ -204,9 +212,10 @@ def check_fold(given: Arrays, eps: Any) -> Known:
 
 def check_merge_moments(given: Mapping[str, Description | None]) -> None:
     """Check the fields of both arguments of ``merge_moments``; ``a.mean`` fixes the number of channels and dtype."""
+    given = {name: value for name, value in given.items() if value is not None or not name.endswith(".low")}
     check_given("merge_moments", **given)
     mean, count = given["a.mean"], given["a.count"]
-    assert mean is not None  # check_given saw to both
+    assert mean is not None  # for the type checker: check_given has checked both
     assert count is not None
     shape, dtype = _check_vector("merge_moments", "a.mean", mean)
     if not count.dtype.startswith(("int", "uint")):
@@ -221,6 +230,8 @@ def check_merge_moments(given: Mapping[str, Description | None]) -> None:
 
 def check_dy(dy: Description | None, x: Description) -> None:
     """Check a pullback's cotangent against ``x``, whose shape and dtype the output has."""
+    if dy == x:
+        return
     check_given("batch_norm_vjp", dy=dy)
     _check_match("batch_norm_vjp", "dy", dy, x, "the output's")
     check_devices("batch_norm_vjp", {"x": x, "dy": dy})
@@ -258,7 +269,7 @@ def fail_single_value(function: str, because: str) -> NoReturn:
 
 
 def check_given(function: str, **required: Description | None) -> None:
-    """Check that arguments which may not be None are not."""
+    """Check that no required argument is None."""
     for name, value in required.items():
         if value is None:
             raise BackendError(

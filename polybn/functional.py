@@ -49,7 +49,7 @@ def batch_norm(
     x : array, shape (N, C, ...)
         float16, bfloat16, float32 or float64, rank 2 or more, from any installed backend; C lies at ``axis``.
     gamma, beta : array, shape (C,), optional
-        Scale and shift; None means 1 and 0. float32, or float64 for float64 ``x``, as all that follow.
+        Scale and shift; None means 1 and 0. float32, or float64 for float64 ``x``; so are the running statistics.
     running_mean, running_var : array, shape (C,), optional
         Both or neither in training; both in inference.
     training : bool
@@ -66,7 +66,7 @@ def batch_norm(
     where : array of bool, optional
         Broadcasts to the shape of ``x``; False deletes a value from the statistics and gives 0 in ``y``.
     **own
-        Keywords that one library alone knows: ``out=`` for NumPy arrays, ``axis_name=`` for JAX arrays.
+        Keywords of one library only: ``out=`` for NumPy arrays, ``axis_name=`` for JAX arrays.
 
     Returns
     -------
@@ -160,6 +160,8 @@ def moments(x: Array, *, axis: int = 1, where: Array | None = None, **own: Any) 
     Parameters
     ----------
     x : array, shape (N, C, ...)
+        Of a dtype that :func:`polybn.batch_norm` takes; on backends that declare it, such as NumPy, of integers, too:
+        their moments are exact, rounded once to float64.
     axis : int, default 1
         The channel axis.
     where : array of bool, optional
@@ -170,7 +172,8 @@ def moments(x: Array, *, axis: int = 1, where: Array | None = None, **own: Any) 
     Returns
     -------
     Moments
-        Three arrays of shape ``(C,)``: ``count`` (integers), ``mean`` and ``m2``, the biased variance times the count.
+        Arrays of shape ``(C,)``: ``count`` (integers), ``mean``, ``m2``, the biased variance times the count, and
+        ``low``, what the mean lost when it was rounded.
 
     Raises
     ------
@@ -182,25 +185,29 @@ def moments(x: Array, *, axis: int = 1, where: Array | None = None, **own: Any) 
     >>> import numpy as np
     >>> import polybn
     >>> polybn.moments(np.array([[1.0], [2.0], [6.0]]))
-    Moments(count=array([3]), mean=array([3.]), m2=array([14.]))
+    Moments(count=array([3]), mean=array([3.]), m2=array([14.]), low=array([0.]))
+    >>> images = np.full((2, 28, 28, 3), 255, np.uint8)
+    >>> polybn.moments(images, axis=-1).mean
+    array([255., 255., 255.])
     """
     backend = backend_of("moments", x=x, where=where)
     given = Arrays(**describe_arrays("moments", backend, {"x": x, "where": where}))
-    check_own("moments", own, traits_of(backend).own)
-    known = check_moments("moments", given, axis)
+    traits = traits_of(backend)
+    check_own("moments", own, traits.own)
+    known = check_moments("moments", given, axis, integers=traits.integers)
     return backend.moments(Arguments("moments", *Arrays(x, where=where), True, 1.0, 0.0, False, *known, own))
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """Combine the moments of two disjoint parts into those of the whole (clause S15).
 
-    Associative up to rounding; an empty part changes nothing, to the bit. The base of synchronized, ghost
-    and streaming statistics.
+    Associative up to rounding, which does not grow with the mean; an empty part changes nothing, to the bit. The base
+    of synchronized, ghost and streaming statistics.
 
     Parameters
     ----------
     a, b : Moments
-        Of arrays with the same channels and dtype, of the same backend.
+        What :func:`polybn.moments` returned for arrays of one backend, one number of channels and one dtype.
 
     Returns
     -------
@@ -222,7 +229,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     >>> import polybn
     >>> x = np.array([[1.0], [2.0], [6.0]])
     >>> polybn.merge_moments(polybn.moments(x[:1]), polybn.moments(x[1:]))
-    Moments(count=array([3]), mean=array([3.]), m2=array([14.]))
+    Moments(count=array([3]), mean=array([3.]), m2=array([14.]), low=array([0.]))
     """
     check_record("merge_moments", "a", a, Moments)
     check_record("merge_moments", "b", b, Moments)
@@ -279,9 +286,10 @@ def fold(
 
 def _admit(function: str, arrays: Arrays, options: Options, own: dict[str, Any]) -> tuple[Backend, Arguments]:
     """Find the backend of a call, check its arguments, and put them into one record."""
-    backend = backend_of(function, **arrays._asdict())
+    named = arrays._asdict()
+    backend = backend_of(function, **named)
     traits = traits_of(backend)
-    given = Arrays(**describe_arrays(function, backend, arrays._asdict()))
+    given = Arrays(*describe_arrays(function, backend, named).values())
     check_own(function, own, traits.own)
     joined = own.get(traits.joins) is not None
     known = check_batch_norm(function, given, options, joined=joined)

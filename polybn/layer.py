@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from polybn.arguments import dtype_name
 from polybn.dispatch import backend as find_backend
 from polybn.functional import batch_norm, batch_norm_vjp, merge_moments, moments
+from polybn.layer_dialect import AXIS, EPS, MOMENTUM, RUNNING_VARIANCE, Manner, in_dialect, said
 from polybn.layer_state import NAMES, check_state
 from polybn.options import check_axis, check_eps, check_momentum, check_running_variance
 from polybn.spec import DTypeError, ShapeError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from polybn.dialects import Dialect
     from polybn.pullback import Pullback
     from polybn.spec import Array, Backend, RunningVariance
 
@@ -31,17 +33,22 @@ class BatchNorm:
     ----------
     num_features : int
         Number of channels, C.
+    dialect : Dialect or str, optional
+        The framework whose words these are, such as ``"pytorch"``: outputs and state are then as there. ``momentum``,
+        ``eps`` and ``axis`` are the framework's own if left out, and ``momentum`` has the sense that it has there.
+        The names are those of :data:`polybn.dialects.DIALECTS`.
     momentum : float or None, default 0.9
         As in :func:`polybn.batch_norm`. None averages over all batches since the last reset, each with the same
         weight: after n of them the momentum is ``n / (n + 1)``.
     eps, axis, running_variance
         As in :func:`polybn.batch_norm`.
     scale, shift, track : bool, default True
-        Whether there is a gamma, a beta, and running statistics. Without the last, only training works.
+        Whether there is a gamma, a beta, and running statistics. Without the last, only training works. In a dialect
+        that takes gamma for 1, there is none.
     backend : str, default "numpy"
         The library whose arrays the layer holds and serves.
     dtype : {"float32", "float64"}
-        Of parameters and statistics: float64 to serve float64 arrays, float32 for all others.
+        Dtype of parameters and statistics: float64 to serve float64 arrays, float32 for all others.
 
     Attributes
     ----------
@@ -54,7 +61,7 @@ class BatchNorm:
     Raises
     ------
     ShapeError, DTypeError, DomainError, BackendError
-        For a number of features, an option, a dtype or a backend that cannot be.
+        If the number of features, an option, the dtype or the backend is not allowed.
 
     Notes
     -----
@@ -77,10 +84,11 @@ class BatchNorm:
         self,
         num_features: int,
         *,
-        momentum: float | None = 0.9,
-        eps: float = 1e-5,
-        axis: int = 1,
-        running_variance: RunningVariance = "biased",
+        dialect: Dialect | str | None = None,
+        momentum: float | None = MOMENTUM,
+        eps: float = EPS,
+        axis: int = AXIS,
+        running_variance: RunningVariance = RUNNING_VARIANCE,
         scale: bool = True,
         shift: bool = True,
         track: bool = True,
@@ -88,22 +96,22 @@ class BatchNorm:
         dtype: str = "float32",
     ) -> None:
         self.num_features, self._dtype = _features(num_features), _dtype(dtype)
-        if momentum is not None:
-            check_momentum("BatchNorm", momentum)
-        check_eps("BatchNorm", eps, self._dtype)
-        check_running_variance("BatchNorm", running_variance)
-        self.momentum, self.eps, self.axis = momentum, eps, check_axis("BatchNorm", axis)
+        options: Any = {"momentum": momentum, "eps": eps, "axis": axis, "running_variance": running_variance}
+        self._manner = Manner()
+        if dialect is not None:
+            options, self._manner = in_dialect(dialect, {name: v for name, v in options.items() if said(v)})
+        self.momentum, self.eps, self.axis, running_variance = _settled(**options, dtype=self._dtype)
         self.running_variance: RunningVariance = running_variance
         self._name = find_backend(backend).name
         self._lock = os.getpid(), threading.RLock()
-        self.gamma: Array | None = self._filled(1) if scale else None
+        self.gamma: Array | None = self._filled(1) if scale and not self._manner.fix_gamma else None
         self.beta: Array | None = self._filled(0) if shift else None
-        self.running_mean: Array | None = self._filled(0) if track else None
-        self.running_var: Array | None = self._filled(1) if track else None
+        self.running_mean: Array | None = self._filled(self._manner.mean) if track else None
+        self.running_var: Array | None = self._filled(self._manner.var) if track else None
         self.updates = 0
 
     def __call__(self, x: Array, *, training: bool, where: Array | None = None) -> Array:
-        """Normalize ``x``; in training, take its statistics into the running ones.
+        """Normalize ``x``; in training, update the running statistics.
 
         Parameters
         ----------
@@ -129,7 +137,7 @@ class BatchNorm:
         return result.y
 
     def vjp(self, x: Array, *, training: bool, where: Array | None = None) -> tuple[Array, Pullback]:
-        """Do as a call does, and return the pullback, too; see :func:`polybn.batch_norm_vjp`.
+        """Normalize as a call does, and return the pullback, too; see :func:`polybn.batch_norm_vjp`.
 
         Parameters
         ----------
@@ -160,7 +168,7 @@ class BatchNorm:
         """Set the running statistics back to mean 0 and variance 1, as if nothing had been seen; parameters stay."""
         with self._guard():
             if self.running_mean is not None:
-                self.running_mean, self.running_var = self._filled(0), self._filled(1)
+                self.running_mean, self.running_var = map(self._filled, (self._manner.mean, self._manner.var))
             self.updates = 0
 
     def recalibrate(self, batches: Iterable[Array]) -> None:
@@ -214,13 +222,14 @@ class BatchNorm:
         -------
         dict of str to ndarray, shape (C,)
             ``gamma``, ``beta``, ``running_mean`` and ``running_var``, those that the layer has; ``updates``, an
-            integer, where the momentum is None.
+            integer, where the momentum depends on it: where it is None, and in dialects that debias.
         """
         import numpy as np
 
         arrays = dict(zip(NAMES, self._state(), strict=True))
         state = {name: self._backend.to_numpy(array) for name, array in arrays.items() if array is not None}
-        return state if self.momentum is not None else state | {"updates": np.array(self.updates)}
+        depends = self.momentum is None or self._manner.dialect is not None
+        return state | {"updates": np.array(self.updates)} if depends else state
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Replace all arrays by copies of those in ``state``, or none of them.
@@ -248,9 +257,11 @@ class BatchNorm:
     def __repr__(self) -> str:
         absent = {"scale": self.gamma, "shift": self.beta, "track": self.running_mean}
         without = "".join(f"{word}=False, " for word, array in absent.items() if array is None)
+        dialect = "" if self._manner.dialect is None else f"dialect={self._manner.dialect!r}, "
+        variance = "" if dialect else f"running_variance={self.running_variance!r}, "
         return (
-            f"BatchNorm({self.num_features}, momentum={self.momentum}, eps={self.eps}, axis={self.axis}, "
-            f"running_variance={self.running_variance!r}, {without}backend={self._name!r})"
+            f"BatchNorm({self.num_features}, {dialect}momentum={self.momentum}, eps={self.eps}, axis={self.axis}, "
+            f"{variance}{without}backend={self._name!r})"
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -264,7 +275,7 @@ class BatchNorm:
         return find_backend(self._name)
 
     def _guard(self) -> AbstractContextManager[Any]:
-        # A process that was forked while another thread trained would find the lock taken, and nobody to release it.
+        # After a fork during another thread's call, the child's copy of the lock would never be released.
         if self._lock[0] != os.getpid():
             self._lock = os.getpid(), threading.RLock()
         return self._lock[1]
@@ -282,10 +293,23 @@ class BatchNorm:
         return self.gamma, self.beta, self.running_mean, self.running_var
 
     def _options(self) -> dict[str, Any]:
-        momentum = self.updates / (self.updates + 1) if self.momentum is None else self.momentum
         return {
-            "momentum": momentum, "eps": self.eps, "axis": self.axis, "running_variance": self.running_variance,
-        }  # fmt: skip
+            "momentum": self._manner.momentum(self.momentum, self.updates),
+            "eps": self.eps,
+            "axis": self.axis,
+            "running_variance": self.running_variance,
+        }
+
+
+def _settled(
+    momentum: Any, eps: Any, axis: Any, running_variance: Any, dtype: str
+) -> tuple[float | None, float, int, RunningVariance]:
+    """Check the options of a layer; return them in plain types."""
+    if momentum is not None:
+        check_momentum("BatchNorm", momentum)
+    check_eps("BatchNorm", eps, dtype)
+    check_running_variance("BatchNorm", running_variance)
+    return momentum, eps, check_axis("BatchNorm", axis), running_variance
 
 
 def _features(num_features: Any) -> int:

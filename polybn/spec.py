@@ -95,14 +95,18 @@ fixes the rule>)``. One exception: where the host would have to wait for a devic
 (never a shape or dtype), a backend may answer it with NaN in the results of its channel: CuPy does, and
 JAX under tracing skips the same checks.
 
-**S15 Moments.** ``moments`` returns ``(count, mean, m2)`` per channel, ``m2 = v * m``. ``merge_moments``
-combines two of them: counts add exactly, an empty part changes nothing, to the bit, and for parts a, b
-with ``D = mean_b - mean_a``::
+**S15 Moments.** ``moments`` returns ``(count, mean, m2, low)`` per channel: ``m2 = v * m``, and ``low`` is what the
+mean lost when it was rounded to its dtype, so that ``mean + low`` is as good as ``m1 + delta`` of S2. ``merge_moments``
+combines two of them: counts add exactly, an empty part changes nothing, to the bit, and for parts a, b, the larger one
+first, with ``D = (mean_b - mean_a) + (low_b - low_a)``::
 
-    mean = mean_a + D * n_b / n        m2 = m2_a + m2_b + D^2 * n_a * n_b / n
+    mean + low = mean_a + low_a + D * n_b / n        m2 = m2_a + m2_b + D^2 * n_a * n_b / n
 
-Uneven parts are weighted by their counts. The means travel rounded to their dtype, so a merge is
-accurate to first order in ``u * kappa``, not kappa-free as S2 is.
+Uneven parts are weighted by their counts. A merge is kappa-free, as S2 is: it adds to the error of ``mean + low`` a few
+``u`` of the standard deviation and ``u^2`` of the mean, and to that of ``m2`` a few ``u`` of ``m2``. In a part whose
+``low`` is None, it counts as 0; the rounding of that part's mean is then an error of the whole, to first order in
+``u * kappa``. A backend may let ``moments`` take integers, too: sums are then exact, whatever their size, and ``mean``,
+``low`` and ``m2`` are the float64 numbers next to the exact ones.
 """
 
 from __future__ import annotations
@@ -181,6 +185,8 @@ class Moments(NamedTuple):
     mean: Array
     m2: Array
     """Sum of squared deviations from the mean: ``variance * count``."""
+    low: Array = None
+    """What the mean lost when it was rounded to its dtype, so that ``mean + low`` is more exact; None stands for 0."""
 
     def variance(self, *, unbiased: bool = False) -> Array:
         """Return the variance per channel in the dtype of the mean; 0 where there are too few values.
@@ -227,10 +233,10 @@ class Arguments(NamedTuple):
     x: Array
     """None for ``fold``, which has no such argument."""
     gamma: Array
-    """None if it was not given, as the four that follow."""
+    """Scale per channel; None if it was not given, and so for the four fields below."""
     beta: Array
     running_mean: Array
-    """In inference it is given, and so is the variance."""
+    """Running mean per channel; in inference neither it nor the running variance is None."""
     running_var: Array
     where: Array
     """Mask of the values that take part; it broadcasts to the shape of ``x``."""
@@ -276,14 +282,16 @@ class Traits:
     """Whether the library has a batch norm of its own, which ``compile`` then offers as ``"native"``."""
     variants: Mapping[str, Callable[[], AbstractContextManager[Any]]] = field(default_factory=dict)
     """Context managers by name: inside of each, another implementation serves all calls. The kit grades each."""
+    integers: bool = False
+    """Whether ``moments`` takes arrays of integers, and returns what S15 says of them."""
     sees_values: bool = True
     """Whether a bad value is an error; False where the host would have to wait, and NaN comes out instead (S14)."""
     own: frozenset[str] = frozenset()
-    """Keywords of its own that ``batch_norm``, ``batch_norm_vjp`` and ``moments`` pass on, such as ``axis_name``."""
+    """The backend's own keywords of ``batch_norm``, ``batch_norm_vjp`` and ``moments``, such as ``axis_name``."""
     own_of_pullback: frozenset[str] = frozenset()
-    """Keywords of its own that a pullback passes on."""
+    """The backend's own keywords of a pullback."""
     joins: str = ""
-    """The one of these keywords that joins ``x`` with values elsewhere, so that its shape does not tell ``m``."""
+    """The own keyword that joins ``x`` with values on other devices, so that its shape alone does not fix ``m``."""
 
 
 class Backend(Protocol):
@@ -300,7 +308,7 @@ class Backend(Protocol):
 
     @property
     def traits(self) -> Traits:
-        """What it can do beyond this protocol."""
+        """What the backend can do beyond this protocol."""
 
     def why_not(self) -> str | None:
         """Return None if a computation ran here and its result came back, else the reason why not."""
@@ -320,7 +328,7 @@ class Backend(Protocol):
     def forward(self, arguments: Arguments, *, differentiable: bool) -> tuple[BatchNormResult, Any]:
         """Normalize (S1 to S12); return the result and what :meth:`backward` needs beside the arguments.
 
-        Where ``differentiable`` is False, nobody will call :meth:`backward` and the second result may be None.
+        Where ``differentiable`` is False, :meth:`backward` will not be called and the second result may be None.
         """
 
     def backward(self, arguments: Arguments, residuals: Any, dy: Array) -> Gradients:
@@ -342,6 +350,16 @@ class Backend(Protocol):
 
 
 def traits_of(backend: Backend) -> Traits:
-    """Return what a backend says of itself, and the defaults for one that says nothing."""
+    """Return the traits that a backend declares, or the defaults if it declares none."""
     traits = getattr(backend, "traits", None)
-    return traits if isinstance(traits, Traits) else Traits()
+    if traits is None:
+        return _DEFAULTS
+    if not isinstance(traits, Traits):
+        raise BackendError(
+            f"polybn.backend: traits of the backend {backend.name!r} must be a polybn.spec.Traits; got "
+            f"{type(traits).__qualname__} (its fields are the keywords of Traits; leave traits out for the defaults)"
+        )
+    return traits
+
+
+_DEFAULTS = Traits()

@@ -1,7 +1,7 @@
 """The specification over CuPy arrays: the forward call, ``moments``, ``merge_moments`` and ``fold``.
 
-Everything runs on the current stream of the arrays' device, and nothing here waits for it. So the host looks at
-no values: where the specification's error depends on one, the channel's results are NaN instead (see ``docs/cupy.md``).
+Everything runs on the current stream of the arrays' device, and nothing here waits for it. The host therefore sees no
+values: where the specification demands an error about a value, the channel's results are NaN (see ``docs/cupy.md``).
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ Array = Any
 
 
 class Outputs(NamedTuple):
-    """What :func:`normalize` writes; None for what nobody wants."""
+    """The arrays that :func:`normalize` writes; None for those that are not needed."""
 
     y: Array | None = None
     running_mean: Array | None = None
     running_var: Array | None = None
     normalizers: Array | None = None
-    """Of shape (4, C): m1, delta, r and exponent of S2, S3 and S10."""
+    """The numbers m1, delta, r and exponent of S2, S3 and S10 for each channel, shape (4, C)."""
     count: Array | None = None  # type: ignore[assignment]  # it hides tuple.count
-    """Values that took part, by channel. In training only, as the two that follow."""
+    """Values that took part, by channel. In training only, as the three that follow."""
     mean: Array | None = None
     m2: Array | None = None
+    low: Array | None = None
 
 
 def forward(arguments: Arguments, *, differentiable: bool) -> tuple[BatchNormResult, Residuals]:
     """Normalize in one kernel (S1 to S12); ``y`` has the memory layout of ``x``.
 
-    In inference, a channel whose running variance is negative, NaN or infinite gives NaN instead of an error, and so
-    does the running variance of a channel of which ``where`` leaves one value to ``running_variance="unbiased"``.
+    NaN takes the place of errors about values: in y, where a running variance is negative, NaN or infinite in
+    inference; in the running variance, where ``where`` leaves one value and ``running_variance`` is ``"unbiased"``.
     """
     x, old = arguments.x, (arguments.running_mean, arguments.running_var)
     with x.device:
@@ -80,16 +81,17 @@ def moments(arguments: Arguments) -> Moments:
     x, channels, dtype = arguments.x, arguments.channels, arguments.dtype
     with x.device:
         make = cupy.empty if x.size else cupy.zeros
-        found = Moments(make(channels, np.int64), make(channels, dtype), make(channels, dtype))
+        found = Moments(make(channels, np.int64), *(make(channels, dtype) for _ in range(3)))
         if x.size:
-            normalize(arguments, Outputs(count=found.count, mean=found.mean, m2=found.m2))
+            normalize(arguments, Outputs(count=found.count, mean=found.mean, m2=found.m2, low=found.low))
         return found
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """Combine the statistics of two parts (S15)."""
     with a.mean.device:
-        whole = Moments(*(cupy.empty(part.shape, part.dtype) for part in a))
+        vectors = (a.count, a.mean, a.m2, a.mean)
+        whole = Moments(*(cupy.empty(vector.shape, vector.dtype) for vector in vectors))
         arguments = struct.pack("<q", a.count.size) + b"".join(map(pack_vector, (*a, *b))) + calls.pointers(*whole)
         count = COUNTS[a.count.dtype.kind, a.count.itemsize]
         _each(f"merge<{count}, {STORED[a.mean.dtype.name]}>", a.count.size, arguments)

@@ -58,19 +58,31 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 
 @jax.jit
 def _merge_moments(a: Moments, b: Moments) -> Moments:
-    n_a, n_b = (z.count.astype(a.mean.dtype) for z in (a, b))
+    a, b = (z if z.low is not None else z._replace(low=jnp.zeros_like(z.mean)) for z in (a, b))
+    fewer = a.count < b.count
+    large, small = (jax.tree.map(partial(jnp.where, fewer), *parts) for parts in ((b, a), (a, b)))
     most = jnp.iinfo(a.count.dtype).max
-    lost = a.count > most - b.count
-    share = n_b / jnp.maximum(n_a + n_b, 1)
-    distance = b.mean - a.mean
-    mean = a.mean + distance * share
-    m2 = a.m2 + b.m2 + distance * distance * share * n_a
-    conditions = [lost, b.count == 0, a.count == 0]
+    lost, alone = a.count > most - b.count, small.count == 0
+    n_large, n_small = (z.count.astype(a.mean.dtype) for z in (large, small))
+    share = n_small / jnp.maximum(n_large + n_small, 1)
+    distance = (small.mean - large.mean) + (small.low - large.low)
+    total, rest = _two_sum(large.mean, distance * share)
+    mean, low = _two_sum(total, rest + large.low)
+    m2 = large.m2 + small.m2 + distance * distance * share * n_large
+    nan = jnp.full_like(mean, jnp.nan)
     return Moments(
         jnp.where(lost, most, a.count + b.count),
-        jnp.select(conditions, [jnp.full_like(mean, jnp.nan), a.mean, b.mean], mean),
-        jnp.select(conditions, [jnp.full_like(mean, jnp.nan), a.m2, b.m2], m2),
+        jnp.select([lost, alone], [nan, large.mean], mean),
+        jnp.select([lost, alone], [nan, large.m2], m2),
+        lax.stop_gradient(jnp.select([lost, alone], [nan, large.low], low)),
     )
+
+
+def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the rounded sum, and exactly what it lost."""
+    total = a + b
+    part = total - a
+    return total, lax.stop_gradient((a - (total - part)) + (b - part))
 
 
 @partial(jax.jit, static_argnames="plan")
@@ -78,9 +90,9 @@ def _forward(operands: Operands, numbers: Numbers, *, plan: Plan) -> tuple[Batch
     x, gamma, beta, running_mean, running_var, where = operands
     view = kernels.view(x, where, plan.axis, plan.axis_name)
     if plan.training:
-        s = kernels.batch_statistics(view.x, view.kept, view.counts, numbers.eps, plan.axis_name)
+        s = kernels.batch_statistics(view.x, view.kept, view.counts, gamma, numbers.eps, plan.axis_name)
     else:
-        s = kernels.running_statistics(running_mean, running_var, numbers.eps)
+        s = kernels.running_statistics(running_mean, running_var, gamma, numbers.eps)
     y = kernels.normalize(view.x, gamma, beta, s, view.kept, view.counts if plan.training else None, plan.axis_name)
     y = y.reshape(x.shape).astype(x.dtype)
     return BatchNormResult(y, *_update(operands, numbers, plan, view, s)), s
@@ -90,10 +102,11 @@ def _forward(operands: Operands, numbers: Numbers, *, plan: Plan) -> tuple[Batch
 def _moments(operands: Operands, *, plan: Plan) -> Moments:
     view = kernels.view(operands.x, operands.where, plan.axis, plan.axis_name)
     eps = jnp.zeros((), view.counts.dtype)
-    s = kernels.batch_statistics(view.x, view.kept, view.counts, eps, plan.axis_name)
+    s = kernels.batch_statistics(view.x, view.kept, view.counts, None, eps, plan.axis_name)
     lost = view.tally == jnp.iinfo(view.tally.dtype).max
     n = jnp.where(view.empty, 0, jnp.where(lost, jnp.nan, view.counts))
-    return Moments(view.tally, jnp.where(lost, jnp.nan, s.mean), s.variance * n)
+    low = lax.stop_gradient(((s.m1 - s.mean * s.scale) + s.delta) / s.scale)
+    return Moments(view.tally, jnp.where(lost, jnp.nan, s.mean), s.variance * n, jnp.where(lost, jnp.nan, low))
 
 
 @jax.jit

@@ -1,7 +1,7 @@
 """The specification over MXNet arrays: the forward call, ``moments``, ``merge_moments`` and ``fold``.
 
-A call is computed in one of two forms: by :mod:`polybn_mxnet.host` where the host sees the memory, and by
-:mod:`polybn_mxnet.operators` where it does not. On MXNet's tape each call leaves its derivative.
+A call is computed by :mod:`polybn_mxnet.host` if the host can access the memory, else by
+:mod:`polybn_mxnet.operators`. While MXNet's tape records, each call puts its derivative on it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from polybn.spec import Affine, Arguments, Array, BatchNormResult, Moments
 from polybn_mxnet import arrays, derivatives, host, operators, tape
 
@@ -20,7 +22,7 @@ _operators_only: ContextVar[bool] = ContextVar("polybn_mxnet_operators_only", de
 
 @contextlib.contextmanager
 def operators_only() -> Iterator[None]:
-    """Compute by MXNet's operators within this block, on the CPU, too: the form that GPU contexts run."""
+    """Compute with MXNet's operators within this block, also on the CPU, as GPU contexts do."""
     token = _operators_only.set(True)
     try:
         yield
@@ -31,7 +33,7 @@ def operators_only() -> Iterator[None]:
 def forward(
     arguments: Arguments,
     *,
-    differentiable: bool,  # noqa: ARG001  # the statistics are at hand in any case
+    differentiable: bool,  # noqa: ARG001  # residuals cost nothing more
 ) -> tuple[BatchNormResult, Any]:
     """Normalize (S1 to S12)."""
     x, olds, recorded = arguments.x, arguments[4:6], tape.is_recording()
@@ -52,12 +54,15 @@ def form_for(array: Array) -> Any:
 def moments(arguments: Arguments) -> Moments:
     """Measure ``x`` in a form that merges (S15)."""
     x = arguments.x
+    if np.dtype(x.dtype).kind in "iu":  # they are added up on the host, and carry no gradient
+        held = arguments._replace(x=arrays.fetch(x), where=arrays.fetch(arguments.where))
+        return Moments(*(arrays.send(z, x) for z in host.shared.moments(held)))
     form = form_for(x)
     found = form.moments(arguments)
     result = Moments(*(arrays.send(z, x) for z in found))
-    if tape.is_recording():
+    if tape.is_recording():  # low is a rounding error, and carries no gradient
         pull = partial(derivatives.of_moments, form, form.hold(arguments), found)
-        tape.record(pull, {"x": x}, result[1:])
+        tape.record(pull, {"x": x}, result[1:3])
     return result
 
 
@@ -67,7 +72,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     result = Moments(*(arrays.send(z, a.mean) for z in host.shared.merge_moments(one, other)))
     if tape.is_recording():
         inputs = {"a.mean": a.mean, "a.m2": a.m2, "b.mean": b.mean, "b.m2": b.m2}
-        tape.record(partial(derivatives.of_merge_moments, one, other), inputs, result[1:])
+        tape.record(partial(derivatives.of_merge_moments, one, other), inputs, result[1:3])
     return result
 
 

@@ -1,8 +1,9 @@
-"""The NumPy backend: compiled kernels on the arrays' memory, and plain NumPy where they were not compiled."""
+"""The NumPy backend: compiled kernels on the arrays' memory, or plain NumPy if they are not compiled."""
 
 from __future__ import annotations
 
 import platform
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from polybn_numpy.program import compile
 name = "numpy"
 traits = Traits(
     library="NumPy",
+    integers=True,
     variants={"plain": without_kernels},
     own=frozenset({"out"}),
     own_of_pullback=frozenset({"out"}),
@@ -26,13 +28,18 @@ traits = Traits(
 
 
 def why_not() -> str | None:
-    """Return None: what imports NumPy can compute with it."""
+    """Return None: where NumPy can be imported, it can compute."""
     return None
 
 
 def inspect(value: Any, /) -> Description | None:
     """Describe an ndarray; None for subclasses that change its meaning: masked arrays, matrices, quantities."""
-    return Description(value.shape, dtype_name(value.dtype)) if type(value) in (np.ndarray, np.memmap) else None
+    return _description(value.shape, value.dtype) if type(value) in (np.ndarray, np.memmap) else None
+
+
+@lru_cache(maxsize=1024)
+def _description(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Description:
+    return Description(shape, dtype_name(dtype))
 
 
 def describe() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The specification over NumPy arrays: forward and backward calls, ``moments``, ``merge_moments`` and ``fold``.
 
-Memory and choices are here; the arithmetic is in the compiled kernels (:mod:`polybn_numpy.host`) or in plain NumPy
-(:mod:`polybn_numpy.plain`), whose functions are alike.
+This file allocates memory and chooses the implementation; the arithmetic is in the compiled kernels
+(:mod:`polybn_numpy.host`) or in plain NumPy (:mod:`polybn_numpy.plain`), which have the same functions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from polybn.arguments import fail_single_value, fail_variance
 from polybn.spec import Affine, Arguments, BatchNormResult, DTypeError, Gradients, Moments
-from polybn_numpy import host, plain
+from polybn_numpy import host, integers, plain
 from polybn_numpy.call import Residuals, Results, count_kept, hand_over, make_result, native
 
 Array = NDArray[Any]
@@ -22,9 +22,9 @@ Array = NDArray[Any]
 def forward(
     arguments: Arguments,
     *,
-    differentiable: bool,  # noqa: ARG001  # the statistics are at hand in any case
+    differentiable: bool,  # noqa: ARG001  # residuals cost nothing more
 ) -> tuple[BatchNormResult, Residuals]:
-    """Normalize (S1 to S12); ``y`` has the memory layout of ``x``, or is ``out``."""
+    """Normalize (S1 to S12); ``y`` is ``out``, or a new array with the memory layout of ``x``."""
     given, arguments = arguments, _native(arguments)
     x, counts = arguments.x, count_kept(arguments)
     if not arguments.training:
@@ -32,7 +32,7 @@ def forward(
     elif arguments.unbiased and counts is not None and np.any(counts == 1):
         fail_single_value(arguments.function, f"where keeps one value in channel {int(np.argmax(counts == 1))}")
     out = arguments.own.get("out")
-    y = make_result(arguments.function, given.x, out, *(getattr(given, name) for name in _ARRAYS))
+    y = make_result(arguments.function, given.x, out, *_arrays(given))
     mean, var = (None if old is None else old.copy() for old in (arguments.running_mean, arguments.running_var))
     results = Results(y, mean, var, None, None, np.zeros((5, arguments.channels)))
     if x.size:
@@ -42,7 +42,7 @@ def forward(
 
 
 def backward(arguments: Arguments, residuals: Residuals, dy: Array, *, out: Array | None = None) -> Gradients:
-    """Map a cotangent of ``y`` to cotangents of the arguments (S13); ``dx`` is ``out``, where that is given."""
+    """Map a cotangent of ``y`` to cotangents of the arguments (S13); ``dx`` is ``out`` if that is given."""
     given, arguments, training = arguments, _native(arguments), arguments.training
     x, gamma = given.x, given.gamma
     dx = make_result("batch_norm_vjp", x, out, x, dy, gamma, given.where)
@@ -58,31 +58,38 @@ def moments(arguments: Arguments) -> Moments:
     """Measure ``x`` in a form that merges (S15)."""
     if arguments.own:
         raise DTypeError(f"polybn.moments: out must be left out; got {arguments.own} (moments are new arrays)")
+    if arguments.x.dtype.kind in "iu":
+        return integers.moments(arguments.x, arguments.axis, arguments.where)
     arguments = _native(arguments)
     channels, counts = arguments.channels, count_kept(arguments)
-    mean, m2 = (np.zeros(channels, arguments.dtype) for _ in range(2))
+    mean, m2, saved = np.zeros(channels, arguments.dtype), np.zeros(channels, arguments.dtype), np.zeros((5, channels))
     if arguments.x.size:
         engine = host if host.serves() else plain
-        engine.normalize(arguments, counts, Results(None, None, None, mean, m2, np.zeros((5, channels))))
-    return Moments(np.full(channels, arguments.m, np.int64) if counts is None else counts, mean, m2)
+        engine.normalize(arguments, counts, Results(None, None, None, mean, m2, saved))
+    with np.errstate(invalid="ignore"):  # S9
+        low = ((saved[0] - mean) + saved[1]).astype(mean.dtype)
+    return Moments(np.full(channels, arguments.m, np.int64) if counts is None else counts, mean, m2, low)
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """Combine the statistics of two parts (S15)."""
-    count = a.count + b.count
-    share = b.count / np.maximum(count, 1)
+    a, b = (part if part.low is not None else part._replace(low=np.zeros_like(part.mean)) for part in (a, b))
+    fewer = a.count < b.count
+    large, small = (Moments(*map(np.where, (fewer,) * 4, *parts)) for parts in ((b, a), (a, b)))
+    count, none = a.count + b.count, small.count == 0
+    share = small.count / np.maximum(count, 1)
     with np.errstate(all="ignore"):
-        distance = b.mean.astype(np.float64) - a.mean
-        mean = (a.mean + distance * share).astype(a.mean.dtype)
-        m2 = (a.m2.astype(np.float64) + b.m2 + distance * distance * share * a.count).astype(a.m2.dtype)
-    conditions = [b.count == 0, a.count == 0]
-    return Moments(
-        count, np.select(conditions, [a.mean, b.mean], default=mean), np.select(conditions, [a.m2, b.m2], default=m2)
-    )
+        distance = (_wide(small.mean) - large.mean) + (_wide(small.low) - large.low)
+        mean, low = _two_sum(_wide(large.mean), distance * share)
+        mean, low = _split(*_two_sum(mean, low + large.low), large.mean.dtype)
+        m2 = (_wide(a.m2) + b.m2 + distance * distance * share * large.count).astype(mean.dtype)
+    merged = zip((large.mean, large.m2, large.low), (mean, m2, low), strict=True)
+    return Moments(count, *(np.where(none, alone, both) for alone, both in merged))
 
 
 def fold(arguments: Arguments) -> Affine:
     """Turn inference into ``scale * x + shift``."""
+    arguments = _native(arguments)
     _check_variance(arguments)
     mean, variance = arguments.running_mean, arguments.running_var
     gamma = 1 if arguments.gamma is None else arguments.gamma
@@ -95,18 +102,42 @@ def fold(arguments: Arguments) -> Affine:
         return Affine(scale.astype(variance.dtype), shift.astype(variance.dtype))
 
 
-_ARRAYS = ("x", "gamma", "beta", "running_mean", "running_var", "where")
+def _arrays(given: Arguments) -> tuple[Array | None, ...]:
+    return given.x, given.gamma, given.beta, given.running_mean, given.running_var, given.where
 
 
 def _native(arguments: Arguments) -> Arguments:
-    given = {name: getattr(arguments, name) for name in _ARRAYS}
-    foreign: dict[str, Any] = {name: native(a) for name, a in given.items() if a is not None and not a.dtype.isnative}
-    return arguments._replace(**foreign) if foreign else arguments
+    arrays = _arrays(arguments)
+    for array in arrays:
+        if array is not None and not array.dtype.isnative:
+            x, gamma, beta, mean, variance, where = map(native, arrays)
+            return arguments._replace(x=x, gamma=gamma, beta=beta, running_mean=mean, running_var=variance, where=where)
+    return arguments
+
+
+def _wide(vector: Array) -> Array:
+    return vector.astype(np.float64)
+
+
+def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return the rounded sum, and exactly what it lost."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def _split(high: Array, low: Array, dtype: Any) -> tuple[Array, Array]:
+    """Round a sum of two numbers to a dtype; return that, and what it lost."""
+    rounded = (high + low).astype(dtype)
+    return rounded, ((high - rounded) + low).astype(dtype)
 
 
 def _check_variance(arguments: Arguments) -> None:
     variance = arguments.running_var
-    bad = ~((variance >= 0) & (variance < np.inf))
-    if bad.any():
-        first = int(np.argmax(bad))
-        fail_variance(arguments.function, int(bad.sum()), first, float(variance[first]))
+    if host.serves():
+        bad, first = host.bad_variances(variance)
+    else:
+        wrong = ~((variance >= 0) & (variance < np.inf))
+        bad, first = int(wrong.sum()), int(np.argmax(wrong))
+    if bad:
+        fail_variance(arguments.function, bad, first, float(variance[first]))

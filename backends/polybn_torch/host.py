@@ -54,6 +54,11 @@ def view(tensor: torch.Tensor | None) -> NDArray[Any] | None:
     return tensor.numpy()
 
 
+def view_or_none(tensor: torch.Tensor | None) -> NDArray[Any] | None:
+    """Look at the memory of a CPU tensor; None stays None."""
+    return None if tensor is None else view(tensor)
+
+
 def forward(arguments: Arguments) -> tuple[torch.Tensor, Any, Any, torch.Tensor, torch.Tensor | None]:
     """Return ``y``, the running statistics, and what the derivative needs: saved statistics and counts."""
     y = torch.empty_like(arguments.x)
@@ -66,7 +71,7 @@ def forward(arguments: Arguments) -> tuple[torch.Tensor, Any, Any, torch.Tensor,
 def backward(arguments: Arguments, saved: torch.Tensor, counts: torch.Tensor | None, dy: torch.Tensor) -> list[Any]:
     """Return the gradients of the five arguments (S13)."""
     dx = torch.empty_like(arguments.x)
-    residuals = Residuals(view(counts), view(saved))
+    residuals = Residuals(view_or_none(counts), view(saved))
     found = polybn_numpy.backward(seen(arguments), residuals, view(dy), out=view(dx))
     return [dx, *(None if gradient is None else torch.from_numpy(gradient) for gradient in found[1:])]
 
@@ -75,8 +80,9 @@ def double_backward(
     arguments: Arguments, saved: torch.Tensor, counts: torch.Tensor | None, dy: torch.Tensor, cotangents: Gradients
 ) -> SecondGradients:
     """Differentiate :func:`backward`."""
-    residuals = Residuals(view(counts), view(saved))
-    found = polybn_numpy.double_backward(seen(arguments), residuals, view(dy), Gradients(*map(view, cotangents)))
+    residuals = Residuals(view_or_none(counts), view(saved))
+    seen_cotangents = Gradients(*map(view_or_none, cotangents))
+    found = polybn_numpy.double_backward(seen(arguments), residuals, view(dy), seen_cotangents)
     return SecondGradients(*map(tensor, found))
 
 
@@ -91,4 +97,5 @@ def tensor(host: NDArray[Any] | None) -> torch.Tensor | None:
 
 def seen(arguments: Arguments) -> Arguments:
     """Put views of their memory in the place of tensors."""
-    return arguments._replace(**{name: view(getattr(arguments, name)) for name in Arguments._fields[1:7]})
+    x, gamma, beta, mean, var, where = map(view_or_none, arguments[1:7])
+    return arguments._replace(x=x, gamma=gamma, beta=beta, running_mean=mean, running_var=var, where=where)

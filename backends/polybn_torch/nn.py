@@ -64,7 +64,7 @@ class _BatchNorm:
             known = check_moments(word, described, 1)
         else:
             known = check_batch_norm(word, described, options)
-        return Arguments(word, x, *vectors, None, training, momentum, self.eps, True, *known)
+        return Arguments(word, *Arrays(x, *vectors), training, momentum, self.eps, True, *known)
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
@@ -132,7 +132,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 def _exchanged(module: Any, kind: type[Any]) -> Any:
     """Return a module of another kind with the same parameters, buffers, hooks and mode."""
-    other = kind.__new__(kind)
+    other = object.__new__(kind)
     other.__dict__.update(module.__dict__)
     return other
 

@@ -7,6 +7,7 @@ from typing import Any
 import array_api_compat.torch as xp
 import torch
 
+from polybn.arguments import Arrays
 from polybn.spec import Arguments, Gradients, SecondGradients
 from polybn_array_api import batch_norm, derivatives
 from polybn_array_api.arithmetic import Statistics
@@ -51,7 +52,7 @@ def double_backward(
     return derivatives.double_backward(xp, arguments, _statistics(arguments, saved), dy, cotangents)
 
 
-_ANY = Arguments("", *[None] * 6, True, 1.0, 0.0, False, 0, 0, 0, "float32")
+_ANY = Arguments("", *Arrays(), True, 1.0, 0.0, False, 0, 0, 0, "float32")
 """A call without tensors."""
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from polybn.arguments import Arrays
 from polybn.spec import Arguments, Gradients
 from polybn_torch import host, operators
-
-Tensor = torch.Tensor
 
 ARRAYS = "Tensor x, Tensor? gamma, Tensor? beta, Tensor? running_mean, Tensor? running_var, Tensor? where"
 OPTIONS = "bool training, float momentum, float eps, bool unbiased, int axis, str function"
@@ -52,9 +52,9 @@ def arguments_of(arrays: tuple[Tensor | None, ...], options: dict[str, Any]) -> 
     x, axis = arrays[0], options["axis"]
     assert x is not None
     channels, dtype = x.shape[axis], "float64" if x.dtype == torch.float64 else "float32"
-    numbers = (options[word] for word in ("training", "momentum", "eps", "unbiased"))
+    numbers = options["training"], options["momentum"], options["eps"], options["unbiased"]
     m = x.numel() // channels if channels else 0
-    return Arguments(options["function"], *arrays, *numbers, axis, channels, m, dtype)
+    return Arguments(options["function"], *Arrays(*arrays), *numbers, axis, channels, m, dtype)
 
 
 def options_of(arguments: Arguments) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-/* Sums of one dtype; included by passes.h. A channel's i-th value goes to lane i mod 8, in order, in double; float64 keeps
-   what each addition rounds off, too. A span's lanes are added by a fixed tree. */
+/* Sums of one dtype; included by passes.h. A channel's i-th value is added to lane i mod 8, in order, in double. For float64
+   the rounding error of each addition is summed, too. The lanes of a span are added in a fixed order. */
 
 typedef struct { doubles a, a_low, b, b_low; } N(lanes);
 
-/* Lanes in memory. A register is loaded and stored by itself, so that the compiler keeps all in registers meanwhile. */
+/* Lanes in memory. They are loaded and stored one by one, so that the compiler keeps all of them in registers in between. */
 typedef struct { double a[LANES], a_low[LANES], b[LANES], b_low[LANES]; } N(kept_lanes);
 
 INLINE N(lanes) N(take)(const N(kept_lanes) *from) {
@@ -55,10 +55,10 @@ INLINE void N(add_rest)(
     N(add)(&s->b, &s->b_low, doubles_at(lanes[1]));
 }
 
-/* Values that wait for others to fill eight lanes. */
+/* Values that wait until there are eight. */
 typedef struct { stored x[LANES], g[LANES]; int64_t n; } N(rest);
 
-/* Add n values that follow in memory to those that wait. */
+/* Add n adjacent values, after those that wait; the last ones may wait again. */
 INLINE void N(add_piece)(
     enum sums what, N(kept_lanes) *sums, N(rest) *rest, const stored *x, const stored *g, int64_t n, double channel_shift,
     double channel_low) {
@@ -82,7 +82,7 @@ INLINE void N(add_piece)(
     N(keep)(sums, s);
 }
 
-/* Add n values that follow in memory, the first of which belongs to lane 0. */
+/* Add n adjacent values, of which the first belongs to lane 0. */
 INLINE void N(add_run)(
     enum sums what, N(kept_lanes) *sums, const stored *x, const stored *g, int64_t n, double channel_shift, double channel_low) {
     const doubles shift = doubles_of(channel_shift), low = doubles_of(channel_low);
@@ -116,7 +116,7 @@ static void N(close_span)(const N(kept_lanes) *s, pair *to) {
     N(fold_lanes)(s->b, s->b_low, 1, &to->b, &to->b_low);
 }
 
-/* Rows in place, in the order of memory: a few channels side by side, so that a page is read once. */
+/* Rows in place, in memory order: a few channels side by side, so that each page is read once. */
 INLINE void N(sum_rows)(const job *j, enum sums what, int64_t c0, int64_t c1, int64_t span0, int64_t span1) {
     enum { TOGETHER = 32 };
     const polybn_geometry *g = j->g;
@@ -149,7 +149,7 @@ INLINE void N(sum_rows)(const job *j, enum sums what, int64_t c0, int64_t c1, in
         }
 }
 
-/* Through copies, a channel and a span at a time. */
+/* Copies of one span of one channel at a time. */
 INLINE void N(sum_copies)(const job *j, enum sums what, int64_t c0, int64_t c1, int64_t span0, int64_t span1) {
     const polybn_geometry *g = j->g;
     stored copy_x[SPAN], copy_g[SPAN];
@@ -164,7 +164,7 @@ INLINE void N(sum_copies)(const job *j, enum sums what, int64_t c0, int64_t c1, 
         }
 }
 
-/* Whole channels, of which only some values take part: as if the others were deleted, to the bit (S12). */
+/* Whole channels with a mask: to the bit as if the other values were deleted (S12). */
 INLINE void N(sum_kept)(const job *j, enum sums what, int64_t c0, int64_t c1) {
     const polybn_geometry *g = j->g;
     stored copy_x[SPAN], copy_g[SPAN], kept_x[SPAN], kept_g[SPAN];
@@ -192,25 +192,45 @@ INLINE void N(sum_kept)(const job *j, enum sums what, int64_t c0, int64_t c1) {
     }
 }
 
-/* Columns. A row of positions is added to a row of sums, elementwise; eight rows of channels make one row of positions where
-   nothing lies between them, else each lane has its own rows. */
+/* Columns: a row of values is added to a row of sums, elementwise. If there are no gaps, the channels of eight positions make
+   one row; otherwise each lane has its own rows. */
 enum { N(WIDEST) = 128 };
+
+/* Eight positions or, where they are the last, the first n of them, down the rows. */
+INLINE void N(add_column)(
+    enum sums what, const stored *x, int64_t x_stride, const stored *g, int64_t g_stride, int64_t rows, int64_t n, doubles shift,
+    doubles low, double *a, double *a_low, double *b, double *b_low) {
+    const doubles none = doubles_of(0); /* what each addition rounds off is kept for float64 alone */
+    N(lanes) s = {doubles_at(a), COMPENSATED ? doubles_at(a_low) : none, doubles_at(b), COMPENSATED ? doubles_at(b_low) : none};
+    for (int64_t row = 0; row < rows; row++) {
+        if (n < LANES) N(add_rest)(what, &s, x, g, n, shift, low);
+        else N(add_terms)(what, &s, N(widen_at)(x), what == COTANGENTS ? N(widen_at)(g) : shift, shift, low);
+        x = (const stored *)((const char *)x + x_stride), g = (const stored *)((const char *)g + g_stride);
+    }
+    doubles_to(a, s.a), doubles_to(b, s.b);
+    if (COMPENSATED) doubles_to(a_low, s.a_low), doubles_to(b_low, s.b_low);
+}
 
 INLINE void N(add_columns)(
     enum sums what, const char *x, int64_t x_stride, const char *g, int64_t g_stride, int64_t rows, int64_t width,
     const double *shift, const double *low, double (*sums)[LANES * N(WIDEST)]) {
-    for (int64_t k = 0; k < width; k += LANES) {
-        const int64_t n = smaller(LANES, width - k);
-        N(lanes) s = {doubles_at(sums[0] + k), doubles_at(sums[1] + k), doubles_at(sums[2] + k), doubles_at(sums[3] + k)};
-        const doubles at = doubles_at(shift + k), below = doubles_at(low + k);
-        for (int64_t row = 0; row < rows; row++) {
-            const stored *from_x = (const stored *)(x + row * x_stride) + k;
-            const stored *from_g = (const stored *)(g + row * g_stride) + k;
-            if (n < LANES) N(add_rest)(what, &s, from_x, from_g, n, at, below);
-            else N(add_terms)(what, &s, N(widen_at)(from_x), what == COTANGENTS ? N(widen_at)(from_g) : at, at, below);
-        }
-        doubles_to(sums[0] + k, s.a), doubles_to(sums[1] + k, s.a_low);
-        doubles_to(sums[2] + k, s.b), doubles_to(sums[3] + k, s.b_low);
+    const stored *from_x = (const stored *)x, *from_g = (const stored *)g;
+    int64_t k = 0;
+    for (; k + LANES <= width; k += LANES)
+        N(add_column)(
+            what, from_x + k, x_stride, from_g + k, g_stride, rows, LANES, doubles_at(shift + k), doubles_at(low + k),
+            sums[0] + k, sums[1] + k, sums[2] + k, sums[3] + k);
+    if (k < width)
+        N(add_column)(
+            what, from_x + k, x_stride, from_g + k, g_stride, rows, width - k, doubles_at(shift + k), doubles_at(low + k),
+            sums[0] + k, sums[1] + k, sums[2] + k, sums[3] + k);
+}
+
+/* Repeat a value per channel for each of the lanes, which lie so far apart. */
+INLINE void N(repeat)(double *to, const double *from, int64_t channels, int64_t apart) {
+    for (int64_t lane = 0; lane < LANES; lane++) {
+        for (int64_t k = 0; k < channels; k++) to[lane * apart + k] = from[k];
+        for (int64_t k = channels; k < apart; k++) to[lane * apart + k] = 0;
     }
 }
 
@@ -221,16 +241,13 @@ INLINE void N(sum_columns)(const job *j, enum sums what, int64_t c0, int64_t c1,
     const int flat = c1 - c0 == g->channels && g->channels <= N(WIDEST) && is_flat(j, what == COTANGENTS ? DY : X);
     double sums[4][LANES * N(WIDEST)], shift[LANES * N(WIDEST)], low[LANES * N(WIDEST)];
     for (int64_t c = c0; c < c1; c += N(WIDEST)) {
-        /* lanes lie so far apart in sums, and so many positions are added at once */
+        /* apart: the distance of lanes in `sums`; width: the number of values in a row */
         const int64_t channels = smaller(N(WIDEST), c1 - c), apart = flat ? channels : N(WIDEST);
         const int64_t lanes = flat ? 1 : LANES, width = flat ? LANES * channels : channels;
-        for (int64_t k = 0; k < LANES * apart; k++) {
-            shift[k] = k % apart < channels ? j->shift[c + k % apart] : 0;
-            low[k] = k % apart < channels ? j->low[c + k % apart] : 0;
-        }
+        N(repeat)(shift, j->shift + c, channels, apart), N(repeat)(low, j->low + c, channels, apart);
         for (int64_t span = span0; span < span1; span++) {
             const int64_t end = smaller((span + 1) * SPAN, g->count);
-            for (int t = 0; t < 4; t++) memset(sums[t], 0, LANES * apart * sizeof(double));
+            for (int t = 0; t < 4; t += COMPENSATED ? 1 : 2) memset(sums[t], 0, LANES * apart * sizeof(double));
             for (int64_t i = span * SPAN; i < end; i += ROWS_TOGETHER) {
                 const int64_t rows = smaller(ROWS_TOGETHER, end - i);
                 const char *x = j->x + i * xs + c * (int64_t)sizeof(stored), *dy = j->dy + i * gs + c * (int64_t)sizeof(stored);

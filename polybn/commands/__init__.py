@@ -1,0 +1,1 @@
+"""The commands of batch norm itself; those that train are in ``polybn.lenet.commands``."""

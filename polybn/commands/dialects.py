@@ -1,0 +1,77 @@
+"""``polybn dialects``: what frameworks mean by the same words."""
+
+from __future__ import annotations
+
+import json as writer
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from polybn.atomic import write_atomic
+from polybn.console import out
+
+if TYPE_CHECKING:
+    from polybn.dialects import Dialect
+
+
+def dialects(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="None: all. One: everything about it. Two or more: what differs."),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all facts, with their sources.")] = None,
+) -> None:
+    """Show what each framework means by momentum, variance, eps and the rest; or how two of them differ.
+
+    The same words mean different things: PyTorch's momentum weighs the batch, that of Keras the old value; one keeps
+    the unbiased variance, the other the biased one. Who moves a model needs to know, and polybn.dialects.convert does.
+
+    Examples
+    --------
+        polybn dialects
+
+        polybn dialects pytorch keras3
+    """
+    from polybn.dialects import DIALECTS, find
+
+    chosen = [find(name, function="dialects") for name in names or DIALECTS]
+    if json is not None:
+        write_atomic(json, (writer.dumps(list(map(_record, chosen)), indent=1) + "\n").encode())
+    out.print(_all(chosen) if not names else _one(chosen[0]) if len(chosen) == 1 else _differences(chosen))
+
+
+def _record(dialect: Dialect) -> dict[str, Any]:
+    facts = dialect.facts() | {"names": dict(dialect.names), "optional": sorted(dialect.optional)}
+    return facts | {"source": dialect.source, "sources": dict(dialect.sources)}
+
+
+def _all(chosen: list[Dialect]) -> Table:
+    from polybn.dialects.words import HEADINGS, row
+
+    table = Table(*HEADINGS, box=None)
+    for dialect in chosen:
+        table.add_row(*row(dialect))
+    return table
+
+
+def _one(dialect: Dialect) -> Table:
+    from polybn.dialects.words import LABELS, say
+
+    table = Table("", dialect.title, "source", box=None)
+    for fact, label in LABELS.items():
+        if say(dialect, fact):
+            source = dialect.source_of(fact)
+            table.add_row(label, say(dialect, fact), source if fact in dialect.sources else "")
+    table.add_row("where not said otherwise", "", dialect.source)
+    return table
+
+
+def _differences(chosen: list[Dialect]) -> Table:
+    from polybn.dialects.words import LABELS, differing, say
+
+    table = Table("", *(dialect.name for dialect in chosen), box=None)
+    for fact in differing(chosen):
+        table.add_row(LABELS[fact], *(say(dialect, fact) for dialect in chosen))
+    return table

@@ -1,0 +1,104 @@
+"""A dialect: its facts, where they are said, and the arguments that make PolyBN compute so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from polybn.dialects.calls import arguments
+from polybn.dialects.record import Record
+from polybn.spec import DomainError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dialect(Record):
+    """What one framework means by the words of batch norm. The defaults are the specification's own, S1 to S12."""
+
+    def arguments(
+        self,
+        *,
+        momentum: float | None = None,
+        eps: float | None = None,
+        axis: int | None = None,
+        step: int | None = None,
+    ) -> dict[str, Any]:
+        """Return the keywords that make PolyBN compute as this dialect does.
+
+        Parameters
+        ----------
+        momentum : float, optional
+            In this dialect's own sense. The dialect has its own if it is left out, as for the two that follow.
+        eps : float, optional
+        axis : int, optional
+        step : int, optional
+            Which training step it is, from 1. Where running statistics are debiased, momentum depends on it.
+
+        Returns
+        -------
+        dict
+            ``momentum``, as the weight of the old value, ``eps``, ``axis`` and ``running_variance``: keywords of
+            :func:`polybn.batch_norm`, :func:`polybn.batch_norm_vjp` and :class:`polybn.BatchNorm`. Where
+            ``fix_gamma`` is true, pass ``gamma=None`` beside them.
+
+        Raises
+        ------
+        DomainError
+            If no arguments say what the dialect does, or an option cannot be.
+
+        Examples
+        --------
+        >>> from polybn import dialects
+        >>> dialects.PYTORCH.arguments(momentum=0.2)
+        {'momentum': 0.8, 'eps': 1e-05, 'axis': 1, 'running_variance': 'unbiased'}
+        """
+        options = {"momentum": momentum, "eps": eps, "axis": axis}
+        given = {name: value for name, value in options.items() if value is not None}
+        return arguments(self, given, step, f"dialects.{self.name.upper()}.arguments")
+
+    def source_of(self, fact: str) -> str:
+        """Return where a fact is said.
+
+        Parameters
+        ----------
+        fact : str
+            The name of a field.
+
+        Returns
+        -------
+        str
+            An address or a module, and its version.
+
+        Raises
+        ------
+        DomainError
+            If there is no such fact.
+
+        Examples
+        --------
+        >>> from polybn import dialects
+        >>> dialects.KERAS3.source_of("empty")
+        'seen with keras 3.15.1 on NumPy'
+        """
+        known = [each.name for each in fields(self)]
+        if fact not in known:
+            raise DomainError(
+                f"polybn.dialects.source_of: fact must be one of {', '.join(known)}; got {fact!r} "
+                "(the fields of polybn.dialects.Dialect)"
+            )
+        return self.sources.get(fact, self.source)
+
+    def facts(self) -> dict[str, Any]:
+        """Return all facts by name, without their sources.
+
+        Returns
+        -------
+        dict
+            The fields of the record, in their order.
+
+        Examples
+        --------
+        >>> from polybn import dialects
+        >>> dialects.PYTORCH.facts()["running_variance"]
+        'unbiased'
+        """
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("source", "sources")}

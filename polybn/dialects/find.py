@@ -1,0 +1,53 @@
+"""From a name to its dialect."""
+
+from __future__ import annotations
+
+import difflib
+
+from polybn.dialects.dialect import Dialect
+from polybn.dialects.table import DIALECTS
+from polybn.options import type_name
+from polybn.spec import DomainError, DTypeError
+
+
+def find(dialect: Dialect | str, *, function: str = "dialects.find", argument: str = "dialect") -> Dialect:
+    """Return a dialect by its name.
+
+    Parameters
+    ----------
+    dialect : Dialect or str
+        A key of :data:`polybn.dialects.DIALECTS`, or a dialect, which is returned as it is.
+    function, argument : str
+        The words that an error begins with.
+
+    Returns
+    -------
+    Dialect
+
+    Raises
+    ------
+    DTypeError
+        If it is neither a name nor a dialect.
+    DomainError
+        If there is none of that name.
+
+    Examples
+    --------
+    >>> from polybn import dialects
+    >>> dialects.find("pytorch").momentum
+    0.1
+    """
+    if isinstance(dialect, Dialect):
+        return dialect
+    if not isinstance(dialect, str):
+        raise DTypeError(
+            f"polybn.{function}: {argument} must be a name or a Dialect; got {type_name(dialect)} "
+            f"(the names are {', '.join(DIALECTS)})"
+        )
+    if dialect not in DIALECTS:
+        near = difflib.get_close_matches(dialect, DIALECTS, 3, 0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`polybn dialects` lists them"
+        raise DomainError(
+            f"polybn.{function}: {argument} must be one of {', '.join(DIALECTS)}; got {dialect!r} ({hint})"
+        )
+    return DIALECTS[dialect]

@@ -1,0 +1,80 @@
+"""Momentum, eps and fix_gamma, from the words of one dialect into those of another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from polybn.dialects.dialect import Dialect
+from polybn.dialects.find import find
+from polybn.dialects.said import Options, read_options, to_old
+
+
+class ConvertedOptions(NamedTuple):
+    """What :func:`polybn.dialects.convert_options` returns."""
+
+    options: dict[str, Any]
+    """In the words of the target."""
+    notes: tuple[str, ...]
+    """A sentence for each thing that is not exact."""
+
+
+def convert_options(options: Mapping[str, Any], source: Dialect | str, target: Dialect | str) -> ConvertedOptions:
+    """Say in the target's words what a layer of the source was made with.
+
+    What ``options`` leaves out has the source's default, which is said in the result, because the target's differs.
+
+    Parameters
+    ----------
+    options : mapping
+        In the words of the source: ``{"momentum": 0.1, "eps": 1e-3}`` for PyTorch, ``{"decay_rate": 0.99}`` for Haiku.
+    source, target : Dialect or str
+        Whose words ``options`` has, and whose are wanted. A momentum means nothing without the first.
+
+    Returns
+    -------
+    ConvertedOptions
+        ``(options, notes)``.
+
+    Raises
+    ------
+    DTypeError, DomainError
+        If a dialect or a word is unknown, or a value cannot be.
+
+    Examples
+    --------
+    >>> from polybn import dialects
+    >>> dialects.convert_options({"momentum": 0.1}, "pytorch", "keras3").options
+    {'momentum': 0.9, 'epsilon': 1e-05, 'axis': 1}
+    """
+    here = find(source, function="dialects.convert_options", argument="source")
+    there = find(target, function="dialects.convert_options", argument="target")
+    given = read_options(_defaults(here) | dict(options), here, "dialects.convert_options")
+    assert given.eps is not None
+    made: dict[str, Any] = {} if given.momentum is None else {there.momentum_word: to_old(there, given.momentum)}
+    made[there.eps_word] = max(given.eps, there.least_eps)
+    made |= {"axis": given.axis} if there.any_axis else {}
+    made |= {"fix_gamma": bool(given.fix_gamma)} if there.fix_gamma else {}
+    return ConvertedOptions(made, tuple(_notes(here, there, given)))
+
+
+def _defaults(dialect: Dialect) -> dict[str, Any]:
+    """Return what a layer is made with if nothing is said."""
+    found: dict[str, Any] = {dialect.eps_word: dialect.eps, "axis": dialect.axis}
+    found |= {} if dialect.momentum is None else {dialect.momentum_word: dialect.momentum}
+    return found | ({"fix_gamma": True} if dialect.fix_gamma else {})
+
+
+def _notes(here: Dialect, there: Dialect, given: Options) -> list[str]:
+    momentum, eps, notes = given.momentum, given.eps or 0.0, list[str]()
+    if momentum is None:
+        notes.append(f"{here.name} has no momentum unless one is said, and none was: {there.name} takes its own.")
+    elif there.momentum_weighs != here.momentum_weighs and to_old(there, to_old(there, momentum)) != momentum:
+        notes.append(f"The weight {momentum!r} of the old value is rounded: 1 minus it is beside 1.")
+    if eps < there.least_eps:
+        notes.append(f"eps {eps:g} becomes {there.least_eps:g}, the least that {there.name} takes.")
+    if not there.any_axis and given.axis != there.axis:
+        notes.append(
+            f"The channel axis {given.axis} becomes {there.axis}, the only one of {there.name}: move the data's axis."
+        )
+    return notes

@@ -1,0 +1,53 @@
+"""Options in the words of a dialect, read into PolyBN's sense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from polybn.dialects.record import Record
+from polybn.options import check_momentum, is_number, type_name
+from polybn.spec import DomainError, DTypeError
+
+
+class Options(NamedTuple):
+    """What a layer was made with; None for what nobody said."""
+
+    momentum: float | None = None
+    """The weight of the OLD value, whatever the dialect weighs."""
+    eps: float | None = None
+    fix_gamma: bool | None = None
+    axis: int | None = None
+
+
+def read_options(options: Mapping[str, Any], dialect: Record, function: str) -> Options:
+    """Check options in the words of a dialect; momentum comes back as the weight of the old value."""
+    words = {dialect.momentum_word: "momentum", dialect.eps_word: "eps", "axis": "axis"}
+    words |= {"fix_gamma": "fix_gamma"} if dialect.fix_gamma else {}
+    unknown = [word for word in options if word not in words]
+    if unknown:
+        raise DomainError(
+            f"polybn.{function}: options must be in the words of {dialect.name} ({', '.join(words)}); "
+            f"got {unknown[0]!r} (what it means elsewhere says nothing here)"
+        )
+    found = {words[word]: value for word, value in options.items()}
+    if "momentum" in found:
+        check_momentum(function, found["momentum"])
+        found["momentum"] = to_old(dialect, found["momentum"])
+    if "eps" in found and (isinstance(found["eps"], bool) or not is_number(found["eps"]) or not found["eps"] >= 0):
+        raise DomainError(f"polybn.{function}: eps must be 0 or more; got {found['eps']!r} (it is added to a variance)")
+    if not isinstance(found.get("fix_gamma", True), bool):
+        raise DTypeError(
+            f"polybn.{function}: fix_gamma must be True or False; got {type_name(found['fix_gamma'])} "
+            "(whether gamma is taken for 1, whatever the state holds)"
+        )
+    return Options(**found)
+
+
+def to_old(dialect: Record, momentum: float) -> float:
+    """Turn a dialect's momentum into the weight of the old value, or back: the same step, there and back exact."""
+    if dialect.momentum_weighs == "old":
+        return float(momentum)
+    # In decimal, because 1 - 0.9 is 0.09999999999999998 in binary.
+    return float(1 - Decimal(repr(float(momentum))))

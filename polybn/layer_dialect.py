@@ -1,0 +1,90 @@
+"""What a layer's options mean in a dialect, and which of them were said at all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from polybn.spec import DomainError
+
+if TYPE_CHECKING:
+    from polybn.dialects import Dialect
+    from polybn.spec import RunningVariance
+
+
+class _Unsaid:
+    """A default that looks like its value; a dialect's own takes its place where nothing was said."""
+
+
+class _Number(_Unsaid, float):
+    pass
+
+
+class _Whole(_Unsaid, int):
+    pass
+
+
+class _Word(_Unsaid, str):
+    pass
+
+
+MOMENTUM: float = _Number(0.9)
+EPS: float = _Number(1e-5)
+AXIS: int = _Whole(1)
+RUNNING_VARIANCE: RunningVariance = _Word("biased")  # type: ignore[assignment]
+
+CUMULATIVE = ("polybn", "pytorch", "pytorch_sync")
+"""The dialects in which a momentum of None weighs all batches alike."""
+ENDLESS = 2**30
+"""A step so late that the weight of the old value has grown to the momentum."""
+
+
+class Manner(NamedTuple):
+    """What a dialect changes in a layer beside its options."""
+
+    dialect: str | None = None
+    """Its name, where momentum depends on the step."""
+    mean: float = 0.0
+    """The running mean before training."""
+    var: float = 1.0
+    """The running variance before training."""
+    fix_gamma: bool = False
+    """Whether gamma is taken for 1, so that there is none."""
+
+    def momentum(self, momentum: float | None, updates: int) -> float:
+        """Return the weight of the old value after a number of updates."""
+        if momentum is None:
+            return updates / (updates + 1)
+        if self.dialect is None:
+            return momentum
+        from polybn.dialects.calls import debiased
+
+        return debiased(momentum, updates + 1)
+
+
+def said(value: Any) -> bool:
+    """Tell whether an option was given."""
+    return not isinstance(value, _Unsaid)
+
+
+def in_dialect(dialect: Dialect | str, options: dict[str, Any]) -> tuple[dict[str, Any], Manner]:
+    """Return a layer's options in PolyBN's sense, and what else the dialect changes; ``options`` are those said."""
+    from polybn.dialects import find
+    from polybn.dialects.calls import arguments
+
+    found = find(dialect, function="BatchNorm")
+    if "running_variance" in options:
+        raise DomainError(
+            f"polybn.BatchNorm: running_variance must be left out beside a dialect; got "
+            f"{options['running_variance']!r} ({found.name} keeps the {found.running_variance} variance)"
+        )
+    cumulative = "momentum" in options and options["momentum"] is None
+    if cumulative and found.name not in CUMULATIVE:
+        raise DomainError(
+            f"polybn.BatchNorm: momentum must be a number in the dialect {found.name}; got None "
+            f"(an average of all batches is known to {' and '.join(CUMULATIVE)} alone)"
+        )
+    # The layer counts its steps itself.
+    given = {name: value for name, value in options.items() if value is not None}
+    settled = arguments(found, given, ENDLESS if found.debiased else None, "BatchNorm")
+    manner = Manner(found.name if found.debiased else None, found.initial_mean, found.initial_var, found.fix_gamma)
+    return settled | ({"momentum": None} if cumulative else {}), manner

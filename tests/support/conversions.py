@@ -1,0 +1,170 @@
+"""Convert a trained batch norm of one framework to another, and see what agrees afterwards.
+
+    python -m tests.support.conversions
+
+writes docs/results/conversions.json, for all ordered pairs of frameworks that are installed.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import warnings
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polybn import dialects
+from polybn.dialects import DIALECTS
+from tests.support.frameworks import FRAMEWORKS, Living, State, why_not
+
+Array = NDArray[Any]
+RECORD = Path(__file__).parents[2] / "docs" / "results" / "conversions.json"
+MOMENTUM = 0.75
+"""The weight of the old value."""
+EPS = 0.01
+SHAPE = (2, 3, 1, 3)
+VALUES = 6
+"""Values per channel: so few that Bessel's correction is a fifth."""
+BEFORE, AFTER = 3, 4
+"""Training steps before the conversion: so few that debiased averages still lack much. And after it."""
+DISTRIBUTIONS = {
+    "keras3": "keras", "flax_linen": "flax", "flax_nnx": "flax", "haiku": "dm-haiku", "equinox_ema": "equinox",
+    "equinox_batch": "equinox", "mxnet_native": "mxnet", "gluon": "mxnet", "onnx15": "onnxruntime", "pytorch": "torch",
+}  # fmt: skip
+
+
+class Source(NamedTuple):
+    """A batch norm that has been trained, and then trained on."""
+
+    state: State
+    inferred: Array
+    """What inference returned before it was trained on."""
+    trained: list[Array]
+    """What the training steps after that returned."""
+    last: State
+
+
+class Seen(NamedTuple):
+    """What came of one conversion: the largest error as a share of its bound; 1 or less is agreement."""
+
+    inference: float
+    """Of inference, converted without a count."""
+    outputs: float
+    """Of the outputs of further training steps."""
+    statistics: float
+    """Of the running statistics after further training steps, converted with a count."""
+    without: float
+    """Of the same, converted without a count."""
+    notes: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Say in a word what agrees."""
+        if not self.inference <= 1:
+            return "nothing"
+        if not (self.outputs <= 1 and self.statistics <= 1):
+            return "inference"
+        return "exact" if self.without <= 1 else "either"
+
+
+def options(name: str) -> dict[str, Any]:
+    """Return the options of a layer, in the words of its framework."""
+    made = dialects.convert_options({"momentum": MOMENTUM, "eps": EPS}, "polybn", name).options
+    return {word: value for word, value in made.items() if word != "axis"}
+
+
+def living(name: str) -> Living:
+    """Make a batch norm."""
+    return FRAMEWORKS[name](3, options(name)[DIALECTS[name].momentum_word], EPS)
+
+
+@functools.cache
+def data() -> list[Array]:
+    """Return the batches: those before, one for inference, and those after."""
+    rng = np.random.default_rng(20)
+    scale, offset = np.array([3, 0.5, 2])[:, None, None], np.array([9, 1, -4])[:, None, None]
+    return [(offset + scale * rng.standard_normal(SHAPE)).astype(np.float32) for _ in range(BEFORE + 1 + AFTER)]
+
+
+@functools.cache
+def trained(name: str) -> Source:
+    """Train a framework's batch norm with a random gamma and beta, infer, and train on."""
+    layer, names, rng = living(name), DIALECTS[name].names, np.random.default_rng(21)
+    state = layer.state()
+    for role in ("gamma", "beta"):
+        state[names[role]] = rng.standard_normal(state[names[role]].shape).astype(np.float32)
+    layer.load(state)
+    for x in data()[:BEFORE]:
+        layer.train(x)
+    before, inferred = layer.state(), layer.infer(data()[BEFORE])
+    outputs = [layer.train(x) for x in data()[BEFORE + 1 :]]
+    return Source(before, inferred, outputs, layer.state())
+
+
+def measure(source: str, target: str) -> Seen:
+    """Convert from one framework to another, and compare."""
+    here, there = trained(source), living(target)
+    plain = dialects.convert(here.state, source, target, options=options(source))
+    fitted = dialects.convert(here.state, source, target, VALUES, options=options(source))
+    load(there, plain.state)
+    inference = share(there.infer(data()[BEFORE]), here.inferred)
+    outputs = [share(there.train(x), y) for x, y in zip(data()[BEFORE + 1 :], here.trained, strict=True)]
+    without = statistics(there.state(), target, here.last, source, None)
+    load(there, fitted.state)
+    for x in data()[BEFORE + 1 :]:
+        there.train(x)
+    found = statistics(there.state(), target, here.last, source, VALUES)
+    return Seen(inference, max(outputs), found, without, plain.notes)
+
+
+def load(layer: Living, state: dict[str, Array]) -> None:
+    """Load a state into arrays of the shapes that a framework keeps, such as (1, C, 1, 1)."""
+    shapes = {name: value.shape for name, value in layer.state().items()}
+    layer.load({name: value.reshape(shapes[name]) for name, value in state.items()})
+
+
+def statistics(after: State, target: str, last: State, source: str, count: int | None) -> float:
+    """Compare running statistics as inference uses them, after the source's are converted."""
+    wanted = dialects.convert(last, source, "polybn", options=options(source)).state
+    found = dialects.convert(after, target, "polybn", options=options(target)).state
+    here, there = DIALECTS[source].running_variance, DIALECTS[target].running_variance
+    factor = 1.0
+    if count is not None and here != there:
+        factor = (count - 1) / count if here == "unbiased" else count / (count - 1)
+    mean = share(found["running_mean"], wanted["running_mean"])
+    return max(mean, share(found["running_var"], wanted["running_var"] * factor))
+
+
+def share(found: Array, wanted: Array) -> float:
+    """Return the largest difference as a share of the bound."""
+    return float((np.abs(found.astype(np.float64) - wanted) / (bound() * (np.abs(wanted) + 1))).max())
+
+
+@functools.cache
+def bound() -> float:
+    """Bound relative errors: each sum of m squares loses m roundings, magnified by kappa^2 where squares cancel."""
+    kappa2 = max(float(((x.astype(np.float64) ** 2).mean((0, 2, 3)) / x.var((0, 2, 3))).max()) for x in data())
+    return (VALUES + 8) * 2.0**-24 * kappa2 * (BEFORE + 1 + AFTER)
+
+
+def record() -> dict[str, Any]:
+    """Measure all pairs of what is installed here."""
+    names = [name for name in FRAMEWORKS if why_not(name) is None]
+    pairs = [
+        {"source": a, "target": b, "verdict": (seen := measure(a, b)).verdict, **seen._asdict()}
+        for a, b in itertools.permutations(names, 2)
+    ]
+    versions = {name: version(DISTRIBUTIONS.get(name, name)) for name in names}
+    facts = {"values": VALUES, "before": BEFORE, "after": AFTER, "momentum": MOMENTUM, "bound": bound()}
+    return {"date": date.today().isoformat(), "versions": versions, **facts, "pairs": pairs}
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    RECORD.write_text(json.dumps(record(), indent=1) + "\n", encoding="utf-8")

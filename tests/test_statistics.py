@@ -1,0 +1,167 @@
+"""The accumulator: whatever the parts and their order, the statistics are those of all values together."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import polybn
+from polybn import Statistics
+from polybn.conformance import oracle
+from polybn.spec import BackendError, DomainError, DTypeError, ShapeError
+
+Array = np.ndarray[Any, Any]
+
+
+def assert_right(found: Statistics, rows: list[Array], unit: float, parts: int) -> None:
+    """Compare with exact arithmetic: mean and root of the variance to ``8 * parts`` roundings of the spread."""
+    for c, row in enumerate(rows):
+        exact = oracle.parts(oracle.row(row.tolist()))
+        variance = float(exact.m2 / exact.m)
+        assert found.count[c] == exact.m
+        error = Fraction(found.mean[c]) + Fraction(found.moments.low[c]) - exact.mean
+        assert abs(error) <= 8 * parts * unit * variance**0.5 + 4e-16 * unit * abs(float(exact.mean))
+        assert abs(found.variance()[c] - variance) <= 8 * parts * unit * variance
+        assert (found.min[c], found.max[c]) == (row.min(), row.max())
+
+
+@pytest.mark.clause("S15")
+@given(
+    seed=st.integers(0, 2**32),
+    dtype=st.sampled_from(("float32", "float64")),
+    sizes=st.lists(st.integers(1, 7), min_size=1, max_size=6),
+    far=st.sampled_from((0.0, 300.0, 1e6)),
+)
+def test_any_order_of_any_parts(backend: str, seed: int, dtype: str, sizes: list[int], far: float) -> None:
+    """Parts of 1 to 7 rows, taken in or merged, in any order, far from zero."""
+    rng, module = np.random.default_rng(seed), polybn.backend(backend)
+    x = (far + 3.7 * rng.normal(0, 1, (sum(sizes), 3, 5))).astype(dtype)
+    whole, other = Statistics(), Statistics()
+    parts = np.split(x, np.cumsum(sizes)[:-1])
+    for k in rng.permutation(len(parts)):
+        (whole if rng.random() < 0.5 else other).update(module.asarray(parts[k]))
+    whole.merge(other)
+    rows = list(np.moveaxis(x, 1, 0).reshape(3, -1))
+    assert_right(whole, rows, 2.0**-24 if dtype == "float32" else 2.0**-53, 40)
+
+
+@pytest.mark.clause("S12", "S15")
+def test_what_where_leaves_out_does_not_count(backend: str) -> None:
+    """NaN in a deleted place, a channel with nothing left; axis from the end."""
+    x = np.array([[1.0, np.nan, 7.0], [5.0, np.nan, -8.0]], np.float32)
+    where = np.array([[True, False, True], [True, False, False]])
+    module, found = polybn.backend(backend), Statistics(axis=-1)
+    found.update(module.asarray(x), where=module.asarray(where))
+    assert found.count.tolist() == [2, 0, 1]
+    assert found.mean[[0, 2]].tolist() == [3, 7]
+    assert found.min.tolist() == [1, np.inf, 7]
+    assert found.max.tolist() == [5, -np.inf, 7]
+    assert found.variance().tolist() == [4, 0, 0]
+    assert found.variance(unbiased=True).tolist() == [8, 0, 0]
+    assert found.std(unbiased=True).tolist() == [8**0.5, 0, 0]
+
+
+def test_libraries_mix() -> None:
+    """Bytes, half precision and float64, from several libraries: one result in float64."""
+    pytest.importorskip("ml_dtypes")
+    import ml_dtypes
+
+    found = Statistics()
+    parts = [np.full((2, 2), 250, np.uint8), np.full((1, 2), 2, ml_dtypes.bfloat16), np.full((3, 2), 1e6)]
+    for part in parts:
+        found.update(part)
+    for name, reason in polybn.backends().items():
+        if reason is None and name != "numpy":
+            found.update(polybn.backend(name).asarray(np.full((1, 2), 9, np.float32)))
+            parts.append(np.full((1, 2), 9, np.float32))
+    values = np.concatenate([part.astype(float) for part in parts])
+    assert found.count.tolist() == [len(values)] * 2
+    np.testing.assert_allclose(found.mean, values.mean(axis=0), rtol=1e-15)
+    np.testing.assert_allclose(found.std(), values.std(axis=0), rtol=1e-15)
+    assert (found.min.tolist(), found.max.tolist()) == ([2, 2], [1e6, 1e6])
+
+
+def example() -> Statistics:
+    found = Statistics(axis=-1)
+    found.update(np.random.default_rng(1).integers(0, 256, (7, 5, 3), np.uint8))
+    found.update(1e6 + np.random.default_rng(2).normal(0, 1e-3, (11, 5, 3)))
+    return found
+
+
+def same(a: Statistics, b: Statistics) -> bool:
+    pairs = zip((*a.moments, a.min, a.max), (*b.moments, b.min, b.max), strict=True)
+    return a.axis == b.axis and all(np.array_equal(p, q) for p, q in pairs)
+
+
+def test_saved_and_loaded_it_goes_on(tmp_path: Path) -> None:
+    found, path = example(), tmp_path / "statistics of all"
+    found.save(path)
+    again = Statistics.load(path)
+    assert same(found, again)
+    for one in (found, again):
+        one.update(np.full((2, 3), 5.0))
+    assert same(found, again)
+    assert same(found, pickle.loads(pickle.dumps(found)))
+    assert same(found, copy.deepcopy(found))
+    without = Statistics(extremes=False)
+    without.update(np.ones((2, 3)))
+    without.save(path)
+    assert Statistics.load(path).count.tolist() == [2, 2, 2]
+    with pytest.raises(DomainError, match="extremes must be True for smallest and largest values; got False"):
+        Statistics.load(path).max  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "cut", "other", "pickle", "negative", "shape", "dtype", "missing"])
+def test_what_is_no_saved_file_is_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.npz"
+    example().save(path)
+    arrays = dict(np.load(path))
+    changed = {
+        "negative": {"m2": -arrays["m2"]}, "shape": {"mean": arrays["mean"][:2]}, "dtype": {"low": arrays["count"]},
+        "pickle": {"mean": np.array([{}], object)}, "other": {"gamma": arrays["mean"]},
+    }  # fmt: skip
+    if kind in changed:
+        np.savez(path, **(arrays | changed[kind]))
+    elif kind == "missing":
+        np.savez(path, **{name: array for name, array in arrays.items() if name != "m2"})
+    else:
+        path.write_bytes({"empty": b"", "text": b"no file of statistics", "cut": path.read_bytes()[:-70]}[kind])
+    with pytest.raises(DomainError, match=rf"^polybn\.Statistics\.load: path must name a file.*; got {path} \(.+\)$"):
+        Statistics.load(path)
+    with pytest.raises(FileNotFoundError):
+        Statistics.load(tmp_path / "nothing")
+
+
+def test_refused_in_words_and_nothing_changes() -> None:
+    found, before = example(), example()
+    with pytest.raises(ShapeError, match=r"^polybn\.Statistics\.update: x must have 3 channels; got 4 \(.*first\)$"):
+        found.update(np.ones((2, 4)))
+    with pytest.raises(DTypeError, match=r"^polybn\.Statistics\.merge: other must be a polybn\.Statistics; got list"):
+        found.merge([])  # type: ignore[arg-type]
+    with pytest.raises(DTypeError, match=r"^polybn\.moments: x must have one of the dtypes .*; got bool"):
+        found.update(np.ones((2, 3), bool))
+    with pytest.raises(BackendError, match=r"^polybn\.Statistics\.update: x must be an array"):
+        found.update([1.0])
+    with pytest.raises(DTypeError, match=r"^polybn\.Statistics: axis must be"):
+        Statistics(axis="last")  # type: ignore[arg-type]
+    reads: list[Callable[[Statistics], object]] = [lambda s: s.mean, lambda s: s.min, lambda s: s.std()]
+    reads.append(lambda s: s.save("nowhere"))
+    for read in reads:
+        with pytest.raises(DomainError, match="update must have taken in an array; got none"):
+            read(Statistics())
+    found.merge(Statistics())
+    assert same(found, before)
+    empty = Statistics(axis=-1)
+    empty.merge(found)
+    assert same(empty, before)
+    assert repr(Statistics()) == "Statistics(axis=1)"
+    assert "count=[90 90 90]" in repr(found)
