@@ -79,7 +79,8 @@ class Binding:
 
     def to_numpy(self, array: Array, /) -> NDArray[Any]:
         """Copy an array to the host."""
-        return np.array(array)
+        unwrap = getattr(array, "unwrap_numpy", None)  # ndonnx has neither __array__ nor DLPack
+        return np.array(array if unwrap is None else unwrap())
 
     # Some libraries use NumPy, which would warn of infinity and NaN even where these are right.
     @np.errstate(all="ignore")

@@ -134,7 +134,11 @@ def _part(z: Array, axis: int, start: int, stop: int) -> Array:
 def layout_of(xp: Any, arguments: Arguments, like: Array) -> Layout:
     """Return the layout of a call's arrays, of which ``like`` is one."""
     device = array_api_compat.device(like)
-    wide = xp.float64 if "float64" in xp.__array_namespace_info__().dtypes(device=device) else xp.float32
+    wide = (
+        xp.float64
+        if "float64" in xp.__array_namespace_info__().dtypes(device=device, kind="real floating")
+        else xp.float32
+    )
     x = arguments.x
     shape = (1, *like.shape) if x is None else tuple(x.shape)
     narrow = wide == xp.float64 and arguments.dtype == "float32"
