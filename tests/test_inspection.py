@@ -90,8 +90,12 @@ def test_a_negative_variance_says_whether_eps_covers_it() -> None:
 def test_statistics_that_were_never_updated() -> None:
     state = healthy() | {"running_mean": np.zeros(SIZE), "running_var": np.ones(SIZE)}
     assert found(state) == [("warning", "statistics were never updated")]
-    assert found(state | {"num_batches_tracked": np.array(0)}) == [("note", "no batches were counted")]
     assert found(state | {"num_batches_tracked": np.array(9)}) == [("warning", "statistics were never updated")]
+
+
+def test_statistics_that_were_ported() -> None:
+    assert found(healthy() | {"num_batches_tracked": np.array(0)}) == [("note", "statistics came from elsewhere")]
+    assert found(healthy() | {"num_batches_tracked": np.array(9)}) == []
 
 
 def test_placeholders() -> None:
@@ -174,10 +178,15 @@ def test_the_first_line_is_the_verdict() -> None:
     for name, norms in {"good": [good], "bad": [good, bad], "worse": [good, bad, worse, worse], "none": []}.items():
         model = Model("safetensors", norms, 12)
         said[name] = words.headline("m.st", model, inspection.inspect(model))
+    mixed = [bad._replace(name=f"b{number}") for number in range(3)]
+    model = Model("safetensors", [*mixed, Norm("d", "pytorch", healthy(running_mean=1e9))], 16)
+    said["mixed"] = words.headline("m.st", model, inspection.inspect(model))
     assert said == {
         "good": "m.st (safetensors): 1 batch norm with 7 channels, nothing wrong with it.",
         "bad": "m.st (safetensors): 2 batch norms with 14 channels; 1 needs a look: channels are constant in b.",
         "worse": "m.st (safetensors): 4 batch norms with 28 channels; 1 is broken: variance is NaN or infinite in c.",
+        "mixed": "m.st (safetensors): 4 batch norms with 28 channels; 4 need a look: channels are constant in b0 and 2 "
+        "more; float32 loses digits in d.",
         "none": "m.st (safetensors, 12 arrays) holds no batch norm.",
     }
 

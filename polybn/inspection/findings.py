@@ -101,11 +101,12 @@ def _training(c: Channels) -> Iterator[Finding]:
 
 
 def _never_updated(c: Channels) -> Iterator[Finding]:
-    if c.batches == 0:
-        yield _all(c, "note", "no batches were counted", "num_batches_tracked is 0; was it saved before training?")
-    elif _initial(c):
-        words = "mean 0 and variance 1 throughout, so inference does not normalize; was it saved before training?"
+    if _initial(c):
+        words = "mean 0 and variance 1 throughout, as before training; inference does not normalize"
         yield _all(c, "warning", "statistics were never updated", words)
+    elif c.batches == 0:
+        words = "num_batches_tracked is 0; if the model was ported, the other framework's eps must be set, too"
+        yield _all(c, "note", "statistics came from elsewhere", words)
 
 
 def _placeholders(c: Channels) -> Iterator[Finding]:
@@ -121,9 +122,8 @@ def _constant(c: Channels) -> Iterator[Finding]:
     with np.errstate(invalid="ignore"):
         bad = np.flatnonzero((c.var >= 0) & (c.var < min(TINY, c.eps or TINY)) & (c.gamma != 0))
     if bad.size:
-        words = (
-            f"variance at most {c.var[bad].max():.3g}, of dead filters; a difference of 1 becomes {_most(c, bad):.3g}"
-        )
+        dead = f"variance {c.var[bad].max():.2g} or less, as of dead filters"
+        words = f"{dead}; a difference of 1 becomes {_most(c, bad):.3g}"
         yield _some(c, "warning", "channels are constant", bad, words)
 
 
