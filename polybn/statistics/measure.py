@@ -74,7 +74,7 @@ def measure(
             total.left_out.append(LeftOut(part.name, f"{error}"))
         else:
             total.histogram.merge(found.histogram)
-            total.left_out.extend(found.left_out)
+        total.left_out.extend(found.left_out)
         if progress is not None:
             progress(part.size)
     return total
