@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from polybn.lenet.training import train
     from polybn.statistics.accumulator import Statistics
 
-# These need NumPy on the host; they are imported when they are first asked for. The modules that train LeNet live in
-# polybn.lenet; the public ones are reachable from here, too.
+# These need NumPy and are imported on first use. The modules that train LeNet live in polybn.lenet; the public ones can
+# be reached from here, too.
 _LENET = ("checkpoints", "contact_sheet", "fashion_mnist", "networks", "runs", "training")
 _LAZY_MODULES = {name: f"polybn.{name}" for name in ("cli", "conformance", "dialects")} | {
     name: f"polybn.lenet.{name}" for name in _LENET

@@ -102,7 +102,7 @@ def describe_arrays(function: str, backend: Backend, arrays: Mapping[str, Any]) 
 
 
 def check_record(function: str, name: str, value: object, record: type[Moments] | type[Gradients]) -> None:
-    """Check that a result of PolyBN comes back in the named tuple that it left in."""
+    """Check that a result of PolyBN is given back as the named tuple that it was."""
     if not isinstance(value, record):
         raise DTypeError(
             f"polybn.{function}: {name} must be a polybn.{record.__name__}; got {type_name(value)} "
@@ -114,13 +114,13 @@ def check_batch_norm(function: str, given: Arrays, options: Options, *, joined: 
     """Check descriptions and options of ``batch_norm`` and ``batch_norm_vjp``.
 
     ``joined`` says that ``x`` is a part of a larger whole, so that one value per channel may be one of many.
-    Results are remembered: a training loop makes the same call again and again.
+    Results are cached: a training loop makes the same call again and again.
     """
     try:
         hash(options)
-    except TypeError:  # such as an array: no option, and the checks will say so
+    except TypeError:  # an option that has no hash, such as an array, is an error that the checks report
         return _check_batch_norm.__wrapped__(function, given, options, joined, ())
-    # The types belong to the key because 1, 1.0 and True are equal, and only one of them is right.
+    # The types are part of the key: 1, 1.0 and True are equal, but not equally allowed.
     return _check_batch_norm(function, given, options, joined, tuple(map(type, options)))
 
 
@@ -205,7 +205,7 @@ def check_merge_moments(given: Mapping[str, Description | None]) -> None:
     given = {name: value for name, value in given.items() if value is not None or not name.endswith(".low")}
     check_given("merge_moments", **given)
     mean, count = given["a.mean"], given["a.count"]
-    assert mean is not None  # check_given saw to both
+    assert mean is not None  # for the type checker: check_given has checked both
     assert count is not None
     shape, dtype = _check_vector("merge_moments", "a.mean", mean)
     if not count.dtype.startswith(("int", "uint")):
@@ -259,7 +259,7 @@ def fail_single_value(function: str, because: str) -> NoReturn:
 
 
 def check_given(function: str, **required: Description | None) -> None:
-    """Check that arguments which may not be None are not."""
+    """Check that no required argument is None."""
     for name, value in required.items():
         if value is None:
             raise BackendError(

@@ -1,7 +1,7 @@
 """Files that are written and read as a whole.
 
-After a crash, a written file has all of its old content or all of the new. Only regular files are read: a pipe in the
-place of a file would wait for a writer until somebody loses patience.
+After a crash, a written file has all of its old content or all of the new. Only regular files are read: opening a pipe
+would block until some process writes to it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import BinaryIO, TypeAlias
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
 
-# A pid says something on its own host only, and in containers every process may have the same one: hence the host and a
-# random number that differs in every process.
+# A process id identifies a process on one host only, and in containers every process may have the same one. The name of
+# a temporary file therefore holds the host and a random number per process, too.
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _LIFE = secrets.token_hex(4)
 _KINDS = {stat.S_ISDIR: "a directory", stat.S_ISFIFO: "a pipe"}
@@ -30,7 +30,7 @@ _TEMPORARY = re.compile(rf"\..+\.{_HOST}-([1-9][0-9]{{0,8}})-([0-9a-f]{{8}})\.po
 
 
 class UnfitFileError(OSError):
-    """There is something else than a regular file, or a file that is larger than it may be."""
+    """The path is not a regular file, or the file is larger than allowed."""
 
 
 def read_whole(path: StrPath, most: int) -> bytes:
@@ -62,19 +62,26 @@ def read_whole(path: StrPath, most: int) -> bytes:
     ...
     polybn.atomic.UnfitFileError: / must be a regular file; got a directory
     """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise UnfitFileError(f"{os.fspath(path)} must have at most {most} bytes; got {size}")
+        return file.read(most)
+
+
+def open_regular(path: StrPath) -> BinaryIO:
+    """Open a regular file to read, and nothing else: a pipe would wait."""
     # Without O_NONBLOCK, opening a pipe waits. Windows has no such flag, and opens files as text by default.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            kind = next((name for is_kind, name in _KINDS.items() if is_kind(status.st_mode)), "a device")
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            kind = next((name for is_kind, name in _KINDS.items() if is_kind(mode)), "a device")
             raise UnfitFileError(f"{os.fspath(path)} must be a regular file; got {kind}")
-        if status.st_size > most:
-            raise UnfitFileError(f"{os.fspath(path)} must have at most {most} bytes; got {status.st_size}")
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(most)
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
 
 
 def write_atomic(path: StrPath, data: bytes) -> None:
@@ -121,13 +128,13 @@ def write_atomic(path: StrPath, data: bytes) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let errors of the system name the path that a user knows, also where none or an internal one came with them."""
+    """Put the path that a user knows into errors of the system, which name an internal path or none at all."""
     try:
         yield
     except OSError as error:
         if error.errno is not None:
             error.filename = str(path)
-            del error.filename2  # of a rename; as None it would be printed
+            del error.filename2  # set by a rename; if it were None, the message would show it
         raise
 
 

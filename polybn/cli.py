@@ -1,4 +1,4 @@
-"""The command line: ``polybn train | compare | predict | data | info | check | agree | bench | dialects``."""
+"""The command line, ``polybn``: from its commands to their exit codes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from polybn import dispatch
 from polybn.bench.command import bench
 from polybn.commands.agree import agree
 from polybn.commands.check import check
+from polybn.commands.convert import convert
 from polybn.commands.dialects import dialects
+from polybn.commands.inspect import inspect
 from polybn.console import err, out
 from polybn.lenet.commands.compare import compare
 from polybn.lenet.commands.data import data
+from polybn.lenet.commands.export import export
 from polybn.lenet.commands.predict import predict
 from polybn.lenet.commands.train import train
 from polybn.lenet.errors import CheckpointError, DivergenceError
 from polybn.spec import Backend, BackendError, DomainError, DTypeError, ShapeError, traits_of
+from polybn.statistics.command import stats
 from polybn.version import __version__
 
 TRAINING = (CheckpointError, DivergenceError)
@@ -36,7 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Batch normalization you can trust on any array.\n\n"
     "Begin with [bold]polybn train[/bold]: it trains LeNet on Fashion-MNIST and shows each epoch. Then train again "
-    "with [bold]--norm none[/bold] and let [bold]polybn compare runs[/bold] draw what batch norm is good for.",
+    "with [bold]--norm none[/bold]; [bold]polybn compare runs[/bold] then draws what batch norm gains.",
 )
 
 
@@ -77,14 +81,17 @@ def _facts(backend: Backend) -> Iterator[str]:
         yield "has a batch norm of its own (--norm native)"
 
 
-_COMMANDS: tuple[Callable[..., None], ...] = (train, compare, predict, data, info, bench, check, agree, dialects)
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    *(train, compare, predict, data, export),
+    *(info, stats, bench, check, agree, dialects, inspect, convert),
+)
 for _command in _COMMANDS:
     app.command()(_command)
 
 
 def main() -> None:
-    """Run the command line; errors that a user can mend are one sentence, without a traceback."""
-    for stream in (sys.stdout, sys.stderr):  # a name may hold bytes that no encoding knows
+    """Run the command line; show errors that a user can fix as one sentence, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # file names may hold bytes that no encoding can show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:

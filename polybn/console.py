@@ -16,7 +16,7 @@ err = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=
 
 
 def hint(*words: object) -> str:
-    """Return a command of polybn that works when it is pasted where the user stands."""
+    """Return a command line of polybn that works when the user pastes it into the same shell."""
     return shlex.join([*_program(), *map(str, words)])
 
 

@@ -88,14 +88,14 @@ def why_not(name: str) -> str | None:
     try:
         reason = backend(name).why_not()
     except (Exception, SystemExit) as error:
-        # Whatever a missing driver or a third party throws: a list of backends must not fail with one of them.
+        # A missing driver or third-party code may raise anything; one broken backend must not break the whole list.
         cause = error.__cause__ or error
         reason = f"{type(cause).__name__}: {cause}"
     return None if reason is None else " ".join(str(reason).split())
 
 
 def backend_of(function: str, **arrays: object) -> Backend:
-    """Find the backend that serves all the arrays of one call; None is passed over.
+    """Find the backend that serves all the arrays of one call; None is skipped.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def _fail_mixed(function: str, arrays: Mapping[str, object]) -> NoReturn:
     owners = {name: _owner(cast("Hashable", type(value))) for name, value in given.items()}
     unserved = [(name, given[name]) for name, owner in owners.items() if owner is None]
     if unserved or not owners:
-        # Where all are None, speak of the first that may not be: gamma and beta may.
+        # If all are None, name the first argument that is required; gamma and beta are not.
         first = next(name for name in arrays if name not in ("gamma", "beta"))
         name, value = unserved[0] if unserved else (first, None)
         raise BackendError(
@@ -130,7 +130,7 @@ def _fail_mixed(function: str, arrays: Mapping[str, object]) -> NoReturn:
 @functools.cache
 def _owner(cls: type) -> str | None:
     """Return the name of the entry point that serves an array type: the root module of one of its bases."""
-    # The whole MRO: subclasses count. A tracer of JAX is defined in another module than JAX's arrays, and is one.
+    # The whole MRO, so that subclasses count; and JAX's tracers, whose class is defined in another package than arrays.
     roots = (base.__module__.partition(".")[0] for base in cls.__mro__)
     return next((root for root in roots if root in _entries()), None)
 
@@ -151,7 +151,7 @@ def _serving_all(types: tuple[type, ...]) -> str | None:
 
 @functools.cache
 def _entries() -> Mapping[str, EntryPoint]:
-    """Collect the entry points, one a name: PolyBN's own before others', then the first on the path."""
+    """Collect one entry point per name: PolyBN's own if there is one, else the first on the path."""
     found = dict[str, EntryPoint]()
     for entry in sorted(entry_points(group=GROUP), key=_is_foreign):
         if entry.name in sys.stdlib_module_names:
@@ -174,7 +174,7 @@ def _ignore(entry: EntryPoint, reason: str) -> None:
 
 @functools.cache
 def _names() -> tuple[str, ...]:
-    """One name a module: ``jaxlib`` serves arrays, and ``jax`` is what people call the backend."""
+    """List one name per module: ``jaxlib`` is the root of the array type, but ``jax`` is what people say."""
     modules = dict[str, str]()
     for entry in sorted(_entries().values(), key=lambda entry: entry.name):
         modules.setdefault(entry.value, entry.name)

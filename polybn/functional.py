@@ -49,7 +49,7 @@ def batch_norm(
     x : array, shape (N, C, ...)
         float16, bfloat16, float32 or float64, rank 2 or more, from any installed backend; C lies at ``axis``.
     gamma, beta : array, shape (C,), optional
-        Scale and shift; None means 1 and 0. float32, or float64 for float64 ``x``, as all that follow.
+        Scale and shift; None means 1 and 0. float32, or float64 for float64 ``x``; so are the running statistics.
     running_mean, running_var : array, shape (C,), optional
         Both or neither in training; both in inference.
     training : bool
@@ -66,7 +66,7 @@ def batch_norm(
     where : array of bool, optional
         Broadcasts to the shape of ``x``; False deletes a value from the statistics and gives 0 in ``y``.
     **own
-        Keywords that one library alone knows: ``out=`` for NumPy arrays, ``axis_name=`` for JAX arrays.
+        Keywords of one library only: ``out=`` for NumPy arrays, ``axis_name=`` for JAX arrays.
 
     Returns
     -------
@@ -207,7 +207,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     Parameters
     ----------
     a, b : Moments
-        Of arrays with the same channels and dtype, of the same backend.
+        What :func:`polybn.moments` returned for arrays of one backend, one number of channels and one dtype.
 
     Returns
     -------

@@ -48,7 +48,7 @@ class BatchNorm:
     backend : str, default "numpy"
         The library whose arrays the layer holds and serves.
     dtype : {"float32", "float64"}
-        Of parameters and statistics: float64 to serve float64 arrays, float32 for all others.
+        Dtype of parameters and statistics: float64 to serve float64 arrays, float32 for all others.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class BatchNorm:
     Raises
     ------
     ShapeError, DTypeError, DomainError, BackendError
-        For a number of features, an option, a dtype or a backend that cannot be.
+        If the number of features, an option, the dtype or the backend is not allowed.
 
     Notes
     -----
@@ -111,7 +111,7 @@ class BatchNorm:
         self.updates = 0
 
     def __call__(self, x: Array, *, training: bool, where: Array | None = None) -> Array:
-        """Normalize ``x``; in training, take its statistics into the running ones.
+        """Normalize ``x``; in training, update the running statistics.
 
         Parameters
         ----------
@@ -137,7 +137,7 @@ class BatchNorm:
         return result.y
 
     def vjp(self, x: Array, *, training: bool, where: Array | None = None) -> tuple[Array, Pullback]:
-        """Do as a call does, and return the pullback, too; see :func:`polybn.batch_norm_vjp`.
+        """Normalize as a call does, and return the pullback, too; see :func:`polybn.batch_norm_vjp`.
 
         Parameters
         ----------
@@ -275,7 +275,7 @@ class BatchNorm:
         return find_backend(self._name)
 
     def _guard(self) -> AbstractContextManager[Any]:
-        # A process that was forked while another thread trained would find the lock taken, and nobody to release it.
+        # After a fork during another thread's call, the child's copy of the lock would never be released.
         if self._lock[0] != os.getpid():
             self._lock = os.getpid(), threading.RLock()
         return self._lock[1]

@@ -29,7 +29,7 @@ def type_name(value: object) -> str:
 
 def check_training(function: str, training: Any) -> None:
     """Check that ``training`` is a truth value of Python or NumPy."""
-    # NumPy's is known by its name, because NumPy need not be imported.
+    # NumPy's bool is recognized by its name, because NumPy need not be imported.
     if not isinstance(training, bool) and type_name(training) not in ("numpy.bool", "numpy.bool_"):
         raise DTypeError(
             f"polybn.{function}: training must be True or False; got {training!r} of type {type_name(training)} "
@@ -76,7 +76,7 @@ def check_eps(function: str, eps: Any, dtype: str) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Tell a real number, such as a float16 or a Fraction, from arrays, tracers and all else."""
+    """Return whether a value is a real number, such as a float16 or a Fraction, and not an array or a tracer."""
     return isinstance(value, Real)
 
 

@@ -19,7 +19,7 @@ class Pullback:
     """The derivative of one call of :func:`polybn.batch_norm_vjp`, as a function of the cotangent of ``y``.
 
     Call it as often as you like; it copies and pickles as its arrays do. It may hold references to the arrays of
-    the call rather than copies: do not write into them before it ran.
+    the call rather than copies: do not write into them before it has run.
     """
 
     def __init__(self, name: str, arguments: Arguments, residuals: Any) -> None:
@@ -33,7 +33,7 @@ class Pullback:
         dy : array, shape (N, C, ...)
             Shape and dtype of ``y``.
         **own
-            Keywords that one library alone knows: ``out=`` for NumPy arrays.
+            Keywords of one library only: ``out=`` for NumPy arrays.
 
         Returns
         -------

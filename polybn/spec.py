@@ -233,10 +233,10 @@ class Arguments(NamedTuple):
     x: Array
     """None for ``fold``, which has no such argument."""
     gamma: Array
-    """None if it was not given, as the four that follow."""
+    """Scale per channel; None if it was not given, and so for the four fields below."""
     beta: Array
     running_mean: Array
-    """In inference it is given, and so is the variance."""
+    """Running mean per channel; in inference neither it nor the running variance is None."""
     running_var: Array
     where: Array
     """Mask of the values that take part; it broadcasts to the shape of ``x``."""
@@ -287,11 +287,11 @@ class Traits:
     sees_values: bool = True
     """Whether a bad value is an error; False where the host would have to wait, and NaN comes out instead (S14)."""
     own: frozenset[str] = frozenset()
-    """Keywords of its own that ``batch_norm``, ``batch_norm_vjp`` and ``moments`` pass on, such as ``axis_name``."""
+    """The backend's own keywords of ``batch_norm``, ``batch_norm_vjp`` and ``moments``, such as ``axis_name``."""
     own_of_pullback: frozenset[str] = frozenset()
-    """Keywords of its own that a pullback passes on."""
+    """The backend's own keywords of a pullback."""
     joins: str = ""
-    """The one of these keywords that joins ``x`` with values elsewhere, so that its shape does not tell ``m``."""
+    """The own keyword that joins ``x`` with values on other devices, so that its shape alone does not fix ``m``."""
 
 
 class Backend(Protocol):
@@ -308,7 +308,7 @@ class Backend(Protocol):
 
     @property
     def traits(self) -> Traits:
-        """What it can do beyond this protocol."""
+        """What the backend can do beyond this protocol."""
 
     def why_not(self) -> str | None:
         """Return None if a computation ran here and its result came back, else the reason why not."""
@@ -328,7 +328,7 @@ class Backend(Protocol):
     def forward(self, arguments: Arguments, *, differentiable: bool) -> tuple[BatchNormResult, Any]:
         """Normalize (S1 to S12); return the result and what :meth:`backward` needs beside the arguments.
 
-        Where ``differentiable`` is False, nobody will call :meth:`backward` and the second result may be None.
+        Where ``differentiable`` is False, :meth:`backward` will not be called and the second result may be None.
         """
 
     def backward(self, arguments: Arguments, residuals: Any, dy: Array) -> Gradients:
@@ -350,6 +350,16 @@ class Backend(Protocol):
 
 
 def traits_of(backend: Backend) -> Traits:
-    """Return what a backend says of itself, and the defaults for one that says nothing."""
+    """Return the traits that a backend declares, or the defaults if it declares none."""
     traits = getattr(backend, "traits", None)
-    return traits if isinstance(traits, Traits) else Traits()
+    if traits is None:
+        return _DEFAULTS
+    if not isinstance(traits, Traits):
+        raise BackendError(
+            f"polybn.backend: traits of the backend {backend.name!r} must be a polybn.spec.Traits; got "
+            f"{type(traits).__qualname__} (its fields are the keywords of Traits; leave traits out for the defaults)"
+        )
+    return traits
+
+
+_DEFAULTS = Traits()

@@ -1,4 +1,4 @@
-"""The version of PolyBN, a file of its own so that every room can tell it."""
+"""The version of PolyBN, in a file that imports nothing, so that every other file can import it."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from polybn.arguments import fail_single_value, fail_variance
+from polybn.arguments import Arrays, fail_single_value, fail_variance
 from polybn.spec import Affine, Arguments, Array, BatchNormResult, Moments
 from polybn_array_api.arithmetic import (
     Statistics,
@@ -61,25 +61,38 @@ def moments(xp: Any, arguments: Arguments) -> Moments:
     counts = a.counts(kept)
     tally = a.vector(counts, xp.int64)
     if 0 in arguments.x.shape:
-        return Moments(tally, *(xp.zeros(tally.shape, dtype=dtype, device=a.device) for _ in range(2)))
+        return Moments(tally, *(xp.zeros(tally.shape, dtype=dtype, device=a.device) for _ in range(3)))
     n = a.divisor(counts)
     s = measure(a, a.values(arguments.x, kept), kept, n, 0.0)
-    mean, m2 = unscaled(a, s.m1 + s.delta, s.scale), unscaled(a, s.v * n, s.scale, s.scale)
-    return Moments(tally, a.vector(mean, dtype), a.vector(m2, dtype))
+    mean = a.vector(unscaled(a, s.m1 + s.delta, s.scale), dtype)
+    m1, delta = (a.vector(unscaled(a, z, s.scale), a.wide) for z in (s.m1, s.delta))
+    low = xp.astype((m1 - xp.astype(mean, a.wide)) + delta, dtype)
+    return Moments(tally, mean, a.vector(unscaled(a, s.v * n, s.scale, s.scale), dtype), low)
 
 
 def merge_moments(xp: Any, a: Moments, b: Moments) -> Moments:
     """Combine the statistics of two parts (S15)."""
     wide, dtype = layout_of(xp, _NOTHING, a.mean).wide, a.mean.dtype
-    (n_a, mean_a, m2_a), (n_b, mean_b, m2_b) = ((xp.astype(z, wide) for z in part) for part in (a, b))
-    share = n_b / xp.maximum(n_a + n_b, xp.ones_like(n_a))
-    distance = mean_b - mean_a
-    mean, m2 = mean_a + distance * share, m2_a + m2_b + distance * distance * share * n_a
-    merged = (
-        xp.where(b.count == 0, old, xp.where(a.count == 0, other, xp.astype(new, dtype)))
-        for old, other, new in ((a.mean, b.mean, mean), (a.m2, b.m2, m2))
-    )
-    return Moments(a.count + b.count, *merged)
+    a, b = (part if part.low is not None else part._replace(low=xp.zeros_like(part.mean)) for part in (a, b))
+    fewer = a.count < b.count
+    large, small = (Moments(*(xp.where(fewer, p, q) for p, q in zip(*pair, strict=True))) for pair in ((b, a), (a, b)))
+    (n, mean, m2, low), (n_small, *others) = ([xp.astype(z, wide) for z in part] for part in (large, small))
+    share = n_small / xp.maximum(n + n_small, xp.ones_like(n))
+    distance = (others[0] - mean) + (others[2] - low)
+    total, rest = _two_sum(mean, distance * share)
+    total, rest = _two_sum(total, rest + low)
+    new_mean = xp.astype(total + rest, dtype)
+    new_low = xp.astype((total - xp.astype(new_mean, wide)) + rest, dtype)
+    new_m2 = xp.astype(m2 + others[1] + distance * distance * share * n, dtype)
+    merged = zip(large[1:], (new_mean, new_m2, new_low), strict=True)
+    return Moments(a.count + b.count, *(xp.where(small.count == 0, alone, both) for alone, both in merged))
+
+
+def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return the rounded sum, and exactly what it lost."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
 
 
 def fold(xp: Any, arguments: Arguments) -> Affine:
@@ -88,7 +101,6 @@ def fold(xp: Any, arguments: Arguments) -> Affine:
     a = layout_of(xp, arguments, arguments.running_mean)
     variance = a.column(checked_variance(a, arguments))
     gamma, beta, mean = map(a.column, arguments[2:5])
-    assert variance is not None
     scale = times(inverse_root(a, variance, a.number(arguments.eps)), gamma)
     shift = -mean * scale if beta is None else beta - mean * scale
     return Affine(a.vector(scale, dtype), a.vector(shift, dtype))
@@ -139,5 +151,5 @@ def _update(
     return tuple(news)
 
 
-_NOTHING = Arguments("", *[None] * 6, True, 1.0, 0.0, False, 1, 0, 0, "float64")
+_NOTHING = Arguments("", *Arrays(), True, 1.0, 0.0, False, 1, 0, 0, "float64")
 """A call without arrays."""

@@ -54,7 +54,7 @@ class Layout(NamedTuple):
             rows = self.xp.moveaxis(self.xp.reshape(rows, first), 0, self.axis)
         return self.xp.astype(rows, dtype)
 
-    def column(self, vector: Array | None) -> Array | None:
+    def column(self, vector: Array | None) -> Array:
         """Bring a vector into the form that broadcasts against rows; None stays None."""
         if vector is None:
             return None

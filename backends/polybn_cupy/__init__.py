@@ -1,4 +1,4 @@
-"""The CuPy backend: CUDA kernels that read and write each value once, compiled by NVRTC where they run."""
+"""The CuPy backend: CUDA kernels that read and write each value once; NVRTC compiles them on the user's machine."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ traits = Traits(library="CuPy", sees_values=False)
 
 
 def why_not() -> str | None:
-    """Return None if a kernel compiled and ran here, and its result came back; else the reason why not."""
+    """Return None if a kernel can be compiled and run here and its result copied back, else the reason why not."""
     try:
         ones = cupy.asarray(np.ones(1, np.int64))
         parts = (Moments(ones, cupy.asarray(np.array([mean])), cupy.asarray(np.zeros(1))) for mean in (1.0, 4.0))
-        whole = merge_moments(*parts)  # the smallest kernel: one that a user waits for least
+        whole = merge_moments(*parts)  # the smallest kernel, which compiles fastest
         found = whole.mean.get().tolist() + whole.m2.get().tolist()
     except Exception as error:
-        # A missing driver, a wrong toolkit, no device: each has a class of its own, in CuPy and below it.
+        # A missing driver, a wrong toolkit and a missing device raise different classes, some of them not CuPy's.
         return (
             f"{type(error).__name__}: {' '.join(str(error).split())} (CuPy needs an NVIDIA GPU, its driver, and the "
             f"package for the driver's CUDA version, cupy-cuda12x or cupy-cuda13x; this is CuPy {cupy.__version__})"
@@ -47,7 +47,7 @@ def describe() -> dict[str, str]:
 
 
 def inspect(value: Any, /) -> Description | None:
-    """Describe an ndarray; None for the subclasses that change its meaning."""
+    """Describe an ndarray; return None for all else, also for subclasses, which may change its meaning."""
     if type(value) is not cupy.ndarray:
         return None
     return Description(value.shape, value.dtype.name, f"device {value.device.id}")
@@ -59,7 +59,7 @@ def asarray(host: NDArray[Any], /) -> Any:
 
 
 def to_numpy(array: Any, /) -> NDArray[Any]:
-    """Copy an array to the host, once what computes it has run."""
+    """Copy an array to the host when it has been computed."""
     return np.asarray(array.get())
 
 

@@ -1,7 +1,7 @@
 """The specification over CuPy arrays: the forward call, ``moments``, ``merge_moments`` and ``fold``.
 
-Everything runs on the current stream of the arrays' device, and nothing here waits for it. So the host looks at
-no values: where the specification's error depends on one, the channel's results are NaN instead (see ``docs/cupy.md``).
+Everything runs on the current stream of the arrays' device, and nothing here waits for it. The host therefore sees no
+values: where the specification demands an error about a value, the channel's results are NaN (see ``docs/cupy.md``).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Array = Any
 
 
 class Outputs(NamedTuple):
-    """What :func:`normalize` writes; None for what nobody wants."""
+    """The arrays that :func:`normalize` writes; None for those that are not needed."""
 
     y: Array | None = None
     running_mean: Array | None = None
     running_var: Array | None = None
     normalizers: Array | None = None
-    """Of shape (4, C): m1, delta, r and exponent of S2, S3 and S10."""
+    """The numbers m1, delta, r and exponent of S2, S3 and S10 for each channel, shape (4, C)."""
     count: Array | None = None  # type: ignore[assignment]  # it hides tuple.count
     """Values that took part, by channel. In training only, as the three that follow."""
     mean: Array | None = None
@@ -40,8 +40,8 @@ class Outputs(NamedTuple):
 def forward(arguments: Arguments, *, differentiable: bool) -> tuple[BatchNormResult, Residuals]:
     """Normalize in one kernel (S1 to S12); ``y`` has the memory layout of ``x``.
 
-    In inference, a channel whose running variance is negative, NaN or infinite gives NaN instead of an error, and so
-    does the running variance of a channel of which ``where`` leaves one value to ``running_variance="unbiased"``.
+    NaN takes the place of errors about values: in y, where a running variance is negative, NaN or infinite in
+    inference; in the running variance, where ``where`` leaves one value and ``running_variance`` is ``"unbiased"``.
     """
     x, old = arguments.x, (arguments.running_mean, arguments.running_var)
     with x.device:

@@ -1,4 +1,4 @@
-"""Kernels as machine code: compiled by CuPy's compiler, and kept on disk, where CuPy keeps its own."""
+"""Kernels as machine code, compiled by CuPy's compiler and cached on disk beside CuPy's own kernels."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from polybn_cupy.sources import OPTIONS, source
 
 
 def binary(file: str, expression: str) -> tuple[bytes, str]:
-    """Return a kernel's machine code for the current device, and its name there.
+    """Return a kernel's machine code for the current device, and its name in it.
 
-    A kernel takes seconds to compile, so a process finds what an earlier one made. As for CuPy's own kernels,
-    ``CUPY_CACHE_DIR`` says where, and ``CUPY_CACHE_IN_MEMORY=1`` that nothing is written. CuPy's ``RawModule`` would
-    do all this, but it adds -ftz=true behind all options, and subnormal numbers would be read as zeros
+    A kernel takes seconds to compile, so later processes use the code that an earlier one cached. The cache obeys
+    CuPy's variables: ``CUPY_CACHE_DIR`` is the folder, and with ``CUPY_CACHE_IN_MEMORY=1`` nothing is written. CuPy's
+    ``RawModule`` does the same, but it adds -ftz=true after all options, and subnormal numbers would be read as zeros
     (https://github.com/cupy/cupy/issues/9576).
     """
     path = None if os.environ.get("CUPY_CACHE_IN_MEMORY") == "1" else _path(file, expression)
@@ -34,7 +34,7 @@ def binary(file: str, expression: str) -> tuple[bytes, str]:
 
 
 def _path(file: str, expression: str) -> Path:
-    """Name what a binary depends on: the text, the compiler and its options, the device."""
+    """Return the path of a binary, with a digest of all that it depends on: source, compiler, options and device."""
     capability, compiler = cupy.cuda.Device().compute_capability, cupy.cuda.nvrtc.getVersion()
     key = repr((source(file), OPTIONS, expression, capability, compiler, os.environ.get("CUPY_COMPILE_WITH_PTX")))
     folder = os.environ.get("CUPY_CACHE_DIR") or "~/.cupy/kernel_cache"
@@ -42,7 +42,7 @@ def _path(file: str, expression: str) -> Path:
 
 
 def _read(path: Path) -> tuple[bytes, str] | None:
-    """Read name and code; a file that is not whole is as good as none."""
+    """Read name and code, or return None if the file is missing or damaged."""
     try:
         digest, name, code = path.read_bytes().split(b"\n", 2)
     except (OSError, ValueError):
@@ -51,7 +51,7 @@ def _read(path: Path) -> tuple[bytes, str] | None:
 
 
 def _write(path: Path, code: bytes, name: str) -> None:
-    """Write name and code in one step, for another process may read; a folder that takes no files is none."""
+    """Write name and code in one step, because other processes may be reading; ignore a folder that is not writable."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:

@@ -1,4 +1,4 @@
-"""One launch of a kernel that goes over tiles: ``forward``, ``inference``, ``backward`` or ``second``."""
+"""Launching a kernel that works tile by tile: ``forward``, ``inference``, ``backward`` or ``second``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from polybn_cupy.sources import STORED
 
 Array = Any
 
-# What each kernel keeps in shared memory: its structs, rounded up.
+# The sizes of the structs that each kernel keeps in shared memory, rounded up.
 FORWARD = Pass("forward", tiles=1, node_bytes=32, channel_bytes=56)
 INFERENCE = Pass("inference", tiles=0, node_bytes=0, channel_bytes=40)
 BACKWARD = Pass("backward", tiles=2, node_bytes=16, channel_bytes=88)
@@ -24,10 +24,10 @@ SECOND = Pass("second", tiles=3, node_bytes=40, channel_bytes=120)
 
 
 def sweep(kernel: Pass, values: Sequence[Array | None], arguments: Arguments, tail: bytes) -> None:
-    """Launch a kernel over all values of some arrays of one shape, ``x`` the first of them.
+    """Launch a kernel over all values of arrays of one shape; the first array is ``x``.
 
-    Every struct of arguments begins in the same way: how the problem is cut, the arrays in order, the mask, and
-    the group of blocks. The tail is what follows.
+    Every struct of arguments begins with the geometry, the arrays in order, the mask, and the group of blocks; ``tail``
+    is the rest.
     """
     x, where = arguments.x, arguments.where
     mask = None if where is None else cupy.broadcast_to(where, x.shape)

@@ -1,4 +1,4 @@
-"""Clause S13 over CuPy arrays: the derivative of one call, and the derivative of that."""
+"""Clause S13 over CuPy arrays: the first and the second derivative of a call."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Array = Any
 
 
 class Residuals(NamedTuple):
-    """What a forward call leaves for its derivative, beside its arguments."""
+    """The arrays that a forward call saves for its derivative."""
 
     normalizers: Array | None = None
-    """Of shape (4, C): m1, delta, r and exponent of S2, S3 and S10."""
+    """The numbers m1, delta, r and exponent of S2, S3 and S10 for each channel, shape (4, C)."""
     counts: Array | None = None
-    """Values that took part, by channel; None where all did."""
+    """Number of values that took part, by channel; None if all did."""
 
 
 def backward(arguments: Arguments, residuals: Residuals, dy: Array) -> Gradients:
@@ -56,11 +56,11 @@ def double_backward(arguments: Arguments, residuals: Residuals, dy: Array, cotan
 
 
 def _saved(arguments: Arguments, residuals: Residuals) -> bytes:
-    """Return what ``saved`` of sums.cuh reads."""
+    """Pack the arguments that ``saved`` of sums.cuh reads."""
     return pack_vector(arguments.gamma) + calls.pointers(residuals.normalizers) + pack_vector(residuals.counts)
 
 
 def _vector(arguments: Arguments, wanted: bool) -> Array | None:
-    """Allocate a per-channel result, which the kernel writes; zeros where there is nothing to launch it for."""
+    """Allocate a per-channel result, which the kernel writes; zeros if there are no values and so no kernel."""
     make = cupy.empty if arguments.x.size else cupy.zeros
     return make(arguments.channels, arguments.dtype) if wanted else None

@@ -1,4 +1,4 @@
-"""From a kernel's name to a launch: shared memory, and the barriers and mail of groups."""
+"""Load kernels by name and launch them; allocate the memory through which groups of blocks communicate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Kernel(NamedTuple):
     shared_limit: int
 
     def __call__(self, blocks: int, arguments: bytes, *, shared: int = 0, together: bool = False) -> None:
-        """Launch on the current stream; ``together``: all blocks at once, for they wait for each other."""
+        """Launch on the current stream; with ``together``, all blocks run at once, because they wait for each other."""
         value = np.frombuffer(arguments, np.dtype((np.void, len(arguments))))  # a struct, passed by value
         self.function((blocks,), (THREADS,), (value,), shared_mem=shared, enable_cooperative_groups=together)
 
@@ -32,7 +32,7 @@ class Kernel(NamedTuple):
 
 
 def kernel(file: str, expression: str) -> Kernel:
-    """Return a kernel for the current device, compiled when it is first asked for."""
+    """Return a kernel for the current device; it is compiled on first use."""
     return _kernel(cupy.cuda.runtime.getDevice(), file, expression)
 
 
@@ -42,15 +42,15 @@ def device() -> Device:
 
 
 def barriers() -> Any:
-    """Return the counters by which groups of blocks meet: zeros, which every launch leaves as they were.
+    """Return the counters of the barriers between blocks; they are zeros before and after every launch.
 
-    Launches on one stream follow each other, so there is one set for each stream.
+    Launches on one stream run one after the other, so there is one set of counters per stream.
     """
     key, stream = _queue()
     found = _barriers.get(key)
     if found is None:
         most = device().multiprocessors * (2048 // THREADS)
-        if stream.is_capturing():  # zeros that a graph writes are none yet for a call that comes before its replay
+        if stream.is_capturing():  # a captured fill would not run before the graph is replayed
             with cupy.cuda.Stream(non_blocking=True) as aside:
                 found = cupy.zeros((most, 2), np.uint32)
                 aside.synchronize()
@@ -61,9 +61,9 @@ def barriers() -> Any:
 
 
 def mail(numbers: int) -> Any:
-    """Return the float64 memory through which groups on this stream tell each other their sums.
+    """Return float64 memory through which the blocks of a group on this stream exchange their sums.
 
-    What was outgrown is kept: a captured graph may hold its address.
+    Memory that has become too small is kept, because a captured graph may hold its address.
     """
     key, _ = _queue()
     boxes = _mail.setdefault(key, [])
@@ -80,7 +80,7 @@ _mail: dict[Queue, list[Any]] = {}
 
 
 def _queue() -> tuple[Queue, Any]:
-    """Return what tells the current stream from all others, and the stream."""
+    """Return a key for the current stream, and the stream."""
     stream = cupy.cuda.get_current_stream()
     thread = threading.get_ident() if stream.ptr == PER_THREAD_STREAM else 0
     return (cupy.cuda.runtime.getDevice(), stream.ptr, thread), stream

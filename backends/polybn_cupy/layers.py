@@ -1,7 +1,7 @@
-"""The layers of a network on the device, forward and backward, each in buffers of its own that last.
+"""The layers of a network on the device, forward and backward; each keeps its own buffers.
 
-A layer's ``forward`` and ``backward`` launch kernels and nothing else, on addresses that never change: so a CUDA graph
-can do it all again. Activations have shape ``(n, channels, height, width)``, those of dense layers 1 x 1.
+A layer's ``forward`` and ``backward`` only launch kernels, on addresses that never change, so a CUDA graph can replay
+them. Activations have shape ``(n, channels, height, width)``; those of dense layers have height and width 1.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ Shape: TypeAlias = tuple[int, ...]
 
 ROWS, COLUMNS, DEPTH = 16, 64, 16  # of network.cu
 SLICES = 64
-"""Of a batch's outputs, for the gradients of weights: enough blocks for a large device."""
+"""The number of slices of a batch's outputs for the gradients of weights: enough blocks for a large device."""
 
 
 class Variables(NamedTuple):
-    """One layer's arrays by short name: ``weight``, ``bias``, ``gamma``, ``running_mean`` ..."""
+    """One layer's arrays by short name, such as ``weight``, ``gamma`` or ``running_mean``, and the learning rate."""
 
     values: dict[str, Array]
     rate: Array
-    """The learning rate, on the device."""
+    """The learning rate, as an array on the device."""
 
 
 def each(name: str, size: int, arguments: bytes) -> None:
@@ -41,14 +41,14 @@ def each(name: str, size: int, arguments: bytes) -> None:
 
 
 def descend(rate: Array, weight: Array, bias: Array | None, gradient: Array, slices: int) -> None:
-    """Take a step down the gradient, which is the sum of its slices."""
+    """Take a step of SGD; the gradient is the sum of its slices."""
     rows, columns = weight.shape[0], math.prod(weight.shape[1:])
     arguments = struct.pack("<3q", rows, columns, slices) + calls.pointers(weight, bias, gradient, rate)
     each("descend", rows * (columns + (bias is not None)), arguments)
 
 
 class Convolution:
-    """A convolution, or a dense layer, whose kernel is as large as its input."""
+    """A convolution, or a dense layer, which is one with a kernel as large as its input."""
 
     def __init__(self, variables: Variables, shape: Shape, kernel: tuple[int, int], n: int, *, first: bool) -> None:
         self._variables = variables
@@ -76,7 +76,7 @@ class Convolution:
         return self.y
 
     def backward(self, dy: Array) -> Array | None:
-        """Return the gradient of the input, and step down that of weights and bias."""
+        """Return the gradient of the input, and update weights and bias."""
         self._launch("weigh", dy)
         if self._dx is not None:
             self._launch("spread", dy)
@@ -92,7 +92,7 @@ class Convolution:
 
 
 class BatchNorm:
-    """The specification's batch norm, by the kernels of :func:`polybn.batch_norm`, with its state in place."""
+    """The specification's batch norm, with the kernels of :func:`polybn.batch_norm`; its state is updated in place."""
 
     def __init__(self, variables: Variables, shape: Shape, n: int, *, momentum: float, eps: float) -> None:
         values, self._rate = variables
@@ -106,7 +106,7 @@ class BatchNorm:
         self._gradients = Gradients(dx, *(cupy.empty(channels, np.float32) for _ in range(2)))
 
     def forward(self, x: Array, *, training: bool) -> Array:
-        """Normalize; in training by the batch's statistics, which the running ones take in."""
+        """Normalize; in training by the statistics of the batch, and update the running ones."""
         arguments = self._arguments._replace(x=x, training=training)
         if training:
             self._arguments = arguments
@@ -114,7 +114,7 @@ class BatchNorm:
         return self._outputs.y
 
     def backward(self, dy: Array) -> Array:
-        """Return the gradient of the input, and step down those of gamma and beta."""
+        """Return the gradient of the input, and update gamma and beta."""
         arguments, gradients = self._arguments, self._gradients
         differentiate(arguments, self._residuals, dy, gradients)
         for vector, gradient in ((arguments.gamma, gradients.gamma), (arguments.beta, gradients.beta)):
@@ -123,7 +123,7 @@ class BatchNorm:
 
 
 class Pool:
-    """Maximum over squares, a sigmoid, or the one after the other."""
+    """Maximum over squares, a sigmoid, or both, the maximum first."""
 
     def __init__(self, shape: Shape, n: int, *, size: int, sigmoid: bool) -> None:
         channels, height, width = shape

@@ -1,4 +1,4 @@
-"""How arrays lie in memory, in the terms of ``kernels/tile.cuh``: a channel axis, and positions along the others."""
+"""The memory layout of arrays, as ``kernels/tile.cuh`` describes it: a channel axis, and positions along the others."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from polybn.spec import BackendError
 
 MOST_AXES = 31  # of tile.cuh
 WIDE = 1 << 31
-LONGEST_ROW = 1 << 30  # together with a tile, it counts in 31 bits
+LONGEST_ROW = 1 << 30  # the sum of a row and a tile fits into 31 bits
 VECTOR_BYTES = 16
 MOST_CHANNELS = 4
-"""That a thread has registers for."""
+"""The number of channels for which a thread has registers."""
 
 
 class Layout(NamedTuple):
-    """Arrays of one shape, cut into axes alike: neighbouring axes are joined where that is possible in all of them."""
+    """The axes of arrays of one shape; neighbouring axes are joined where that is possible in all arrays."""
 
     channels: int
-    count: int  # type: ignore[assignment]  # it hides tuple.count, which nobody asks of a layout
+    count: int  # type: ignore[assignment]  # it hides tuple.count
     sizes: tuple[int, ...]
-    """Of the axes of positions, slowest first."""
+    """The sizes of the axes of positions, slowest first."""
     channel_strides: tuple[int, ...]
-    """In values, by array."""
+    """The stride of the channel axis of each array, in values."""
     strides: tuple[tuple[int, ...], ...]
-    """In values, by array and axis."""
+    """The strides of the axes of positions of each array, in values."""
 
     @property
     def wide(self) -> bool:
-        """Whether an axis but the first is too long for 32-bit arithmetic."""
+        """Whether an axis other than the first is too long for 32-bit arithmetic."""
         return any(size >= WIDE for size in self.sizes[1:])
 
     @property
     def channels_inner(self) -> bool:
-        """Whether the values of the first array that are neighbours in memory belong to different channels."""
+        """Whether neighbours in the memory of the first array belong to different channels."""
         return self.count == 1 or (self.channels > 1 and abs(self.channel_strides[0]) < abs(self.strides[0][-1]))
 
     @property
     def divisor(self) -> tuple[int, int, int]:
-        """The last axis; what to multiply with, and how far to shift the upper half, to divide by it below 2^31."""
+        """The last axis, a factor and a shift: n * factor >> 32 >> shift is n divided by the axis, for n below 2^31."""
         row = self.sizes[-1]
         bits = 31 + (row - 1).bit_length()
         return (row, -(-(1 << bits) // row), bits - 32) if 1 < row < WIDE else (row, 0, 0)
 
     def pack_array(self, index: int, pointer: int) -> bytes:
-        """Return the struct ``Array``."""
+        """Pack the struct ``Array``."""
         strides = self.strides[index]
         return struct.pack(
             f"<Q{1 + MOST_AXES}q", pointer, self.channel_strides[index], *strides, *[0] * (MOST_AXES - len(strides))
@@ -58,7 +58,7 @@ NO_VECTOR = bytes(16)
 
 
 def lay_out(arrays: Sequence[Any], axis: int) -> Layout:
-    """Describe arrays of one shape, the channel axis at ``axis``."""
+    """Describe arrays of one shape with the channel axis at ``axis``."""
     shape = arrays[0].shape
     steps = [_steps(array) for array in arrays]
     kept = [i for i, size in enumerate(shape) if i != axis and size != 1]
@@ -76,7 +76,7 @@ def lay_out(arrays: Sequence[Any], axis: int) -> Layout:
     count = 1
     for size in sizes:
         count *= size
-    # One row is a table of one row, so that kernels have one case less.
+    # There are two axes of positions at least, so that kernels have one case less.
     missing = (0,) * (2 - len(sizes))
     return Layout(
         shape[axis], count, (1,) * len(missing) + tuple(sizes), tuple(step[axis] for step in steps),
@@ -85,7 +85,7 @@ def lay_out(arrays: Sequence[Any], axis: int) -> Layout:
 
 
 def walk(layout: Layout, arrays: Sequence[Any], *, masked: bool) -> tuple[str, int]:
-    """Return a kernel's way through memory, as ``kernels/tile.cuh`` names it, and how many values it moves at once."""
+    """Return how a kernel goes through memory, in the words of ``kernels/tile.cuh``, and its vector length."""
     (rows, row), *more = layout.sizes[:2], *layout.sizes[2:]
     if masked or more or not 1 < row < LONGEST_ROW:
         return "ANY", 1
@@ -98,7 +98,7 @@ def walk(layout: Layout, arrays: Sequence[Any], *, masked: bool) -> tuple[str, i
 
 
 def _vector_length(layout: Layout, arrays: Sequence[Any]) -> int:
-    """Return how many neighbours may be moved at once: as many as 16 bytes hold if no such group straddles a row."""
+    """Return how many neighbours can be moved at once: those in 16 bytes if rows and addresses allow it, else 1."""
     length: int = VECTOR_BYTES // arrays[0].itemsize
     inner = layout.channels_inner
     if (layout.channels if inner else layout.sizes[-1]) % length:
@@ -112,7 +112,7 @@ def _vector_length(layout: Layout, arrays: Sequence[Any]) -> int:
 
 
 def pack_vector(array: Any | None) -> bytes:
-    """Return the struct ``Vector``."""
+    """Pack the struct ``Vector``."""
     return NO_VECTOR if array is None else struct.pack("<Qq", array.data.ptr, _steps(array)[0])
 
 

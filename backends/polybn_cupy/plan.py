@@ -1,7 +1,7 @@
-"""How a problem is cut into tiles and shared out among blocks: plain arithmetic, without a GPU.
+"""Divide a problem into tiles, and these among blocks: plain arithmetic, without a GPU.
 
-Nothing here changes a bit of any result, for sums are cut along the branches of one tree (``kernels/reduce.cuh``): it
-only decides how long a call takes.
+The division changes the speed of a call but no bit of its result, because sums are always cut along the branches of
+the same tree (``kernels/reduce.cuh``).
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from polybn_cupy.layout import MOST_AXES, Layout
 
 CHUNK = 512  # of tile.cuh
 THREADS = 256  # of types.cuh
-# Three blocks of this share a multiprocessor of 227 KB: while one waits for its group, two move data.
+# Three blocks with tiles of this size fit into the 227 KB of a multiprocessor: one waits for its group, two move data.
 TILE_BYTES = 70 << 10
-# Rows of this many bytes are what a NHWC tensor is read in: what a memory transfers at once, or at the least a sector
-# of the cache. In inference, where a row need not fit anywhere: up to the longest.
+# An NHWC tensor is read in rows of ROW bytes, which memory transfers at once, or at least in rows of a cache sector. In
+# inference rows need not fit into shared memory, and may have up to LONGEST bytes.
 ROW, SECTOR, LONGEST = 64, 32, 1024
 STRETCH_BYTES = 32 << 10
-"""What a block moves in inference."""
-# A block alone moves some 30 KB/us, and a meeting of a group takes one or two: below this, company does not pay.
+"""The number of bytes that a block moves in inference."""
+# One block moves about 30 KB per us, and a barrier of a group takes 1 or 2 us, so smaller tiles get one block.
 ALONE = 16 << 10
 
 
 class Tiling(NamedTuple):
-    """A tile, and who takes which; see ``Geometry`` in ``kernels/tile.cuh``."""
+    """The size of a tile, and how tiles are divided among blocks; see ``Geometry`` in ``kernels/tile.cuh``."""
 
     channels: int
     chunks: int
@@ -34,10 +34,10 @@ class Tiling(NamedTuple):
     members: int
     shared_bytes: int
     blocks: int
-    """Of the launch."""
+    """The number of blocks to launch."""
 
     def pack(self, layout: Layout) -> bytes:
-        """Return the struct ``Geometry``."""
+        """Pack the struct ``Geometry``."""
         sizes = layout.sizes
         return struct.pack(
             f"<{3 + MOST_AXES + 9}q", layout.channels, layout.count, len(sizes), *sizes,
@@ -47,19 +47,19 @@ class Tiling(NamedTuple):
 
 
 class Device(NamedTuple):
-    """What a plan must know of a device."""
+    """The properties of a device that a plan depends on."""
 
     multiprocessors: int
     shared_bytes: int
-    """That one block may have."""
+    """The largest shared memory of one block."""
 
 
 class Pass(NamedTuple):
-    """A kernel, and what it keeps in shared memory."""
+    """A kernel, and the sizes of what it keeps in shared memory."""
 
     name: str
     tiles: int
-    """Arrays that are kept; 0 for a kernel whose blocks know nothing of each other."""
+    """The number of arrays that are kept; 0 for a kernel whose blocks are independent."""
     node_bytes: int
     channel_bytes: int
 
@@ -76,7 +76,7 @@ def cut(
     *,
     masked: bool,
 ) -> Tiling:
-    """Cut a problem; ``resident`` tells how many blocks with so much shared memory a multiprocessor takes at once."""
+    """Divide a problem; ``resident`` returns how many blocks with so much shared memory a multiprocessor can hold."""
     if not kernel.tiles:
         return stretch(layout, itemsize, kernel.channel_bytes, device)
     return divide(layout, itemsize, kernel, device, resident, masked=masked)
@@ -91,20 +91,7 @@ def divide(
     *,
     masked: bool,
 ) -> Tiling:
-    """Cut a problem for the training kernels.
-
-    Parameters
-    ----------
-    layout : Layout
-    itemsize : int
-        Bytes a value.
-    kept : Pass
-    device : Device
-    resident : callable
-        How many blocks with so much shared memory a multiprocessor takes at once, from the driver.
-    masked : bool
-        Whether a byte of mask is kept with each value.
-    """
+    """Divide a problem for the training kernels; with a mask, one more byte per value is kept."""
     total = power_of_two(-(-layout.count // CHUNK))
     value_bytes = kept.tiles * itemsize + masked
     budget = min(TILE_BYTES, device.shared_bytes - (8 << 10))
@@ -141,7 +128,7 @@ def divide(
 
 
 def stretch(layout: Layout, itemsize: int, channel_bytes: int, device: Device) -> Tiling:
-    """Cut a problem for inference: blocks take a tile each, and know nothing of each other."""
+    """Divide a problem for inference: each block takes one tile, independently of the others."""
     total = power_of_two(-(-layout.count // CHUNK))
     fits, few = STRETCH_BYTES // (CHUNK * itemsize), 4 * device.multiprocessors
 
@@ -169,7 +156,7 @@ def power_of_two(number: int) -> int:
 
 
 def _tile(layout: Layout, itemsize: int, value_bytes: int, total: int, budget: int, device: Device) -> tuple[int, int]:
-    """Choose the channels and chunks of a tile: full rows where channels are neighbours, else one channel or some."""
+    """Choose the channels and chunks of a tile: whole rows if channels are neighbours, else one or few channels."""
     fits = max(1, budget // (CHUNK * value_bytes))
     if layout.channels_inner:
         channels = min(power_of_two(layout.channels), ROW // itemsize)

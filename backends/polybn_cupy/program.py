@@ -1,4 +1,4 @@
-"""A network description as a CuPy program: one training step is a CUDA graph, replayed for every batch of an epoch."""
+"""Networks as CuPy programs: one training step is a CUDA graph, which is replayed for every batch of an epoch."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 Array = Any
 
 REPORT = 64
-"""Steps between two reports: each waits for the device once."""
+"""The number of steps between two reports; for each report the host waits for the device."""
 
 
 class Data(NamedTuple):
-    """Images and labels on the device, and what a program keeps with them; addresses never change."""
+    """Images and labels on the device, and the buffers of a program for them; addresses never change."""
 
     images: Array
     labels: Array
     order: Array
     trained: Array
-    """Images and steps that are done, in this epoch."""
+    """The numbers of images and steps done in this epoch."""
     scored: Array
-    """The same of a pass in inference, which may come between two steps."""
+    """The numbers of images and steps done in an inference pass, which may come between two training steps."""
     losses: Array
-    """Of shape (steps, 2): mean loss, and how many labels were right."""
+    """The mean loss and the number of right labels of each step, shape (steps, 2)."""
     scores: Array
     graphs: dict[tuple[CupyProgram, int, bool], Any]
-    """By program, batch size, and whether in training."""
+    """The captured graphs, by program, batch size, and whether in training."""
 
 
 def compile(rows: Sequence[Row], state: State, *, batch_size: int) -> CupyProgram:
@@ -103,13 +103,13 @@ class CupyProgram:
         return [min(self._batch_size, count - start) for start in range(0, count, self._batch_size)]
 
     def _graph(self, data: Data, n: int, *, training: bool) -> Any:
-        """Return the graph of one step on ``n`` images, captured when it is first asked for."""
+        """Return the graph of one step on ``n`` images; it is captured on first use."""
         key = (self, n, training)
         if key not in data.graphs:
             if n not in self._chains:
                 self._chains[n] = Chain(self._rows, Variables(self._state, self._rate), n)
             chain = self._chains[n]
-            # Kernels are compiled by a run that does nothing but launch: on copies of the state it changes.
+            # A first run compiles and loads all kernels, which cannot be done during a capture.
             self._rehearse(chain, data, training=training)
             self._stream.begin_capture()
             chain.step(data, training=training)
@@ -117,7 +117,7 @@ class CupyProgram:
         return data.graphs[key]
 
     def _rehearse(self, chain: Chain, data: Data, *, training: bool) -> None:
-        """Run a step, so that every kernel is loaded before a capture, and put everything back."""
+        """Run a step, so that every kernel is loaded, and restore all arrays that it changed."""
         touched = [*self._state.values(), data.trained, data.scored, data.losses, data.scores]
         before = [array.copy() for array in touched]
         chain.step(data, training=training)
@@ -142,7 +142,7 @@ class Chain:
         ]
 
     def step(self, data: Data, *, training: bool) -> None:
-        """Launch all kernels of one step: forward, loss and descent in training, else forward and delivery."""
+        """Launch all kernels of one step: forward, loss and backward in training, else forward and copying scores."""
         self._batch("gather", data, None, blocks=-(-self._x.size // THREADS), ordered=training)
         x = self._x
         for layer in self._layers:
@@ -166,7 +166,7 @@ class Chain:
 
 
 def _fuse(rows: Sequence[Row]) -> list[tuple[Row, bool]]:
-    """Return what to build, and whether with a sigmoid: the one that follows a pool is part of it."""
+    """Return the layers to build, each with whether a sigmoid is part of it: one that follows a pool is."""
     steps: list[tuple[Row, bool]] = []
     for row in rows:
         sigmoid = isinstance(row.layer, networks.Sigmoid)

@@ -1,4 +1,4 @@
-"""The text of the kernels, and which of them the backend asks for. It needs no CuPy, so a test can compile them all."""
+"""The source text of the kernels, and a list of all that the backend uses; without CuPy, so a test can compile them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-# Products are not fused with sums: then a GPU gives, bit for bit, what the emulation in the tests gives. Subnormal
-# numbers are numbers. Lambdas of kernels are device code; CuPy says so once more, which NVRTC takes.
+# Without fused multiply-add, a GPU gives the same bits as the emulation in the tests. Subnormal numbers are kept. The
+# last option makes lambdas in kernels device code; CuPy may pass it, too, and NVRTC accepts it twice.
 OPTIONS = (
     "--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true",
     "--device-as-default-execution-space",
 )  # fmt: skip
 STORED = {"float16": "Half", "bfloat16": "Bfloat", "float32": "float", "float64": "double"}
 VECTORS = {"float16": 8, "bfloat16": 8, "float32": 4, "float64": 2}
-"""Values in 16 bytes."""
+"""The number of values in 16 bytes."""
 COUNTS = {
     ("i", 1): "signed char", ("i", 2): "short", ("i", 4): "int", ("i", 8): "long long",
     ("u", 1): "unsigned char", ("u", 2): "unsigned short", ("u", 4): "unsigned", ("u", 8): "unsigned long long",
 }  # fmt: skip
-"""Integers by kind and width: the platform's names for one width differ."""
+"""C++ types of integers by kind and width, because NumPy has several names for one width."""
 
 NETWORK = ("convolve", "weigh", "spread", "pool", "unpool", "gather", "judge", "deliver", "descend")
 
@@ -30,9 +30,9 @@ _INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 
 @functools.cache
 def source(name: str) -> str:
-    """Read a kernel file with its own headers written out.
+    """Read a kernel file and put the text of its headers in place of their ``#include`` lines.
 
-    Binaries are kept by this text (``binaries.py``): a header on disk could change unseen.
+    ``binaries.py`` caches binaries by this text, so a change of a header must change it.
     """
     seen = set[str]()
 
@@ -47,7 +47,7 @@ def source(name: str) -> str:
 
 
 def instances() -> Iterator[tuple[str, str]]:
-    """Yield file and C++ name of every kernel that the backend may ask for."""
+    """Yield the file and the C++ name of every kernel that the backend may use."""
     for kernel in ("forward", "backward", "second", "inference"):
         for dtype, stored in STORED.items():
             for walk, most in (("ROWS", VECTORS[dtype]), ("CHANNELS", min(VECTORS[dtype], 4)), ("ANY", 1)):

@@ -1,12 +1,12 @@
-"""The host kernels: batch norm in C on host memory, for every library whose arrays lie there.
+"""The host kernels: batch norm in C on host memory, for every library whose arrays are there.
 
-The kernels take addresses, strides and numbers; they know no array library. A caller describes how the arrays of a call
-lie in memory once, by :func:`geometry`, and then calls :func:`forward` and :func:`backward` with addresses. Nothing is
+The kernels take addresses, strides and numbers and know no array library. A caller describes the memory layout of a
+call's arrays with :func:`geometry`, and then calls :func:`forward` and :func:`backward` with addresses. Nothing is
 checked here: shapes, dtypes and strides must be right.
 
-Where the library was not built, or ``POLYBN_KERNELS=0`` asks to do without it, :data:`missing` says why, and callers
-use another implementation. ``POLYBN_NUM_THREADS`` limits the threads; the default is one for each processor that the
-process may use.
+If the library is not built, or ``POLYBN_KERNELS=0`` disables it, :data:`missing` says why, and callers use another
+implementation. ``POLYBN_NUM_THREADS`` limits the threads; the default is one for each processor that the process may
+use.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DTYPES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
 """The kernels' numbers for dtypes of ``x``; parameters are float64 with float64, else float32."""
 
 missing: str | None = None
-"""Why the kernels do not run here; None if they do."""
+"""Why the kernels cannot run here; None if they can."""
 
 _ffi: Any = None
 _lib: Any = None
@@ -46,9 +46,9 @@ Strides = tuple[int, ...]
 def geometry(
     shape: tuple[int, ...], axis: int, dtype: str, x: Strides, result: Strides, dy: Strides = (), where: Strides = ()
 ) -> Any:
-    """Describe how the arrays of a call lie in memory; results are remembered.
+    """Describe the memory layout of the arrays of a call; results are cached.
 
-    ``result`` has the strides of ``y``, or of ``dx``. An array that a call lacks has no strides.
+    ``result`` holds the strides of ``y``, or of ``dx``. The strides of an array that the call lacks are ``()``.
     """
     given = (x, dy, result, where)
     merged = list[tuple[int, list[int]]]()
@@ -56,7 +56,7 @@ def geometry(
         if k == axis or size == 1:
             continue
         steps = [strides[k] if strides else 0 for strides in given]
-        if merged and merged[-1][1] == [step * size for step in steps]:  # one axis that goes on as the other does
+        if merged and merged[-1][1] == [step * size for step in steps]:  # this axis continues the previous one
             merged[-1] = (merged[-1][0] * size, steps)
         else:
             merged.append((size, steps))
@@ -98,8 +98,8 @@ def forward(
 def backward(geometry: Any, arrays: Sequence[Any], results: Sequence[Any], *, eps: float, training: bool) -> None:
     """Run the backward pass (S13) on memory.
 
-    ``arrays`` holds the addresses of ``x, where, counts, gamma, dy, saved``, ``results`` those of the gradients of ``x,
-    gamma, beta, running_mean, running_var``.
+    ``arrays`` holds the addresses of ``x, where, counts, gamma, dy, saved``; ``results`` holds the addresses of the
+    gradients of ``x, gamma, beta, running_mean, running_var``.
     """
     call = _ffi.new(_BACKWARD, (geometry, *arrays, *results, eps, training))
     if _lib.polybn_backward(call):
@@ -107,7 +107,7 @@ def backward(geometry: Any, arrays: Sequence[Any], results: Sequence[Any], *, ep
 
 
 def buffer(array: Any) -> Any:
-    """Point at the memory of a contiguous buffer; the pointer keeps it alive."""
+    """Return a pointer to the memory of a contiguous buffer; the pointer keeps the buffer alive."""
     return _ffi.from_buffer(array)
 
 
@@ -123,18 +123,18 @@ def bad_variances(variance: Any, channels: int, dtype: str) -> tuple[int, int]:
 
 
 def instructions() -> str:
-    """Name the instruction set in use: avx512, avx2, or baseline, which every processor has."""
+    """Return the instruction set in use: avx512, avx2, or baseline, which every processor has."""
     name: str = _ffi.string(_lib.polybn_instructions()).decode()
     return name
 
 
 def use_instructions(name: str) -> bool:
-    """Choose the instruction set, for tests; tell whether the processor has it. All give the same bits."""
+    """Choose the instruction set, for tests; return whether the processor has it. All give the same bits."""
     return bool(_lib.polybn_use_instructions(name.encode()))
 
 
 def use_threads(number: int) -> None:
-    """Let so many threads share a large call, the caller's among them. The number changes no bit."""
+    """Set the number of threads that share a large call, the caller's included. It changes no bit."""
     _lib.polybn_set_threads(number)
 
 

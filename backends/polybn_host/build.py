@@ -1,7 +1,7 @@
-"""How the host kernels are compiled: a cffi extension over the stable ABI, built by ``pip install``.
+"""Build the host kernels: a cffi extension for the stable ABI, which ``pip install`` compiles.
 
-Where there is no compiler, the installation goes on without them. ``python setup.py build_ext --inplace`` builds
-them in a source tree.
+Without a compiler, the installation goes on without them. ``python setup.py build_ext --inplace`` builds them in a
+source tree.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent
 KERNELS = ("drive", "finish_double", "finish_wide", "instructions", "isa_avx2", "isa_avx512", "isa_baseline", "pool")
 NETWORK = ("network", "isa_avx2", "isa_avx512", "isa_baseline")
 FOLDERS = {"kernels": KERNELS, "network": NETWORK}
-# setuptools wants paths relative to setup.py.
+# setuptools needs paths relative to setup.py.
 BASE = "backends/polybn_host"
 
 ffi = cffi.FFI()
@@ -26,7 +26,7 @@ ffi.set_source(
     sources=[f"{BASE}/{folder}/{source}.c" for folder, sources in FOLDERS.items() for source in sources],
     include_dirs=[BASE],
     depends=[f"{BASE}/{path.relative_to(ROOT)}" for folder in FOLDERS for path in sorted((ROOT / folder).iterdir())],
-    # Sums are written in the order in which they are added, and no product is fused into one.
+    # The order of additions is that of the source text, and multiplications are not fused with additions.
     extra_compile_args=["-std=gnu11", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-fms-extensions"],
     libraries=["m", "pthread"],
     optional=True,

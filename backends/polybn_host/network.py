@@ -1,4 +1,4 @@
-"""Training networks in the host kernels. As elsewhere in this package, arrays are addresses, and nothing is checked."""
+"""Training networks in the host kernels. As everywhere in this package, arrays are addresses; nothing is checked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from polybn_host import _ffi, _lib
 
 
 class Batch(NamedTuple):
-    """Images ``images[order[0]] ... images[order[size - 1]]`` with their labels: addresses of bytes and of int64."""
+    """The images ``images[order[i]]`` for i below ``size``, with their labels; addresses of bytes and of int64."""
 
     images: int
     labels: int
@@ -18,12 +18,12 @@ class Batch(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """Fields of a ``polybn_stage`` of ``network/interface.h``."""
+    """The fields of a ``polybn_stage`` of ``network/interface.h``."""
 
     fields: dict[str, Any]
-    """Numbers, and shapes as triples."""
+    """The numbers, and the shapes as triples."""
     addresses: dict[str, int]
-    """Of parameters and running statistics, float32: the network reads and writes them there."""
+    """The addresses of float32 parameters and running statistics, which the network reads and writes."""
 
 
 class Network:
@@ -41,12 +41,12 @@ class Network:
 
     @property
     def memory(self) -> int:
-        """Bytes of all buffers, which are all that a step needs."""
+        """The size of all buffers in bytes; a step allocates no other memory."""
         size: int = _lib.polybn_network_memory(self._network)
         return size
 
     def step(self, batch: Batch, rate: float) -> tuple[float, int]:
-        """Take a step of gradient descent; return the mean loss in nats, and how many labels the network gave right."""
+        """Take a step of gradient descent; return the mean loss in nats, and the number of right labels."""
         right = _ffi.new("int64_t *")
         return _lib.polybn_network_step(self._network, _pointers(batch), rate, right), right[0]
 

@@ -1,4 +1,4 @@
-"""The MXNet backend: the specification on NDArrays of either kind, on a current Python."""
+"""The MXNet backend: the specification on ``mxnet.nd.NDArray`` and ``mxnet.np.ndarray``, on a current Python."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ traits = Traits(library="MXNet", native_norm=True, integers=True, variants={"ope
 
 
 def why_not() -> str | None:
-    """Return None if a computation ran in the current context and came back, else the reason why not."""
+    """Return None if the current context can compute and its result can be copied back, else the reason why not."""
     doubled = to_numpy(asarray(np.array([1.0, 3.0])) * 2)
     return None if doubled.tolist() == [2, 6] else f"twice [1, 3] gave {doubled.tolist()}"
 
@@ -32,14 +32,14 @@ def describe() -> dict[str, str]:
 
 
 def asarray(host: NDArray[Any], /) -> Any:
-    """Copy a NumPy array, of bfloat16, too, to an ``mxnet.nd.NDArray`` in the current context."""
+    """Copy a NumPy array, bfloat16 included, to an ``mxnet.nd.NDArray`` in the current context."""
     if host.dtype.name == "bfloat16":
         host = np.ascontiguousarray(host).view(np.uint16).view(BFLOAT16)
     return arrays.send(host, mx.nd.empty(1))
 
 
 def to_numpy(array: Any, /) -> NDArray[Any]:
-    """Copy an array to the host; bfloat16 as that of ``ml_dtypes`` where this is imported."""
+    """Copy an array to the host; bfloat16 becomes the dtype of ``ml_dtypes`` if that is imported."""
     host: NDArray[Any] = array.asnumpy()
     if host.dtype == BFLOAT16:
         with contextlib.suppress(TypeError):

@@ -1,8 +1,8 @@
-"""MXNet's arrays as memory: what one is, how to look at its values from the host, how to make a new one.
+"""MXNet's arrays as memory: describe one, access its values from the host, and make a new one.
 
-MXNet computes in the background. Whoever looks at memory must wait for what is still to be written there; an array
-made here has nothing to wait for until it is given away. MXNet's C API is asked directly, because the attributes of
-``mxnet.nd.NDArray`` take several microseconds each, and a small batch norm needs dozens.
+MXNet computes in the background, so reading an array's memory must wait until the array has been written. An array made
+here needs no waiting until it is passed to MXNet. The C API is called directly, because each attribute of
+``mxnet.nd.NDArray`` takes several microseconds, and a small batch norm needs dozens.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 Host: TypeAlias = NDArray[Any]
 
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
-"""How MXNet describes bfloat16 to NumPy."""
+"""The dtype that MXNet uses for bfloat16 in NumPy."""
 KINDS = (mx.nd.NDArray, mx.np.ndarray)
-"""The types that are served: sparse arrays and the subclasses of others mean something else."""
+"""The types that are served; sparse arrays and subclasses have other meanings."""
 
 _NAMES = {
     number: "bfloat16" if dtype == BFLOAT16 else np.dtype(dtype).name
@@ -43,7 +43,7 @@ _four, _sizes = _int * 4, _pointer(_size)
 
 
 def _function(name: str, *arguments: Any, waits: bool = False) -> Callable[..., int]:
-    # A call that does not wait keeps the interpreter lock: to release it and take it again costs more than the call.
+    # A call that does not wait keeps the interpreter lock, because releasing it would cost more than the call.
     prototype = (ctypes.CFUNCTYPE if waits else ctypes.PYFUNCTYPE)(_int, *arguments)
     return prototype((name, mx.base._LIB))
 
@@ -63,12 +63,12 @@ def _check(status: int) -> None:
 
 
 def inspect(value: object, /) -> Description | None:
-    """Describe a dense array of either kind; None for all else."""
+    """Describe a dense array of either kind; return None for all else."""
     return describe(value) if type(value) in KINDS else None
 
 
 def describe(array: Array) -> Description:
-    """Look at what an array is, not at its values."""
+    """Return shape, dtype and device of an array without waiting for its values."""
     handle: Any = array.handle
     numbers, sizes = _four(), _sizes()
     address = ctypes.addressof(numbers)
@@ -83,7 +83,7 @@ def _device(number: int, index: int) -> str:
 
 
 def is_on_host(array: Array) -> bool:
-    """Tell whether the values lie in memory that the host can read."""
+    """Return whether the host can read the array's memory."""
     numbers = _four()
     address = ctypes.addressof(numbers)
     _check(_context(array.handle, address, address + 4))
@@ -91,19 +91,19 @@ def is_on_host(array: Array) -> bool:
 
 
 def view(array: Array, what: Description | None = None) -> Host:
-    """Look at the memory of an array in a CPU context once it has been written; the view keeps it alive."""
+    """View the memory of an array in a CPU context after it has been written; the view keeps the array alive."""
     _check(_wait_to_read(array.handle))
     return view_settled(array, what)
 
 
 def view_settled(array: Array, what: Description | None = None) -> Host:
-    """Look at the memory of an array in a CPU context that nothing is going to write."""
+    """View the memory of an array in a CPU context to which no write is pending."""
     shape, name, _ = what or describe(array)
     dtype = _NUMPY[name]
     if 0 in shape:
         return np.empty(shape, dtype)
     address = ctypes.c_void_p()
-    # This asks for MXNet's standard layout, too, where oneDNN left another one behind.
+    # This also converts an array that oneDNN left in a layout of its own to the standard one.
     _check(_data(array.handle, address))
     assert address.value is not None
     memory: Any = (ctypes.c_char * (dtype.itemsize * math.prod(shape))).from_address(address.value)
@@ -117,19 +117,19 @@ def wide(host: Host) -> Host:
 
 
 def values(array: Array) -> Host:
-    """Look at the values of an array in a CPU context, those of bfloat16 in float32."""
+    """View the values of an array in a CPU context; those of bfloat16 are a float32 copy."""
     return wide(view(array))
 
 
 def fetch(array: Any) -> Any:
-    """Copy values to the host, those of bfloat16 in float32; None and what is there already stay as they are."""
+    """Copy values to the host, bfloat16 as float32; return None and host arrays unchanged."""
     if array is None or isinstance(array, np.ndarray):
         return array
     return wide(view(array).copy() if is_on_host(array) else np.asarray(array.asnumpy()))
 
 
 def new(what: Description, kind: type) -> Array:
-    """Allocate an array of one of the two kinds, with nothing in it."""
+    """Allocate an array of one of the two kinds, without initializing it."""
     if what.shape and 0 not in what.shape:
         return _new(what, kind)
     with zero_sizes():
@@ -157,7 +157,7 @@ def empty(like: Array) -> Array:
 
 def send(host: Host, like: Array) -> Array:
     """Copy host values to the kind and context of another array."""
-    name = _NAMES_OF.get(host.dtype) or host.dtype.name  # NumPy names slowly
+    name = _NAMES_OF.get(host.dtype) or host.dtype.name  # dtype.name is slow
     what = Description(host.shape, name, describe(like).device)
     array = new(what, type(like))
     write(host, array, what)
@@ -189,7 +189,7 @@ def rounded(host: Host, like: Array) -> Array:
 
 
 def assign(source: Array, array: Array) -> None:
-    """Write MXNet's own values into an array by its operators, rounding to its dtype."""
+    """Copy an MXNet array into another one with MXNet's operators, rounding to its dtype."""
     source, target = source.as_nd_ndarray(), array.as_nd_ndarray()
     cast = mx.nd.amp_cast if BFLOAT16 in (source.dtype, target.dtype) else mx.nd.cast
     same = source.dtype == target.dtype
@@ -197,7 +197,7 @@ def assign(source: Array, array: Array) -> None:
 
 
 def overwrite(array: Array, source: Array) -> None:
-    """Copy values to an array of the same shape and dtype, once nothing reads or writes it."""
+    """Copy values to an array of the same shape and dtype, after all pending reads and writes of it."""
     if is_on_host(array):
         _check(_wait_to_write(array.handle))
         view_settled(array)[...] = view(source)
@@ -215,13 +215,13 @@ def add(source: Array, array: Array) -> None:
 
 
 def widened(array: Array, dtype: str) -> Array:
-    """Copy to the type of the statistics, as the kind that broadcasts."""
+    """Copy to the type of the statistics, as an ``mxnet.np.ndarray``, which broadcasts."""
     array = array.as_nd_ndarray()
     wide = mx.nd.amp_cast(array, dtype=dtype) if array.dtype == BFLOAT16 else array.astype(dtype)
     return wide.as_np_ndarray()
 
 
 def zero_sizes() -> AbstractContextManager[Any]:
-    """Let 0 in a shape mean nothing, rather than something unknown, for this thread and this block."""
+    """Let 0 in a shape mean an empty axis, not an unknown one, for this thread and this block."""
     scope: AbstractContextManager[Any] = mx.util.np_shape(True)
     return scope

@@ -1,7 +1,7 @@
 """The specification over MXNet arrays: the forward call, ``moments``, ``merge_moments`` and ``fold``.
 
-A call is computed in one of two forms: by :mod:`polybn_mxnet.host` where the host sees the memory, and by
-:mod:`polybn_mxnet.operators` where it does not. On MXNet's tape each call leaves its derivative.
+A call is computed by :mod:`polybn_mxnet.host` if the host can access the memory, else by
+:mod:`polybn_mxnet.operators`. While MXNet's tape records, each call puts its derivative on it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _operators_only: ContextVar[bool] = ContextVar("polybn_mxnet_operators_only", de
 
 @contextlib.contextmanager
 def operators_only() -> Iterator[None]:
-    """Compute by MXNet's operators within this block, on the CPU, too: the form that GPU contexts run."""
+    """Compute with MXNet's operators within this block, also on the CPU, as GPU contexts do."""
     token = _operators_only.set(True)
     try:
         yield
@@ -33,7 +33,7 @@ def operators_only() -> Iterator[None]:
 def forward(
     arguments: Arguments,
     *,
-    differentiable: bool,  # noqa: ARG001  # the statistics are at hand in any case
+    differentiable: bool,  # noqa: ARG001  # residuals cost nothing more
 ) -> tuple[BatchNormResult, Any]:
     """Normalize (S1 to S12)."""
     x, olds, recorded = arguments.x, arguments[4:6], tape.is_recording()

@@ -1,9 +1,8 @@
-"""MXNet 1.9.1 as it was released, imported by today's Python and beside today's NumPy.
+"""Import the released MXNet 1.9.1 with a current Python and a current NumPy.
 
-MXNet's last release asks NumPy for names that NumPy has removed since, some while it is imported and some
-when a function is called. Its modules are therefore given a view of NumPy of their own: all of NumPy, and the
-lost names. NumPy itself and the files of MXNet are left as they are, and an MXNet that was imported before
-is, too.
+MXNet's last release uses names that NumPy has since removed, some during import and some when a function is
+called. MXNet's modules therefore get a view of NumPy that has these names, too. NumPy itself, the files of MXNet,
+and an MXNet that was imported before are not changed.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ CUDA_LIBRARIES = {
     "cudnn": "libcudnn.so.8",
     "nccl": "libnccl.so.2",
 }
-"""What MXNet's CUDA build is linked to: folders of the package ``nvidia`` and names of libraries, in the order
-in which they need each other."""
+"""The libraries that MXNet's CUDA build is linked to, by their folders in the package ``nvidia``; each comes after
+those that it needs."""
 
 
 def _gone(*_: object, **__: object) -> None:
@@ -44,7 +43,7 @@ def _gone(*_: object, **__: object) -> None:
 
 
 _CORE = SimpleNamespace(numeric=SimpleNamespace())
-if hasattr(numpy.lib, "array_utils"):  # NumPy 2, where numpy.core still answers, with a warning
+if hasattr(numpy.lib, "array_utils"):  # NumPy 2, where using numpy.core gives a warning
     _CORE.numeric.normalize_axis_tuple = numpy.lib.array_utils.normalize_axis_tuple
 
 LOST: dict[str, Any] = {
@@ -57,11 +56,11 @@ LOST: dict[str, Any] = {
     **dict.fromkeys(("mirr", "npv", "pmt", "ppmt", "pv", "rate"), _gone),
     "compat": SimpleNamespace(basestring=str),
 }
-"""Names that MXNet asks NumPy for and that some NumPy no longer has, with what they meant."""
+"""Names that MXNet uses and that some versions of NumPy no longer have, with their former values."""
 
 
 def numpy_as_it_was() -> ModuleType:
-    """Return a module that has everything that NumPy has, and the names that it has lost."""
+    """Return a module with everything that NumPy has, and the removed names."""
     lost = {name: value for name, value in LOST.items() if name not in vars(numpy)}
     if hasattr(numpy.lib, "array_utils"):
         lost["core"] = _CORE
@@ -82,7 +81,7 @@ def _view(module: ModuleType, changes: dict[str, Any]) -> ModuleType:
 
 
 class OldImports:
-    """A finder for MXNet's modules, now and later, that shows them NumPy and SciPy as they were."""
+    """An import finder that gives all modules of MXNet the former NumPy and SciPy."""
 
     def __init__(self) -> None:
         old_numpy, import_new = numpy_as_it_was(), builtins.__import__
@@ -98,7 +97,7 @@ class OldImports:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Find a module of MXNet as Python does, and exchange the loader."""
+        """Find a module of MXNet as Python does, and replace its loader."""
         if name.partition(".")[0] != "mxnet":
             return None
         spec = PathFinder.find_spec(name, path, target)
@@ -120,7 +119,7 @@ class _Loader(SourceFileLoader):
 
 
 def import_mxnet() -> ModuleType:
-    """Import MXNet, or take the one that is there; an ImportError names what is missing, and what to install."""
+    """Import MXNet, or return the imported one; an ImportError names what is missing and how to install it."""
     there = sys.modules.get("mxnet")
     if there is not None:
         return there
@@ -131,7 +130,7 @@ def import_mxnet() -> ModuleType:
     sys.meta_path.insert(0, finder)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # escapes in strings, identity with literals: none concerns the user
+            warnings.simplefilter("ignore")  # warnings about MXNet's own code, such as invalid escapes in strings
             import mxnet  # noqa: F401
         return sys.modules["mxnet"]
     except ModuleNotFoundError as error:
@@ -158,9 +157,9 @@ def import_mxnet() -> ModuleType:
 
 
 def load_cuda_libraries(folders: Sequence[Path]) -> Iterator[str]:
-    """Load the CUDA 11 libraries that pip installed in these folders, where MXNet's own search will find them.
+    """Load the CUDA 11 libraries that pip installed in these folders, so that MXNet finds them.
 
-    Yields the name of each library that is neither there nor on the system, and the package that brings it.
+    Yield the name of each library that is missing there and on the system, and the package that has it.
     """
     for folder, library in CUDA_LIBRARIES.items():
         paths = [path for root in folders if (path := root / folder / "lib" / library).exists()]

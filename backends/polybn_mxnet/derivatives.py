@@ -1,4 +1,4 @@
-"""Clause S13 over MXNet arrays, and the derivatives of what is made of vectors; each as a call, and for the tape."""
+"""Clause S13 over MXNet arrays, and the derivatives of ``moments``, ``merge_moments`` and ``fold`` for the tape."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ VECTORS = ("gamma", "beta", "running_mean", "running_var")
 
 
 def pull(arguments: Arguments, residuals: Any, cotangents: Sequence[Array], into: Mapping[str, Array]) -> None:
-    """Write the gradients that are wanted, by name, for a cotangent of ``y``."""
+    """Write the wanted gradients, by name, for a cotangent of ``y``."""
     form: Any = operators if isinstance(residuals, operators.Residuals) else host
     form.backward(arguments, residuals, cotangents[0], into)
 
 
 def inputs(arguments: Arguments) -> dict[str, Array]:
-    """Name the arrays that were given and carry a gradient (S13)."""
+    """Return the given arrays that carry a gradient (S13), by name."""
     named = zip(Gradients._fields, arguments[1:4] if arguments.training else arguments[1:6], strict=False)
     return {name: array for name, array in named if array is not None}
 
@@ -35,7 +35,7 @@ def backward(arguments: Arguments, residuals: Any, dy: Array) -> Gradients:
 
 def double_backward(
     arguments: Arguments,
-    residuals: Any,  # noqa: ARG001  # what the first derivative needs does not help here
+    residuals: Any,  # noqa: ARG001  # those of the first derivative are of no use here
     dy: Array,
     cotangents: Gradients,
 ) -> SecondGradients:

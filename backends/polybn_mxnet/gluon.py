@@ -1,8 +1,8 @@
-"""Batch norm as a Gluon block: the specification where ``gluon.nn.BatchNorm`` stood.
+"""Batch norm as a Gluon block: the specification in place of ``gluon.nn.BatchNorm``.
 
-On arrays the block is :func:`polybn.batch_norm`. In a symbol, which is what ``hybridize`` makes of a block, it
-is the operator ``polybn_batch_norm``: a recorded Python function cannot be part of a symbol, an
-``mxnet.operator.CustomOp`` can. MXNet calls it in a thread of its own when the inputs are there. Both run the same
+On arrays the block calls :func:`polybn.batch_norm`. In a symbol, which ``hybridize`` makes of a block, it is the
+operator ``polybn_batch_norm``: a symbol cannot contain a recorded Python function, but it can contain an
+``mxnet.operator.CustomOp``, which MXNet calls in a thread of its own when the inputs are computed. Both run the same
 code and give the same bits.
 """
 
@@ -26,11 +26,11 @@ _REQUESTS = {"null": tape.NULL, "write": tape.WRITE, "inplace": tape.WRITE, "add
 
 
 class BatchNorm(mx.gluon.HybridBlock):
-    """Batch normalization by :mod:`polybn.spec`, with the words and the parameter names of ``gluon.nn.BatchNorm``.
+    """Batch normalization by :mod:`polybn.spec`, with the options and parameter names of ``gluon.nn.BatchNorm``.
 
-    Parameters saved by either block load into the other. What differs, besides the numbers: running statistics
-    change in the forward pass of training, once, and never in ``backward``; with ``scale=False`` no array is
-    overwritten; float16 input has float32 statistics; and a bad call raises the specification's errors.
+    Parameters saved by one block can be loaded into the other. Apart from the numbers, the differences are: running
+    statistics change once, in the forward pass of training, and never in ``backward``; with ``scale=False`` no array
+    is overwritten; float16 input has float32 statistics; and a bad call raises the specification's errors.
 
     Parameters
     ----------
@@ -40,25 +40,25 @@ class BatchNorm(mx.gluon.HybridBlock):
         Weight of the old running statistics.
     epsilon : float, default 1e-5
     center : bool, default True
-        Whether ``beta`` is added and trained; without, it stays as it is and is not used.
+        Whether ``beta`` is used and trained; if not, it never changes.
     scale : bool, default True
-        Whether ``gamma`` multiplies and is trained; without, it stays as it is and is not used.
+        Whether ``gamma`` is used and trained; if not, it never changes.
     use_global_stats : bool, default False
-        Normalize by the running statistics in training, too, and leave them as they are.
+        Normalize by the running statistics also in training, and do not update them.
     beta_initializer, gamma_initializer, running_mean_initializer, running_variance_initializer : str or Initializer
         By default 0, 1, 0 and 1.
     in_channels : int, default 0
-        0 leaves it to the first input.
+        Number of channels; 0 means that of the first input.
     running_variance : {"biased", "unbiased"}, default "biased"
-        What ``running_var`` takes in (clause S4).
+        The variance that ``running_var`` is updated with (clause S4).
     **kwargs
         ``prefix`` and ``params`` of a Gluon block.
 
     Raises
     ------
     DTypeError, DomainError
-        If an option is none that the specification allows. Calls raise as :func:`polybn.batch_norm`; within a
-        hybridized network MXNet prints these words, and raises MXNetError.
+        If the specification does not allow an option. Calls raise the errors of :func:`polybn.batch_norm`; within a
+        hybridized network MXNet prints their messages, and raises MXNetError.
 
     Examples
     --------
@@ -110,13 +110,13 @@ class BatchNorm(mx.gluon.HybridBlock):
         self.running_var = parameter("running_var", running_variance_initializer, False)
 
     def cast(self, dtype: Any) -> None:
-        """Cast parameters and statistics; below float32 they stay float32 (clause S6)."""
+        """Cast parameters and statistics to float64, or to float32 for all smaller dtypes (clause S6)."""
         super().cast("float64" if dtype_name(dtype) in ("float64", "double", "float") else "float32")
 
     def forward(self, x: Array) -> Array:
-        """Normalize ``x``, shape ``(N, C, ...)``; within ``autograd.record()`` by its own statistics."""
+        """Normalize ``x``, shape ``(N, C, ...)``; within ``autograd.record()`` by the statistics of the batch."""
         what = arrays.inspect(x)
-        if what is not None:  # before Gluon asks a symbol for the number of channels, whose errors say less
+        if what is not None:  # before Gluon infers the number of channels, whose errors say less
             check_moments("gluon.BatchNorm", Arrays(what), self._axis)
         return super().forward(x)
 
@@ -148,7 +148,7 @@ class BatchNorm(mx.gluon.HybridBlock):
 
 
 class _Operator(mx.operator.CustomOp):
-    """One place in a running graph. MXNet makes another where a forward pass starts before the last one's backward."""
+    """The operator at one place of a graph; MXNet makes another if a forward pass starts before the last backward."""
 
     def __init__(self, flags: list[bool], options: Options) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class _Operator(mx.operator.CustomOp):
         self, req: list[str], out_grad: list[Array], in_data: list[Array], out_data: list[Array],
         in_grad: list[Array], aux: list[Array],
     ) -> None:  # fmt: skip
-        """Write the gradients (S13); what is not used has gradient 0."""
+        """Write the gradients (S13); parameters that are not used have gradient 0."""
         arguments, wanted = self._arguments(in_data, aux, self._training), {}
         for name, array, request in zip(("x", "gamma", "beta"), in_grad, req, strict=True):
             if getattr(arguments, name) is None:
@@ -196,7 +196,7 @@ class _Operator(mx.operator.CustomOp):
 
 
 class _Properties(mx.operator.CustomOpProp):
-    """What MXNet must know of the operator before it runs. Options arrive as strings, those of a loaded symbol, too."""
+    """The properties that MXNet asks for before the operator runs. MXNet passes all options as strings."""
 
     def __init__(
         self, scale: str, center: str, frozen: str, axis: str, momentum: str, eps: str, running_variance: str
@@ -210,7 +210,7 @@ class _Properties(mx.operator.CustomOpProp):
         return ["data", "gamma", "beta"]
 
     def list_auxiliary_states(self) -> list[str]:
-        """Name what a forward pass changes."""
+        """Name the arrays that a forward pass changes."""
         return ["running_mean", "running_var"]
 
     def infer_shape(self, in_shape: list[list[int]]) -> tuple[list[list[int]], ...]:

@@ -1,4 +1,4 @@
-"""CPU contexts: an NDArray in host memory is host memory, so the functions that serve NumPy serve it where it lies."""
+"""CPU contexts: the memory of an NDArray is host memory, so the functions that serve NumPy arrays can work on it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from polybn_mxnet import arrays
 from polybn_mxnet.arrays import BFLOAT16, Host
 
 shared: Any = polybn_numpy
-"""Batch norm on host memory: compiled kernels, and NumPy where they were not compiled."""
+"""Batch norm on host memory: compiled kernels, or plain NumPy if they are not compiled."""
 
 ARRAYS = Arguments._fields[1:7]
 """The names of the arrays of a call."""
 
 
 def hold(arguments: Arguments) -> Arguments:
-    """Copy the arrays of a call: what is written to them later, or waits for the derivative, does not touch it."""
+    """Copy the arrays of a call, so that later writes to them do not change the derivative."""
     seen = _seen(arguments)
     copies: dict[str, Any] = {name: copy.copy(getattr(seen, name)) for name in ARRAYS}
     return seen._replace(**copies)
 
 
 def forward(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, Any]:
-    """Write ``y``; return the running statistics, and what the derivative needs."""
+    """Write ``y``; return the running statistics and the residuals for the derivative."""
     out = _target(y)
     result, residuals = shared.forward(_seen(arguments)._replace(own={"out": out}), differentiable=True)
     if out is None:
@@ -37,7 +37,7 @@ def forward(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, A
 
 
 def backward(arguments: Arguments, residuals: Any, dy: Array, into: Mapping[str, Array]) -> None:
-    """Write the gradients that are wanted, by name (S13)."""
+    """Write the wanted gradients, by name (S13)."""
     out = _target(into["x"]) if "x" in into else None
     gradients = shared.backward(_seen(arguments), residuals, arrays.values(dy), out=out)._asdict()
     for name, array in into.items():
@@ -46,7 +46,7 @@ def backward(arguments: Arguments, residuals: Any, dy: Array, into: Mapping[str,
 
 
 def double_backward(arguments: Arguments, dy: Array, cotangents: Gradients) -> SecondGradients:
-    """Differentiate :func:`backward`, from the start, for arrays of any context; the results are on the host."""
+    """Differentiate :func:`backward` for arrays of any context, on the host; the forward call is made again."""
     fetched: dict[str, Any] = {name: arrays.fetch(getattr(arguments, name)) for name in ARRAYS}
     given = arguments._replace(**fetched)
     residuals = shared.forward(given, differentiable=True)[1]
@@ -63,7 +63,7 @@ def moments(arguments: Arguments) -> Moments:
 
 
 def _seen(arguments: Arguments) -> Arguments:
-    """Put views of their memory in the place of arrays; what is on the host already stays as it is."""
+    """Replace arrays by views of their memory; arrays that are on the host already stay."""
     vector = Description((arguments.channels,), arguments.dtype)
     views: dict[str, Any] = {}
     for name in ARRAYS:
@@ -75,6 +75,6 @@ def _seen(arguments: Arguments) -> Arguments:
 
 
 def _target(array: Array) -> Host | None:
-    """View the memory of a result; None for bfloat16, which is rounded afterwards."""
+    """View the memory of a result; return None for bfloat16, which is rounded afterwards."""
     view = arrays.view_settled(array)
     return None if view.dtype == BFLOAT16 else view

@@ -1,4 +1,4 @@
-"""Layer descriptions as Gluon blocks, and what a training step computes as one hybridized block."""
+"""Layers as Gluon blocks, and the computation of a training step as one hybridized block."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Classifier(mx.gluon.HybridBlock):
             for row in rows
             for name in row.parameters | row.statistics
         }
-        """Gluon parameters by full name, ``conv1.weight``."""
+        """The Gluon parameters by full name, such as ``conv1.weight``."""
 
     def hybrid_forward(self, F: Any, images: Any) -> Any:
-        """Scale to [0, 1], and go along the chain."""
+        """Scale images to [0, 1] and apply the layers."""
         return self.chain(F.cast(images, "float32") / 255)
 
     def load(self, state: State) -> None:
@@ -42,7 +42,7 @@ class Classifier(mx.gluon.HybridBlock):
             parameter.set_data(mx.nd.array(state[name], dtype=np.float32))
 
     def is_finite(self) -> bool:
-        """Tell whether every running statistic is a number."""
+        """Return whether all running statistics are finite."""
         return all(np.isfinite(p.data().asnumpy()).all() for n, p in self.arrays.items() if ".running_" in n)
 
     def state(self) -> State:
@@ -51,7 +51,7 @@ class Classifier(mx.gluon.HybridBlock):
 
 
 class Objective(mx.gluon.HybridBlock):
-    """Cross-entropy in nats of each image of a batch, and whether its label is the likeliest."""
+    """Cross-entropy in nats of each image of a batch, and whether its label has the highest score."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -61,13 +61,13 @@ class Objective(mx.gluon.HybridBlock):
         """Map bytes ``(n, C, H, W)`` and labels ``(n,)`` to two vectors ``(n,)``."""
         scores, labels = self.classifier(images), F.cast(labels, "float32")
         right = F.broadcast_equal(F.argmax(scores, axis=1), labels)
-        # log_softmax of oneDNN errs by 70 u, and its gradient with it; this errs by as little as exp and log.
+        # log_softmax of oneDNN errs by 70 u, and so does its gradient; this errs only as much as exp and log.
         scores = F.broadcast_sub(scores, F.stop_gradient(F.max(scores, axis=1, keepdims=True)))
         return F.log(F.sum(F.exp(scores), axis=1)) - F.pick(scores, labels), right
 
 
 def descend(parameters: list[Array], gradients: list[Array], *, rate: float, images: int) -> None:
-    """Move parameters against the sum of ``images`` gradients, in few calls."""
+    """Take a step of SGD on all parameters in few calls; gradients are sums over ``images`` images."""
     for start in range(0, len(parameters), _AT_ONCE):
         some = slice(start, start + _AT_ONCE)
         pairs = list(zip(parameters[some], gradients[some], strict=True))
@@ -77,7 +77,7 @@ def descend(parameters: list[Array], gradients: list[Array], *, rate: float, ima
         )  # fmt: skip
 
 
-_AT_ONCE = 45  # arrays that MXNet's operator takes: https://mxnet.apache.org/versions/1.9.1/api/python/docs/api/ndarray
+_AT_ONCE = 45  # the operator's limit: https://mxnet.apache.org/versions/1.9.1/api/python/docs/api/ndarray
 
 
 def _block(row: Row) -> Any:

@@ -1,8 +1,8 @@
-"""GPU contexts: the specification in the operators of ``mxnet.numpy``, which run in any context.
+"""GPU contexts: the specification with the operators of ``mxnet.numpy``, which run in any context.
 
 A row holds the values of one channel in the order of clause S1; rows are a matrix ``(C, m)`` in the type of the
-statistics. What there is one of per channel is on the host, in NumPy, where the clauses are decided; so are the
-results of every sum.
+statistics. Numbers per channel, such as the results of sums, are NumPy arrays on the host, where the clauses about them
+are carried out.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from polybn_mxnet.statistics import Statistics
 
 Rows: TypeAlias = Any  # mxnet.numpy.ndarray, (C, m)
 
-# MXNet's sums are float64. BLAS adds up CHUNK values in several lanes, then the sums of the chunks likewise, so that
-# float64 values, too, err by less than 64 u, and the equal residues of a constant channel add up exactly (S8). MXNet's
-# own sums add up one value after another, and its float32 products with ones erred by 3 u at a mean of 1e4.
+# Sums are made in float64 by matrix products with ones: BLAS adds up CHUNK values in several lanes, then the sums of
+# the chunks in the same way. So a sum of float64 values errs by less than 64 u, and the equal differences of a constant
+# channel add up exactly (S8). MXNet's own sums add one value after the other, and its products with ones in float32
+# err by 3 u at a mean of 1e4.
 CHUNK = 64
 
 
@@ -32,7 +33,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _aside(function: F) -> F:
-    """Keep what a function does out of the user's record, and NumPy's warnings out of sight."""
+    """Run a function without recording it on the tape, and without NumPy's floating-point warnings."""
 
     @wraps(function)
     def aside(*arguments: Any) -> Any:
@@ -43,33 +44,33 @@ def _aside(function: F) -> F:
 
 
 class Residuals(NamedTuple):
-    """What a forward call leaves for its derivative; nothing of it is the caller's."""
+    """The results of a forward call that its derivative needs; they share no memory with the caller's arrays."""
 
     kept: Rows | None
-    """The mask as rows; None where all values take part."""
+    """The mask as rows; None if all values take part."""
     counts: Host
     """Number of values that take part, per channel."""
     statistics: Statistics
     gamma: Host | None
     xhat: Rows | None
-    """The normalized values before gamma and beta; None where there are no values."""
+    """The normalized values before gamma and beta; None if there are no values."""
 
 
 def hold(arguments: Arguments) -> Arguments:
-    """Return the arguments as they are: a derivative reads the residuals alone."""
+    """Return the arguments unchanged: the derivative reads only the residuals."""
     return arguments
 
 
 @_aside
 def forward(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, Residuals]:
-    """Write ``y``; return the running statistics, and what the derivative needs."""
+    """Write ``y``; return the running statistics and the residuals for the derivative."""
     training, size = arguments.training, arguments.channels * arguments.m
     gamma, beta, mean, variance = map(arrays.fetch, arguments[2:6])
     kept, counts = _mask(arguments)
     if training and arguments.unbiased and np.any(counts == 1):
         fail_single_value(arguments.function, f"where keeps one value in channel {int(np.argmax(counts == 1))}")
     if not training:
-        assert mean is not None  # the checks of the arguments saw to both
+        assert mean is not None  # checked with the arguments
         assert variance is not None
         s = statistics.from_running(arguments, mean, variance)
     else:
@@ -87,7 +88,7 @@ def forward(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, R
 
 @_aside
 def backward(arguments: Arguments, residuals: Residuals, dy: Array, into: Mapping[str, Array]) -> None:
-    """Write the gradients that are wanted, by name (S13)."""
+    """Write the wanted gradients, by name (S13)."""
     kept, counts, s, gamma, xhat = residuals
     if xhat is None:
         vectors = [np.zeros(arguments.channels)] * 4
@@ -116,7 +117,7 @@ def moments(arguments: Arguments) -> Moments:
 
 
 def _gather(array: Array, arguments: Arguments, kept: Rows | None) -> Rows:
-    """Bring the values of an array like ``x`` to rows, with 0 in deleted places."""
+    """Arrange the values of an array like ``x`` in rows, with 0 in deleted places."""
     return _keep(_rows(arrays.widened(array, arguments.dtype), arguments), kept)
 
 
@@ -126,18 +127,18 @@ def _scaled(rows: Rows, vector: Host) -> Rows:
 
 
 def _mask(arguments: Arguments) -> tuple[Rows | None, Host]:
-    """Bring the mask to rows, and count what it keeps."""
+    """Arrange the mask in rows, and count the values that it keeps."""
     where, shape = arguments.where, arguments.x.shape
     if where is None or 0 in shape:
         return None, np.full(arguments.channels, arguments.m)
-    bytes_ = where.as_np_ndarray().astype("uint8")  # MXNet transposes bytes, but not bool
+    bytes_ = where.as_np_ndarray().astype("uint8")  # MXNet cannot transpose bool
     kept = _rows(mx.np.broadcast_to(bytes_, shape), arguments)
     counts = mx.np.sum(kept.astype("int64"), axis=1).asnumpy().astype(np.int64)
     return kept.astype("bool"), counts
 
 
 def _measure(arguments: Arguments, kept: Rows | None, counts: Host) -> Statistics:
-    """Measure ``x`` in the form of S2, once more for channels that leave the range (S10)."""
+    """Measure ``x`` as S2 says, a second time for channels that leave the range (S10)."""
     exponent, eps = np.zeros(arguments.channels, np.int32), arguments.eps
     if not arguments.channels * arguments.m:
         zero = np.zeros(arguments.channels, arguments.dtype)
@@ -172,7 +173,7 @@ def _standardize(arguments: Arguments, s: Statistics, kept: Rows | None) -> Rows
 
 
 def _shifted(rows: Rows, exponent: Host) -> Rows:
-    """Multiply by ``2^-exponent``, in two steps: the number itself may be out of range."""
+    """Multiply by ``2^-exponent``, in two steps because the power itself may be out of range."""
     if exponent.any():
         for half in (exponent // 2, exponent - exponent // 2):
             rows = _scaled(rows, np.ldexp(1.0, -half))

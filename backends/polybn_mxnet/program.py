@@ -1,4 +1,4 @@
-"""A network description as an MXNet program: one hybridized Gluon block, differentiated under ``autograd.record``."""
+"""Networks as MXNet programs: one hybridized Gluon block, differentiated under ``autograd.record``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from polybn_mxnet.compat import mxnet as mx
 from polybn_mxnet.layers import Classifier, Objective, descend
 
 CHUNK = 8
-"""Training steps between two looks at their results: MXNet computes in the background, and a look waits."""
+"""The number of training steps between two reports: MXNet computes in the background, and a report must wait."""
 
 
 class Data(NamedTuple):
@@ -44,7 +44,8 @@ class MXNetProgram:
         trained = [self._classifier.arrays[name] for row in rows for name in row.parameters]
         self._parameters = [parameter.data() for parameter in trained]
         self._gradients = [parameter.grad() for parameter in trained]
-        # A Gluon block refers to itself, and the garbage collector does not see how much memory of MXNet it holds.
+        # A Gluon block refers to itself, and the garbage collector does not know how much memory of MXNet it holds, so
+        # its references are removed explicitly.
         weakref.finalize(self, self._objective.apply, lambda block: vars(block).clear()).atexit = False
 
     def place(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Data:
@@ -70,7 +71,7 @@ class MXNetProgram:
     def logits(self, data: Data) -> NDArray[np.float32]:
         """Return class scores ``(N, classes)`` in inference mode."""
         starts = range(0, len(data.images), self._batch_size)
-        if not self._classifier.is_finite():  # the block would refuse; a network that diverged has scores, too
+        if not self._classifier.is_finite():  # the blocks would raise, but a diverged network has scores, too: NaN
             return np.full((len(data.images), self._classes), np.nan, np.float32)
         with mx.autograd.pause():
             scores = [self._classifier(data.images[start : start + self._batch_size]) for start in starts]
@@ -81,7 +82,7 @@ class MXNetProgram:
         return self._classifier.state()
 
     def _step(self, data: Data, batch: Array, learning_rate: float) -> tuple[Array, Array]:
-        """Ask for one step; MXNet takes it while the next one is asked for."""
+        """Start one step, which MXNet computes in the background."""
         images, labels = (mx.nd.take(array, batch) for array in data)
         with mx.autograd.record():
             losses, right = self._objective(images, labels)

@@ -1,4 +1,4 @@
-"""The arithmetic on one value per channel for the form in operators: clauses S3, S4 and S10, on the host."""
+"""The arithmetic on one value per channel for :mod:`polybn_mxnet.operators`: clauses S3, S4 and S10, on the host."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from polybn_mxnet.arrays import Host
 
 
 class Statistics(NamedTuple):
-    """Statistics in the form of S2 and S3, shape ``(C,)`` each; they describe the values times ``2^-exponent``.
+    """Statistics as in S2 and S3, shape ``(C,)`` each, of the values times ``2^-exponent``.
 
-    The exponent is 0 except in the channels that S10 rescues.
+    The exponent is 0 except in channels that S10 rescues.
     """
 
     m1: Host
@@ -43,7 +43,7 @@ class Statistics(NamedTuple):
 
 
 def from_running(arguments: Arguments, mean: Host, variance: Host) -> Statistics:
-    """Take running statistics in place of the batch's (S5)."""
+    """Use running statistics in place of the batch's (S5)."""
     bad = ~((variance >= 0) & (variance < np.inf))
     if bad.any():
         first = int(np.argmax(bad))
@@ -58,7 +58,7 @@ def inverse_root(variance: Host, eps: Host | np.floating) -> Host:
     r = np.zeros_like(square)
     np.divide(1, np.sqrt(square), out=r, where=square != 0)
     overflowed = np.isinf(square) & np.isfinite(variance)
-    if overflowed.any():  # the sum of a quarter of each stays in range
+    if overflowed.any():  # a quarter of each gives a sum in range, and half the root
         r[overflowed] = 0.5 / np.sqrt(variance / 4 + eps / 4)[overflowed]
     return r
 
@@ -72,7 +72,7 @@ def out_of_range(v: Host, eps: float) -> NDArray[np.bool_]:
 
 
 def exponents(largest: Host, eps: float) -> NDArray[np.int32]:
-    """Return the exponent of the larger of the values and ``sqrt(eps)``: both fit the range times its inverse."""
+    """Return an exponent per channel such that the values and ``sqrt(eps)``, times ``2^-exponent``, are at most 1."""
     magnitude = np.maximum(largest, math.sqrt(eps))
     return np.where(np.isfinite(magnitude), np.frexp(magnitude)[1], 0).astype(np.int32)
 
@@ -87,7 +87,7 @@ def update(arguments: Arguments, old: tuple[Host, Host], s: Statistics, counts: 
 
 
 def _blend(old: Host, batch: Host, momentum: float, counts: Host) -> Host:
-    """Move ``old`` towards ``batch``: exact at the ends (S4), and not at all where nothing was kept (S12)."""
+    """Update a running statistic: exact for the momenta 0 and 1 (S4), unchanged where no value was kept (S12)."""
     if momentum in (0, 1):
         new = old if momentum == 1 else batch
     else:

@@ -1,4 +1,4 @@
-"""MXNet's tape: how a call is recorded so that ``backward`` runs clause S13.
+"""Record a call on MXNet's tape, so that ``backward`` runs clause S13.
 
 ``mxnet.autograd.Function`` is not used: its backward returns at the first argument whose ``grad_req`` is null
 and leaves the gradients after it unwritten, and it ignores ``grad_req="add"`` (mxnet/autograd.py, 1.9.1).
@@ -20,16 +20,16 @@ from polybn_mxnet.compat import mxnet as mx
 
 NULL, WRITE, ADD = 0, 1, 3  # OpReqType of MXNet
 Pull: TypeAlias = Callable[[Sequence[Array], Mapping[str, Array]], None]
-"""Writes the gradients that are wanted, by name, for cotangents of all outputs."""
+"""A function that writes the wanted gradients, by name, for cotangents of all outputs."""
 
 
 class Recorded(NamedTuple):
-    """What MXNet's tape refers to by a number."""
+    """A call on the tape, which MXNet refers to by a number."""
 
     pull: Pull
     inputs: tuple[str, ...]
     entry: Any
-    """The structure whose address MXNet keeps."""
+    """The C structure whose address MXNet holds; it must stay alive."""
 
 
 _recorded: dict[int, Recorded] = {}
@@ -37,12 +37,12 @@ _keys = itertools.count(1)
 
 
 def is_recording() -> bool:
-    """Tell whether a tape runs."""
+    """Return whether MXNet's tape is recording."""
     return bool(mx.autograd.is_recording())
 
 
 def paused() -> AbstractContextManager[Any]:
-    """Keep what a call does out of the user's record."""
+    """Pause the tape within this block."""
     scope: AbstractContextManager[Any] = mx.autograd.pause(train_mode=mx.autograd.is_training())
     return scope
 
@@ -57,7 +57,7 @@ def record(pull: Pull, inputs: Mapping[str, Array], outputs: Sequence[Array]) ->
 
 
 def _backward(outputs: int, inputs: int, pointers: Any, requests: Any, is_train: int, key: int) -> bool:
-    """Fill in the gradients of one call; MXNet calls this from a thread of its own when the cotangents are there."""
+    """Write the gradients of one call; MXNet calls this from a thread of its own when the cotangents are computed."""
     try:
         call = _recorded[key]
         given = [mx.nd.NDArray(mx.base.NDArrayHandle(pointers[i])) for i in range(outputs + inputs)]
@@ -80,7 +80,7 @@ def write_gradients(pull: Pull, cotangents: Sequence[Array], wanted: Mapping[str
 
 
 def _forget(key: int, recorded: dict[int, Recorded] = _recorded) -> bool:
-    # The dictionary is an argument because MXNet may call when the names of this module are gone.
+    # The dictionary is an argument, because at exit MXNet may call this when the module's names are already deleted.
     recorded.pop(key, None)
     return True
 
@@ -91,6 +91,6 @@ _CALLBACKS = (ctypes.CFUNCTYPE(ctypes.c_int) * 2)(
     *(ctypes.cast(function, ctypes.CFUNCTYPE(ctypes.c_int)) for function in (_BACKWARD, _FORGET))
 )
 
-# MXNet's thread waits without end for an interpreter that has ended, and MXNet for its thread:
+# Without this, a callback that is pending at exit waits forever for the ended interpreter, and MXNet for the callback:
 # https://github.com/apache/mxnet/pull/14451
 atexit.register(mx.nd.waitall)

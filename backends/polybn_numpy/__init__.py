@@ -1,4 +1,4 @@
-"""The NumPy backend: compiled kernels on the arrays' memory, and plain NumPy where they were not compiled."""
+"""The NumPy backend: compiled kernels on the arrays' memory, or plain NumPy if they are not compiled."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ traits = Traits(
 
 
 def why_not() -> str | None:
-    """Return None: what imports NumPy can compute with it."""
+    """Return None: where NumPy can be imported, it can compute."""
     return None
 
 

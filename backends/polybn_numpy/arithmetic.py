@@ -1,4 +1,4 @@
-"""What computes a network: compiled kernels or plain NumPy, on the same data and in place on the same arrays."""
+"""The protocol of the two implementations of a network: compiled kernels, and plain NumPy."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Data(NamedTuple):
 
 
 class Arithmetic(Protocol):
-    """Steps and scores of a network; it works on the arrays of the program's state in place."""
+    """An implementation of a network; it updates the arrays of the program's state in place."""
 
     def step(self, data: Data, chosen: NDArray[np.int64], rate: np.float32) -> tuple[float, int]:
-        """Move the parameters along the gradient of a batch; return its mean loss and how many labels were right."""
+        """Take a step of SGD on a batch; return its mean loss and the number of right labels."""
 
     def score(self, data: Data, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return class scores ``(n, classes)`` in inference mode, in memory of their own."""
+        """Return class scores ``(n, classes)`` in inference mode, in a new array."""

@@ -1,7 +1,7 @@
 """The specification over NumPy arrays: forward and backward calls, ``moments``, ``merge_moments`` and ``fold``.
 
-Memory and choices are here; the arithmetic is in the compiled kernels (:mod:`polybn_numpy.host`) or in plain NumPy
-(:mod:`polybn_numpy.plain`), whose functions are alike.
+This file allocates memory and chooses the implementation; the arithmetic is in the compiled kernels
+(:mod:`polybn_numpy.host`) or in plain NumPy (:mod:`polybn_numpy.plain`), which have the same functions.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Array = NDArray[Any]
 def forward(
     arguments: Arguments,
     *,
-    differentiable: bool,  # noqa: ARG001  # the statistics are at hand in any case
+    differentiable: bool,  # noqa: ARG001  # residuals cost nothing more
 ) -> tuple[BatchNormResult, Residuals]:
-    """Normalize (S1 to S12); ``y`` has the memory layout of ``x``, or is ``out``."""
+    """Normalize (S1 to S12); ``y`` is ``out``, or a new array with the memory layout of ``x``."""
     given, arguments = arguments, _native(arguments)
     x, counts = arguments.x, count_kept(arguments)
     if not arguments.training:
@@ -42,7 +42,7 @@ def forward(
 
 
 def backward(arguments: Arguments, residuals: Residuals, dy: Array, *, out: Array | None = None) -> Gradients:
-    """Map a cotangent of ``y`` to cotangents of the arguments (S13); ``dx`` is ``out``, where that is given."""
+    """Map a cotangent of ``y`` to cotangents of the arguments (S13); ``dx`` is ``out`` if that is given."""
     given, arguments, training = arguments, _native(arguments), arguments.training
     x, gamma = given.x, given.gamma
     dx = make_result("batch_norm_vjp", x, out, x, dy, gamma, given.where)

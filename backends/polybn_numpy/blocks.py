@@ -1,7 +1,7 @@
-"""From arrays of any rank, strides and dtype to channel rows and back, a block of channels at a time.
+"""Copy arrays of any rank, strides and dtype to channel rows and back, a block of channels at a time.
 
-The gathered rows are always contiguous and always in the order of clause S1, so the layout of the
-caller's array decides how long the copy takes and nothing else.
+Rows are always contiguous and in the order of clause S1, so the memory layout of the caller's array affects
+only the time of the copy.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from polybn_numpy.kernels import Column, Mask, Rows
 
-# Values in a block: its rows, 4 MB in float32, stay in the last-level cache through the dozen passes, and a
-# pass is long enough that two threads rarely wait for each other to hold the interpreter lock. Smaller blocks
-# measured slower, with one thread and with two.
+# The number of values in a block. Its rows, 4 MB in float32, stay in the last-level cache during the dozen passes over
+# them, and a pass is long enough that two threads rarely wait for the interpreter lock. Smaller blocks were measured to
+# be slower, with one thread and with two.
 BLOCK = 1 << 20
 THREADS = 2
 
@@ -30,7 +30,7 @@ def channels_first(array: NDArray[Any], axis: int) -> NDArray[Any]:
 
 
 def mask_rows(where: NDArray[np.bool_] | None, shape: tuple[int, ...], axis: int) -> NDArray[np.bool_] | None:
-    """View ``where`` as rank-complete and channels first, without copying it out."""
+    """View ``where`` in the whole shape of ``x`` with the channel axis in front, without a copy."""
     return None if where is None else channels_first(np.broadcast_to(where, shape), axis)
 
 
@@ -68,9 +68,9 @@ def column(values: NDArray[Any] | None, block: slice) -> Column | None:
 
 
 def for_each_block(work: Callable[[slice], None], channels: int, count: int) -> None:
-    """Call ``work`` on every block of channels, on two threads where there are several blocks.
+    """Call ``work`` on every block of channels, on two threads if there are several blocks.
 
-    Floating-point warnings are off inside: overflow and NaN are results that the specification defines.
+    Floating-point warnings are off in it, because the specification defines results that overflow or are NaN.
     """
 
     def quietly(block: slice) -> None:

@@ -1,4 +1,4 @@
-"""What a forward call leaves, where its results go, how many values take part: the same with and without kernels."""
+"""Residuals, result arrays and counts of a forward call, which the kernels and plain NumPy share."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Array = NDArray[Any]
 
 
 class Residuals(NamedTuple):
-    """What a forward call leaves for its derivative, beside its arguments."""
+    """The arrays that a forward call saves for its derivative."""
 
     counts: NDArray[np.int64] | None
-    """Number of values that take part, per channel; None where all do."""
+    """Number of values that take part, per channel; None if all do."""
     saved: NDArray[np.float64]
-    """Lines of ``m1``, ``delta``, ``v``, ``r``, and 1 where the channel left the range (S10): shape ``(5, C)``."""
+    """``m1``, ``delta``, ``v``, ``r``, and 1 where the channel left the range (S10), in rows: shape ``(5, C)``."""
 
 
 class Results(NamedTuple):
-    """Arrays for the results of a forward call; None for what is not wanted."""
+    """Arrays for the results of a forward call; None for results that are not wanted."""
 
     y: Array | None
     running_mean: Array | None
@@ -34,7 +34,7 @@ class Results(NamedTuple):
 
 
 def count_kept(arguments: Arguments) -> NDArray[np.int64] | None:
-    """Count the values that ``where`` keeps, per channel; None without a mask."""
+    """Count the values that ``where`` keeps, per channel; return None without a mask."""
     if arguments.where is None:
         return None
     whole = np.broadcast_to(arguments.where, arguments.x.shape)
@@ -43,9 +43,9 @@ def count_kept(arguments: Arguments) -> NDArray[np.int64] | None:
 
 
 def make_result(function: str, like: Array, out: Array | None, *inputs: Array | None) -> Array:
-    """Return ``out``, or a new array in the memory order of ``like`` where there is none that can be written into.
+    """Return ``out`` if results can be written into it, else a new array in the memory order of ``like``.
 
-    It cannot where it overlaps an input, or has the other byte order.
+    They cannot if ``out`` may overlap an input or has another byte order; the result is then copied at the end.
     """
     if out is not None:
         _check_out(function, out, like)
@@ -55,14 +55,14 @@ def make_result(function: str, like: Array, out: Array | None, *inputs: Array | 
 
 
 def native(array: Array | None) -> Array | None:
-    """Bring an array into the byte order of the machine."""
+    """Convert an array to the byte order of the machine."""
     if array is None or array.dtype.isnative:
         return array
     return array.astype(array.dtype.newbyteorder("="))
 
 
 def hand_over(result: Array, like: Array, out: Array | None) -> Array:
-    """Bring the result where the caller wants it, in the byte order of ``like``."""
+    """Return the result in ``out`` if that is given, else in the byte order of ``like``."""
     if out is None:
         return result if like.dtype.isnative else result.astype(like.dtype)
     if out is not result:

@@ -1,4 +1,4 @@
-"""A network in plain NumPy, where there are no compiled kernels: a chain of layers with buffers made once."""
+"""A network in plain NumPy, for use without compiled kernels: a chain of layers whose buffers are made once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LayerProgram: TypeAlias = layers.Convolution | layers.Dense | layers.BatchNorm |
 
 
 class PlainNetwork:
-    """Steps and scores of a network whose parameters are the arrays of ``state``, which it writes."""
+    """A network in plain NumPy; it updates the arrays of ``state`` in place."""
 
     def __init__(self, rows: Sequence[Row], state: State) -> None:
         self._rows, self._state = rows, state
@@ -28,7 +28,7 @@ class PlainNetwork:
         self._chains: dict[int, Chain] = {}
 
     def step(self, data: Data, chosen: NDArray[np.int64], rate: np.float32) -> tuple[float, int]:
-        """Move the parameters along the gradient of a batch; return its mean loss and how many labels were right."""
+        """Take a step of SGD on a batch; return its mean loss and the number of right labels."""
         chain = self._chain(len(chosen))
         with np.errstate(all="ignore"):
             logits = chain.forward(data.images[chosen], training=True)
@@ -45,7 +45,7 @@ class PlainNetwork:
             return self._chain(len(chosen)).forward(data.images[chosen], training=False).T.copy()
 
     def _chain(self, n: int) -> Chain:
-        # One set of buffers for each batch size that occurs: the full one, and the rests of an epoch and a test.
+        # One set of buffers for each batch size: the full one, and those of the last batches in training and testing.
         if n not in self._chains:
             self._chains[n] = Chain(self._rows, Variables(self._state, self._gradients), n)
         return self._chains[n]
@@ -73,10 +73,10 @@ class Chain:
         return x
 
     def backward(self, gradient: Floats) -> None:
-        """Fill in the gradients of all parameters from that of the logits ``(classes, n)``."""
+        """Compute the gradients of all parameters from that of the logits ``(classes, n)``."""
         dy: Floats | None = gradient
         for layer in reversed(self._layers[self._first :]):
-            assert dy is not None  # only a convolution that comes first returns None
+            assert dy is not None  # only the first layer with parameters returns None
             dy = layer.backward(dy)
 
 
@@ -103,7 +103,7 @@ def _build(row: Row, variables: Variables, n: int, *, first: bool) -> LayerProgr
 
 
 def _cross_entropy(logits: Floats, labels: NDArray[np.uint8]) -> tuple[float, int, Floats]:
-    """Return the mean loss in nats, how many labels are right, and the gradient of the loss by the logits."""
+    """Return the mean loss in nats, the number of right labels, and the gradient of the loss for the logits."""
     n, columns = len(labels), np.arange(len(labels))
     correct = int(np.count_nonzero(np.argmax(logits, axis=0) == labels))
     logits = logits - logits.max(axis=0)

@@ -1,4 +1,4 @@
-"""A network in the compiled kernels: they hold the buffers and do the work, this file describes the layers to them."""
+"""A network in the compiled kernels, which own the buffers and compute; this file describes the layers to them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from polybn_host.network import Batch, Network, Stage
 if TYPE_CHECKING:
     from polybn_numpy.arithmetic import Data
 
-# A stage has at most one layer of each kind, in this order. A dense layer is a convolution whose kernel is as large as
-# its input.
+# A stage of the kernels has at most one layer of each kind, in this order. A dense layer is a convolution with a kernel
+# as large as its input.
 _KINDS: dict[type[Layer], str] = {
     networks.Convolution: "convolution",
     networks.Dense: "convolution",
@@ -28,15 +28,15 @@ _ORDER = tuple(dict.fromkeys(_KINDS.values()))
 
 
 class CompiledNetwork:
-    """Steps and scores of a network whose parameters are the arrays of ``state``, which it writes."""
+    """A network in the compiled kernels; it updates the arrays of ``state`` in place."""
 
     def __init__(self, rows: Sequence[Row], state: State, batch_size: int) -> None:
-        self._state = state  # the kernels have its addresses
+        self._state = state  # keeps the arrays alive, whose addresses the kernels hold
         self._classes = rows[-1].output_shape[0]
         self._network = Network([_describe(stage, state) for stage in _stages(rows)], batch_size)
 
     def step(self, data: Data, chosen: NDArray[np.int64], rate: np.float32) -> tuple[float, int]:
-        """Move the parameters along the gradient of a batch; return its mean loss and how many labels were right."""
+        """Take a step of SGD on a batch; return its mean loss and the number of right labels."""
         return self._network.step(_batch(data, chosen), float(rate))
 
     def score(self, data: Data, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -51,7 +51,7 @@ def _batch(data: Data, chosen: NDArray[np.int64]) -> Batch:
 
 
 def _stages(rows: Sequence[Row]) -> Iterator[dict[str, Row]]:
-    """Cut a chain of layers into stages, each as long as the order of kinds allows."""
+    """Divide a chain of layers into stages, each as long as the order of kinds allows."""
     stage: dict[str, Row] = {}
     for row in rows:
         kind = _KINDS[type(row.layer)]

@@ -1,4 +1,4 @@
-"""The derivative of the derivative in plain NumPy, by the formulas of :class:`polybn.pullback.SecondPullback`."""
+"""The second derivative in plain NumPy, by the formulas of :class:`polybn.pullback.SecondPullback`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def double_backward(arguments: Arguments, residuals: Residuals, dy: Array, cotan
 
 
 class _Second(NamedTuple):
-    """One call of :func:`double_backward`, block by block, in float64."""
+    """One call of :func:`double_backward`, computed block by block in float64."""
 
     call: Call
     saved: NDArray[np.float64]
@@ -48,7 +48,7 @@ class _Second(NamedTuple):
     cotangents: Gradients
 
     def operands(self, block: slice, kept: Mask | None) -> tuple[Rows, Rows, Rows, Column]:
-        """Gather ``dy``, the normalized values and the cotangent of ``dx``; return ``r``, too."""
+        """Return ``dy``, the normalized values and the cotangent of ``dx`` as rows, and ``r``."""
         g = self.call.rows(self.dy, block, np.float64, kept)
         xhat, statistics = plain.centered(self.call, self.saved, block, np.float64, kept)
         xhat *= statistics.r
@@ -57,7 +57,7 @@ class _Second(NamedTuple):
         return g, xhat, a, statistics.r
 
     def columns(self, vectors: Sequence[Array | None], block: slice) -> list[Column]:
-        """Take a block of cotangents of vectors; None stands for 0."""
+        """Return a block of cotangents of vectors as columns; None stands for 0."""
         return [self.call.column(vector, block, np.float64, 0) for vector in vectors]
 
     def training(self, block: slice, kept: Mask | None) -> tuple[Rows, Rows, Column]:
@@ -88,7 +88,7 @@ class _Second(NamedTuple):
 
 
 def _fill(vectors: Sequence[Array | None], columns: Sequence[Column], block: slice) -> None:
-    """Write a block of per-channel results into those that are wanted."""
+    """Write a block of per-channel results into the vectors that are wanted."""
     for vector, column in zip(vectors, columns, strict=False):
         if vector is not None:
             vector[block] = column[:, 0]

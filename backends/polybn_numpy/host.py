@@ -1,4 +1,4 @@
-"""Batch norm in the compiled host kernels: this file hands them the memory of NumPy arrays."""
+"""Batch norm in the compiled host kernels: this file passes them the memory of NumPy arrays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _without = ContextVar("without_kernels", default=False)
 
 @contextmanager
 def without_kernels() -> Iterator[None]:
-    """Compute in plain NumPy inside, as where the kernels were not compiled."""
+    """Compute in plain NumPy within this block, as if the kernels were not compiled."""
     token = _without.set(True)
     try:
         yield
@@ -31,7 +31,7 @@ def without_kernels() -> Iterator[None]:
 
 
 def serves() -> bool:
-    """Tell whether the kernels are here, and wanted."""
+    """Return whether the kernels are compiled and wanted."""
     return polybn_host.missing is None and not _without.get()
 
 
@@ -77,7 +77,7 @@ def bad_variances(variance: Array) -> tuple[int, int]:
 
 @cache
 def _name(dtype: np.dtype[Any]) -> str:
-    """Name a dtype, as NumPy does in 2 microseconds."""
+    """Return the name of a dtype from a cache, because NumPy takes 2 microseconds for it."""
     return dtype.name
 
 

@@ -1,7 +1,7 @@
 """Arithmetic on channel rows: contiguous matrices ``(channels, m)`` in the type of the statistics.
 
-A row holds the values of one channel in the order of clause S1. Everything works in place and on
-rows alone: where they come from, and where they go, is the business of :mod:`polybn_numpy.blocks`.
+A row holds the values of one channel in the order of clause S1. All functions work on rows, in place where
+possible; :mod:`polybn_numpy.blocks` copies arrays to rows and back.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ Rows: TypeAlias = NDArray[Any]  # (channels, m)
 Column: TypeAlias = NDArray[Any]  # (channels, 1)
 Mask: TypeAlias = NDArray[np.bool_]  # (channels, m), True where a value takes part
 
-# BLAS adds up a chunk of values in 16 or more lanes, and a wider type adds up the chunks: a float32 sum over any m
-# errs by less than 40 u, and the equal residues of a constant channel add up exactly (S8). One long float32 dot
-# product would err by m / 64 u, and NumPy's own float32 sums by m u in the worst layout. Equal terms of float64 would
-# drift by a few u within a chunk of 512.
+# BLAS adds up a chunk of values in 16 or more lanes, and the chunks are added in a wider type: a float32 sum over any m
+# errs by less than 40 u, and the equal differences of a constant channel add up exactly (S8). One long float32 dot
+# product would err by m / 64 u, and NumPy's own float32 sums by m u in the worst layout. Float64 has shorter chunks,
+# because the sum of 512 equal terms can drift by a few u.
 CHUNK = {np.dtype(np.float32): 512}
 SHORT_CHUNK = 64
 
 
 class Statistics(NamedTuple):
-    """Statistics in the form of S2 and S3, a column each; they describe the rows times ``2^-exponent``.
+    """Statistics as in S2 and S3, a column each, of the rows times ``2^-exponent``.
 
-    The exponent is 0 but for the channels that S10 rescues.
+    The exponent is 0 except in channels that S10 rescues.
     """
 
     m1: Column
@@ -108,7 +108,7 @@ def standardize(
 ) -> tuple[Rows, Statistics]:
     """Centre the rows that ``load`` returns, and measure them.
 
-    Where a channel leaves the range, load once more and scale it first (S10): ``load`` must return fresh rows.
+    If a channel leaves the range, rows are loaded again and scaled first (S10), so ``load`` must return fresh rows.
     """
     rows = load()
     m1, delta, v = center(rows, counts, kept)
@@ -130,7 +130,7 @@ def inverse_root(variance: Column, eps: Column | np.floating[Any]) -> Column:
         r = np.zeros_like(square)
         np.divide(1, np.sqrt(square), out=r, where=square != 0)
         overflowed = np.isinf(square) & np.isfinite(variance)
-        if overflowed.any():  # a quarter of each does not
+        if overflowed.any():  # a quarter of each gives a sum in range, and half the root
             r[overflowed] = 0.5 / np.sqrt(variance / 4 + eps / 4)[overflowed]
     return r
 
@@ -144,7 +144,7 @@ def out_of_range(v: Column, eps: float) -> NDArray[np.bool_]:
 
 
 def exponents(rows: Rows, eps: float) -> NDArray[np.int32]:
-    """Return the exponent of the larger of each row and ``sqrt(eps)``: both fit the range times its inverse."""
+    """Return an exponent per row such that its values and ``sqrt(eps)``, times ``2^-exponent``, are at most 1."""
     largest = np.max(np.abs(rows), axis=1, keepdims=True, initial=math.sqrt(eps))
     return np.where(np.isfinite(largest), np.frexp(largest)[1], 0).astype(np.int32)
 
@@ -156,12 +156,12 @@ def affine(rows: Rows, r: Column, gamma: Column | None, beta: Column | None, kep
         rows *= gamma
     if beta is not None:
         rows += beta
-    if kept is not None:  # beta, or NaN times 0, is there by now
+    if kept is not None:  # deleted places now hold beta, or NaN if r is not finite
         np.copyto(rows, 0, where=~kept)
 
 
 def differentiate_centering(g: Rows, xhat: Rows, counts: Column, kept: Mask | None = None) -> tuple[Column, Column]:
-    """Turn ``g`` into ``g - mean(g) - xhat * mean(g * xhat)`` in place, using up ``xhat``; return both sums (S13)."""
+    """Turn ``g`` into ``g - mean(g) - xhat * mean(g * xhat)`` in place, overwriting ``xhat``; return the sums (S13)."""
     sum_g, sum_gx = sums(g), dots(g, xhat)
     xhat *= (sum_gx / counts).astype(g.dtype)
     g -= xhat

@@ -1,9 +1,9 @@
-"""The layers of a network, forward and backward, each in buffers of its own that last.
+"""The layers of a network, forward and backward; each keeps its own buffers.
 
-Activations of images have shape ``(C, W, n, H)`` and those of dense layers ``(features, n)``: channels
-first, so that batch norm works on contiguous rows, and the columns of all images side by side, so
+Activations of images have shape ``(C, W, n, H)``, and those of dense layers ``(features, n)``: channels come
+first, so that batch norm works on contiguous rows, and the columns of all images are side by side, so
 that a convolution is one matrix product. ``forward`` and ``backward`` return a buffer of the layer that
-is good until its next call. ``forward`` leaves its argument alone; ``backward`` may use it up.
+is valid until its next call. ``forward`` does not change its argument; ``backward`` may overwrite it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Shape: TypeAlias = tuple[int, ...]
 
 
 class Variables(NamedTuple):
-    """One layer's arrays by short name: ``weight``, ``bias``, ``gamma``, ``running_mean`` ..."""
+    """One layer's arrays by short name, such as ``weight``, ``gamma`` or ``running_mean``, and their gradients."""
 
     values: dict[str, Floats]
     gradients: dict[str, Floats]
@@ -31,10 +31,10 @@ class Variables(NamedTuple):
 class Convolution:
     """A convolution as one matrix product per batch.
 
-    Along W the kernel is written out as a banded matrix ``(channels * out_w, kernel * C * W)``; along H the input
-    is copied ``kernel`` times, shifted by one. That is ``W / kernel`` times the arithmetic of im2col and
-    ``1 / kernel`` of its copying, in a shape that BLAS likes. Measured for the two layers of LeNet, batch 256,
-    forward and backward, two cores: 2.8 and 3.0 ms against 4.7 and 8.4 ms.
+    Along W the kernel is written as a banded matrix ``(channels * out_w, kernel * C * W)``; along H the input is
+    copied ``kernel`` times, each time shifted by one. This needs ``W / kernel`` times the arithmetic of im2col, but
+    only ``1 / kernel`` of its copying, and BLAS is fast on these shapes. For the two layers of LeNet, batch 256,
+    forward and backward, on two cores it takes 2.8 and 3.0 ms; im2col takes 4.7 and 8.4 ms.
     """
 
     def __init__(self, variables: Variables, shape: Shape, n: int, *, first: bool) -> None:
@@ -94,7 +94,7 @@ class Dense:
 
 
 class BatchNorm:
-    """The specification's batch norm, by the same kernels as :func:`polybn_numpy.batch_norm`."""
+    """The specification's batch norm, with the same kernels as :mod:`polybn_numpy.plain`."""
 
     def __init__(self, variables: Variables, shape: Shape, n: int, *, momentum: float, eps: float) -> None:
         self._values, self._gradients = variables
@@ -141,7 +141,7 @@ class BatchNorm:
 
 
 class Sigmoid:
-    """``1 / (1 + exp(-x))`` as ``(tanh(x / 2) + 1) / 2``: one transcendental, no overflow."""
+    """``1 / (1 + exp(-x))``, computed as ``(tanh(x / 2) + 1) / 2``, which cannot overflow."""
 
     def __init__(self, shape: Shape, n: int) -> None:
         self._y = np.empty(_batch_shape(shape, n), np.float32)
@@ -164,7 +164,7 @@ class Sigmoid:
 
 
 class MaxPool:
-    """Maximum over squares without overlap; of equals the first in row order wins."""
+    """Maximum over squares without overlap; of equal values the first in row order wins."""
 
     def __init__(self, shape: Shape, n: int, size: int) -> None:
         channels, height, width = shape
@@ -176,7 +176,7 @@ class MaxPool:
         self._dx = np.empty((channels, width, n, height), np.float32)
 
     def forward(self, x: Floats, training: bool) -> Floats:
-        self._x = x  # the buffer of the layer before, which lasts until its backward pass
+        self._x = x  # the buffer of the previous layer, which is valid until its backward pass
         self._y.fill(-np.inf)
         for rows, columns in self._places:
             np.maximum(self._y, x[:, columns, :, rows], out=self._y)

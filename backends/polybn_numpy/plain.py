@@ -1,7 +1,7 @@
-"""Batch norm in plain NumPy, the readable companion of the kernels: S2 to S4 and S13, a block of channels at a time.
+"""Batch norm in plain NumPy, the readable version of the kernels: S2 to S4 and S13, a block of channels at a time.
 
-Whatever is stored in four bytes or fewer is computed in float64, whose range holds every product of such numbers; a
-channel of float64 that leaves the range is computed again in long double (S10).
+Values of four bytes or fewer are computed in float64, whose range holds all products of such numbers. A channel of
+float64 values that leaves the range is computed again in long double (S10).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from polybn_numpy.kernels import Column, Mask, Rows
 Array = NDArray[Any]
 
 SMALLEST, LARGEST = np.finfo(np.float64).smallest_normal, np.finfo(np.float64).max
-# Squares of deviations, and products with them, have all their digits from here on.
+# Between these, squares of deviations, and products with them, neither lose digits nor overflow.
 TINY, HUGE = 2.0**-900, 2.0**1000
 
 
@@ -40,7 +40,7 @@ class Call(NamedTuple):
     arguments: Arguments
     counts: NDArray[np.int64]
     mask: NDArray[np.bool_] | None
-    """Channels first, in the shape of ``x``."""
+    """The mask in the shape of ``x``, with the channel axis in front."""
 
     def rows(self, array: Array, block: slice, dtype: type, kept: Mask | None) -> Rows:
         """Gather an array that has the shape of ``x``."""
@@ -67,7 +67,7 @@ class Call(NamedTuple):
 
 
 def call_of(arguments: Arguments, counts: NDArray[np.int64] | None) -> Call:
-    """Collect what all blocks need."""
+    """Make the record that all blocks share."""
     counts = np.full(arguments.channels, arguments.m, np.int64) if counts is None else counts
     return Call(arguments, counts, blocks.mask_rows(arguments.where, arguments.x.shape, arguments.axis))
 
@@ -92,7 +92,7 @@ def inverse_root(v: Array, eps: Any) -> Array:
 
 
 def widest(value: Any) -> Any:
-    """Convert to the type whose range holds all products of such numbers."""
+    """Convert to a type whose range holds all products of such numbers."""
     return value.astype(np.float64 if value.dtype == np.float32 else np.longdouble)
 
 
@@ -103,7 +103,7 @@ def measure(rows: Rows, counts: Column, eps: float, kept: Mask | None) -> Statis
 
 
 def _for_each_block(call: Call, work: Callable[[slice, type], NDArray[np.bool_]]) -> None:
-    """Do the work for all channels, and again in long double for the channels that it says have left the range."""
+    """Do the work for all channels, and again in long double for channels that it reports to have left the range."""
 
     def twice(block: slice) -> None:
         strayed = work(block, np.float64)
@@ -180,7 +180,7 @@ def _differentiate(
     else:
         sum_g, sum_gx = kernels.sums(g), kernels.dots(g, xhat)
     g *= slope.astype(dtype)
-    if kept is not None:  # NaN times 0 is there by now
+    if kept is not None:  # deleted places may now hold NaN
         np.copyto(g, 0, where=~kept)
     blocks.scatter(g, blocks.channels_first(gradients.x, arguments.axis), block)
     columns = (sum_gx, sum_g, -slope * sum_g, -slope * s.r * sum_gx / 2)
@@ -199,7 +199,7 @@ def _differentiate(
 def centered(
     call: Call, saved: NDArray[np.float64], block: slice, dtype: type, kept: Mask | None
 ) -> tuple[Rows, Statistics]:
-    """Gather ``x`` less its mean, and the statistics: those that the forward call saved, or long double's own."""
+    """Return ``x - mean`` as rows, and the statistics: the saved ones, or new ones in long double."""
     arguments = call.arguments
     rows = call.rows(arguments.x, block, dtype, kept)
     if dtype is np.longdouble and arguments.training:
@@ -218,7 +218,7 @@ def _is_normal_or_zero(slope: Column) -> NDArray[np.bool_]:
 
 
 def _has_digits(*factors: Column) -> NDArray[np.bool_]:
-    """Tell where a product of factors is so large that none of its digits vanish, or truly 0."""
+    """Return where a product is 0 because a factor is, or so large that it loses no digits to underflow."""
     product = np.abs(math.prod(factors))
     has: NDArray[np.bool_] = (product >= TINY) | np.any([factor == 0 for factor in factors], axis=0)
     return has

@@ -1,4 +1,4 @@
-"""A network as a NumPy program: data and state here, arithmetic in the compiled kernels or in plain NumPy."""
+"""Networks as NumPy programs: this file holds data and state; compiled kernels or plain NumPy compute."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class NumpyProgram:
         self._state, self._arithmetic, self._batch_size, self._classes = state, arithmetic, batch_size, classes
 
     def place(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Data:
-        """Keep images ``(N, C, H, W)`` and labels ``(N,)`` where they are: on the host."""
+        """Keep images ``(N, C, H, W)`` and labels ``(N,)`` on the host."""
         return Data(np.ascontiguousarray(images, np.uint8), np.ascontiguousarray(labels, np.uint8))
 
     def train_epoch(self, data: Data, order: NDArray[np.int64], *, learning_rate: float) -> Iterator[Steps]:
         """Run SGD in the given order and report after every step."""
-        # The kernels trust these numbers with the memory of the process.
+        # The kernels do not check these numbers; wrong ones would access other memory.
         if len(order) and (order.min() < 0 or data.labels[order].max() >= self._classes):
             raise IndexError("polybn.train: the order must name images, and labels classes of the network")
         for chosen in self._batches(order):

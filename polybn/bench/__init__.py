@@ -1,9 +1,9 @@
-"""Fair timing: every contender in a process of its own, one active at a time, and ratios taken round by round.
+"""Fair timing: every contender runs in a process of its own, one at a time, and ratios are taken round by round.
 
-In one process, the threads of one library that still spin are timed as the slowness of the next. Here all others are
-blocked on a pipe. Their order is another one in each round, and a ratio is that of two times of one round, since a
-shared machine changes its speed from second to second. The contender that all are compared with runs in two processes;
-how far their ratio lies from 1 is the noise below which nothing is said.
+In one process, spinning threads of one library would slow down the next. Here all other processes are blocked on a
+pipe. The order is random in each round, and both times of a ratio are from the same round, because the speed of a
+shared machine changes from second to second. The reference, with which all are compared, runs in two processes: the
+ratio of its two times shows the noise, and smaller differences mean nothing.
 """
 
 from polybn.bench.contenders import Found, discover

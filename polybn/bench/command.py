@@ -13,23 +13,23 @@ from polybn.console import err, out
 
 
 def bench(
-    against: Annotated[str, typer.Option(help="Who all are compared with; else PyTorch if installed, or NumPy.")] = "",
+    against: Annotated[str, typer.Option(help="The reference. Default: PyTorch if installed, else NumPy.")] = "",
     only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Time only these; may be repeated.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How many rounds count; one more warms up.")] = 7,
-    quick: Annotated[bool, typer.Option("--quick", help="Less of everything, in about a minute.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds, after one that warms up.")] = 7,
+    quick: Annotated[bool, typer.Option("--quick", help="Time less, in about a minute.")] = False,
     grow: Annotated[bool, typer.Option("--grow", help="Also time sizes over four decades.")] = False,
     busy: Annotated[bool, typer.Option("--busy", help="Also time LeNet beside two busy processes.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each contender; else as installed.")] = None,
-    limit: Annotated[float, typer.Option(help="Seconds after which a contender that hangs is ended.")] = 120,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each contender. Default: its own.")] = None,
+    limit: Annotated[float, typer.Option(help="Seconds after which a hanging contender is ended.")] = 120,
     json_out: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this file.")
     ] = None,
     pictures: Annotated[Path | None, typer.Option(metavar="DIR", help="Also draw pictures into this folder.")] = None,
 ) -> None:
     """Time batch norm and LeNet's training step on every backend and installed peer, each in a process of its own.
 
-    One contender runs at a time, in another order each round, and ratios are of two times of one round: medians, with
-    the quartiles in brackets. The contender that all are compared with runs twice; its row "again" is the noise.
+    Contenders run one at a time, in a new order each round. Tables show ratios of two times of the same round: the
+    median, and in brackets the quartiles. The reference runs in a second process, too; its row "again" shows the noise.
 
     [dim]polybn bench --quick[/dim]
     """

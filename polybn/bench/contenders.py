@@ -1,4 +1,4 @@
-"""Who is timed: every backend that runs here, in each of its forms, the installed peers, and a plain copy."""
+"""The contenders: every backend that runs here, in each of its forms, the installed peers, and a plain copy."""
 
 from __future__ import annotations
 
@@ -27,26 +27,20 @@ class Found(NamedTuple):
     """A contender that can run here."""
 
     name: str
-    """Its name: of a backend, with ``+jit``, ``+native``, ``+out`` or its variant after it, or of a peer."""
+    """The name of a peer or of a backend; a backend's form follows it, such as ``+jit``, ``+native`` or ``+out``."""
     version: str
-    """Version and device, as it describes itself."""
+    """The version and the device that the contender reports."""
 
 
 def discover() -> list[Found]:
-    """List the contenders, from a process of its own: finding out imports libraries, and these start threads.
-
-    Returns
-    -------
-    list of Found
-        The backends first, then the peers, then the copy.
-    """
+    """List the contenders from a child process, because finding them imports libraries that start threads."""
     command = [sys.executable, "-m", "polybn.bench.worker", str(os.getpid())]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
     return [Found(*row) for row in json.loads(done.stdout.splitlines()[-1])]
 
 
 def found() -> list[Found]:
-    """List the contenders, in this process."""
+    """List the contenders in this process: backends, peers, and the copy."""
     rows = []
     for name in (name for name, reason in dispatch.backends().items() if reason is None):
         module = dispatch.backend(name)
@@ -59,14 +53,14 @@ def found() -> list[Found]:
 
 
 def fastest(names: Sequence[str]) -> list[str]:
-    """List each backend's form that its users choose for speed: compiled where it can be, else the plain one."""
+    """List the form of each backend that users choose for speed: the compiled one, else the plain one."""
     compiled = [name for name in names if name.endswith("+jit")]
     plain = [name for name in names if "+" not in name and name != "copy" and name not in peers.PEERS]
     return [*compiled, *(name for name in plain if f"{name}+jit" not in compiled)]
 
 
 def maker(name: str) -> Callable[[Task], Call]:
-    """Return what makes the calls of a contender, which imports no other one."""
+    """Return the function that makes a contender's calls; it imports no other contender."""
     if name == "copy":
         return copy
     if name in peers.PEERS:
@@ -77,7 +71,7 @@ def maker(name: str) -> Callable[[Task], Call]:
 
 
 def copy(task: Task) -> Call:
-    """Copy x into an array that exists, in halves on two threads where it is large: what memory can do."""
+    """Copy x into another array, on two threads if it is large, to measure the speed of memory."""
     if task.kind == "lenet":
         raise NotImplementedError("a copy has no such form")
     (x, *_), _ = data.arrays(task)
@@ -97,7 +91,7 @@ def copy(task: Task) -> Call:
 
 
 def of_backend(module: Backend, form: str, task: Task) -> Call:
-    """Make a call as users of the library do."""
+    """Make a call as the library's users would."""
     if task.kind == "lenet":
         return _lenet(module, form)
     if form == "native":
@@ -135,7 +129,7 @@ def of_backend(module: Backend, form: str, task: Task) -> Call:
 
 
 def _wait(module: Backend, large: Any, results: Any) -> None:
-    """Wait until a result is there: as its library waits, or by bringing a small one to the host."""
+    """Wait until results are computed: by the library's own method, or by copying a small result to the host."""
     for word in ("block_until_ready", "wait_to_read"):
         if hasattr(large, word):
             getattr(large, word)()

@@ -1,4 +1,4 @@
-"""Arrays that contenders are timed on: of one seed, so that all have the same."""
+"""The arrays that contenders are timed on, drawn from one seed so that all contenders have the same."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from polybn.bench.tasks import BATCH, STEPS, Task
 
 DRAWN = 1_000_003
-"""How many different values an array has at most: drawing more takes longer than timing does."""
+"""The largest number of different values in an array: drawing more would take longer than the timing."""
 
 
 def arrays(task: Task) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
-    """Make x, gamma, beta, running mean and variance, and dy."""
+    """Make x, gamma, beta, running mean and variance in one list, and dy."""
     random = np.random.default_rng(0)
     x, dy = (np.resize(5 + 3 * random.standard_normal(DRAWN, np.float32), task.shape) for _ in range(2))
     if task.layout == "last":

@@ -1,4 +1,4 @@
-"""The peers: batch norm and LeNet as their own users write them, a small adapter each."""
+"""The peers: a small adapter for each library, with batch norm and LeNet written as its own users write them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def torch(task: Task, compiled: bool = False) -> Call:
     def tensor(a: Any) -> Any:
         made = torch.from_numpy(np.asarray(a, np.float32 if task.dtype == "bfloat16" else a.dtype))
         made = made.to(getattr(torch, task.dtype)) if a.ndim > 1 else made
-        # PyTorch knows channels last as a memory format of the same shape.
+        # In PyTorch, channels last is a memory format; the shape keeps its order.
         return made.movedim(-1, 1) if a.ndim > 1 and task.layout == "last" else made
 
     x, dy, gamma, beta, mean, var = map(tensor, (x, dy, *state))
@@ -51,7 +51,7 @@ def torch(task: Task, compiled: bool = False) -> Call:
 
 
 def torch_compiled(task: Task) -> Call:
-    """Time ``torch.compile``, which needs a C++ compiler and seconds for each shape."""
+    """Time ``torch.compile``, which needs a C++ compiler and several seconds for each shape."""
     if task.part == "growth" or task != Task(kind=task.kind, shape=task.shape, part=task.part):
         raise NotImplementedError("it compiles too long to be timed beyond float32 with channels second")
     return torch(task, compiled=True)
@@ -137,7 +137,7 @@ def _flax_lenet() -> Call:
 
 def gluon(task: Task) -> Call:
     """Time MXNet's own operator, and Gluon's layers, hybridized."""
-    dispatch.backend("mxnet")  # MXNet 1.9.1 imports beside today's NumPy with its help
+    dispatch.backend("mxnet")  # it makes MXNet 1.9.1 importable with today's NumPy
     import mxnet as mx
 
     if task.kind == "lenet":
@@ -193,11 +193,11 @@ PEERS: dict[str, tuple[str, Callable[[Task], Call]]] = {
     "flax": ("flax", flax),
     "gluon": ("mxnet", gluon),
 }
-"""Names, with the package that each needs, and what makes its calls."""
+"""The package that each peer needs, and the function that makes its calls."""
 
 
 def version(name: str) -> str | None:
-    """Return the version of a peer's package, without importing it, or None where it is not installed."""
+    """Return the version of a peer's package without importing it, or None if it is not installed."""
     package = PEERS[name][0]
     if importlib.util.find_spec(package) is None:
         return None
@@ -208,5 +208,5 @@ def version(name: str) -> str | None:
 
 
 def make(name: str) -> Callable[[Task], Call]:
-    """Return what makes a peer's calls."""
+    """Return the function that makes a peer's calls."""
     return PEERS[name][1]

@@ -1,4 +1,4 @@
-"""Pictures of a record: how near each comes to the speed of memory, and time against N, C and H * W."""
+"""Pictures of a record: speed compared with a copy of memory, and time against N, C and H * W."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Panel(NamedTuple):
     """One of the three parts of a picture."""
 
     title: str
-    """What stands above it."""
+    """The title above the panel."""
     tasks: Sequence[Task]
-    """What its points are."""
+    """The tasks that are the points of the panel."""
     x: Callable[[Task], float]
-    """Where a task stands."""
+    """A function that returns the place of a task on the horizontal axis."""
 
 
 def roofline(record: Record) -> Figure | None:
-    """Draw the speed of memory that each reaches, below that of a copy: batch norm has no other roof."""
+    """Draw the memory throughput of each contender, and that of a copy, the upper limit for batch norm."""
     panels = [Panel(f"{kind}, GB/s against MB of x", shapes(kind), lambda task: task.size / 1e6) for kind in KINDS]
     return _draw(record, panels, lambda row: _bytes(row) / row.median / 1e9)
 
@@ -46,7 +46,7 @@ def growth(record: Record) -> Figure | None:
 
 
 def save(record: Record, folder: Path) -> list[Path]:
-    """Draw what the record has figures for into a folder."""
+    """Draw the pictures for which the record has figures, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {folder / f"{draw.__name__}.svg": draw(record) for draw in (roofline, growth)}
     for path, figure in drawn.items():
@@ -56,7 +56,7 @@ def save(record: Record, folder: Path) -> list[Path]:
 
 
 def _draw(record: Record, panels: Sequence[Panel], y: Callable[[Row], float]) -> Figure | None:
-    """Draw a line for each contender in each panel, and for the copy a wide one; None without any figures."""
+    """Draw a line for each contender in each panel, a wide one for the copy; return None if there are no figures."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 

@@ -1,4 +1,4 @@
-"""Processes of contenders, and those that keep the cores busy: all end when the block that started them does."""
+"""Processes of contenders, and processes that keep cores busy; all end with the block that started them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 SPIN = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    for _ in range(100000): pass"
-"""Keeps a core busy until its parent is gone, so that it ends even where the parent is killed."""
+"""A program that keeps a core busy until its parent is gone, so that it ends even if the parent is killed."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLYBN_NUM_THREADS")
 
 
@@ -21,7 +21,7 @@ class Contender:
     """A process that answers questions, one line each; it ends when its input does."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        # A session of its own: Ctrl-C in a terminal reaches the parent only, and that ends it and what it has started.
+        # In a session of its own, so that Ctrl-C reaches only the parent, which then ends this process group.
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -34,7 +34,7 @@ class Contender:
         self.gone = ""
 
     def ask(self, question: Mapping[str, Any], limit: float) -> dict[str, Any]:
-        """Return the answer, or under ``"cannot"`` why there is none; after ``limit`` seconds the process is killed."""
+        """Return the answer, or a reason under ``"cannot"``; after ``limit`` seconds the process is killed."""
         if self.gone:
             return {"cannot": self.gone}
         assert self.process.stdin is not None
@@ -60,7 +60,7 @@ class Contender:
         return {"cannot": self.gone}
 
     def kill(self) -> None:
-        """Kill the process and those that it has started, compilers for instance."""
+        """Kill the process and its children, such as compilers."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
 
@@ -76,7 +76,7 @@ class Contender:
 
 @contextlib.contextmanager
 def started(names: Mapping[str, str], threads: int | None = None) -> Iterator[dict[str, Contender]]:
-    """Start a process for each entrant; the values are names of contenders."""
+    """Start a process for each entrant; ``names`` maps entrants to contenders."""
     command = [sys.executable, "-m", "polybn.bench.worker", str(os.getpid())]
     environment = {} if threads is None else dict.fromkeys(THREADS, str(threads))
     with contextlib.ExitStack() as stack:
@@ -89,7 +89,7 @@ def started(names: Mapping[str, str], threads: int | None = None) -> Iterator[di
 
 @contextlib.contextmanager
 def busy(count: int = 2) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Keep cores busy with other processes inside of this block."""
+    """Keep cores busy with other processes inside this block."""
     with contextlib.ExitStack() as stack:
         spinning = []
         for _ in range(count):

@@ -1,4 +1,4 @@
-"""The record of a run: what ``polybn bench --json`` writes, and what tables and pictures are made of."""
+"""The record of a run, which ``polybn bench --json`` writes and from which tables and pictures are made."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from polybn.version import __version__
 
 FORMAT = 1
 AGAIN = " again"
-"""What the name of the second process of the reference ends with."""
+"""The end of the name of the reference's second process."""
 
 
 class Ratio(NamedTuple):
-    """Quartiles of ratios, each of two times of one round."""
+    """Quartiles of ratios; both times of a ratio are from the same round."""
 
     low: float
     median: float
@@ -46,9 +46,9 @@ class Row:
     task: Task
     contender: str
     seconds: list[float] = field(default_factory=list)
-    """Seconds of a call, or of a training step, round by round; empty where it could not run."""
+    """Seconds of a call, or of a training step, by round; empty if the contender could not run."""
     cannot: str = ""
-    """Why it could not run."""
+    """Why the contender could not run."""
 
     @property
     def median(self) -> float:
@@ -58,23 +58,23 @@ class Row:
 
 @dataclass
 class Record:
-    """All that a run has found."""
+    """All results of a run."""
 
     against: str
     """The contender that all others are compared with."""
     facts: dict[str, str] = field(default_factory=dict)
     """Versions, the machine, and the settings of the run."""
     contenders: dict[str, str] = field(default_factory=dict)
-    """Names and versions."""
+    """Versions of the contenders by name."""
     rows: list[Row] = field(default_factory=list)
 
     def find(self, task: Task, contender: str) -> Row | None:
-        """Return a row that has times."""
+        """Return the row of a task and a contender if it has times, else None."""
         rows = (row for row in self.rows if row.task == task and row.contender == contender and row.seconds)
         return next(rows, None)
 
     def ratio(self, row: Row) -> Ratio | None:
-        """Return a row's time over the reference's."""
+        """Return the ratio of a row's times to those of the reference."""
         reference = self.find(row.task, self.against)
         if reference is None or not row.seconds or len(reference.seconds) != len(row.seconds):
             return None
@@ -91,23 +91,7 @@ class Record:
 
 
 def load(path: Path) -> Record:
-    """Read a record.
-
-    Parameters
-    ----------
-    path : Path
-        A file that ``polybn bench --json`` has written.
-
-    Returns
-    -------
-    Record
-        Equal to the one that was written.
-
-    Raises
-    ------
-    ValueError
-        If it is of another format.
-    """
+    """Read a record that ``polybn bench --json`` has written."""
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if data.pop("format", None) != FORMAT:
         raise ValueError(
@@ -118,7 +102,7 @@ def load(path: Path) -> Record:
 
 
 def facts(rounds: int, threads: int | None) -> dict[str, str]:
-    """Say what a figure depends on."""
+    """Return the versions, the machine and the settings that times depend on."""
     return {
         "polybn": __version__,
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Rounds: every entrant once in each, in random order, and what is made of one that fails."""
+"""Rounds: in each, every entrant runs once, in random order; one that fails is left out of the next rounds."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from polybn.bench.record import AGAIN, Record, Row, facts
 from polybn.bench.tasks import BUSY, Task
 
 REST = 0.03
-"""Seconds of rest before a contender runs: threads of the one before may still spin."""
+"""Seconds of rest before a contender runs, because threads of the previous one may still spin."""
 
 
 class Asked(Protocol):
-    """What answers questions: a process, or a test's stand-in."""
+    """Something that answers questions: a process, or its replacement in a test."""
 
     def ask(self, question: Mapping[str, Any], limit: float) -> dict[str, Any]:
         """Return ``{"seconds": ...}`` or ``{"cannot": ...}``."""
@@ -26,44 +26,32 @@ class Asked(Protocol):
 
 @dataclass
 class Plan:
-    """How a run is done."""
+    """The settings of a run."""
 
     tasks: Sequence[Task]
-    """What is timed, in this order."""
+    """The tasks to time, in this order."""
     contenders: Sequence[Found]
-    """Who takes part."""
+    """The contenders that take part."""
     against: str
     """The name of the contender that all are compared with."""
     rounds: int = 7
-    """How many rounds count; one more goes before them."""
+    """The number of rounds that count; one more warms up."""
     block: float = 0.04
-    """Seconds for which a contender is called in a round, if three calls are not longer."""
+    """Seconds for which a contender is called in a round; short calls are made three times at least."""
     limit: float = 120
     """Seconds after which a contender that does not answer is ended."""
     threads: int | None = None
-    """Threads of each contender, where its library reads the usual variables; None leaves them as installed."""
+    """Number of threads, for libraries that read the usual variables; None leaves each library's default."""
     with_busy: bool = False
     """Whether steps of LeNet are also timed while two other processes keep cores busy."""
     random: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311
-    """Draws the order of each round."""
+    """The generator that draws the order of each round."""
 
 
 def run(plan: Plan, report: Callable[[str], None] = print, record: Record | None = None) -> Record:
-    """Time every contender in every task.
+    """Time every contender in every task; ``report`` is called with words before each task.
 
-    Parameters
-    ----------
-    plan : Plan
-        What to do.
-    report : callable
-        Called with words before each task.
-    record : Record, optional
-        Where the rows go as they come, so that a run which is broken off leaves what it has.
-
-    Returns
-    -------
-    Record
-        With a row for every task and contender.
+    Rows are added to ``record`` as they come, so that an interrupted run keeps what it has.
     """
     found = {contender.name: contender.version for contender in plan.contenders}
     record = record or Record(plan.against, facts(plan.rounds, plan.threads), found)
@@ -82,7 +70,7 @@ def run(plan: Plan, report: Callable[[str], None] = print, record: Record | None
 def measure(
     task: Task, entrants: Mapping[str, Asked], plan: Plan, rest: Callable[[float], None] = time.sleep
 ) -> list[Row]:
-    """Time every entrant in each round; one that cannot run says why, and the others go on."""
+    """Time every entrant in each round; the row of one that cannot run says why, and the others go on."""
     rows = {name: Row(task, name) for name in entrants}
     question = {"task": task.to_json(), "block": plan.block}
     for number in range(plan.rounds + 1):
@@ -97,7 +85,7 @@ def measure(
 
 
 def shuffled(names: Iterable[str], random: random.Random) -> list[str]:
-    """Return the names in an order of their own for each round."""
+    """Return the names in a random order."""
     order = list(names)
     random.shuffle(order)
     return order

@@ -15,7 +15,7 @@ TITLES = {"derivative": "forward and derivative"}
 
 
 def tables(record: Record) -> dict[str, Lines]:
-    """Make all tables that the record has figures for, under their titles."""
+    """Return all tables for which the record has figures, by title."""
     found = {TITLES.get(kind, kind): ratios(record, shapes(kind)) for kind in KINDS}
     found["forward and derivative, channels last and other dtypes"] = ratios(record, OTHERS)
     found["a training step of LeNet"] = lenet(record)
@@ -23,7 +23,7 @@ def tables(record: Record) -> dict[str, Lines]:
 
 
 def ratios(record: Record, tasks: Sequence[Task]) -> Lines:
-    """Put each contender's time over the reference's, and over all six shapes the geometric mean of that."""
+    """Make a table of the ratios of each contender to the reference, and of their geometric mean over all shapes."""
     tasks = [task for task in tasks if record.find(task, record.against)]
     whole = [task.shape for task in tasks] == [*SHAPES]
     lines = [["time", *map(_heading, tasks), *["mean"] * whole]]
@@ -38,7 +38,7 @@ def ratios(record: Record, tasks: Sequence[Task]) -> Lines:
 
 
 def lenet(record: Record) -> Lines:
-    """Put each contender's training step, quiet and beside busy processes."""
+    """Make a table of the time of a training step, with and without busy processes beside it."""
     lines = [["time", "ms/step", f"/{record.against}", "busy/quiet"]]
     for name in [record.against, *_order(record)]:
         quiet, busy = record.find(LENET, name), record.find(BUSY, name)
@@ -49,13 +49,13 @@ def lenet(record: Record) -> Lines:
 
 
 def markdown(lines: Lines) -> str:
-    """Write a table for a page."""
+    """Write a table as Markdown."""
     rows = [f"| {' | '.join(cells)} |" for cells in lines]
     return "\n".join([rows[0], "|" + " --- |" * len(lines[0]), *rows[1:]]) + "\n"
 
 
 def plain(lines: Lines) -> str:
-    """Write a table for a terminal of 80 columns: medians only, and the words of a heading one below the other."""
+    """Write a table for a terminal of 80 columns: only medians, and each word of a heading on a line of its own."""
     heads = [list(words) for words in zip_longest(*(cell.split(" ") for cell in lines[0]), fillvalue="")]
     rows = [*heads, *([cells[0], *(cell.split(" (")[0] for cell in cells[1:])] for cells in lines[1:])]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -63,7 +63,7 @@ def plain(lines: Lines) -> str:
 
 
 def _order(record: Record) -> list[str]:
-    """List the names that are compared, the second process of the reference last."""
+    """List the names of all but the reference, then that of its second process."""
     return [*(name for name in record.contenders if name != record.against), record.against + AGAIN]
 
 
@@ -72,6 +72,6 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _heading(task: Task) -> str:
-    """Write what sets a task apart, then N x C, then H x W."""
+    """Name the layout and the dtype of a task if they are special, then N x C, then H x W."""
     special = ["last"] * (task.layout == "last") + [task.dtype] * (task.dtype != "float32")
     return " ".join([*special, "x".join(map(str, task.shape[:2])), "x".join(map(str, task.shape[2:]))]).strip()

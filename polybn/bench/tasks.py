@@ -1,4 +1,4 @@
-"""What is timed: plain data that travels to the contenders as JSON."""
+"""The tasks that are timed, as plain data that is sent to the contenders as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEPS = 10
 """Steps of LeNet in one call."""
 
 PASSES = {"forward": 2, "derivative": 5, "inference": 2}
-"""How often memory must be read or written for each value: x and y; with a derivative x, dy and dx once more."""
+"""Memory accesses per value: reading x and writing y; for the derivative also x, dy and dx."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,21 +25,21 @@ class Task:
     kind: str
     """``"forward"``, ``"derivative"`` (forward and derivative), ``"inference"`` or ``"lenet"``."""
     shape: tuple[int, ...] = ()
-    """Shape with channels second, whatever the layout."""
+    """The shape with channels second, also if the layout has them last."""
     dtype: str = "float32"
     layout: str = "second"
-    """Where the channels lie in memory: ``"second"`` or ``"last"``."""
+    """The place of the channel axis in memory: ``"second"`` or ``"last"``."""
     part: str = "shapes"
-    """The part of the record that it belongs to: ``"shapes"``, ``"growth"`` or ``"busy"``."""
+    """The part of the record that the task belongs to: ``"shapes"``, ``"growth"`` or ``"busy"``."""
 
     @property
     def size(self) -> int:
-        """Return the bytes of x."""
+        """The number of bytes of x."""
         return math.prod(self.shape) * {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}[self.dtype]
 
     @property
     def bytes(self) -> int:
-        """Return the least number of bytes that must move; 0 where it is not known."""
+        """The smallest number of bytes that must be read and written; 0 if it is not known."""
         return self.size * PASSES.get(self.kind, 0)
 
     def to_json(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Task:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Task:
-        """Return the task that plain data describes."""
+        """Make the task from what :meth:`to_json` returned."""
         return cls(**{**data, "shape": tuple(data["shape"])})
 
     def __str__(self) -> str:
@@ -68,12 +68,12 @@ OTHERS = tuple(
 
 
 def shapes(kind: str) -> list[Task]:
-    """List a kind at all shapes."""
+    """List the tasks of a kind, one for each shape."""
     return [Task(kind=kind, shape=shape) for shape in SHAPES]
 
 
 def tasks(quick: bool, grow: bool = False) -> list[Task]:
-    """List what is timed; quickly, the derivative and LeNet."""
+    """List the tasks to time; ``quick`` leaves only the derivative and LeNet."""
     if quick:
         return [*shapes("derivative"), LENET]
     every = [task for kind in KINDS for task in shapes(kind)]
@@ -81,7 +81,7 @@ def tasks(quick: bool, grow: bool = False) -> list[Task]:
 
 
 def growth() -> Iterator[Task]:
-    """List sizes over four decades, in N, C and H * W, one at a time."""
+    """Yield tasks that vary N, C or H * W over four decades."""
     for place, shape in enumerate(((0, 16, 8), (8, 0, 16), (8, 16, 0))):
         for size in DECADES:
             yield Task(

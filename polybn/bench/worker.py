@@ -1,4 +1,4 @@
-"""A contender's process: it reads a task a line and answers with the seconds of a call, until its input ends."""
+"""A contender's process: it reads one task per line and answers with the seconds of a call, until its input ends."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from polybn.bench.contenders import Call, found, maker
 from polybn.bench.tasks import STEPS, Task
 
 CALLS = 3
-"""Least number of calls in a round, if they are short; the median counts, so the first one may be cold."""
+"""The smallest number of short calls in a round; the median counts, so the first call may be slow."""
 
 
 def main(name: str) -> None:
     """Serve the contender of this name."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # so that nothing that a library prints is taken for an answer
     make = maker(name)
     task, call = None, None
     for line in sys.stdin:
@@ -41,7 +41,7 @@ def main(name: str) -> None:
 
 
 def block(call: Call, seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return the median of the calls that fit into a block of time; one that is longer is enough."""
+    """Return the median time of the calls made within a block of time; a call that takes longer is made once."""
     times: list[float] = []
     spent = 0.0
     while not times or spent < seconds or (len(times) < CALLS and max(times) < seconds):

@@ -27,8 +27,8 @@ def agree(
             help="Backends that polybn info lists, or adapters such as pytorch or my_module:MyAdapter; two or more.",
         ),
     ],
-    cases: Annotated[int, typer.Option(min=1, help="How many calls each one is given.")] = 60,
-    seed: Annotated[int, typer.Option(min=0, help="Draws other calls.")] = 0,
+    cases: Annotated[int, typer.Option(min=1, help="Number of calls.")] = 60,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random calls.")] = 0,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the matrix of all pairs: .png, .svg or .pdf.")
     ] = None,
@@ -40,9 +40,9 @@ def agree(
 ) -> None:
     """Compare several batch norms with each other, value by value.
 
-    The same calls go to all: four dtypes, ranks 2 to 5, any channel axis, near zero and far from it, training and
-    inference. Where answers are exact, results must be equal bit by bit; elsewhere two that are right differ by less
-    than the sum of their two error bounds. Exit code 1 if some pair differs by more.
+    All are given the same calls: four dtypes, ranks 2 to 5, any channel axis, near zero and far from it, training and
+    inference. Where answers are exact, correct results are equal bit by bit; elsewhere they differ by at most the sum
+    of their two error bounds. The exit code is 1 if some pair differs by more.
 
     Examples
     --------
@@ -82,7 +82,7 @@ def _print(found: Agreement) -> None:
     if found.within():
         out.print(f"All pairs agree: no difference exceeds the sum of both error bounds ({found.cases} calls each).")
     else:
-        out.print("A share above 1: one of the two is further from the exact result than batch norm needs to be.")
+        out.print("A share above 1 means that at least one of the two is outside its error bound.")
 
 
 def _worst_pairs(found: Agreement) -> list[Difference]:

@@ -30,11 +30,11 @@ out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
 err = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
 STYLES = {"pass": "green", "fail": "bold red", "echo": "red", "expected failure": "yellow", "not certified": "magenta"}
 WIDTH = 80
-"""Columns of a line that is printed for a check."""
+"""The width of a line that is printed for a check."""
 REWRITE = 2.0
-"""Seconds between two versions of a file that is written while the check goes on."""
+"""Seconds after which files are written again while the check goes on."""
 INTERRUPTED = 130
-"""The exit code after Ctrl-C, as shells have it."""
+"""The exit code after Ctrl-C, the same as in shells."""
 
 
 def check(
@@ -50,7 +50,7 @@ def check(
         ),
     ] = None,
     jit: Annotated[
-        bool, typer.Option("--jit", help="With --backend: call it inside its library's jit, as a user's program does.")
+        bool, typer.Option("--jit", help="With --backend: call it inside its library's jit, as user programs do.")
     ] = False,
     new_adapter: Annotated[
         Path | None,
@@ -58,30 +58,30 @@ def check(
     ] = None,
     profile: Annotated[
         Literal["dev", "ci", "nightly"],
-        typer.Option(help="50, 300 or 20,000 random cases a property; ci always draws the same ones."),
+        typer.Option(help="50, 300 or 20,000 random cases per property; ci always draws the same ones."),
     ] = "dev",
     xfail: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Expected failures, a line each: ID  # reason, url. Entries that pass are errors.",
+            help="Expected failures, one per line: ID  # reason, url. Entries that pass are errors.",
         ),
     ] = None,
     dtype: Annotated[
-        list[str] | None, typer.Option(help="Check this dtype of x only; may be given several times.")
+        list[str] | None, typer.Option(help="Check only this dtype of x; may be given several times.")
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="Check this only, such as P7; may be given several times.")
+        list[str] | None, typer.Option(metavar="ID", help="Check only this, such as P7; may be given several times.")
     ] = None,
     list_ids: Annotated[bool, typer.Option("--list", help="Instead, list everything that can be checked.")] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print only what to know first, and the verdict.")
+        bool, typer.Option("--quiet", "-q", help="Print only the most important sentence, and the verdict.")
     ] = False,
     at_least: Annotated[
         Literal["S", "K", "T", "N", "F", "O"] | None,
         typer.Option(help="Also fail if the grade of a dtype is worse than this; S is the best.", show_default=False),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Draw the cases of an earlier report again.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of an earlier report, to draw the same cases.")] = None,
     limit: Annotated[
         float | None, typer.Option(metavar="SECONDS", min=1, help="The time limit of each check.", show_default=False)
     ] = None,
@@ -105,8 +105,8 @@ def check(
     """Check a batch norm against the specification, property by property, and grade its accuracy.
 
     The report begins with the one sentence that the author of the batch norm needs. The exit code is 1 if something
-    failed that was not expected to, or if a grade is worse than --at-least. The batch norm runs in a process of its
-    own: it may crash, exit or hang. Files are written while the check goes on; Ctrl-C keeps what was found.
+    failed unexpectedly, or if a grade is worse than --at-least. The batch norm runs in a process of its own, so it may
+    crash, exit or hang. Files are written while the check goes on; Ctrl-C keeps what was found.
 
     Grades say which algorithm could have made errors as large as these: S, within 4 units in the last place at any
     mean; K, free of kappa, so the mean does not matter; T, two passes, sums in a tree; N, two passes, sums in any
@@ -138,7 +138,7 @@ def check(
     check = Checking(
         chosen(only or None), read(xfail) if xfail else {}, _files(json_out, html_out, junit_out), quiet=quiet
     )
-    if adapter is not None:  # an installed command has no '' in sys.path; the adapter is in the working directory
+    if adapter is not None:  # an installed command lacks '' in sys.path, and the adapter is in the working directory
         sys.path.insert(0, str(Path.cwd()))
     report = check.run(order)
     worse = [] if at_least is None else _worse(report, at_least)
@@ -152,12 +152,12 @@ def check(
 
 @dataclass
 class Checking:
-    """A check as it goes on: what was found so far is printed and written."""
+    """A check in progress, whose findings are printed and written as they come."""
 
     wanted: list[str]
     reasons: dict[str, str]
     files: dict[Path, Callable[[Report], str]]
-    """What to write, by path."""
+    """Functions that make the text of each file from a report, by path."""
     quiet: bool = False
     findings: list[Finding] = field(default_factory=list)
     begun: Begun | None = None
@@ -165,7 +165,7 @@ class Checking:
     start: float = field(default_factory=time.perf_counter)
 
     def run(self, order: Order) -> Report:
-        """Check, until the end or an interruption; print and write the report."""
+        """Check until the end or an interruption; print and write the report."""
         self.profile = order.profile
         try:
             with _bar() as bar:
@@ -204,7 +204,7 @@ class Checking:
             bar.update(task, completed=done, total=len(self.wanted), description=comes)
 
     def report(self) -> Report:
-        """Put together what was found so far."""
+        """Make a report of the findings so far."""
         from polybn.conformance.adapter import Info
         from polybn.conformance.check import Setting, report_of
 
@@ -223,7 +223,7 @@ class Checking:
         out.print(line + title, style=STYLES.get(result.status, "dim") if result.status != "pass" else None)
 
     def _write_drafts(self) -> None:
-        """Write what is cheap to write: an HTML page has pictures, and comes last."""
+        """Write all files but HTML pages, whose pictures take too long to draw again and again."""
         report = self.report()
         for path, text in self.files.items():
             if path.suffix != ".html":
@@ -234,7 +234,7 @@ SHORT = {
     "pass": "pass", "fail": "FAIL", "echo": "echo", "expected failure": "known", "not certified": "unsure",
     "not applicable": "n/a",
 }  # fmt: skip
-"""Statuses in a column."""
+"""Short names of statuses, for a column of the output."""
 
 
 def _list() -> None:
@@ -260,7 +260,7 @@ def _write_skeleton(path: Path) -> None:
 
 
 def _files(json_out: Path | None, html_out: Path | None, junit_out: Path | None) -> dict[Path, Callable[[Report], str]]:
-    """Return what to write where; before the checks, not after them, refuse what could not be written."""
+    """Return the files to write; refuse paths that cannot be written before the checks begin, not after them."""
     from polybn.conformance import html, junit
 
     if html_out is not None and find_spec("matplotlib") is None:
@@ -287,7 +287,7 @@ def _require_place(path: Path, option: str) -> None:
 
 
 def _source(backend: str | None, adapter: str | None, *, jit: bool) -> str:
-    """Name the adapter of what is to be checked."""
+    """Return the name of the adapter to check."""
     if (backend is None) == (adapter is None):
         both = "both" if backend is not None else "neither"
         raise DomainError(

@@ -1,4 +1,4 @@
-"""The conformance kit: check that a batch norm, anybody's, agrees with the specification, and grade how well.
+"""The conformance kit: check that any batch norm agrees with the specification, and grade how accurate it is.
 
 Write an adapter, four methods over NumPy arrays (:class:`Adapter`), and hand it to :func:`check`::
 

@@ -1,7 +1,7 @@
 """What the kit asks of a batch norm: four methods, NumPy in, NumPy out, and a declaration of its conventions.
 
-What a library means by momentum, which variance it keeps, what it does with one value per channel or with none, its
-adapter declares. The kit also detects each convention from inputs with exact answers; a declaration that does not
+The adapter declares what its library means by momentum, which variance it keeps, and what it does with one value per
+channel or with none. The kit also detects each convention from inputs with exact answers; a declaration that does not
 match what was seen is a failure.
 """
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 
 class Info(NamedTuple):
-    """What an adapter declares; :func:`polybn.conformance.check` looks whether it is true."""
+    """What an adapter declares; :func:`polybn.conformance.check` tests whether it is true."""
 
     name: str
     """The name for people: ``"PyTorch, channels last"``."""
     version: str
-    """The version of the library, with what else results depend on: ``"2.13.0, CPU"``."""
+    """The version of the library, and what else results depend on: ``"2.13.0, CPU"``."""
     momentum: Literal["old", "new"] = "old"
     """The value that the library's momentum weighs: the old running value (the specification), or the new one."""
     running_variance: Literal["biased", "unbiased"] = "biased"
-    """The variance that the running variance takes in."""
+    """The variance of the batch that ``running_var`` is updated with."""
     single_value: Literal["beta", "error"] = "beta"
     """Training on one value per channel returns beta, or raises an error."""
     empty: Literal["kept", "changed", "error"] = "kept"
-    """Training on no values keeps the running statistics, changes them (to NaN as a rule), or raises an error."""
+    """Training on no values keeps the running statistics, changes them (usually to NaN), or raises an error."""
     dtypes: tuple[str, ...] = ("float32",)
     """The dtypes of x, among float16, bfloat16 (from ml_dtypes), float32 and float64. Parameters and statistics travel
     as float32, and as float64 with float64 x."""
@@ -38,7 +38,7 @@ class Info(NamedTuple):
     ranks: tuple[int, ...] = (2, 3, 4, 5)
     """The ranks of x."""
     tracks: bool = True
-    """Whether ``train`` updates running statistics. If not, it returns any of the right shape, which nobody reads."""
+    """Whether ``train`` updates running statistics. If not, it returns any two of the right shape; they are ignored."""
     infers: bool = True
     """Whether the method ``infer`` exists."""
     differentiates: bool = True
@@ -46,7 +46,7 @@ class Info(NamedTuple):
     flushes: bool = False
     """Whether subnormal numbers are flushed to zero."""
     compiles: bool = False
-    """Whether each new shape is compiled, which takes long: random calls then have one of a few shapes and options."""
+    """Whether each new shape is compiled, which is slow: random calls then use only a few shapes and options."""
     max_kappa: float | None = None
     """For one-pass algorithms: the largest ``sqrt(1 + mean^2 / variance)`` at which results are meant to be right."""
     trains_by: Literal["batch", "running"] = "batch"
@@ -91,7 +91,7 @@ class Adapter(Protocol):
         gamma, beta, running_mean, running_var : ndarray, shape (C,)
             float32, or float64 with float64 ``x``.
         momentum : float
-            What :meth:`info` declares it to weigh.
+            The weight of the value that :meth:`info` declares, the old or the new one.
         eps : float
             Added to the variance.
         axis : int

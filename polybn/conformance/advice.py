@@ -1,4 +1,4 @@
-"""The one sentence that the author of a batch norm needs first: what to declare, or what to look at."""
+"""The one sentence that the author of a batch norm needs first: what to declare, or which failure to look at."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 GRAVE = ("died", "time", "contract")
 """Kinds of failures that explain others, in this order."""
 TELLING = ("P18", "P17", "P37")
-"""Properties whose failure explains others, what is seen of conventions too: arguments are written, results change."""
+"""Properties whose failure explains other failures and wrong conventions: arguments are written, results change."""
 MOST = 300
-"""Characters of a sentence."""
+"""The longest sentence, in characters."""
 
 
 def first(results: Sequence[Result], info: Info, declarations: Sequence[str]) -> str:
-    """Return the sentence for these results, or nothing where nothing is wrong.
+    """Return the sentence for these results, empty if nothing is wrong.
 
-    ``declarations`` say what is declared wrongly, a sentence each.
+    ``declarations`` holds one sentence for each wrong declaration.
     """
     failed = [result for result in results if result.status == "fail"]
     if declarations and not any(result.cause in GRAVE or tells(result) for result in failed):
@@ -34,7 +34,7 @@ def first(results: Sequence[Result], info: Info, declarations: Sequence[str]) ->
 
 
 def tells(result: Result) -> bool:
-    """Tell whether a result explains others, whatever is declared: calls that change things, and did not just raise."""
+    """Return whether a failure explains others, whatever is declared: calls with side effects, not merely errors."""
     return result.id in TELLING and result.cause != "raised"
 
 

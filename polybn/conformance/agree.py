@@ -1,6 +1,6 @@
-"""Compare batch norms with each other: the same drawn calls to all of them, and the largest differences of each pair.
+"""Compare batch norms with each other: make the same random calls to all, and find each pair's largest differences.
 
-Two results that each lie within their error bound of the exact one differ by the sum of both bounds at most. Where
+Two results, each within its error bound of the exact one, differ by at most the sum of both bounds. Where
 calls have exact answers (:mod:`polybn.conformance.lattice`), results that agree are equal bit by bit.
 """
 
@@ -51,7 +51,7 @@ class Difference(NamedTuple):
     bits: bool
     """Whether the two were equal bit by bit on all calls with exact answers."""
     program: str
-    """A program that repeats the call with the largest share."""
+    """Text of a Python program that repeats the call with the largest share."""
 
 
 class Agreement(NamedTuple):
@@ -68,7 +68,7 @@ class Agreement(NamedTuple):
         return max((d for d in self.differences if {d.first, d.second} == pair), key=lambda d: d.share)
 
     def within(self) -> bool:
-        """Tell whether every pair differs by no more than the sum of the two bounds."""
+        """Return whether every two results differ by at most the sum of their bounds."""
         return all(difference.share <= 1 for difference in self.differences)
 
     def to_json(self) -> str:
@@ -92,29 +92,9 @@ def agree(
 ) -> Agreement:
     """Give the same calls to several batch norms and compare each with each.
 
-    Parameters
-    ----------
-    adapters : sequence of str
-        Names of installed backends of PolyBN, or what :func:`polybn.conformance.resolve` takes; two or more.
-    cases : int, default 60
-        Number of calls: dtypes, ranks, channel axes, distances from zero, training and inference take turns.
-    seed : int, default 0
-        Of everything random.
-    progress : callable, optional
-        Called with the number of calls that are done.
-
-    Returns
-    -------
-    Agreement
-
-    Raises
-    ------
-    DomainError
-        If there are fewer than two, one is named twice, or no call suits two of them.
-    ImportError
-        If one cannot run here; the message says why.
-    CallError
-        If one raises where it should return a result; the message says what.
+    ``adapters`` are two or more names of installed backends, or what :func:`polybn.conformance.resolve` takes.
+    Dtypes, ranks, channel axes, distances from zero, training and inference vary from call to call. ``progress`` is
+    called with the number of calls done. A batch norm that raises where it should return a result is a CallError.
 
     Examples
     --------
@@ -148,7 +128,7 @@ def agree(
 
 
 def _subject(name: str) -> _Subject:
-    adapter = resolve(_source(name))
+    adapter = resolve(adapter_name(name))
     return _Subject(name, adapter, whole(adapter.info()))
 
 
@@ -189,7 +169,7 @@ def _compare(case: Case, subjects: list[_Subject], *, exact: bool) -> Iterator[D
             if a is None or b is None or quantity not in limits[first]:
                 continue
             if quantity == "running_var" and len({infos[name].running_variance for name in (first, second)}) > 1:
-                continue  # two names for two numbers
+                continue  # biased and unbiased variances are different numbers
             bound = limits[first][quantity] + limits[second][quantity]
             gap, ulps = _distance(a, b, case.axis)
             worst = float(np.nan_to_num(shares(gap, bound), nan=np.inf).max(initial=0.0))
@@ -200,15 +180,15 @@ def _compare(case: Case, subjects: list[_Subject], *, exact: bool) -> Iterator[D
 
 
 def _program(recorders: Sequence[tuple[str, Recorder]], words: str) -> str:
-    """Write the calls down as a program that makes them with both: each in its own sense of momentum."""
+    """Write a program that makes the calls with both batch norms, each with its own meaning of momentum."""
     parts = list[str]()
     for name, recorder in recorders:
         what = f"{' and '.join(name for name, _ in recorders)}: {words}. First {name}:" if not parts else f"Now {name}:"
-        parts.append(program(_source(name), what, recorder.calls, Violation(words)))
+        parts.append(program(adapter_name(name), what, recorder.calls, Violation(words)))
     return "\n".join(parts)
 
 
-def _source(name: str) -> str:
+def adapter_name(name: str) -> str:
     """Prefer a backend of PolyBN, in one of its forms too (``"jax-jit"``), to an adapter of the same name."""
     known = installed()
     return f"polybn-{name}" if name in known or (name.partition("-")[0] in known and name not in ADAPTERS) else name
@@ -220,7 +200,7 @@ def _serves(info: Info, case: Case) -> bool:
 
 
 def _limits(case: Case, info: Info) -> dict[str, Array]:
-    """Bound the error of each quantity, value by value, for class K, which PolyBN's own backends belong to."""
+    """Bound the error of each quantity, value by value, for class K, the class of PolyBN's own backends."""
     f = forms.format_of(case.x.dtype.name, flushes=info.flushes)
     found: dict[str, list[Array]] = {}
     for measured in measure(case, Outcome(np.zeros_like(case.x))):

@@ -19,7 +19,7 @@ FORMATS = ("png", "svg", "pdf")
 
 
 def check_path(path: str | os.PathLike[str]) -> str:
-    """Return the format that the name of a picture asks for."""
+    """Return the picture format that a file name ends in."""
     suffix = Path(path).suffix.removeprefix(".").lower()
     if suffix not in FORMATS:
         raise DomainError(
@@ -30,21 +30,7 @@ def check_path(path: str | os.PathLike[str]) -> str:
 
 
 def draw(found: Agreement, path: str | os.PathLike[str]) -> None:
-    """Draw the matrix of all pairs.
-
-    Parameters
-    ----------
-    found : Agreement
-    path : path
-        A .png, .svg or .pdf file; it is replaced as a whole.
-
-    Raises
-    ------
-    DomainError
-        For another format.
-    ImportError
-        If matplotlib is not installed.
-    """
+    """Draw the matrix of all pairs into a .png, .svg or .pdf file."""
     form = check_path(path)
     try:
         from matplotlib.colors import LogNorm
@@ -55,7 +41,7 @@ def draw(found: Agreement, path: str | os.PathLike[str]) -> None:
     names, size = found.names, len(found.names)
     figure = Figure(figsize=(2.6 + 1.5 * size, 2.2 + 1.1 * size), dpi=120, layout="constrained")
     axes = figure.subplots()
-    # Below 1 every colour is a good one; what is above is a fault, and shown in the darkest.
+    # A share above 1 is a fault, so the darkest colours are kept for those.
     shades = [[math.nan if a == b else min(max(found.worst(a, b).share, 1e-3), 1e3) for b in names] for a in names]
     axes.imshow(shades, cmap="YlOrRd", norm=LogNorm(1e-3, 1e3))
     for i, a in enumerate(names):

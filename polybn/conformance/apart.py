@@ -1,7 +1,7 @@
-"""Check an adapter in a process of its own, so that nothing it does, exiting or hanging, ends the check.
+"""Check an adapter in a process of its own, so that an adapter that exits or hangs does not end the check.
 
-The child sends each finding as soon as it has it. If the child dies, or is silent for too long, what it was doing is
-a failure, and another child goes on with the rest.
+The child sends each finding as soon as it has it. If the child dies, or is silent for too long, the check that it was
+making has failed, and another child makes the rest.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from polybn.conformance.subject import Subject, UnusableError, prepare, why_usel
 from polybn.spec import DomainError, DTypeError
 
 STARTING = 300.0
-"""Seconds for a child to import a library and to make the adapter."""
+"""Seconds that a child may take to import a library and to make the adapter."""
 MOMENT = 0.25
 """Seconds between two looks at the child."""
 
 
 class Order(NamedTuple):
-    """What to check, and how thoroughly: as :func:`polybn.conformance.check` takes it."""
+    """What to check, and how thoroughly; see the arguments of :func:`polybn.conformance.check`."""
 
     source: str
     profile: str
@@ -41,7 +41,7 @@ class Order(NamedTuple):
     seconds: float | None = None
     """The time limit of each check; None for the profile's."""
     everything: bool = False
-    """Whether the grades of dtypes that are not declared may be left out."""
+    """Whether everything is checked, so that grades of dtypes that are not declared are left out."""
 
 
 class Begun(NamedTuple):
@@ -55,7 +55,7 @@ class Begun(NamedTuple):
 
 
 def examine(order: Order, wanted: Sequence[str]) -> Iterator[Begun | Finding]:
-    """Yield what the adapter declares, and then a finding for each id that is wanted, whatever happens."""
+    """Yield what the adapter declares, then a finding for each wanted id, even if the child dies."""
     rest, begun = list(wanted), None
     while begun is None or rest:
         with _child(order if begun is None else order._replace(seed=begun.seed), rest) as (process, pipe):
@@ -72,7 +72,8 @@ def examine(order: Order, wanted: Sequence[str]) -> Iterator[Begun | Finding]:
             if begun.useless:
                 return
             while rest:
-                message = _next(process, pipe, begun.seconds * 3 + 30)  # the child keeps its time itself if it can
+                # Usually the child's own time limit ends a check.
+                message = _next(process, pipe, begun.seconds * 3 + 30)
                 if not isinstance(message, Finding):
                     yield _lost(rest.pop(0), *message)
                     break
@@ -87,7 +88,7 @@ def _lost(name: str, cause: Cause, words: str) -> Finding:
 
 @contextlib.contextmanager
 def _child(order: Order, wanted: Sequence[str]) -> Iterator[tuple[BaseProcess, Connection]]:
-    context = multiprocessing.get_context("spawn")  # a fork would inherit the threads' locks of libraries
+    context = multiprocessing.get_context("spawn")  # a fork would inherit locks that libraries' threads hold
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(order, list(wanted), theirs), daemon=True)
     process.start()
@@ -124,9 +125,9 @@ def _end_of(process: BaseProcess) -> str:
 
 
 def _work(order: Order, wanted: list[str], pipe: Connection) -> None:
-    """Check in the child; an interruption from the keyboard is the parent's affair."""
+    """Check in the child; the parent handles an interruption from the keyboard."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(OSError):  # what compiled code prints
+    with contextlib.suppress(OSError):  # drop what compiled code prints
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     try:
         with silenced(Printed()):
@@ -147,7 +148,7 @@ def _work(order: Order, wanted: list[str], pipe: Connection) -> None:
 
 
 def _subject(order: Order) -> Subject:
-    """Make the adapter; what its own code raises is a reason not to check."""
+    """Make the adapter; an error that its own code raises means that nothing can be checked."""
     try:
         adapter = guarded(Info(order.source, ""), "__init__", lambda: resolve(order.source))
     except CallError as error:

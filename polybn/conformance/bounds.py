@@ -3,24 +3,22 @@
 This is a proof that runs, not a tolerance. :mod:`polybn.conformance.forms` bounds the statistics; the rest,
 here, is common to all forms. With ``W = v + eps``, ``r = W^-1/2``, ``xhat = c r``, step by step:
 
-W       ``W^ = W (1 + t)``, ``|t| <= e_W / W``: eps is rounded, and so is the sum.
+W       ``W^ = W (1 + t)``, ``|t| <= e_W / W``: eps and the sum are each rounded.
 r       A root and a division, or an approximate inverse root: ``e_r = r ((1 - e_W / W)^-1/2 (1 + g(4)) - 1)``.
 xhat    ``e_x = |c| e_r + r e_c + e_c e_r`` and a rounding.
 y       ``xhat * gamma + beta``: two roundings, a third for the folded form's shift, and that of storing.
 dbeta   ``g(h+2) sum|dy|``.
 dgamma  ``sum(|dy| e_x) + g(h+3) sum(|dy| (|xhat| + e_x))``.
-dx      ``gamma r (dy - mean(dy) - xhat q)`` with ``q = dgamma / m``. Differentiating by machine makes the mean
-        as the mean of the two other terms, ``mean(dy) + mean(xhat) q``: as many roundings, and the error of xhat
-        once more on average.
-running ``rho * old + (1 - rho) * batch``: two roundings, and the share of the batch's error. The weights: the one that
-        is handed over, rho or ``1 - rho``, a Python float, is rounded to the arithmetic; the other one is its
-        complement, which inherits that error in full, however small it is itself, and is rounded. As they add up
-        to 1, both err by ``u (1 + u) <= g(1)`` at most; by nothing where rho is a multiple of u, since then so is
-        ``1 - rho``, and both are floating-point numbers.
+dx      ``gamma r (dy - mean(dy) - xhat q)`` with ``q = dgamma / m``. Automatic differentiation computes the mean
+        of the two other terms, ``mean(dy) + mean(xhat) q``: as many roundings, and the mean error of xhat once more.
+running ``rho * old + (1 - rho) * batch``: two roundings, and the batch's error times its weight. The weights also err.
+        The one that is passed, rho or ``1 - rho``, is a Python float and is rounded to the arithmetic. The other is
+        1 minus that, rounded again, so it has the same absolute error however small it is. Both err by at most
+        ``u (1 + u) <= g(1)``; where rho is a multiple of u, so is ``1 - rho``, and neither errs at all.
 
-Nothing of second order is dropped. Every product may underflow, so each step carries that, too. Bounds are
-evaluated in float64 from exact magnitudes and inflated by SAFETY for that evaluation. Overflow is not modelled: form K
-must not have any (S10), and the others are certified only where the squares of x, added up, stay finite.
+No term of second order is dropped. Every product may underflow, so each step allows for that, too. Bounds are
+evaluated in float64 from exact magnitudes and multiplied by SAFETY to cover that evaluation. Overflow is not modelled:
+form K must not overflow (S10), and the others are certified only where the sum of the squares of x is finite.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ SAFETY = 1 + 1e-9
 
 
 class Errors(NamedTuple):
-    """Bounds on the statistics, the inverse root and the normalized values, with what the rest needs."""
+    """Bounds on the statistics, the inverse root and the normalized values, and what later steps need."""
 
     mean: float
     variance: float
@@ -59,29 +57,10 @@ class Errors(NamedTuple):
 
 
 def envelope(form: Form, ch: Channel, f: Format, h: int | None = None) -> dict[str, Floats]:
-    """Bound every result of a call, for one channel.
+    """Bound every result of a call, for one channel; ``h`` is the longest chain of additions, by default the form's.
 
-    Parameters
-    ----------
-    form : {"K", "T", "N", "F", "O"}
-        Which algorithm; see :mod:`polybn.conformance.forms`.
-    ch : Channel
-        The exact magnitudes; see :func:`polybn.conformance.channels.measure`.
-    f : Format
-        The roundings; see :func:`polybn.conformance.forms.format_of`.
-    h : int, optional
-        The longest chain of additions, if not the form's.
-
-    Returns
-    -------
-    dict of str to ndarray
-        Bounds on y and dx of shape ``(m,)``; on dgamma, dbeta, and in training running_mean and running_var, in
-        inference drunning_mean and drunning_var, of shape ``(1,)``.
-
-    Raises
-    ------
-    VacuousBoundError
-        If the bound on ``v + eps``, y or dx is above a sixteenth of what it bounds.
+    The bounds on y and dx have the shape ``(m,)``, all others ``(1,)``. VacuousBoundError is raised if the bound on
+    ``v + eps``, y or dx is above a sixteenth of what it bounds.
     """
     e = normalized(form, ch, f, additions(form, ch.m, ch.length) if h is None else h)
     found: dict[str, Floats | float] = {"y": output(form, e, ch, f), **gradients(e, ch, f)}
@@ -159,7 +138,7 @@ def gradients(e: Errors, ch: Channel, f: Format) -> dict[str, Floats | float]:
         _refuse("dx", float(e_t.max()), float(g.max()))
     e_dx = a * (ch.root * e_t + e.root * (reach + e_t))
     e_dx += roundings(2, u) * a * (ch.root + e.root) * (reach + e_t)
-    # An underflow in the caller's units is this much in those of a scaled channel.
+    # An underflow happens in the caller's units: the last term is its size in the units of the scaled channel.
     e_dx += f.stored * (a * ch.root * reach + e_dx) + math.ldexp(f.tiny + f.grain, ch.exponent)
     found: dict[str, Floats | float] = {
         "dx": e_dx,

@@ -1,4 +1,4 @@
-"""One call of batch norm as host arrays, and what came out of it."""
+"""One call of batch norm, and its results, as host arrays."""
 
 from __future__ import annotations
 
@@ -49,20 +49,14 @@ class Case(NamedTuple):
         return {name: getattr(self, name) for name in names}
 
     def moved(self, axis: int) -> Case:
-        """Return the same problem with the channel axis elsewhere.
-
-        Parameters
-        ----------
-        axis : int
-            The new place.
-        """
+        """Return the same problem with the channel axis at another place."""
         x, dy = (np.ascontiguousarray(np.moveaxis(a, self.axis, axis)) for a in (self.x, self.dy))
         where = None if self.where is None else np.moveaxis(np.broadcast_to(self.where, self.x.shape), self.axis, axis)
         return self._replace(x=x, dy=dy, where=where, axis=axis)
 
 
 class Outcome(NamedTuple):
-    """Everything that a call and its pullback return, on the host; None for what was not computed."""
+    """Everything that a call and its pullback return, on the host; None if it was not computed."""
 
     y: Array
     running_mean: Array | None = None
@@ -80,18 +74,18 @@ def statistics_dtype(x: Array) -> np.dtype[Any]:
 
 
 def case_of(x: Array, vectors: Iterable[Any], dy: Array, **options: Any) -> Case:
-    """Make a call of the vectors gamma, beta, running_mean and running_var, in the dtype that belongs to x."""
+    """Make a case; the vectors are gamma, beta, running_mean and running_var, cast to the dtype that belongs to x."""
     gamma, beta, mean, var = (np.asarray(v).astype(statistics_dtype(x)) for v in vectors)
     return Case(x, gamma, beta, mean, var, dy, **options)
 
 
 def same(a: Outcome, b: Outcome) -> bool:
-    """Tell whether two outcomes agree to the bit, signs of zero and NaN payloads apart."""
+    """Return whether two outcomes agree to the bit; signs of zero and NaN payloads are ignored."""
     return all(equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def equal(a: Array | None, b: Array | None) -> bool:
-    """Tell whether two arrays agree in dtype, shape and values; NaN equals NaN."""
+    """Return whether two arrays agree in dtype, shape and values; NaN equals NaN."""
     if a is None or b is None:
         return a is b
     wide = (a.astype(np.float64), b.astype(np.float64))
@@ -99,6 +93,6 @@ def equal(a: Array | None, b: Array | None) -> bool:
 
 
 def rows(array: Array, axis: int) -> NDArray[np.float64]:
-    """Return a copy as float64 rows, one a channel, in the order of S1."""
+    """Return a copy as float64 rows, one per channel, in the order of S1."""
     first = np.moveaxis(array, axis, 0)
     return first.astype(np.float64).reshape(first.shape[0], -1)

@@ -1,9 +1,9 @@
 """Measure an outcome: how far each result lies from the exact one, channel by channel.
 
-Statistics and gradients of parameters come from the oracle's integers. Values, y and dx, are formed from them in
-106 bits, which errs by ``2^-99`` of the terms and, where the mean is subtracted, by ``2^-105`` of the mean: some
-``2^-50`` and less of any bound that they are compared with. That error is added to the distance, so a result found
-within its bound is within it. A channel that float64 cannot square is first scaled by a power of two, which is exact.
+Statistics and gradients of parameters come from the oracle's integers. y and dx are computed from them with 106 bits,
+with an error of ``2^-99`` of the terms and, where the mean is subtracted, ``2^-105`` of the mean: less than ``2^-50``
+of any bound that they are compared with. This error is added to the distance, so a result that is found within its
+bound is certainly within it. A channel that float64 cannot square is first scaled by a power of two, which is exact.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from polybn.conformance.forms import Channel, Floats
 from polybn.conformance.oracle import Derivatives, ExactRow, Statistics
 
 EASE = 400
-"""Float64 squares and splits magnitudes from ``2^-EASE`` to ``2^EASE``."""
+"""Float64 can square and split magnitudes from ``2^-EASE`` to ``2^EASE``."""
 
 
 class Measured(NamedTuple):
@@ -35,33 +35,24 @@ class Measured(NamedTuple):
     """The places of the channel's row that take part."""
     channel: Channel
     errors: dict[str, Floats]
-    """The distance from the exact result, by the names of :class:`~polybn.conformance.cases.Outcome`; infinite where
-    what was got is not finite. Results that the outcome lacks are not there."""
+    """The distances from the exact results, by the names of :class:`~polybn.conformance.cases.Outcome`; infinite where
+    the result is not finite. Results that the outcome lacks are left out."""
     got: dict[str, Floats]
     """The results that were measured, for messages, in units of the scaled channel."""
 
 
 def measure(case: Case, outcome: Outcome) -> Iterator[Measured]:
-    """Measure each channel that has values.
+    """Measure each channel that has values; AssertionError if y or dx is not 0 in a deleted place.
 
-    Parameters
-    ----------
-    case : Case
-        The call; finite.
-    outcome : Outcome
-        What came out of it.
-
-    Raises
-    ------
-    AssertionError
-        If y or dx is not 0 in a deleted place.
+    The inputs of the case must be finite.
     """
     x, dy, y = (rows(a, case.axis) for a in (case.x, case.dy, outcome.y))
     dx = None if outcome.dx is None else rows(outcome.dx, case.axis)
     kept = _mask(case)
     for c, keep in enumerate(kept):
         for name, whole in (("y", y), ("dx", dx)):
-            assert whole is None or not whole[c, ~keep].any(), f"{name} is not 0 in deleted places of channel {c}"
+            if whole is not None and whole[c, ~keep].any():
+                raise AssertionError(f"{name} is not 0 in deleted places of channel {c}")
         if keep.any():
             vectors = {name: float(v[c]) for name, v in outcome._asdict().items() if v is not None and v.ndim == 1}
             values = {"y": y[c, keep]} | ({} if dx is None else {"dx": dx[c, keep]})
@@ -131,12 +122,12 @@ def _measure(
 
 
 def _scaled(old: tuple[float, ...], k: int) -> tuple[float, float]:
-    with np.errstate(over="ignore"):  # then the bound is infinite, and refused
+    with np.errstate(over="ignore"):  # an infinite bound is refused later
         return float(np.ldexp(old[0], -k)), float(np.ldexp(old[1], -2 * k))
 
 
 def _output(x: Floats, s: Statistics, gamma: float, beta: float) -> tuple[Double, Floats, Floats]:
-    """Return y in 106 bits, what it may err by, and ``|x - mean|``."""
+    """Return y with 106 bits, a bound on its error, and ``|x - mean|``."""
     mean = double(s.mean)
     c = add(double(x), negative(mean))
     slope = double(Fraction(gamma) * s.root)
@@ -195,7 +186,7 @@ def _distance(got: float, exact: Fraction, exponent: int, case: Case | None) -> 
 
 
 def _exponent(x: Floats, *squares: float) -> int:
-    """Return the power of two that brings a channel into the range where float64 can square it; 0 for nearly all."""
+    """Return the power of two that brings a channel into the range where float64 can square it; usually 0."""
     sizes = [math.frexp(square)[1] // 2 for square in squares if square]
     largest = float(np.abs(x).max())
     size = max([*sizes, math.frexp(largest)[1]] if largest else sizes, default=0)

@@ -1,4 +1,4 @@
-"""Check an adapter for everything that the kit knows, and write down what came of it."""
+"""Check an adapter for everything that the kit knows, and report the results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from polybn.conformance.adapter import Adapter
 
 Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called before each check with what comes, how many checks are done, and how many there are."""
+"""Called before each check with its title, how many checks are done, and how many there are."""
 NOTHING = "Nothing was checked"
 
 
@@ -37,16 +37,16 @@ def check(
 ) -> Report:
     """Check a batch norm against the specification, and grade its accuracy.
 
-    Whatever the adapter does, a report comes out. Two things need a process of their own, which the command
-    ``polybn check`` has: an adapter that ends the process, and one that hangs in compiled code.
+    Whatever the adapter does, a report is returned, with two exceptions: an adapter that ends the process, and one that
+    hangs in compiled code. The command ``polybn check`` runs the adapter in a child process and reports these, too.
 
     Parameters
     ----------
     adapter : Adapter or str
-        Four methods, see :class:`polybn.conformance.adapter.Adapter`; or what
-        :func:`polybn.conformance.resolve` makes one of.
+        An object with four methods, see :class:`polybn.conformance.adapter.Adapter`; or a name that
+        :func:`polybn.conformance.resolve` takes.
     profile : {"dev", "ci", "nightly"}
-        How much to try: 50, 300 or 20,000 random cases a property; "ci" always the same ones.
+        How much to try: 50, 300 or 20,000 random cases per property. "ci" always draws the same ones.
     only : iterable of str, optional
         Ids of what to check; everything by default.
     xfail : path, optional
@@ -57,7 +57,7 @@ def check(
     dtypes : iterable of str, optional
         Check these only, of those that the adapter declares.
     seed : int, optional
-        Draws the cases; that of a report repeats it.
+        The seed of the random cases; the seed of a report repeats its check.
 
     Returns
     -------
@@ -105,7 +105,7 @@ class Setting(NamedTuple):
 
 
 def report_of(setting: Setting, findings: Sequence[Finding], useless: str = "", missing: Sequence[str] = ()) -> Report:
-    """Put a report together; ``useless`` says why nothing could be checked, ``missing`` what was not reached."""
+    """Make a report; ``useless`` says why nothing could be checked, ``missing`` lists ids that were not reached."""
     reasons = {} if useless else setting.reasons
     results, errors = expected.judge([finding.result for finding in findings], reasons, IDS)
     errors += [f"{NOTHING}: {useless}"] if useless else []

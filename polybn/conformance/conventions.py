@@ -1,4 +1,4 @@
-"""Find out, from inputs with exact answers, what a batch norm means by the same words."""
+"""Find out, from inputs with exact answers, which convention a batch norm follows where libraries differ."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from polybn.conformance.cases import Outcome
 
 UNSEEN = "not seen"
-"""The word for a convention about which nothing can be said."""
+"""What is reported for a convention that could not be detected."""
 CLOSE = 1e-3
-"""The relative difference that counts: roundings are far below it, and conventions far above."""
+"""The relative difference that counts: rounding errors are far below it, differences of convention far above."""
 
 
 class Convention(NamedTuple):
@@ -30,14 +30,14 @@ class Convention(NamedTuple):
     name: str
     declared: str
     seen: str
-    """What was seen, in the words of the declaration, or what else was found."""
+    """What was seen: a value that can be declared, or a description of what was found instead."""
     clause: str
     explanation: str
-    """What the convention is about, and what the specification says; for people."""
+    """A sentence for people: what the convention is about, and what the specification says."""
     specification: str
-    """What the specification would declare."""
+    """The value that the specification has."""
     advice: str = ""
-    """One sentence for the author: what to declare, or what no declaration covers; empty if the declaration is true."""
+    """A sentence for the author: what to declare, or that no declaration fits; empty if the declaration is true."""
     correction: tuple[tuple[str, Any], ...] = ()
     """The fields of :class:`~polybn.conformance.Info` that would make the declaration true, with their values."""
 
@@ -53,12 +53,12 @@ class Convention(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        """Whether what is declared is not what the specification says."""
+        """Whether the declaration differs from the specification."""
         return self.declared != self.specification
 
 
 def detect(adapter: Adapter, info: Info) -> list[Convention]:
-    """Find out what an adapter does wherever libraries disagree: one for each of :data:`NAMES` that can be seen.
+    """Detect all conventions of :data:`NAMES` that can be seen.
 
     Examples
     --------
@@ -71,7 +71,7 @@ def detect(adapter: Adapter, info: Info) -> list[Convention]:
 
 
 def why_not(info: Info, name: str) -> str | None:
-    """Return why a convention cannot be seen, or None: some are seen in running statistics alone."""
+    """Return why a convention cannot be seen, or None; some can be seen only in running statistics."""
     return UNTRACKED if name in ("momentum", "running_variance", "flushes", "trains_by") and not info.tracks else None
 
 
@@ -81,7 +81,7 @@ def clause_of(name: str) -> str:
 
 
 def detect_one(adapter: Adapter, info: Info, name: str) -> Convention:
-    """Find out about one convention."""
+    """Detect one convention."""
     clause, look, declared, specification, explanation = _CONVENTIONS[name]
     if name == "single_value" and info.running_variance == "unbiased":
         specification = "error"  # the specification refuses an unbiased variance of one value
@@ -92,7 +92,7 @@ def detect_one(adapter: Adapter, info: Info, name: str) -> Convention:
         seen = f"nothing, because {error}"
         return found._replace(seen=seen, advice=f"The convention {name} could not be seen: {error}")
     found = found._replace(seen=seen)
-    # Who declares that subnormal numbers are flushed asks for room; kept ones do no harm.
+    # Declaring that subnormal numbers are flushed widens bounds; it promises nothing, so keeping them is no fault.
     if seen in (found.declared, UNSEEN) or (name == "flushes" and found.declared == "yes"):
         return found
     correction = _correction(name, seen)
@@ -103,7 +103,7 @@ def detect_one(adapter: Adapter, info: Info, name: str) -> Convention:
 
 
 def _served(adapter: Adapter, info: Info, name: str) -> Info:
-    """Return the declaration with the ranks and dtypes that are served: other calls tell nothing about a convention."""
+    """Return the declaration with only the ranks and dtypes that are served: other calls would raise."""
     if name == "ranks":
         return info
     info = info._replace(ranks=_correction("ranks", _ranks(adapter, info)) or info.ranks)
@@ -141,7 +141,7 @@ def _nearest(value: float, candidates: dict[str, float]) -> str:
 
 
 def _momentum(adapter: Adapter, info: Info) -> str:
-    # Whatever is declared, the library is given 0.75 itself.
+    # Whatever is declared, the library itself receives 0.75.
     case = _plain(info, momentum=0.75 if info.momentum == "old" else 0.25)
     outcome = run(adapter, info, case, gradients=False)
     candidates = {"old": 6.5, "new": 3.5, "the old value, always": 8.0, "the batch's value, always": 2.0}
@@ -149,7 +149,7 @@ def _momentum(adapter: Adapter, info: Info) -> str:
 
 
 def _running_variance(adapter: Adapter, info: Info) -> str:
-    # With the weights one half, the sense of momentum does not matter.
+    # With both weights one half, it does not matter which value momentum weighs.
     case = _plain(info, momentum=0.5)
     variance = 2 * float(_vector(run(adapter, info, case, gradients=False), "running_var")[0]) - 4
     candidates = {
@@ -197,14 +197,14 @@ def _empty(adapter: Adapter, info: Info) -> str:
 
 
 _TINY = {"float32": 2.0**-140, "float64": 2.0**-1060, "bfloat16": 2.0**-131}
-"""Subnormal numbers whose halves are subnormal, too."""
+"""Subnormal numbers; half of each is subnormal, too."""
 
 
 def _flushes(adapter: Adapter, info: Info) -> str:
     dtype = next((name for name in _TINY if name in info.dtypes), None)
     if dtype is None:
         return "yes" if info.flushes else "no"
-    # With the weights one half, the sense of momentum does not matter; normal numbers show that it is used at all.
+    # Both weights are one half, as above. The normal number comes first, to see that the running mean is as expected.
     normal, tiny = 2.0**-90, _TINY[dtype]
     if _mean_of(adapter, info, dtype, normal) != normal / 2:
         return UNSEEN
@@ -213,7 +213,7 @@ def _flushes(adapter: Adapter, info: Info) -> str:
 
 
 def _mean_of(adapter: Adapter, info: Info, dtype: str, value: float) -> float:
-    """Return the running mean after training on equal values, with old and new weighed alike, from 0."""
+    """Return the running mean, which was 0, after training on equal values with both weights one half."""
     case = lattice(1, dtype, 3, (*fitted_rest(info, 4),), 1).case
     x, wide = np.full_like(case.x, value), statistics_dtype(case.x)
     case = case._replace(x=x, momentum=0.5, eps=1e-5, running_mean=np.zeros(3, wide))
@@ -307,14 +307,14 @@ _SEEN = {
     ("trains_by", "batch"): "Training normalizes by the statistics of the batch",
     ("trains_by", "running"): "Training normalizes by the running statistics",
 }
-"""What was seen, in a sentence, where it can be declared."""
+"""Sentences for what was seen, by the name of the convention and the value to declare."""
 _NOT = {
     "momentum": "The new running mean is",
     "running_variance": "Your running variance takes in",
     "single_value": "Training on one value per channel gives",
     "flushes": "Training on subnormal numbers gives",
 }
-"""How a sentence begins about what nothing can declare."""
+"""Beginnings of sentences for what was seen and cannot be declared."""
 _Look = tuple[str, Callable[["Adapter", "Info"], str], Callable[["Info"], str], str, str]
 _CONVENTIONS: dict[str, _Look] = {
     "momentum": (

@@ -1,9 +1,9 @@
-"""Arithmetic on arrays of unevaluated sums ``high + low`` of two float64: 106 bits, for values rather than for sums.
+"""Arithmetic with 106 bits, on arrays of unevaluated sums ``high + low`` of two float64.
 
-The oracle's sums are exact integers; what follows them, value by value, needs a dozen more digits than any
-dtype under test and no more. Every operation here errs by less than ``2^-100`` of its result (Joldes, Muller and
-Popescu, "Tight and rigorous error bounds for basic building blocks of double-word arithmetic", 2017), as
-long as magnitudes stay between ``2^-450`` and ``2^450``: that is up to the caller.
+The oracle's sums are exact integers. What is computed from them value by value needs a dozen more digits than any
+dtype under test, and no more. Every operation here errs by less than ``2^-100`` of its result (Joldes, Muller and
+Popescu, "Tight and rigorous error bounds for basic building blocks of double-word arithmetic", 2017), if magnitudes
+lie between ``2^-450`` and ``2^450``; the caller must see to that.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Double(NamedTuple):
 
 
 def double(value: Fraction | float | Floats) -> Double:
-    """Take floats as they are, and a fraction to 106 bits."""
+    """Convert floats exactly, and a fraction to 106 bits."""
     if isinstance(value, Fraction):
         high = float(value)
         return Double(np.float64(high), np.float64(float(value - Fraction(high))))  # type: ignore[arg-type]

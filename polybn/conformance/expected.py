@@ -1,4 +1,4 @@
-"""Failures that are expected: each has a reason, and one that passes is an error."""
+"""Expected failures: each must have a reason, and an expected failure that passes is an error."""
 
 from __future__ import annotations
 
@@ -15,23 +15,7 @@ if TYPE_CHECKING:
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Read a file of lines ``property-id  # reason, url``.
-
-    Parameters
-    ----------
-    path : path
-        Empty lines, and lines that begin with ``#``, are left out.
-
-    Returns
-    -------
-    dict of str to str
-        The reasons, by id.
-
-    Raises
-    ------
-    DomainError
-        If a line has no reason, or an id comes twice.
-    """
+    """Read the reasons, by id, from lines ``property-id  # reason, url``; empty lines and comments are skipped."""
     found = dict[str, str]()
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         name, _, reason = (part.strip() for part in line.partition("#"))
@@ -47,23 +31,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, str]:
 def judge(
     results: Sequence[Result], expected: dict[str, str], known: Collection[str]
 ) -> tuple[list[Result], list[str]]:
-    """Mark failures that are expected, and find the entries that are stale.
+    """Return the results with expected failures marked, and a message for each stale entry.
 
-    Parameters
-    ----------
-    results : sequence of Result
-        The results of what was run.
-    expected : dict of str to str
-        The reasons, by id.
-    known : collection of str
-        All ids that exist, run or not.
-
-    Returns
-    -------
-    results : list of Result
-        The results, where failures that are expected are marked so.
-    errors : list of str
-        The entries that are wrong.
+    ``expected`` maps ids to reasons; ``known`` holds all ids that exist, also those that were not run.
     """
     errors = [f"xfail entry {name} matches nothing: there is no such id" for name in expected if name not in known]
     marked = []

@@ -1,4 +1,4 @@
-"""The inputs that a grade rests on: distances from zero, constants, outliers, and both ends of the range."""
+"""The inputs that a grade is based on: distances from zero, constants, outliers, and both ends of the range."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RESTS = {
     2: (2, 1, 1), 3: (3, 1, 1), 31: (31, 1, 1), 257: (257, 1, 1), 1000: (10, 10, 10), 1024: (16, 8, 8),
     16384: (64, 16, 16),
 }  # fmt: skip
-"""By m: the shape of x without its channels."""
+"""The shape of x without its channels, by m."""
 FEW = (3, 31, 1024)
 MANY = (2, 3, 31, 257, 1024, 16384)
 
@@ -27,15 +27,15 @@ class Family(NamedTuple):
 
     name: str
     make: Maker
-    """A function from a generator, C and m to float64 rows ``(C, m)``, to be rounded to the dtype."""
+    """A function that takes a generator, C and m and returns float64 rows ``(C, m)``, not yet rounded to the dtype."""
     sizes: tuple[int, ...] = FEW
     """The values of m to try."""
     both_layouts: bool = False
     """Whether to try channels last, too."""
     in_range: bool = True
-    """Whether the squares of x, added up, stay in the range of the arithmetic."""
+    """Whether the sum of the squares of x is finite in the arithmetic."""
     scale: float = 1.0
-    """The size of the variance, about."""
+    """The approximate variance."""
 
 
 def normal(mean: float, deviation: float, **options: bool | float | tuple[int, ...]) -> Family:
@@ -55,12 +55,7 @@ def normal(mean: float, deviation: float, **options: bool | float | tuple[int, .
 
 
 def constant(value: float) -> Family:
-    """Describe channels of one value, or its negative.
-
-    Parameters
-    ----------
-    value : float
-        Rounded to the dtype.
+    """Describe constant channels, each of this value or its negative.
 
     Examples
     --------
@@ -75,12 +70,7 @@ def constant(value: float) -> Family:
 
 
 def outlier(size: float) -> Family:
-    """Describe standard normal variates, the first of which is large.
-
-    Parameters
-    ----------
-    size : float
-        Of that one.
+    """Describe standard normal variates of which the first is replaced by a large number.
 
     Examples
     --------
@@ -127,7 +117,7 @@ def _subnormals(smallest: float) -> Maker:
     return lambda rng, channels, m: smallest * rng.integers(-100, 101, (channels, m))
 
 
-# How far from zero the dtype can still tell values one standard deviation apart, and what its squares cannot hold.
+# Pairs (mean, standard deviation) at which the dtype can still tell values one standard deviation apart.
 _LADDERS = {
     "float16": ((10, 1), (100, 1), (0, 1e4)),
     "bfloat16": ((10, 1), (50, 1)),
@@ -136,7 +126,7 @@ _LADDERS = {
 }
 _LARGE = {"float16": (), "bfloat16": (1e18, 1e25), "float32": (1e18, 1e25), "float64": (1e154, 1e200)}
 _SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 2.0**-1074}
-# Where libraries' sums differ most: the longest of these are tried in both layouts.
+# The means at which libraries' sums differ most: they are tried with more values, and in both layouts.
 _FAR = {1e3, 1e6}
 
 
@@ -153,7 +143,7 @@ def _families(dtype: str) -> tuple[Family, ...]:
         *(constant(value) for value in (0.1, 1234.567, 1e4 + 0.1)),
         outlier(1e3 if dtype == "float16" else 1e4),
         Family("integers 0 to 255", _integers, (31, 1024, 16384)),
-        # What networks have: sums of many equal terms drift where those of random ones do not.
+        # Activations of networks: sums of many equal terms drift where those of random terms do not.
         Family("one 0.7 among 0.1", _one_among(0.7, 0.1), LONG, both_layouts=True),
         Family("one 1 among 0", _one_among(1.0, 0.0), LONG),
         Family("0.1 and 0.7", _two_valued, LONG),
@@ -165,4 +155,4 @@ def _families(dtype: str) -> tuple[Family, ...]:
 
 
 FAMILIES: dict[str, tuple[Family, ...]] = {dtype: _families(dtype) for dtype in DTYPES}
-"""By dtype."""
+"""The families of each dtype."""

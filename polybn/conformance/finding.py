@@ -1,4 +1,4 @@
-"""Check one thing about an adapter, whatever the adapter does, and say in words what was found."""
+"""Check one thing about an adapter and say in words what was found, even if the adapter fails or hangs."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ IDS = (
 )
 """The ids of everything that can be checked, in this order."""
 OF_GRADES = {"momentum", "running_variance", "flushes", "trains_by", "axes", "ranks", "dtypes"}
-"""Conventions that a grade depends on."""
+"""The conventions that a grade depends on."""
 
 
 class Finding(NamedTuple):
-    """A result, with what it was made from."""
+    """A result, and the convention or the grade that it sums up."""
 
     result: Result
     convention: Convention | None = None
     grade: Grade | None = None
     note: str = ""
-    """What else was noticed."""
+    """A remark that is no failure, such as that the adapter prints."""
 
 
 def title_of(name: str) -> str:
-    """Return the title of what an id stands for."""
+    """Return the title of a check."""
     kind, _, rest = name.partition("-")
     if kind == "convention":
         return f"What is declared about {rest.replace('_', ' ')} is what is seen."
@@ -55,7 +55,7 @@ def title_of(name: str) -> str:
 
 
 def clause_of(name: str) -> str:
-    """Return the clauses that an id follows from."""
+    """Return the clauses of the specification that a check follows from."""
     kind, _, rest = name.partition("-")
     if kind == "convention":
         return conventions.clause_of(rest)
@@ -70,9 +70,9 @@ def property_of(name: str) -> Property:
 
 
 def find(subject: Subject, name: str) -> Finding:
-    """Check one of :data:`IDS`; a failure that comes from a declaration is marked as its echo."""
+    """Check one of :data:`IDS`; a failure that comes from a wrong declaration is marked as an echo of it."""
     start, printed = time.perf_counter(), Printed()
-    # Libraries warn of overflow where overflow is what is tested; what must not warn listens for itself.
+    # Libraries warn about overflows that are tested on purpose. A property that forbids warnings records them itself.
     with warnings.catch_warnings(), silenced(printed):
         warnings.simplefilter("ignore")
         finding = _found(subject, name)
@@ -84,7 +84,7 @@ def find(subject: Subject, name: str) -> Finding:
 
 
 def _found(subject: Subject, name: str) -> Finding:
-    """Check one thing within its time; the kit's own errors accuse nobody."""
+    """Check one thing within the time limit; an error of the kit itself is not counted against the adapter."""
     recorder, blank = Recorder(subject.adapter), Result(name, title_of(name), clause_of(name), "not certified")
     limit = subject.profile.seconds
     try:
@@ -96,7 +96,7 @@ def _found(subject: Subject, name: str) -> Finding:
             words = f"{subject.info.name}.{recorder.inside} did not return within {limit / 2:g} s"
             return Finding(blank._replace(status="fail", words=words, cause="time"))
         return Finding(blank._replace(words=f"not finished after {limit:g} s; nothing was wrong until then"))
-    except Exception as error:  # none of the adapter's: those are CallError and KitAdapterError
+    except Exception as error:  # an error of the adapter would be a CallError or a KitAdapterError
         words = f"the kit itself failed here, which is no fault of yours: {type(error).__name__}: {error}"
         return Finding(blank._replace(words=words))
 
@@ -192,7 +192,7 @@ def _worst(found: Grade) -> str:
 
 
 def corrections(subject: Subject) -> dict[str, Any]:
-    """Return what would have to be declared otherwise for the conventions to be what is seen."""
+    """Return the fields to declare, with the values that were seen, where the declaration is wrong."""
     if "corrections" not in subject.memo:
         found = conventions.detect(subject.adapter, subject.info)
         subject.memo["corrections"] = {name: value for c in found for name, value in c.correction}
@@ -201,7 +201,7 @@ def corrections(subject: Subject) -> dict[str, Any]:
 
 
 def _marked(subject: Subject, finding: Finding) -> Finding:
-    """Mark a failure that goes away with true declarations as an echo of the untrue ones."""
+    """Mark a failure that disappears with true declarations as an echo of the wrong ones."""
     result, name = finding.result, finding.result.id
     if result.cause == "time" or name.startswith("grade-"):
         return finding
@@ -211,7 +211,7 @@ def _marked(subject: Subject, finding: Finding) -> Finding:
             info = subject.info._replace(**wrong) if wrong else subject.info
             if not wrong or (_applies(info, name) and _tried(subject, Recorder(subject.adapter), info, name).error):
                 return finding
-    except (OutOfTime, Exception):  # then it is not known to be one
+    except (OutOfTime, Exception):  # not known to be an echo
         return finding
     reason = " and ".join(f"{field}={value!r}" for field, value in wrong.items())
     return finding._replace(result=result._replace(status="echo", reason=f"declare {reason}", reproducer=""))

@@ -1,12 +1,12 @@
-"""The forms of batch norm that have an error bound, and how far each may be from the exact statistics.
+"""The algorithms for batch norm that have an error bound, called forms, and bounds on their statistics.
 
 ``u`` is the unit roundoff of the arithmetic, ``g(n) = n u / (1 - n u)`` bounds n roundings in a row, and ``h`` is the
 longest chain of additions in a sum. Fused and wider operations only make errors smaller. Three errors tell
 the forms apart: ``e_mean``, ``e_v`` (of the variance) and ``e_c`` (of ``x_i - mean`` as it is used). Exact quantities
 have no hat; ``c_i = x_i - mean``; ``|.|`` under ``mean`` is elementwise.
 
-**K**, kappa-free (S2), ``h = min(m - 1, 64 + ceil(log2 m))``: a tree, or short chains of at most 64 values whose
-sums are added up in a tree, or anything wider than the arithmetic; not one long chain.
+**K**, kappa-free (S2), ``h = min(m - 1, 64 + ceil(log2 m))``: sums in a tree, or chains of at most 64 values whose
+sums are added in a tree, or sums in a wider type; not one long chain.
 
 m1      is any floating-point number with ``|m1 - mean| <= e1 = g(h+2) mean|x|``: h additions, a division, a
         rounding to the type of the statistics. It is known exactly from here on.
@@ -19,12 +19,12 @@ v       ``mean(d^ d^)``: terms of one sign, h + 5 roundings, around ``mean(D^2) 
 
 A constant channel needs no bound in this form: v is 0 and y is beta (S8).
 
-**T** and **N**, two-pass: ``h = ceil(log2 m) + 4``, a tree, and ``h = m - 1``, any order at all.
+**T** and **N**, two-pass: T with sums in a tree, ``h = ceil(log2 m) + 4``; N with sums in any order, ``h = m - 1``.
 
 mean    ``e_mean = g(h+3) mean|x|``: h additions, a rounded 1/m, a product, a rounding.
 v       ``mean((x - mean^)^2) = v + (mean^ - mean)^2`` exactly, of terms of one sign: h + 6 roundings. Where the
-        excess is subtracted again, as ``mean(d)^2``, that mean is known to ``e_delta = g(h+3) (mean|c| +
-        e_mean)``; so ``e_v = (e_mean + e_delta)^2 + g(h+6) (v + e_mean^2)``.
+        excess is subtracted again, as ``mean(d)^2``, that mean errs by ``e_delta = g(h+3) (mean|c| + e_mean)``;
+        so ``e_v = (e_mean + e_delta)^2 + g(h+6) (v + e_mean^2)``.
 
 **F**, first order in kappa: Welford's recurrence and Chan's merging, ``h = m - 1``.
 
@@ -38,8 +38,8 @@ v       Each square ``D^2 n_a n_b / n`` of two partial means errs by ``n_a n_b /
 **O**, one-pass, ``mean(x^2) - mean^2``, ``h = m - 1``:
 ``e_v = g(h+6) (v + (|mean| + e_mean)^2) + 2 |mean| e_mean + e_mean^2``.
 
-In T, N, F and O, ``e_c = e_mean + u (|c_i| + e_mean) + u (|x_i| + 2 (|mean| + e_mean))``: the last term admits the
-folded output ``x * s + (beta - mean * s)``, which loses kappa by itself.
+In T, N, F and O, ``e_c = e_mean + u (|c_i| + e_mean) + u (|x_i| + 2 (|mean| + e_mean))``: the last term allows the
+folded output ``x * s + (beta - mean * s)``, whose own rounding error grows with kappa.
 """
 
 from __future__ import annotations
@@ -91,18 +91,10 @@ _DTYPES = {
 
 
 def format_of(dtype: str, *, arithmetic: str | None = None, flushes: bool = False) -> Format:
-    """Return the roundings of a dtype.
+    """Return the roundings for a dtype of x; the arithmetic is by default that of clause S6.
 
-    Parameters
-    ----------
-    dtype : str
-        The dtype of x, y and dx: float16, bfloat16, float32 or float64.
-    arithmetic : str, optional
-        float32 or float64; by default float64 for float64, else float32 (S6). Parameters and
-        statistics are float64 with float64, else float32.
-    flushes : bool, default False
-        Whether subnormal numbers are flushed to zero. Those of float16 never are: they are normal numbers of the
-        arithmetic, and conversions keep them in every mode.
+    With ``flushes``, subnormal numbers are flushed to zero, except those of float16: they are normal numbers of the
+    arithmetic, and conversions keep them in every mode.
 
     Examples
     --------
@@ -114,7 +106,7 @@ def format_of(dtype: str, *, arithmetic: str | None = None, flushes: bool = Fals
     unit, normal = _DTYPES[computed]
     stored, smallest = _DTYPES[dtype]
     # Gradual underflow rounds to the nearest multiple of 2 u times the smallest normal number: half of that is lost.
-    # In float64 that is below what float64 holds, so bounds there leave themselves some room.
+    # For float64 that is below the smallest float64, in which the bounds are computed, so a larger number is taken.
     tiny = normal if flushes else max(unit * normal, 2.0**-1070)
     # x86's VCVTPH2PS and VCVTPS2PH ignore DAZ and FTZ, and Arm's FZ leaves conversions of float16 alone.
     drops = flushes and dtype != "float16"
@@ -136,7 +128,7 @@ FORMATS = {dtype: format_of(dtype) for dtype in _DTYPES}
 
 
 class Channel(NamedTuple):
-    """One channel of a call in exact magnitudes, rounded to float64 and scaled by ``2^-exponent``."""
+    """Exact magnitudes of one channel of a call, rounded to float64 and scaled by ``2^-exponent``."""
 
     x: Floats
     """The magnitudes ``|x_i|`` of the values that take part."""
@@ -145,7 +137,7 @@ class Channel(NamedTuple):
     dy: Floats
     """The magnitudes ``|dy_i|``."""
     length: int
-    """The number of values, with the deleted ones."""
+    """The number of values, deleted ones included."""
     mean: float
     variance: float
     """The biased variance."""
@@ -177,7 +169,7 @@ class Channel(NamedTuple):
 
 
 class StatisticsErrors(NamedTuple):
-    """Bounds on what a channel is normalized with."""
+    """Bounds on the errors of a channel's mean, variance and centered values."""
 
     mean: float
     variance: float
@@ -185,20 +177,20 @@ class StatisticsErrors(NamedTuple):
 
 
 def roundings(n: int, unit: float) -> float:
-    """Return ``g(n)``; raise VacuousBoundError where that says nothing."""
+    """Return ``g(n)``; raise VacuousBoundError where it is too large to be of use."""
     if n * unit >= 0.5:
         raise VacuousBoundError(f"{n} roundings of {unit:.3g} leave no correct digit")
     return n * unit / (1 - n * unit)
 
 
 def additions(form: Form, count: int, length: int) -> int:
-    """Return ``h`` for ``count`` values, spread over ``length`` places of which the others hold 0."""
+    """Return ``h`` for ``count`` values in ``length`` places; the other places hold 0."""
     tree, longest = math.ceil(math.log2(max(length, 1))), max(count - 1, 0)
     return {"K": min(longest, 64 + tree), "T": min(longest, 4 + tree)}.get(form, longest)
 
 
 def given(form: Form, ch: Channel, f: Format) -> StatisticsErrors:
-    """Bound inference, where the statistics are exact: the difference is rounded once, or folded."""
+    """Bound inference, where the statistics are exact: ``x - mean`` is rounded once, or folded into the scale."""
     folded = 0.0 if form == "K" else f.unit * (ch.x + 2 * abs(ch.mean))
     return StatisticsErrors(0.0, 0.0, f.unit * ch.c + folded + f.lost)
 

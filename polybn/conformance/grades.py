@@ -1,11 +1,11 @@
-"""Grade the accuracy of a batch norm: one letter a dtype, for input near zero and far from it, tame and extreme.
+"""Grade the accuracy of a batch norm: one letter per dtype, for inputs near zero and far from it, usual and extreme.
 
 =====  =================================================================================================================
 class  what every result of every family satisfies
 =====  =================================================================================================================
 S      y within 4 ulp of exact at any kappa: ``|y^ - y| <= 4 ulp(max(|gamma xhat|, |beta|))``, value by value, exactly
-       beta for constant channels, and the rest within the bounds of K. For float32 and float64 alone: 4 ulp of
-       a stored half is what every form reaches.
+       beta for constant channels, and the rest within the bounds of K. Only for float32 and float64: in a half type
+       every form reaches 4 ulp.
 K      the bounds of the kappa-free form (S2), at any kappa; none is vacuous; constant channels give exactly beta
 T      the bounds of a two-pass form with tree sums, where they are not vacuous
 N      the same with sums in any order
@@ -14,10 +14,9 @@ O      the bounds of the one-pass form ``E[x^2] - E[x]^2``, where they are not v
 ``-``  none of them
 =====  =================================================================================================================
 
-The rest is running statistics and, where the adapter has them, dx, dgamma and dbeta. A letter is the first class that
-holds. In the range families, where the squares of x leave the range of float32, a result may be right, or it may
-be NaN or infinity and be seen; finite and wrong rules out S and K (S10). The other classes promise nothing there;
-:func:`silent` lists what was finite and wrong.
+"The rest" means running statistics and, where the adapter has them, dx, dgamma and dbeta. The letter is the first
+class that holds. In the range families, where the squares of x leave the range of float32, a result may be right, or
+visibly wrong: NaN or infinity. A finite wrong result rules out S and K (S10). The other classes promise nothing there.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ LETTERS: dict[Letter, str] = {
     "O": "one pass",
     "-": "no class of algorithms",
 }
-"""What each letter stands for, from the best to none."""
+"""What each letter stands for, from best to worst."""
 LADDER: tuple[Letter, ...] = ("S", *FORMS)
 """The letters that have bounds."""
 ULPS = 4
@@ -64,21 +63,21 @@ class Row(NamedTuple):
     """``sqrt(1 + mean^2 / variance)``, the largest of the channels."""
     m: int
     error: float
-    """The largest error of y; NaN or infinite if y was."""
+    """The largest error of y; NaN if a value of y is not finite."""
     bounds: dict[str, float | None]
     """The largest bound on y by class; None if not certified."""
     ratio: dict[str, float | None]
-    """The largest error of anything by class, as a share of its bound; the class holds here if it is 1 at most."""
+    """The largest error of any result by class, as a share of its bound; the class holds here if this is at most 1."""
     case: Case
     """The input."""
     offender: str = ""
-    """The result that is farthest beyond the widest bounds, with its error; empty where all is within them."""
+    """The result that exceeds the widest bounds most, and its error; empty if all results are within them."""
     in_range: bool = True
-    """Whether the squares of x stay in the range of float32, or of float64 for float64."""
+    """Whether the squares of x stay in the range of the arithmetic."""
 
 
 class Grade(NamedTuple):
-    """The letter of one dtype, and what it rests on."""
+    """The letter of one dtype, and the rows that it is based on."""
 
     dtype: str
     letter: Letter
@@ -92,20 +91,9 @@ def grade(
     run: Callable[[Adapter, Info, Case], Outcome],
     progress: Callable[[int, int], None] | None = None,
 ) -> Grade:
-    """Grade an adapter in one dtype.
+    """Grade an adapter in one dtype of x.
 
-    Parameters
-    ----------
-    adapter : Adapter
-        Under test.
-    info : Info
-        What it declares.
-    dtype : str
-        Of x: float16, bfloat16, float32 or float64.
-    run : callable
-        Makes the calls of a case: :func:`polybn.conformance.runner.run`.
-    progress : callable, optional
-        Called with the number of rows done and the number of all.
+    ``run`` makes the calls of a case; ``progress`` is called with the number of rows done and of all rows.
 
     Examples
     --------
@@ -136,43 +124,8 @@ def grade(
     return Grade(dtype, _letter(dtype, rows), tuple(rows))
 
 
-def uncertified(grade: Grade) -> tuple[Row, ...]:
-    """List what the letter of a grade does not cover.
-
-    Parameters
-    ----------
-    grade : Grade
-        Any.
-
-    Returns
-    -------
-    tuple of Row
-        Where the bound of its class is vacuous; all rows for ``"-"``.
-    """
-    return tuple(row for row in grade.rows if row.bounds.get(grade.letter) is None)
-
-
-def silent(grade: Grade) -> tuple[Row, ...]:
-    """List where finite results were wrong without a sign of it: the range families beyond K's bounds (S10).
-
-    Parameters
-    ----------
-    grade : Grade
-        Any.
-    """
-    return tuple(row for row in grade.rows if not row.in_range and (row.ratio["K"] or 0) > 1)
-
-
 def holds(rows: list[Row], name: str) -> bool:
-    """Tell whether a class holds: S and K everywhere, the others where they are certified.
-
-    Parameters
-    ----------
-    rows : list of Row
-        All of a dtype.
-    name : str
-        The class.
-    """
+    """Return whether a class holds for all rows of a dtype: S and K everywhere, the others where they are certified."""
     ratios = [row.ratio[name] for row in rows]
     certified = [ratio for ratio in ratios if ratio is not None]
     everywhere = len(certified) == len(ratios)
@@ -181,7 +134,7 @@ def holds(rows: list[Row], name: str) -> bool:
 
 
 def at_least(letter: Letter, demanded: Letter) -> bool:
-    """Tell whether a letter is the one demanded, or a better one."""
+    """Return whether a letter is the one demanded, or a better one."""
     order = list(LETTERS)
     return order.index(letter) <= order.index(demanded)
 
@@ -222,7 +175,7 @@ def _row(info: Info, name: str, case: Case, outcome: Outcome, *, in_range: bool)
 
 
 def _judge(letter: Letter, one: Measured, f: Format, *, in_range: bool) -> tuple[float, float, str]:
-    """Return the largest bound on y, the largest share of any bound, and whose share it is."""
+    """Return the largest bound on y, the largest share of any bound, and the result that has this share."""
     form: Form = "K" if letter == "S" or letter == "-" else letter
     limits = bounds.envelope(form, one.channel, f)
     if letter == "S" and not one.channel.constant:
@@ -230,14 +183,14 @@ def _judge(letter: Letter, one: Measured, f: Format, *, in_range: bool) -> tuple
     worst = (0.0, "")
     for name, errors in one.errors.items():
         found = shares(errors, limits[name])
-        if not in_range:  # NaN and infinity are honest there
+        if not in_range:  # NaN and infinity are allowed there: users can see them
             found = np.where(np.isfinite(one.got[name]), found, 0.0)
         worst = max(worst, (float(found.max()), f"an error of {float(errors.max()):.3g} in {name}"))
     return float(limits["y"].max()), *worst
 
 
 def _ulps(ch: Channel, f: Format) -> Floats:
-    """Return the allowance of class S: ulps of the larger term of y, at the precision of the arithmetic."""
+    """Return the bound of class S on y: ulps of the larger of its two terms, at the precision of the arithmetic."""
     larger = np.maximum(abs(ch.gamma) * ch.c * ch.root, abs(ch.beta))
     _, exponent = np.frexp(larger)
     return np.asarray(ULPS * np.ldexp(f.unit, exponent), np.float64)

@@ -1,4 +1,4 @@
-"""Protection from what an adapter may do beside its work: take forever, end the process, print."""
+"""Protection from side effects of an adapter: it may never return, end the process, or print."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 from typing import TextIO, cast
 
 MOST = 80
-"""Characters of a printed line that a report repeats."""
+"""Number of characters of a printed line that a report shows."""
 
 
 class OutOfTime(BaseException):
@@ -19,10 +19,10 @@ class OutOfTime(BaseException):
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise :class:`OutOfTime` after so many seconds, where the system has an alarm clock, in the main thread.
+    """Raise :class:`OutOfTime` after so many seconds; only in the main thread, and where the system has an alarm.
 
-    An adapter that never returns to Python's interpreter is out of its reach; the command line, which checks in a
-    process of its own, ends that process.
+    It cannot interrupt an adapter that hangs in compiled code; the command line checks in a child process and ends
+    that process.
     """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
@@ -32,7 +32,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         raise OutOfTime
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 5)  # and again, if an adapter catches it
+    signal.setitimer(signal.ITIMER_REAL, seconds, 5)  # again every 5 s, in case an adapter catches it
     try:
         yield
     finally:
@@ -47,22 +47,22 @@ class Printed:
         self.first = ""
 
     def write(self, text: str) -> int:
-        """Take in some text."""
+        """Keep the first line."""
         self.first = self.first or text.strip().partition("\n")[0][:MOST]
         return len(text)
 
     def flush(self) -> None:
-        """Do nothing: nothing is kept back."""
+        """Do nothing: there is no buffer."""
 
 
 @contextlib.contextmanager
 def silenced(printed: Printed) -> Iterator[None]:
-    """Let what Python code prints go to ``printed``."""
+    """Redirect what Python code prints to ``printed``."""
     file = cast("TextIO", printed)
     with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         yield
 
 
 def plain(text: str) -> str:
-    """Show control characters by their codes: no adapter's name or message moves a terminal's cursor."""
+    """Replace control characters by their codes, so that an adapter's name or message cannot control a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)

@@ -1,4 +1,4 @@
-"""A report as one HTML page: nothing is loaded, pictures are in it, it reads on a phone and in the dark."""
+"""A report as one HTML page that loads nothing else: pictures are part of it; it fits a phone and dark mode."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 COLOURS = {"K": "#009E73", "T": "#E69F00", "N": "#D55E00", "F": "#CC79A7", "O": "#56B4E9"}
 STYLES = {"K": "-", "T": "--", "N": "-.", "F": ":", "O": (0, (1, 3))}
 NEAREST, FARTHEST = 1e-2, 1e15
-"""Where the axis of mean / std begins and ends."""
+"""The ends of the axis of mean / std."""
 ENOUGH = 5
-"""The number of points that make a picture."""
+"""The smallest number of points worth a picture."""
 FLOOR = 1e-17
-"""The lower edge where there are no bounds to see."""
+"""The lower edge of a picture without bounds."""
 GREY = "#808080"
 
 STYLE = """
@@ -53,13 +53,7 @@ figure { margin: 0 } figure svg { width: 100%; height: auto; color: inherit }
 
 
 def page(report: Report) -> str:
-    """Return a report as an HTML page.
-
-    Raises
-    ------
-    ImportError
-        If there are grades to draw, and matplotlib is not installed.
-    """
+    """Return a report as an HTML page; grades need matplotlib."""
     name = escape(report.info.name)
     body = [
         f"<h1>{name}</h1><p class=facts>{escape(report.info.version)}</p>",
@@ -121,7 +115,7 @@ def _results(results: Sequence[Result]) -> str:
 
 
 class Markup(str):
-    """Text that is HTML already."""
+    """Text that is HTML already, not to be escaped."""
 
     __slots__ = ()
 
@@ -153,7 +147,7 @@ def _accuracy(grades: Sequence[Grade]) -> str:
 
 
 def _rows(grade: Grade) -> str:
-    """Return all that a grade rests on as a table to open."""
+    """Return all rows of a grade as a table that can be unfolded."""
     letters = ("S", *COLOURS)
     lines = [
         (r.family, f"{r.m:,}", f"{r.kappa:.3g}", f"{r.error:.2g}", *(_cell(r.bounds[n], r.ratio[n]) for n in letters))
@@ -203,7 +197,7 @@ def _draw(axes: Axes, rows: Sequence[Row]) -> None:
         limits = [(_ratio(row), bound) for row in ladder if (bound := row.bounds.get(name))]
         if limits:
             axes.plot(*zip(*limits, strict=True), color=colour, linestyle=STYLES[name], label=f"allowed to {name}")
-    # An error of 0, or one of a number that is hardly there, is drawn on the lower edge.
+    # An error of 0, or a tiny one, is drawn on the lower edge: the axis is logarithmic.
     lowest = min((bound for row in ladder if (bound := row.bounds["K"])), default=FLOOR) / 1000
     for normal in (True, False):
         mine = [row for row in rows if _normal(row) is normal]
@@ -229,18 +223,18 @@ def _normal(row: Row) -> bool:
 
 
 def _ratio(row: Row) -> float:
-    """Return mean / std, at least where the axis begins."""
+    """Return mean / std, or the lower end of the axis if that is larger."""
     return max(math.sqrt(max(row.kappa**2 - 1, 0)), NEAREST)
 
 
 def _inline(svg: str, name: str) -> str:
-    """Take the picture out of its file: black becomes the colour of the text, names become the picture's own."""
+    """Take the picture out of its file; black becomes the colour of the text, and ids become unique on the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"#000000|black", "currentColor", svg)
     svg = re.sub(r'(id="|url\(#|xlink:href="#)', rf"\g<1>{_slug(name)}-", svg)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     label = f"{name}: errors of y against mean over standard deviation, with the bounds of the classes"
-    # What has no fill of its own, text above all, would be black.
+    # Elements without a fill of their own, such as text, would be black.
     return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" fill="currentColor" ', 1)
 
 

@@ -1,4 +1,4 @@
-"""A report as JUnit XML, which CI services show test by test."""
+"""A report as JUnit XML, which CI services can show test by test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS = {
     "not applicable": "skipped",
 }
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML cannot hold, not even escaped."""
+"""Characters that XML cannot hold, not even escaped."""
 
 
 def document(report: Report) -> str:

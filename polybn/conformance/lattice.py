@@ -1,4 +1,4 @@
-"""Calls whose every intermediate result is a floating-point number: the answer is compared with ``==``.
+"""Calls in which every intermediate result is a floating-point number: the answer is compared with ``==``.
 
 A channel holds ``(offset + k) s`` with s a power of two and k from a pattern whose mean is 0 and whose variance
 plus ``eps / s^2`` is a square ``q^2``. So the mean is ``offset * s``, ``sqrt(v + eps) = q s`` and ``xhat = k / q``,
@@ -27,15 +27,15 @@ from polybn.conformance.cases import DTYPES, Array, Case, case_of, rows, statist
 PATTERNS = ((3, 1, 4), (9, 5, 8), (21, 7, 16), (45, 1, 32))
 """Triples ``a, b, q`` with ``(a^2 + b^2) / 2 + 11 = q^2``."""
 ODD = {5: ((-2, -1, 0, 1, 2), 2, 2), 9: ((-3, -3, -3, 0, 0, 0, 3, 3, 3), 4, 10)}
-"""By m: the pattern, q and ``eps / s^2``."""
+"""The pattern, q and ``eps / s^2``, by m."""
 TIGHT = (3, 1, 4)
-"""The pattern of variance 5: its squares add up exactly in float32 as far as m = 2^21."""
+"""The pattern of variance 5: the sum of its squares is exact in float32 up to m = 2^21."""
 WIDEST = 2**14
-"""As far as this m, the squares of all patterns add up exactly in float32."""
+"""Up to this m, the sums of squares of all patterns are exact in float32."""
 
 
 class Lattice(NamedTuple):
-    """A lattice call and its exact answers, as float64 that lose nothing; round them once to the dtype of a result."""
+    """A lattice call and its exact answers in float64; round them once to the dtype of a result."""
 
     case: Case
     y: Array
@@ -61,32 +61,12 @@ def lattice(
     power: int = 0,
     offset: int = 0,
 ) -> Lattice:
-    """Make a lattice call in training, of momentum 0.75.
+    """Make a lattice call in training, with momentum 0.75 (with any multiple of 1/4, running statistics are exact).
 
-    Any multiple of 1/4 leaves the running statistics exact. More than WIDEST values a channel have the pattern TIGHT.
-
-    Parameters
-    ----------
-    seed : int
-        The seed of everything random.
-    dtype : str
-        The dtype of x: float16, bfloat16, float32 or float64.
-    channels : int
-        The number of channels.
-    rest : tuple of int
-        The shape of x without its channel axis; its product m is 5, 9 or a multiple of four, and a power of two
-        if gradients shall be exact.
-    axis : int
-        Where the channel axis goes, not negative.
-    power : int, default 0
-        ``s = 2**power``.
-    offset : int, default 0
-        Each channel's is this or its negative.
-
-    Raises
-    ------
-    ValueError
-        If x would not be exact in the dtype.
+    ``rest`` is the shape of x without its channel axis, which goes to ``axis``, not negative. Its product m is 5, 9 or
+    a multiple of 4; gradients are exact if m is a power of two. A channel with more than WIDEST values has the pattern
+    TIGHT. ``s`` is ``2**power``; the offset of a channel is ``offset`` or its negative. If x would not be exact in its
+    dtype, this is a ValueError.
 
     Examples
     --------
@@ -141,19 +121,10 @@ def _numerators(rng: np.random.Generator, channels: int, m: int) -> tuple[Array,
 
 
 def in_inference(made: Lattice, seed: int = 0) -> Lattice:
-    """Turn a lattice call into one in inference, with running statistics that are not the batch's.
+    """Turn a lattice call with ``eps = 11 s^2`` into one in inference.
 
-    Parameters
-    ----------
-    made : Lattice
-        In training, with eps 11 s^2.
-    seed : int
-        The seed of the running statistics.
-
-    Returns
-    -------
-    Lattice
-        Its mean and variance are the running ones.
+    Its running statistics are drawn from the seed and differ from the batch's; they are ``mean`` and ``variance`` of
+    the result.
     """
     case, rng = made.case, np.random.default_rng(seed)
     s, channels = math.sqrt(case.eps / 11), len(made.mean)
@@ -173,41 +144,13 @@ def in_inference(made: Lattice, seed: int = 0) -> Lattice:
     return Lattice(case, shaped(gamma * xhat + beta), mean, variance, None, shaped(gamma * r * g), *sums)
 
 
-def many_channels(channels: int = 70_000, dtype: str = "float32") -> Lattice:
-    """Make a call with more channels than a vector or a grid has places.
-
-    Parameters
-    ----------
-    channels : int, default 70_000
-        65 and 130 are of interest, too: not a multiple of any vector's length.
-    dtype : str, default "float32"
-        Of x.
-
-    Returns
-    -------
-    Lattice
-        Of m = 512, or 16 if there are more than 1,000 channels.
-    """
-    return lattice(channels, dtype, channels, (16,) if channels > 1000 else (8, 8, 8), 1, offset=17)
-
-
 def many_values(m: int = 131_072, dtype: str = "float32") -> Lattice:
-    """Make a call of three channels with more values than 16 bits, blocks or grids count.
+    """Make a call of three channels with more values than 16 bits, blocks or grids can count; all results are exact.
 
-    Parameters
-    ----------
-    m : int, default 131_072
-        A multiple of 4, and 2^20 at most in float32. 65,540 is of interest, too. As ``dy = k + 1``, means are exact.
-    dtype : str, default "float32"
-        Of x.
-
-    Returns
-    -------
-    Lattice
-        All results exact.
+    ``m`` is a multiple of 4, at most 2^20 in float32.
     """
     made = lattice(m, dtype, 3, (m,), 1, offset=3)
-    # sum(dy) = m and sum(dy k) = 5 m, whatever m is: dx = gamma / q (k - 5 k / q^2).
+    # With dy = k + 1, sum(dy) = m and sum(dy k) = 5 m, so both means are exact: dx = gamma / q (k - 5 k / q^2).
     k, (_, _, q) = (rows(made.case.x, 1) - made.mean[:, None]), TIGHT
     gamma = np.asarray(made.case.gamma, np.float64)
     dx = (gamma[:, None] / q * k * (1 - 5 / q**2)).T
@@ -218,17 +161,8 @@ def many_values(m: int = 131_072, dtype: str = "float32") -> Lattice:
 def more_than_float32_counts(m: int = 2**24 + 4, value: float = 1.0) -> Lattice:
     """Make a float32 call of one constant channel with more values than float32 can count one by one.
 
-    Parameters
-    ----------
-    m : int, default 2**24 + 4
-        How many values; even.
-    value : float, default 1.0
-        Each of them. Where it is 0.1, every sum is rounded, and the answers are exact nevertheless (S8).
-
-    Returns
-    -------
-    Lattice
-        Of dy = 1, so that dbeta counts the values and dx is 0. Beta is far from 0: what is not written is not y.
+    The answers are exact for any value, also for 0.1, where sums are rounded (S8). ``dy`` is 1, so that dbeta counts
+    the values and dx is 0. Beta is far from 0, so that memory that was never written is not taken for y.
     """
     x, zero = np.full((m, 1), value, np.float32), np.zeros(1)
     case = case_of(x, ([2], [-1000], [7], [5]), np.ones_like(x), momentum=0.0)

@@ -1,4 +1,4 @@
-"""The same values in other places of memory: what no result may depend on (S1)."""
+"""The same values in other memory layouts, which no result may depend on (S1)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from polybn.conformance.cases import Array
 
 GAP = 77
-"""What lies between and before the values: whoever reads it gets wrong results."""
+"""The number that fills the gaps before and between the values: code that reads it gets wrong results."""
 
 
 def _with_step(array: Array, step: int) -> Array:
@@ -40,11 +40,11 @@ LAYOUTS: dict[str, Callable[[Array], Array]] = {
     "an offset view": _offset,
     "transposed order": lambda a: a.swapaxes(0, -1).copy().swapaxes(0, -1),
 }
-"""By name: functions from an array to one with the same values, laid out differently in fresh memory."""
+"""Functions, by name, that copy an array into fresh memory with another layout."""
 
 
 def repeated(array: Array) -> Array | None:
-    """Return the same values as a read-only 0-stride view; None where they repeat along no axis of two or more.
+    """Return the same values as a read-only view with strides of 0; None if they do not repeat along any axis.
 
     Examples
     --------

@@ -1,6 +1,6 @@
-"""Compare the accuracy of all libraries that are installed here, on inputs that tell them apart.
+"""Compare the accuracy of all installed libraries, on inputs that show their differences.
 
-Each adapter runs in a process of its own, since Keras has one backend a process. The errors are distances
+Each adapter runs in a process of its own, since Keras has one backend per process. The errors are distances
 from the exact rational result, in float32, with gamma 1 and beta 0.
 """
 
@@ -43,7 +43,7 @@ LAYOUTS = {"(N, C, H, W)": 1, "(N, H, W, C)": -1}
 
 
 class Peer(NamedTuple):
-    """One adapter's row: what was seen, or why it could not be."""
+    """One adapter's row: its results, or why it could not run."""
 
     adapter: str
     name: str = ""
@@ -53,14 +53,14 @@ class Peer(NamedTuple):
     single_value: str = ""
     """What was seen of training on one value per channel."""
     empty: str = ""
-    """What became of the running statistics in training on no values."""
+    """What training on no values did to the running statistics."""
     whole_range: str = ""
-    """How many results were wrong, from subnormal to largest numbers, and of how many."""
+    """How many channels were wrong, of how many, on sizes from subnormal to largest numbers."""
     why_not: str | None = None
 
 
 def everyone() -> list[str]:
-    """Return the names of all adapters: backends of PolyBN, in each form that they declare, and other libraries."""
+    """Return the names of all adapters: PolyBN's backends in each form that they declare, then other libraries."""
     ours = []
     for name in installed():
         there = forms(backend(name)) if why_not(name) is None else ()
@@ -69,18 +69,7 @@ def everyone() -> list[str]:
 
 
 def run(names: Sequence[str]) -> Iterator[Peer]:
-    """Measure adapters, each in a child process.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Names that :func:`polybn.conformance.resolve` takes, such as :func:`everyone` returns.
-
-    Yields
-    ------
-    Peer
-        In the order of the names.
-    """
+    """Measure adapters by name, each in a child process."""
     for name in names:
         child = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "polybn.conformance.peers", name],
@@ -124,34 +113,26 @@ def to_json(peers: Sequence[Peer]) -> str:
 
 
 def to_markdown(record: dict[str, Any], *, compact: bool = False) -> str:
-    """Draw the table of a record that :func:`to_json` made.
+    """Write the table of a record as Markdown: a row for each adapter and layout, then the adapters that could not run.
 
-    Parameters
-    ----------
-    record : dict
-        As :func:`json.loads` returns it.
-    compact : bool, default False
-        Leave out channels last, degenerate batches and those that could not run.
-
-    Returns
-    -------
-    str
-        Markdown: a row for each adapter and layout that ran, then who could not run and why.
+    ``compact`` leaves out channels last, degenerate batches and adapters that could not run.
     """
     head = ["float32", *FAMILIES] if compact else ["float32", "channels", *FAMILIES, "m = 1", "N = 0"]
     ranged = not compact and any(peer.get("whole_range") for peer in record["peers"])
     head += ["wrong from end to end"] if ranged else []
+    head.append("version")
     lines = [_line(head), _line(["---"] * len(head))]
     for peer in record["peers"]:
         for layout, errors in peer["errors"].items():
             cells = [_cell(errors[family]) for family in FAMILIES]
-            who, second = f"{peer['name']} {peer['version']}", layout == "(N, C, H, W)"
+            who, second = peer["name"], layout == "(N, C, H, W)"
+            version, _, _ = peer["version"].partition(", device ")
             if not compact:
                 more = [peer.get("whole_range", "")] if ranged else []
                 place = "second" if second else "last"
-                lines.append(_line([who, place, *cells, peer["single_value"], peer["empty"], *more]))
+                lines.append(_line([who, place, *cells, peer["single_value"], peer["empty"], *more, version]))
             elif second:
-                lines.append(_line([who, *cells]))
+                lines.append(_line([who, *cells, version]))
     shape = "x".join(map(str, record["shape"]))
     note = f"Largest error of y in training, {shape} values, eps {record['eps']:g}; recorded {record['date']}."
     absent = [f"{peer['adapter']} ({peer['why_not']})" for peer in record["peers"] if peer["why_not"] and not compact]
@@ -159,13 +140,7 @@ def to_markdown(record: dict[str, Any], *, compact: bool = False) -> str:
 
 
 def fill(text: str, record: dict[str, Any]) -> str:
-    """Put the table between ``<!-- peers -->`` (or ``<!-- peers compact -->``) and ``<!-- /peers -->``.
-
-    Raises
-    ------
-    DomainError
-        If the text has no such marks.
-    """
+    """Put the table between ``<!-- peers -->`` (or ``<!-- peers compact -->``) and ``<!-- /peers -->``."""
     marks = re.compile(r"(<!-- peers( compact)? -->\n).*?(<!-- /peers -->)", re.DOTALL)
     filled, count = marks.subn(lambda m: m[1] + to_markdown(record, compact=bool(m[2])) + "\n" + m[3], text)
     if not count:

@@ -1,4 +1,4 @@
-"""What a check found, as data, as JSON and as text for a terminal, a log, or the message of a failing test."""
+"""The results of a check, as data, as JSON, and as text for a terminal, a log, or the message of a failing test."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from polybn.conformance.grades import Grade
 
 FORMAT = 1
-"""The version of the JSON; it grows when a field changes its meaning."""
+"""The version of the JSON; it is increased when a field changes its meaning."""
 WIDTH = 80
-"""Columns of the text."""
+"""The width of the text in columns."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`polybn.conformance.check` found; ``print(report)`` begins with what its author should know first.
+    """The result of :func:`polybn.conformance.check`; ``print(report)`` begins with what its author needs first.
 
     Examples
     --------
@@ -47,7 +47,7 @@ class Report:
     info: Info
     profile: str
     seed: int
-    """The seed; with the profile, it repeats the check."""
+    """The seed; together with the profile it repeats the check."""
     seconds: float
     versions: Mapping[str, str]
     conventions: tuple[Convention, ...]
@@ -55,25 +55,25 @@ class Report:
     """The results of conventions, properties, the stateful test and grades, in this order."""
     grades: tuple[Grade, ...]
     errors: tuple[str, ...]
-    """What is wrong with the check itself: nothing could be checked, or an expectation is stale."""
+    """Errors of the check itself: nothing could be checked, or an expected failure is stale."""
     notes: tuple[str, ...] = ()
-    """What else was noticed."""
+    """Remarks that are no failures."""
     missing: tuple[str, ...] = ()
     """The ids that were not checked, because the check was interrupted."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed that was not expected to, everything was checked, and no expectation is stale."""
+        """Whether everything was checked, no check failed unexpectedly, and no expectation is stale."""
         return not (self.failures or self.count("echo") or self.errors or self.missing)
 
     @property
     def failures(self) -> tuple[Result, ...]:
-        """What failed unexpectedly; echoes of a wrong declaration are not among it."""
+        """The checks that failed unexpectedly, without echoes of a wrong declaration."""
         return tuple(result for result in self.results if result.status == "fail")
 
     @property
     def deviations(self) -> tuple[str, ...]:
-        """How the adapter, as it declares, differs from the specification; one sentence each."""
+        """One sentence for each declared convention that differs from the specification."""
         return tuple(
             f"{c.name} is {c.declared!r} where the specification has {c.specification!r}: {c.explanation} ({c.clause})"
             for c in self.conventions
@@ -92,7 +92,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """One sentence: does it conform, and how many checks came out how."""
+        """One sentence: whether the batch norm conforms, and how many checks had each result."""
         statuses = ("pass", "fail", "echo", "expected failure", "not certified", "not applicable")
         counts = [f"{n} {status}" for status in statuses if (n := self.count(status))]
         counts += [f"{len(self.errors)} stale"] * bool(self.results and self.errors)
@@ -146,7 +146,7 @@ class Report:
         return json.dumps(_plain(data), indent=1, allow_nan=False) + "\n"
 
     def __str__(self) -> str:
-        """Return the report as text, 80 columns wide, what is most important first."""
+        """Return the report as text, 80 columns wide, the most important first."""
         return plain("\n\n".join(filter(None, self._parts())))
 
     def _parts(self) -> Iterable[str]:
@@ -172,7 +172,7 @@ class Report:
 
 
 def grade_line(grade: Grade) -> str:
-    """Return what a grade says, in a line."""
+    """Return a line about a grade."""
     worst = max((r for row in grade.rows if (r := row.ratio.get(grade.letter)) is not None), default=None)
     used = "" if worst is None else f"; largest error {worst:.2g} of its bound"
     return f"{grade.dtype}: class {grade.letter} ({LETTERS[grade.letter]}{used})"
@@ -190,13 +190,13 @@ def failures(report: Report) -> list[str]:
 
 
 def facts(report: Report) -> str:
-    """Return how the check was made, and with what."""
+    """Return a line about how the check was made, and with which versions."""
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     return f"profile {report.profile}, seed {report.seed}, {report.seconds:.1f} s; {versions}"
 
 
 def versions() -> dict[str, str]:
-    """Return what results depend on, beside the library under test."""
+    """Return the versions that results depend on, besides the library under test."""
     return {
         "polybn": __version__,
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Write a failure down as a program that anyone can run: inputs bit for bit, the calls, what should come out."""
+"""Write a failure as a program that anyone can run: the exact inputs, the calls, and the expected results."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ NOT_REPEATED = """\
 # When this program was run, its calls did not return what they had returned before: they depend on earlier calls, or
 # on chance, or there are too many."""
 PATIENCE = 60
-"""Seconds for a program to repeat a failure."""
+"""Seconds that a program may take to repeat a failure."""
 LONG = 4096
-"""Arrays of more bytes are compressed."""
+"""Size in bytes above which arrays are compressed."""
 TOO_LONG = 200_000
-"""A program of more characters helps nobody."""
+"""Length in characters above which a program is too long to be useful."""
 TOO_LARGE = 2_000_000
-"""Arrays of more bytes would not fit into one, however well they are compressed, which takes long."""
+"""Size in bytes above which compressing arrays is not tried: it is slow, and the program would be too long anyway."""
 
 
 def source_of(adapter: object) -> str | None:
-    """Return ``"module:Class"`` if :func:`polybn.conformance.adapters.resolve` would make the adapter of it."""
+    """Return ``"module:Class"`` if :func:`polybn.conformance.adapters.resolve` can make the adapter from it."""
     cls = type(adapter)
     if "<locals>" in cls.__qualname__ or cls.__module__ == "__main__":
         return None
@@ -46,18 +46,9 @@ def source_of(adapter: object) -> str | None:
 
 
 def program(source: str | None, what: str, calls: Sequence[Call], error: BaseException) -> str:
-    """Return a Python program that repeats a failure.
+    """Return a Python program that repeats a failure; without a source, it leaves a line to fill in.
 
-    Parameters
-    ----------
-    source : str or None
-        What makes the adapter: a name, or ``"module:Class"``; None leaves a line to fill in.
-    what : str
-        What was demanded, and what was wrong.
-    calls : sequence of Call
-        What was done.
-    error : BaseException
-        The failure; the arrays of a :class:`~polybn.conformance.runner.Violation` are shown side by side.
+    ``what`` says what was demanded and what was wrong. The arrays of a Violation are printed, too.
     """
     lines = [f"# {plain(line)}" for line in textwrap.wrap(what, 110)]
     too_large = "\n".join([*lines[:2], "# The arrays are too large to write down.", ""])
@@ -82,7 +73,7 @@ def program(source: str | None, what: str, calls: Sequence[Call], error: BaseExc
 
 
 def repeats(text: str, adapter: Adapter, source: str | None, outcomes: Sequence[str]) -> bool:
-    """Run a program, and tell whether its calls return, to the bit, what was returned when the failure was found."""
+    """Run a program, and return whether its calls return the same bits as when the failure was found."""
     recorder: Recorder | None = None
     try:
         with time_limit(PATIENCE):
@@ -96,7 +87,7 @@ def repeats(text: str, adapter: Adapter, source: str | None, outcomes: Sequence[
 
 
 def expression(memory: Memory) -> str:
-    """Return Python code for an array, with its strides where they are not the plain ones."""
+    """Return Python code for an array, with its strides if it is not contiguous."""
     dtype = "ml_dtypes.bfloat16" if memory.dtype == "bfloat16" else repr(memory.dtype)
     data = f'bytes.fromhex("{memory.data.hex()}")'
     if len(memory.data) > LONG:
@@ -118,7 +109,7 @@ def _imports(calls: Sequence[Call], source: str | None) -> list[str]:
 
 
 def _number(value: float) -> str:
-    """Return Python code for a number of its own type: NumPy's numbers may be what a failure is about."""
+    """Return Python code for a number that keeps its type, because NumPy's numbers may cause a failure."""
     if not isinstance(value, np.generic):
         return repr(value)
     return f"np.{type(value).__name__}({value.item()!r})"
@@ -130,7 +121,7 @@ def _plain(call: Call) -> dict[str, float | int]:
 
 
 def as_data(calls: Sequence[Call]) -> list[dict[str, object]]:
-    """Return calls as plain data for JSON, with the bytes of arrays as hex; long ones with their sizes only."""
+    """Return calls as plain data for JSON, with the bytes of arrays as hex, except long ones."""
     return [
         {
             "method": call.method,

@@ -1,4 +1,4 @@
-"""What came of one check."""
+"""The result of one check."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ Cause: TypeAlias = Literal["", "died", "time", "raised", "contract", "unstable",
 
 
 class Result(NamedTuple):
-    """What came of one property, one convention, or one grade."""
+    """The result of one property, one convention, or one grade."""
 
     id: str
     title: str
     clause: str
     status: Status
     words: str = ""
-    """Why it is not a pass."""
+    """Why the result is not a pass."""
     cases: int = 0
     """The number of cases that were judged."""
     vacuous: int = 0
@@ -24,16 +24,16 @@ class Result(NamedTuple):
     share: float = 0.0
     """The largest error as a share of its bound; 0 where all was exact."""
     worst: list[dict[str, object]] = []  # noqa: RUF012
-    """The calls with that error, as plain data."""
+    """The calls with the largest error, as plain data."""
     reproducer: str = ""
-    """A program that repeats the failure."""
+    """Text of a Python program that repeats the failure."""
     seconds: float = 0.0
     reason: str = ""
-    """Why a failure is expected, or which declaration it is an echo of."""
+    """Why a failure is expected, or the declaration that would make an echo disappear."""
     cause: Cause = ""
-    """What kind of failure it is, where that is not a wrong result."""
+    """The kind of failure; empty for a wrong result."""
 
     @property
     def exact(self) -> bool:
-        """Whether it is a property of which ``==`` held in all cases."""
+        """Whether this is a property for which ``==`` held in all cases."""
         return self.status == "pass" and not self.share and "-" not in self.id

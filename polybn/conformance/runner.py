@@ -1,4 +1,4 @@
-"""Make the calls of a case through an adapter, check what it returns, and remember the calls for a reproducer."""
+"""Make the calls of a case through an adapter, check what it returns, and record the calls for a reproducer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Violation(AssertionError):  # noqa: N818
     words : str
         What is wrong, for the person who wrote the batch norm.
     got, expected : ndarray, optional
-        What the reproducer shows side by side.
+        Arrays that the reproducer prints.
     """
 
     def __init__(self, words: str, *, got: Array | None = None, expected: Array | None = None) -> None:
@@ -52,17 +52,17 @@ class CallError(Violation):
 
 
 class KitAdapterError(TypeError):
-    """An adapter returned what its contract does not know: see :class:`~polybn.conformance.adapter.Adapter`."""
+    """An adapter returned something that breaks its contract, :class:`~polybn.conformance.adapter.Adapter`."""
 
 
 class Memory(NamedTuple):
-    """An array as it lay in memory: strides matter to bugs."""
+    """An array with its memory layout, because bugs may depend on strides."""
 
     dtype: str
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int
-    """The place of the first element in ``data``."""
+    """The byte of ``data`` at which the first element begins."""
     data: bytes
 
 
@@ -73,21 +73,21 @@ class Call(NamedTuple):
     arrays: dict[str, Memory]
     options: dict[str, float | int]
     shared: dict[str, str] = {}  # noqa: RUF012 (never written to)
-    """Names of arguments that are the same array as an earlier one, and the name of that one."""
+    """Arguments that are the same array as an earlier argument, each with the name of the earlier one."""
 
 
 class Recorder:
-    """An adapter that remembers the calls made through it since ``calls`` was last emptied, and what came of them."""
+    """An adapter that passes calls on to another one, and records them and their results."""
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
         self.calls: list[Call] = []
         self.outcomes: list[str] = []
-        """A digest of what each call returned or raised."""
+        """A digest of the result or the error of each call."""
         self.inside = ""
-        """The method that was called and has not returned."""
+        """The name of the method that is running, empty if none is."""
         self.since = 0.0
-        """When it was called, by :func:`time.monotonic`."""
+        """The :func:`time.monotonic` at which the latest call began."""
 
     def info(self) -> Info:
         """Return the adapter's declaration."""
@@ -136,7 +136,7 @@ class Recorder:
 
 
 def digest(returned: object) -> str:
-    """Fingerprint what a call returned or raised: type, shape, dtype and bytes."""
+    """Return a fingerprint of a result or an error: type, shape, dtype and bytes."""
     found = hashlib.blake2b(type(returned).__name__.encode())
     for value in returned if isinstance(returned, tuple | list) else [returned]:
         if isinstance(value, np.ndarray):
@@ -145,7 +145,7 @@ def digest(returned: object) -> str:
 
 
 def remember(array: Array) -> Memory:
-    """Copy the stretch of memory that an array covers."""
+    """Copy the range of memory that an array covers, gaps included."""
     steps = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)] if array.size else []
     low, high = sum(s for s in steps if s < 0), sum(s for s in steps if s > 0) + array.itemsize * bool(array.size)
     data = ctypes.string_at(array.ctypes.data + low, high - low) if array.size else b""
@@ -153,32 +153,12 @@ def remember(array: Array) -> Memory:
 
 
 def run(adapter: Adapter, info: Info, case: Case, *, gradients: bool | None = None, as_is: bool = False) -> Outcome:
-    """Make the calls of a case through an adapter.
+    """Make the calls of a case through an adapter: ``train`` and ``vjp``, or ``infer`` and ``infer_vjp``.
 
-    Parameters
-    ----------
-    adapter : Adapter
-        The methods that are called are ``train`` and ``vjp``, or ``infer`` and ``infer_vjp``.
-    info : Info
-        Its declaration; the momentum of the case, the weight of the OLD value, is translated.
-    case : Case
-        ``running_variance`` is not passed on: it says what to expect. Parameters that are None become ones and zeros.
-    gradients : bool, optional
-        Whether to differentiate, too, if the adapter does; by default in training.
-    as_is : bool, default False
-        Hand over the arrays of the case themselves, strides and all, not copies.
-
-    Returns
-    -------
-    Outcome
-        None where the calls made return nothing of the kind.
-
-    Raises
-    ------
-    CallError
-        If a method raised; the cause is kept.
-    KitAdapterError
-        If a method returned anything but NumPy arrays of the right number, shape and dtype.
+    The momentum of the case, the weight of the OLD value, is translated to what the adapter declares. Parameters that
+    are None become ones and zeros. ``gradients`` asks for derivatives if the adapter has them; by default, in training
+    only. ``as_is`` passes the arrays of the case themselves, with their strides, not copies. A method that raises is a
+    CallError; one that returns anything but NumPy arrays of the right number, shape and dtype is a KitAdapterError.
     """
     x, dy, gamma, beta, mean, var = _arguments(case, as_is=as_is)
     whole, vector = _forms(case)
@@ -203,24 +183,7 @@ def run(adapter: Adapter, info: Info, case: Case, *, gradients: bool | None = No
 
 
 def backward(adapter: Adapter, info: Info, case: Case, *, as_is: bool = False) -> tuple[Array, Array, Array]:
-    """Make the backward call of a case alone, whatever was called before.
-
-    Parameters
-    ----------
-    adapter : Adapter
-        Whose ``vjp`` is called.
-    info : Info
-        What it declares.
-    case : Case
-        In training.
-    as_is : bool, default False
-        Hand over the arrays of the case themselves.
-
-    Raises
-    ------
-    CallError, KitAdapterError
-        As :func:`run` does.
-    """
+    """Make only the backward call of a case in training; the errors are those of :func:`run`."""
     x, dy, gamma, beta, _, _ = _arguments(case, as_is=as_is)
     whole, vector = _forms(case)
     dx, dgamma, dbeta = _call(
@@ -230,7 +193,7 @@ def backward(adapter: Adapter, info: Info, case: Case, *, as_is: bool = False) -
 
 
 def _forms(case: Case) -> tuple[_Form, _Form]:
-    """Return shape and dtype of what is like x, and of what is one number per channel."""
+    """Return shape and dtype of the results that are like x, and of those with one number per channel."""
     return (case.x.shape, case.x.dtype), ((case.x.shape[case.axis],), statistics_dtype(case.x))
 
 
@@ -245,12 +208,12 @@ def _arguments(case: Case, *, as_is: bool) -> list[Array]:
 
 
 def guarded(info: Info, method: str, function: Callable[[], T]) -> T:
-    """Make a call; whatever it raises, except an interruption, becomes a :class:`CallError`."""
+    """Make a call; any error, except an interruption, becomes a :class:`CallError`."""
     try:
         return function()
     except (KeyboardInterrupt, OutOfTime):
         raise
-    except BaseException as error:  # whatever a library raises: SystemExit ends no check
+    except BaseException as error:  # SystemExit, too, which must not end the check
         text = _text_of(error)
         raise CallError(f"{info.name}.{method} raised {type_name(error)}{text and ': '}{text}") from error
 
@@ -284,4 +247,4 @@ def _call(adapter: Adapter, info: Info, method: str, forms: Sequence[_Form], *ar
                 f"{info.name}.{method}: {name} must have shape {shape} and dtype {np.dtype(dtype).name}; "
                 f"got {value.shape} and {value.dtype.name} {line}"
             )
-    return [np.array(value) for value in returned]  # a library may use its own memory again
+    return [np.array(value) for value in returned]  # copies, because a library may reuse its own memory

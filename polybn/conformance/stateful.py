@@ -1,4 +1,4 @@
-"""Train, infer, go backward, save, load, clone and reorder at random, beside an exact model of running statistics."""
+"""A random sequence of training, inference, saving and copying, compared with an exact model of running statistics."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NUMBERS = st.integers(0, 2**32)
 
 
 class Life(NamedTuple):
-    """Running statistics, and the model of what they should be."""
+    """Running statistics, and the exact model that they are compared with."""
 
     mean: Array
     var: Array
@@ -47,17 +47,12 @@ class Life(NamedTuple):
 
 
 def machine(adapter: Adapter, info: Info) -> type[Any]:
-    """Return a Hypothesis state machine for an adapter.
-
-    Parameters
-    ----------
-    adapter : Adapter
-    info : Info
+    """Return a Hypothesis state machine for an adapter; its attribute ``TestCase`` is a test.
 
     Returns
     -------
     type
-        A subclass of :class:`hypothesis.stateful.RuleBasedStateMachine`, with the attribute ``TestCase``.
+        A subclass of :class:`hypothesis.stateful.RuleBasedStateMachine`.
 
     Examples
     --------
@@ -69,7 +64,7 @@ def machine(adapter: Adapter, info: Info) -> type[Any]:
     kappas = served.kappas(info, dtype)
 
     class RunningStatistics(RuleBasedStateMachine):
-        """Several lives, each with statistics and a model of its own."""
+        """Several sets of running statistics, each with a model of its own."""
 
         shares: ClassVar[list[float]] = []
 
@@ -98,7 +93,7 @@ def machine(adapter: Adapter, info: Info) -> type[Any]:
         @rule(seed=NUMBERS, which=NUMBERS, kappa=st.sampled_from(kappas), rho=st.sampled_from((0.9, 0.5, 0.1, 1.0)))
         def train(self, seed: int, which: int, kappa: float, rho: float) -> None:
             place = which % len(self.lives)
-            # A batch of which no error bound certifies anything is not taken in.
+            # A batch whose error bounds are vacuous is skipped.
             with contextlib.suppress(VacuousBoundError):
                 _, self.lives[place] = self._train(self.lives[place], self._batch(seed, kappa, rho))
 
@@ -155,7 +150,7 @@ def machine(adapter: Adapter, info: Info) -> type[Any]:
 
 
 def attempt(recorder: Recorder, info: Info, profile: trials.Profile, seed: int, *, shrink: bool = True) -> trials.Tried:
-    """Run the state machine, as often and with as many steps as the profile says."""
+    """Run the state machine with the number of runs and steps of the profile."""
     cls = machine(recorder, info)
     lives: list[Any] = []
 
@@ -169,7 +164,7 @@ def attempt(recorder: Recorder, info: Info, profile: trials.Profile, seed: int, 
     error: BaseException | None = None
     words = ""
     try:
-        # Any callable will do, as Hypothesis documents; its annotation asks for a class.
+        # Hypothesis documents that any callable will do, but its annotation asks for a class.
         run_state_machine_as_test(cast("Any", hypothesis.seed(seed)(begin)), settings=options)
     except VacuousBoundError as vacuous:
         return trials.Tried(len(lives), len(lives), 0.0, (), None, (), str(vacuous))

@@ -1,11 +1,12 @@
-"""What the property tests draw, as Hypothesis strategies that any test suite can use.
+"""Hypothesis strategies for calls of batch norm, which any test suite can use.
 
 - :func:`cases`: random calls at any distance from zero and any scale.
+- :func:`values`: the same, all of one dtype, shape and mode, for a library that compiles.
 - :func:`lattices`: calls whose answers are exact, to be compared with ``==``.
 - :func:`shapes`: shapes of unequal primes, with a channel axis.
-- :func:`layouts`: the same array in other places of memory.
+- :func:`layouts`: the same array in other memory layouts.
 
-A test of one's own batch norm, whole::
+A complete test of your own batch norm::
 
     from hypothesis import given
     from polybn.conformance import strategies
@@ -32,7 +33,7 @@ from polybn.conformance.layouts import LAYOUTS, repeated
 
 RunningVariance: TypeAlias = Literal["biased", "unbiased"]
 
-# Beyond these, the stored values of a channel run together.
+# The largest distances from zero at which the dtype can tell the values of a channel apart.
 LARGEST_KAPPA = {"float16": 1e2, "bfloat16": 10.0, "float32": 1e6, "float64": 1e13}
 SCALES = {
     "float16": (0.05, 1.7, 30.0),
@@ -40,8 +41,8 @@ SCALES = {
     "float32": (1e-4, 1.7, 3e4),
     "float64": (1e-9, 1.7, 1e8),
 }
-# Offsets that leave every stored value exact, and powers of two for s. The wide ones make v + eps overflow and
-# vanish in the type of the statistics (S10); the answers do not change.
+# The largest offsets that leave every stored value exact, and the ranges of powers of two for s. The wide powers make
+# v + eps overflow or vanish in the type of the statistics (S10); the exact answers do not change.
 OFFSETS = {"float16": 1000, "bfloat16": 80, "float32": 4096, "float64": 2**27}
 POWERS = {"float16": (-3, 3), "bfloat16": (-9, 9), "float32": (-40, 40), "float64": (-300, 300)}
 WIDE = {"float32": (-61, 61), "float64": (-509, 509)}
@@ -62,17 +63,17 @@ def sample(
     Parameters
     ----------
     seed : int
-        Of everything random.
+        The seed of all random numbers.
     dtype : str, default "float32"
-        Of x: float16, bfloat16, float32 or float64.
+        The dtype of x: float16, bfloat16, float32 or float64.
     shape : tuple of int, default (7, 3, 5)
-        Of x.
+        The shape of x.
     axis : int, default 1
-        Of the channels.
+        The channel axis.
     kappa : float, default 3.0
-        Each channel's mean is about this many standard deviations.
+        The approximate distance of each channel's mean from zero, in standard deviations.
     scale : float, default 1.7
-        Each channel's standard deviation is about this.
+        The approximate standard deviation of each channel.
     **options
         Further fields of ``Case``.
 
@@ -110,9 +111,9 @@ def shapes(
     Parameters
     ----------
     ranks : tuple of int, default (2, 3, 4, 5)
-        How many axes there may be.
+        The ranks to draw from.
     second : bool, default False
-        Always take axis 1; else any, counted from either end.
+        Always take axis 1; else any axis, counted from either end.
 
     Returns
     -------
@@ -139,25 +140,25 @@ def cases(
     second: bool = False,
     largest_kappa: float = math.inf,
 ) -> Case:
-    """Draw a random call without constant channels; the outcome of a good batch norm is within bounds.
+    """Draw a random call without constant channels; the results of a correct batch norm lie within error bounds.
 
     Parameters
     ----------
     dtypes : tuple of str
-        Of x; all four by default.
+        The dtypes of x to draw from, by default all four.
     training : bool, optional
-        Either by default.
+        Training or inference; by default both are drawn.
     ranks : tuple of int, default (2, 3, 4, 5)
-        How many axes x may have.
+        The ranks of x to draw from.
     second : bool, default False
         Keep the channels on axis 1.
     largest_kappa : float, default inf
-        How many standard deviations a mean may be, about; limited by the dtype, too.
+        The approximate largest distance of a mean from zero, in standard deviations; the dtype limits it, too.
 
     Returns
     -------
     SearchStrategy of Case
-        Where gamma or beta is None at times, and in training both running statistics.
+        In some cases gamma or beta is None, or, in training, both running statistics are.
 
     Examples
     --------
@@ -165,6 +166,43 @@ def cases(
     """
     dtype = draw(st.sampled_from(dtypes))
     shape, axis = draw(shapes(ranks=ranks, second=second))
+    mode = draw(st.booleans()) if training is None else training
+    case = draw(values(dtype, shape, axis, training=mode, largest_kappa=largest_kappa))
+    case = case._replace(running_variance=draw(st.sampled_from(("biased", "unbiased"))))
+    absent: dict[str, Any] = {name: None for name in ("gamma", "beta") if draw(st.integers(0, 3)) == 0}
+    if case.training and draw(st.integers(0, 3)) == 0:
+        absent |= {"running_mean": None, "running_var": None}
+    return case._replace(**absent)
+
+
+@st.composite
+def values(
+    draw: st.DrawFn, dtype: str, shape: tuple[int, ...], axis: int, *, training: bool, largest_kappa: float = math.inf
+) -> Case:
+    """Draw the numbers of a random call of one form, for a library that compiles each form.
+
+    Parameters
+    ----------
+    dtype : str
+        Of x.
+    shape : tuple of int
+        Of x.
+    axis : int
+        Of the channels.
+    training : bool
+        Training, or inference.
+    largest_kappa : float, default inf
+        How many standard deviations a mean may be, about; limited by the dtype, too.
+
+    Returns
+    -------
+    SearchStrategy of Case
+        With all vectors and the biased variance; no channel is constant.
+
+    Examples
+    --------
+    >>> strategy = values("float32", (7, 3, 5), 1, training=True)
+    """
     limit = min(LARGEST_KAPPA[dtype], largest_kappa)
     kappas = [k for k in (0.0, 1.0, 10.0, 1e2, 1e3, 1e4, 1e6, 1e9, 1e13) if k <= limit]
     case = sample(
@@ -174,16 +212,12 @@ def cases(
         axis,
         kappa=draw(st.sampled_from(kappas)),
         scale=draw(st.sampled_from(SCALES[dtype])),
-        training=draw(st.booleans()) if training is None else training,
+        training=training,
         momentum=draw(st.sampled_from((0.9, 0.1, 0.75, 0.999, 1 / 3))),
         eps=draw(st.sampled_from((0.0, 1e-5, 1e-3, 0.2))),
-        running_variance=draw(st.sampled_from(("biased", "unbiased"))),
     )
     assume((np.ptp(rows(case.x, axis), axis=1) > 0).all())
-    absent: dict[str, Any] = {name: None for name in ("gamma", "beta") if draw(st.integers(0, 3)) == 0}
-    if case.training and draw(st.integers(0, 3)) == 0:
-        absent |= {"running_mean": None, "running_var": None}
-    return case._replace(**absent)
+    return case
 
 
 @st.composite
@@ -202,15 +236,15 @@ def lattices(
     Parameters
     ----------
     dtypes : tuple of str
-        Of x; all four by default.
+        The dtypes of x to draw from, by default all four.
     wide : bool, default False
-        Make ``v + eps`` overflow or vanish in the type of the statistics (S10): float32 and float64 only.
+        Make ``v + eps`` overflow or vanish in the type of the statistics (S10), for float32 and float64 only.
     odd : bool, default False
-        Make m 5 or 9, where the unbiased variance is exact, too; else a power of two from 4 to 64.
+        Let m be 5 or 9, where the unbiased variance is exact, too; else m is a power of two from 4 to 64.
     training : bool, default True
-        In inference, running statistics are not the batch's.
+        Training, or inference with running statistics that are not the batch's.
     ranks : tuple of int, default (2, 3, 4, 5)
-        How many axes x may have.
+        The ranks of x to draw from.
     second : bool, default False
         Keep the channels on axis 1.
 
@@ -223,15 +257,22 @@ def lattices(
     >>> strategy = lattices(("float32",), ranks=(4,), second=True)
     """
     dtype = draw(st.sampled_from([d for d in dtypes if not wide or d in WIDE]))
-    low, high = (WIDE if wide else POWERS)[dtype]
-    power = draw(st.sampled_from((low, high)) if wide else st.integers(low, high))
     channels, size = draw(st.integers(1, 7)), draw(st.sampled_from(ranks)) - 1
     rest = draw(_odd_sizes(size) if odd and training else _even_sizes(size))
     axis = 1 if second else draw(st.integers(0, size))
-    offset, rho = draw(st.sampled_from((0, 1, 17, OFFSETS[dtype]))), draw(st.sampled_from((0.0, 0.25, 0.5, 0.75, 1.0)))
+    power, offset, rho = draw(lattice_values(dtype, wide=wide))
     made = lattice(draw(st.integers(0, 2**32)), dtype, channels, rest, axis, power, offset)
     made = made._replace(case=made.case._replace(momentum=rho))
     return made if training else in_inference(made, draw(st.integers(0, 2**32)))
+
+
+@st.composite
+def lattice_values(draw: st.DrawFn, dtype: str, *, wide: bool) -> tuple[int, int, float]:
+    """Draw the power of two, the offset and the momentum of a lattice call."""
+    low, high = (WIDE if wide else POWERS)[dtype]
+    power = draw(st.sampled_from((low, high)) if wide else st.integers(low, high))
+    offset = draw(st.sampled_from((0, 1, 17, OFFSETS[dtype])))
+    return power, offset, draw(st.sampled_from((0.0, 0.25, 0.5, 0.75, 1.0)))
 
 
 def _even_sizes(size: int) -> st.SearchStrategy[tuple[int, ...]]:
@@ -258,7 +299,7 @@ def layouts(array: Array) -> st.SearchStrategy[Array]:
     Returns
     -------
     SearchStrategy of ndarray
-        Each of LAYOUTS, and the 0-stride view of ``layouts.repeated`` where there is one.
+        An array of each layout in LAYOUTS, and a view with strides of 0 if all values along an axis are equal.
 
     Examples
     --------
@@ -270,4 +311,4 @@ def layouts(array: Array) -> st.SearchStrategy[Array]:
     return laid if zero is None else st.one_of(laid, st.just(zero))
 
 
-__all__ = ["cases", "lattices", "layouts", "sample", "shapes"]
+__all__ = ["cases", "lattices", "layouts", "sample", "shapes", "values"]

@@ -1,4 +1,4 @@
-"""Who is checked: an adapter, what it declares, and how thoroughly it is looked at."""
+"""What is checked: an adapter, its declaration, and how thoroughly to check it."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class UnusableError(TypeError):
 
 
 class Subject(NamedTuple):
-    """Who is checked, and how thoroughly."""
+    """An adapter to check, and how thoroughly to check it."""
 
     adapter: Adapter
     info: Info
     profile: Profile
     seed: int
     source: str | None
-    """What makes the adapter again, for programs that repeat a failure."""
+    """The name, or ``"module:Class"``, from which programs that repeat a failure make the adapter."""
     shrink: bool = True
     memo: dict[str, Any] = {}  # noqa: RUF012 (each subject that is prepared gets its own)
-    """What was found out about the adapter once."""
+    """Facts about the adapter that are found out only once."""
 
 
 def prepare(
@@ -48,7 +48,7 @@ def prepare(
     source: str | None = None,
     shrink: bool = True,
 ) -> Subject:
-    """Put together who is checked, and how; the arguments are those of :func:`polybn.conformance.check`."""
+    """Make a subject from the arguments of :func:`polybn.conformance.check`."""
     if profile not in PROFILES:
         raise DomainError(
             f"polybn.conformance.check: profile must be one of {', '.join(PROFILES)}; got {profile!r} "
@@ -69,10 +69,10 @@ def prepare(
 
 
 def declaration(adapter: Adapter) -> Info:
-    """Return what an adapter declares, or raise :class:`UnusableError` if that makes no sense."""
+    """Return the declaration of an adapter, or raise :class:`UnusableError` if it is not valid."""
     name = type(adapter).__name__
     try:
-        info: Any = guarded(Info(name, ""), "info", adapter.info)
+        info: object = guarded(Info(name, ""), "info", adapter.info)
     except (CallError, AttributeError) as error:
         raise UnusableError(str(error)) from error
     if not isinstance(info, Info):
@@ -96,7 +96,7 @@ def declaration(adapter: Adapter) -> Info:
 
 
 def _broken(info: Info) -> Iterable[tuple[str, str]]:
-    """List the fields that are not as they are documented, with the rule."""
+    """Yield the fields that break the rules of their documentation, each with its rule."""
     for field, hint in get_type_hints(Info, vars(contract)).items():
         value, words = getattr(info, field), get_args(hint)
         if words and all(isinstance(word, str) for word in words) and value not in words:
@@ -116,7 +116,7 @@ def _broken(info: Info) -> Iterable[tuple[str, str]]:
 
 
 def why_useless(subject: Subject) -> str:
-    """Return why there is nothing to check: no plain training call of any dtype and rank returns; else nothing."""
+    """Return why nothing can be checked, if no training call of any dtype and rank returns; else an empty string."""
     if "useless" not in subject.memo:
         subject.memo["useless"] = _first_error(subject.adapter, subject.info)
     return str(subject.memo["useless"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 import zlib
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, Verbosity, errors, given
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from polybn.conformance.adapter import Adapter, Info
     from polybn.conformance.properties import Property
 
-ProfileName = Literal["dev", "ci", "nightly"]
-
 
 UNSTABLE = "not at every try: the same calls gave different results"
 
@@ -31,19 +29,19 @@ class Profile(NamedTuple):
     """How much to try."""
 
     examples: int
-    """The number of random cases a property."""
+    """The number of random cases per property."""
     shrinking: float
-    """The seconds to look for a smaller failing case."""
+    """The number of seconds spent on looking for a smaller failing case."""
     runs: int
     """The number of runs of the stateful test."""
     steps: int
-    """The number of steps in each of them, at most."""
+    """The largest number of steps of a run."""
     seed: int | None
-    """The seed; None draws one."""
+    """The seed; None means a random one."""
     seconds: float
-    """The time limit of each check."""
+    """The time limit of each check in seconds."""
     slow: bool = True
-    """Whether to check what takes long."""
+    """Whether to make the slow checks, too."""
 
 
 PROFILES: dict[str, Profile] = {
@@ -54,7 +52,7 @@ PROFILES: dict[str, Profile] = {
 
 
 class Tried(NamedTuple):
-    """What came of many cases."""
+    """The result of trying many cases."""
 
     cases: int
     """The number of cases that were judged."""
@@ -63,28 +61,28 @@ class Tried(NamedTuple):
     share: float
     """The largest share of an error bound that was used; 0 where all was exact."""
     worst: tuple[Call, ...]
-    """The calls with that share."""
+    """The calls with the largest share."""
     error: BaseException | None
-    """What was wrong, in the smallest failing case."""
+    """The error of the smallest failing case."""
     calls: tuple[Call, ...]
-    """The calls of that case."""
+    """The calls of the smallest failing case."""
     words: str
-    """What the last vacuous bound said, or what was odd about the failure."""
+    """The message of the last vacuous bound, or a remark on the failure."""
     listed: bool = False
-    """Whether the cases were not drawn but chosen, each for a reason."""
+    """Whether the cases come from a fixed list, not from random draws."""
     outcomes: tuple[str, ...] = ()
-    """Digests of what these calls returned, for the program that repeats them."""
+    """Digests of the results of the failing calls, to see whether a program repeats them."""
     unstable: bool = False
     """Whether the same calls gave different results."""
 
     @property
     def certified(self) -> bool:
-        """Whether enough was judged: each of the cases that are listed, some of those that are drawn."""
+        """Whether enough cases were judged: all cases of a fixed list, or some of the drawn ones."""
         return self.vacuous == 0 if self.listed and self.cases else self.vacuous < self.cases
 
 
 class Trial:
-    """A property on trial: call it with cases."""
+    """A property under trial; call it with each case."""
 
     def __init__(self, check: Callable[[Adapter, Info, Any], float], recorder: Recorder, info: Info) -> None:
         self._check, self._recorder, self._info = check, recorder, info
@@ -95,7 +93,7 @@ class Trial:
         self._words = ""
 
     def __call__(self, case: Any) -> None:
-        """Judge a case; what is wrong with it is kept, and raised."""
+        """Judge a case; an error is kept and raised."""
         self._recorder.forget()
         self._cases += 1
         try:
@@ -130,7 +128,7 @@ class Trial:
 def attempt(
     prop: Property, recorder: Recorder, info: Info, profile: Profile, seed: int, *, shrink: bool = True
 ) -> Tried:
-    """Try a property that applies, on cases drawn from the seed or on all the cases that there are."""
+    """Try a property on cases drawn from the seed, or on all cases of its list."""
     trial, cases = Trial(prop.check, recorder, info), prop.cases(info)
     if isinstance(cases, SearchStrategy):
         words, unstable = _search(trial, cases, profile, seed ^ zlib.crc32(prop.id.encode()), shrink=shrink)
@@ -144,7 +142,7 @@ def attempt(
 
 
 def settings(profile: Profile, *, shrink: bool, examples: int) -> hypothesis_settings:
-    """Return settings that depend on nothing but the arguments."""
+    """Return Hypothesis settings that depend only on the arguments, not on the environment."""
     return hypothesis_settings(
         max_examples=examples,
         phases=(Phase.generate, Phase.shrink) if shrink and profile.shrinking else (Phase.generate,),
@@ -167,7 +165,7 @@ def _search(trial: Trial, cases: SearchStrategy[Any], profile: Profile, seed: in
     @settings(profile, shrink=shrink, examples=profile.examples)
     @given(cases)
     def search(case: Any) -> None:
-        # When the time for shrinking is over, only the cases that are known to fail do.
+        # When the time for shrinking is over, new cases pass unseen; known failures still fail.
         if time.monotonic() > until[0] and pickle.dumps(case) not in failed:
             return
         try:

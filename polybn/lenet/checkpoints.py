@@ -13,8 +13,8 @@ The first digest covers every byte of the text after its own comma; each of the 
 included. Nothing is ever unpickled, and the same content gives the same file. The digests find damage, not forgery: a
 forged file can hold any numbers, but it cannot run code.
 
-A directory of checkpoints has one writer at a time; :mod:`polybn.lenet.folder` sees to it. Two would not corrupt a
-file, since each file is replaced as a whole, but each would prune what the other wrote.
+:mod:`polybn.lenet.folder` makes sure that a directory of checkpoints has one writer at a time. Two writers could not
+corrupt a file, since each file is replaced as a whole, but each would delete the other's checkpoints.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 MAX_BYTES = 2**30
 MAX_ARRAYS = 4096
-"""How many arrays a checkpoint may hold: reading far more of them takes minutes, and no network has as many."""
+"""The largest number of arrays in a checkpoint: reading far more takes minutes, and no network has so many."""
 
 Arrays: TypeAlias = "Mapping[str, NDArray[Any]]"
 
@@ -54,7 +54,7 @@ _META = re.compile(rb'\{"sha256":"([0-9a-f]{64})",(.*)', re.DOTALL)
 
 
 class LaterFormatError(CheckpointError):
-    """A later PolyBN wrote this checkpoint. It is not damaged, so no older one is taken in its place."""
+    """A later PolyBN wrote this checkpoint. It is not damaged, so an older one does not replace it."""
 
 
 class Checkpoint(NamedTuple):
@@ -67,7 +67,7 @@ class Checkpoint(NamedTuple):
 
 
 def save(directory: StrPath, arrays: Arrays, meta: dict[str, Any], *, epoch: int, keep: int = 2) -> Path:
-    """Write ``epoch-0007.npz``; once it is durable, delete all but the last ``keep`` checkpoints up to it.
+    """Write a checkpoint such as ``epoch-0007.npz``, and then delete all but the last ``keep`` ones up to it.
 
     Parameters
     ----------
@@ -76,11 +76,11 @@ def save(directory: StrPath, arrays: Arrays, meta: dict[str, Any], *, epoch: int
     arrays : mapping of str to ndarray
         Any shapes; boolean, integer, floating or complex dtypes.
     meta : dict
-        What JSON gives back equal: no tuples, no NaN, only strings as keys.
+        Values that JSON gives back equal: no tuples, no NaN, only strings as keys.
     epoch : int
-        0 or more; the order of the checkpoints. Those of later epochs are left alone.
+        0 or more; it orders the checkpoints. Those of later epochs are not deleted.
     keep : int
-        1 or more: how many stay, the new one included.
+        1 or more; the number of checkpoints to keep, the new one included.
 
     Returns
     -------
@@ -92,7 +92,7 @@ def save(directory: StrPath, arrays: Arrays, meta: dict[str, Any], *, epoch: int
     DTypeError, DomainError
         If an argument is not as above; nothing is written.
     OSError
-        As it came from the system; the checkpoints that were there are then intact.
+        If the file cannot be written; the earlier checkpoints are then intact.
 
     Examples
     --------
@@ -115,7 +115,7 @@ def save(directory: StrPath, arrays: Arrays, meta: dict[str, Any], *, epoch: int
 
 
 def load(path: StrPath) -> Checkpoint:
-    """Read a checkpoint, and verify all that it returns.
+    """Read a checkpoint, and verify everything that is returned.
 
     Parameters
     ----------
@@ -130,8 +130,8 @@ def load(path: StrPath) -> Checkpoint:
     Raises
     ------
     CheckpointError
-        If the file is damaged, is no regular file, is larger than 1 GiB or is no checkpoint;
-        :class:`LaterFormatError` if it is too new.
+        If the file is damaged, is not a regular file or a checkpoint, or is larger than 1 GiB;
+        :class:`LaterFormatError` if a later PolyBN wrote it.
     OSError
         If it cannot be read.
 
@@ -152,7 +152,7 @@ def load(path: StrPath) -> Checkpoint:
         raise type(error)(f"polybn.checkpoints.load: {path} {error}") from None
     except MemoryError:
         raise
-    except Exception as error:  # a parser answers damage with anything: RuntimeError, NotImplementedError, ...
+    except Exception as error:  # parsers raise many kinds of errors on damaged data: RuntimeError, ...
         raise CheckpointError(f"polybn.checkpoints.load: {path} must be a checkpoint; got {error!r}") from error
 
 
@@ -162,7 +162,7 @@ def latest(directory: StrPath) -> tuple[Path, Checkpoint] | None:
     Parameters
     ----------
     directory : path
-        Where :func:`save` wrote.
+        The directory that :func:`save` was given.
 
     Returns
     -------
@@ -172,7 +172,7 @@ def latest(directory: StrPath) -> tuple[Path, Checkpoint] | None:
     Raises
     ------
     CheckpointError
-        If all are damaged; :class:`LaterFormatError` if a later PolyBN wrote the newest of the others.
+        If all are damaged; :class:`LaterFormatError` if a later PolyBN wrote the newest undamaged one.
 
     Warns
     -----
@@ -190,7 +190,7 @@ def latest(directory: StrPath) -> tuple[Path, Checkpoint] | None:
             checkpoint = load(path)
         except LaterFormatError:
             raise
-        except (CheckpointError, FileNotFoundError) as error:  # a link may lead nowhere
+        except (CheckpointError, FileNotFoundError) as error:  # FileNotFoundError: a dangling link
             damaged.append(f"{error}")
             continue
         for reason in damaged:
@@ -203,14 +203,14 @@ def latest(directory: StrPath) -> tuple[Path, Checkpoint] | None:
 
 
 def require(checkpoint: Checkpoint, *, expected: Arrays, path: StrPath) -> None:
-    """Refuse a checkpoint that does not fit a network, or that no healthy run leaves behind.
+    """Refuse a checkpoint that does not fit a network, or that holds values of no successful run.
 
     Parameters
     ----------
     checkpoint : Checkpoint
-        As :func:`load` returned it.
+        What :func:`load` returned.
     expected : mapping of str to ndarray
-        The network's state, of which names, shapes and dtypes count.
+        A state of the network; only its names, shapes and dtypes matter.
     path : path
         Where the checkpoint came from, for the message.
 
@@ -283,7 +283,7 @@ def _encode(arrays: Arrays, meta: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, member in members.items():
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member)  # a bare ZipInfo carries a constant time
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member)  # a new ZipInfo has a constant date
     return buffer.getvalue()
 
 
@@ -315,7 +315,7 @@ def _check_format(found: object, version: object) -> None:
 
 
 def _check_directory(data: bytes) -> None:
-    """Bound the list of members before it is read: a forged one of a gibibyte would take minutes."""
+    """Check the size of the list of members before it is read: a forged list of 1 GiB would take minutes."""
     end, known = data[-22:], data[-22:-18] == b"PK\5\6" and data[-42:-38] != b"PK\6\7"
     _check(known, "end as the zip file of a checkpoint", "another end")
     members, size = struct.unpack_from("<HI", end, 10)
@@ -345,7 +345,7 @@ def _from_npy(member: bytes) -> NDArray[Any]:
     stream = io.BytesIO(member)
     np.lib.format.read_magic(stream)
     shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    # Not read_array, which allocates whatever a header claims. frombuffer refuses dtypes that hold objects.
+    # Not read_array, which allocates as much as a header claims. frombuffer refuses dtypes that hold objects.
     return np.frombuffer(member, dtype, offset=stream.tell()).reshape(shape).copy()
 
 
@@ -363,7 +363,7 @@ def _sha256(data: bytes) -> str:
 
 def _newest_first(directory: Path) -> list[tuple[int, Path]]:
     try:
-        paths = list(directory.iterdir())  # glob takes a directory that it may not read for an empty one
+        paths = list(directory.iterdir())  # glob would treat an unreadable directory as an empty one
     except FileNotFoundError:
         return []
     return sorted(((int(match[1]), path) for path in paths if (match := _FILE.fullmatch(path.name))), reverse=True)

@@ -1,4 +1,4 @@
-"""Draw images with their labels, and with what a network took them for, as one picture."""
+"""Draw images with their labels, and with the labels that a network gave them, as one picture."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Labels: TypeAlias = "NDArray[np.integer]"
 _COLUMNS = 10
 _SIDE = 28  # pixels of an image: the unit of the lengths below
 _GAP = 7
-_LINE = 6  # from one line of text to the next
-_INCH = 40  # how many units make one
+_LINE = 6  # the distance between lines of text
+_INCH = 40  # units per inch
 _FONT = "DejaVu Sans"  # comes with matplotlib, and has the tick and the cross
 _INK, _FAINT, _RIGHT, _WRONG = "#1a1a1a", "#6e6e6e", "#00698f", "#c43c00"
 
@@ -43,21 +43,21 @@ def draw(
     images : numpy.ndarray
         Shape ``(N, 1, 28, 28)``, uint8, N >= 1.
     labels : numpy.ndarray
-        Shape ``(N,)``, integers: what they show.
+        Shape ``(N,)``, integers: the true classes.
     path : path or binary file
         The picture to write, ``.png``, ``.svg`` or ``.pdf``; a binary file gets a PNG.
     title : str
         One line above the grid.
     predictions : numpy.ndarray, optional
-        Shape ``(N,)``, integers: what a network took them for. Then each image gets a tick or a cross, with both
-        names where they differ, and a subtitle counts.
+        Shape ``(N,)``, integers: the classes that a network predicted. Then each image gets a tick or a cross, with
+        both names where they differ, and a subtitle counts the right ones.
 
     Raises
     ------
     ShapeError
         If the shapes do not fit each other.
     DomainError
-        If a label or a prediction names no class, or the name of the picture ends otherwise.
+        If a label or a prediction is not a class, or the picture has another suffix.
     ImportError
         If matplotlib is not installed.
     OSError

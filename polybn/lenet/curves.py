@@ -1,4 +1,4 @@
-"""Learning curves of runs as a picture, which shows at one look how fast each of them learns."""
+"""Learning curves of runs as a picture, to compare how fast they learn."""
 
 from __future__ import annotations
 
@@ -23,22 +23,7 @@ COLUMNS = 4
 
 
 def draw(runs: Mapping[str, Sequence[Epoch]], path: str | os.PathLike[str]) -> None:
-    """Draw training loss, training accuracy and test accuracy of several runs side by side.
-
-    Parameters
-    ----------
-    runs : mapping of str to sequence of Epoch
-        Finished epochs by the name to show.
-    path : path
-        The picture to write, ``.png``, ``.svg`` or ``.pdf``; it is replaced as a whole.
-
-    Raises
-    ------
-    DomainError
-        If the name of the picture ends otherwise.
-    ImportError
-        If matplotlib is not installed.
-    """
+    """Draw training loss, training accuracy and test accuracy of runs, given by name, side by side."""
     pictures.check_target(path)
     legend_rows = math.ceil(len(runs) / COLUMNS)
     figure = pictures.new_figure(figsize=(12, 4 + 0.25 * legend_rows), dpi=120, layout="constrained")
@@ -50,7 +35,7 @@ def draw(runs: Mapping[str, Sequence[Epoch]], path: str | os.PathLike[str]) -> N
     panels[0].set_ylim(bottom=0)
     legend = figure.legend(lines, map(str, range(len(runs))), loc="outside lower left", ncols=COLUMNS, frameon=False)
     for text, name in zip(legend.get_texts(), runs, strict=True):
-        text.set(text=name, parse_math=False)  # as a label, "_a" would be left out and "$a$" set in italics
+        text.set(text=name, parse_math=False)  # as a label, "_a" would be hidden and "$a$" typeset as mathematics
     pictures.save(figure, path)
 
 

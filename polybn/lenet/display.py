@@ -1,4 +1,4 @@
-"""What people see while a run goes on: a progress bar with loss and speed, and a line per epoch."""
+"""What users see during training: a progress bar with loss and speed, and a line per epoch."""
 
 from __future__ import annotations
 
@@ -17,15 +17,7 @@ if TYPE_CHECKING:
 
 
 class EpochDisplay:
-    """A context in which ``on_steps`` and ``on_epoch`` of :func:`polybn.train` draw on a console.
-
-    Parameters
-    ----------
-    console : rich.console.Console
-        Where it is not a terminal, only the lines of the epochs are written.
-    epochs : int
-        Number of epochs in all.
-    """
+    """A context whose methods are callbacks of :func:`polybn.train`; a console that is no terminal gets no bar."""
 
     def __init__(self, console: Console, epochs: int) -> None:
         self._console, self._epochs = console, epochs
@@ -50,7 +42,7 @@ class EpochDisplay:
         self._progress.stop()
 
     def start(self, images: int) -> None:
-        """Show that something goes on, though no step is done yet: a backend may compile for minutes."""
+        """Show activity before the first step: a backend may compile for minutes."""
         self._images = images
         self._task = self._progress.add_task("preparing the first step", total=None, status="")
         self._progress.start()

@@ -1,6 +1,6 @@
-"""Download files of known size and SHA-256: over https alone, bounded, retried, and put in place whole.
+"""Download files of known size and SHA-256, over https only, with retries.
 
-Nothing reaches the disk before it is verified, so what is downloaded has to fit in memory.
+A file is verified in memory before anything is written, so it must fit into memory.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 ALLOWED = "https://"
-"""What every URL, and the target of every redirect, has to start with."""
+"""The required start of every URL, also of the target of a redirect."""
 PAUSES = (0.5, 1.0, 2.0, 4.0)
-"""Seconds to wait before each further try, where a server failed for a moment."""
+"""Seconds to wait before each new attempt after a temporary failure."""
 TIMEOUT = (5.0, 30.0)
-"""Seconds to wait for a connection, and for more bytes to come."""
+"""Seconds to wait for a connection, and for more bytes."""
 
 
 class Wanted(NamedTuple):
@@ -36,16 +36,16 @@ class Wanted(NamedTuple):
     name: str
     """The name of the file, and the end of its URL."""
     size: int
-    """How many bytes it has."""
+    """The size of the file in bytes."""
     sha256: str
     """The SHA-256 of its bytes, in hexadecimal."""
 
 
 def fill(directory: Path, files: Sequence[Wanted], mirrors: Sequence[str], *, progress: bool = False) -> None:
-    """Download what a directory lacks, each file from the first mirror that serves it right.
+    """Download the files that a directory lacks, each from the first mirror that serves the right bytes.
 
-    A file with another digest is replaced as a whole. If no mirror serves a file right, a
-    :class:`~polybn.lenet.errors.DataIntegrityError` says what each one did.
+    A file with another digest is replaced. If no mirror serves a file, a
+    :class:`~polybn.lenet.errors.DataIntegrityError` says what happened at each one.
     """
     make_directory(directory)
     missing = [file for file in files if not _is_there(directory / file.name, file)]
@@ -73,9 +73,9 @@ def _from_first(mirrors: Sequence[str], file: Wanted, advance: Callable[[int], N
 def fetch(url: str, size: int, sha256: str, advance: Callable[[int], None] = lambda _: None) -> bytes:
     """Download one file into memory; no more than ``size`` bytes are read.
 
-    A server that fails for a moment is asked again; one that refuses, or serves something else, is not, and that is a
-    :class:`~polybn.lenet.errors.DataIntegrityError`. ``advance`` is called with the number of bytes that came, or, as a
-    negative number, of bytes that came in vain.
+    A temporary failure is retried; a refusal or other bytes are not, and are a
+    :class:`~polybn.lenet.errors.DataIntegrityError`. ``advance`` is called with the number of bytes received, and with
+    a negative number for bytes that are thrown away.
     """
     content = _Bounded(size, advance)
     try:
@@ -115,7 +115,7 @@ def _receive(url: str, content: _Bounded) -> None:
 
     _check(url)
     with contextlib.ExitStack() as opened:
-        # Without compression on the way: the digest is that of the stored bytes.
+        # No compression in transit, because the digest is that of the stored bytes.
         headers = {"Accept-Encoding": "identity"}
         get = pooch.HTTPDownloader(chunk_size=1 << 16, timeout=TIMEOUT, headers=headers, hooks={"response": admit})
         get(url, content, None)
@@ -129,7 +129,7 @@ def _check(url: str) -> None:
 
 
 def _may_pass(error: requests.RequestException) -> bool:
-    """Tell whether another try may help: it does not with a wrong address, or without a network."""
+    """Return whether another attempt may help: not with a wrong address, nor without a network."""
     import requests
     import urllib3
 
@@ -153,7 +153,7 @@ def _cause(error: requests.RequestException) -> object:
 
 
 class _Bounded(io.BytesIO):
-    """A file in memory that takes no more than its size, and reports what it takes."""
+    """A file in memory that refuses more bytes than its size, and reports each write."""
 
     def __init__(self, size: int, advance: Callable[[int], None]) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The files of Fashion-MNIST: what is in them, and how they are read.
+"""The files of Fashion-MNIST: their contents, and how they are read and verified.
 
-What a file holds decides, not how it is packed: a file is compressed or not, whatever its name says, and the digest of
-its uncompressed bytes is in the tables below. The bytes that were digested are the bytes that are used.
+Only the contents of a file count. It may be compressed or not, whatever its name says; the digest of its uncompressed
+bytes must be that of the tables below, and exactly these bytes are used.
 
 The data set is by Zalando SE, under the MIT license: https://github.com/zalandoresearch/fashion-mnist.
 """
@@ -28,7 +28,7 @@ MIRRORS = (
 )
 """Where the authors publish the four files."""
 FOLDERS = ("", "raw", "FashionMNIST/raw")
-"""Where in a directory the files may be: in itself, or as torchvision places them."""
+"""The folders of a directory in which the files may be; the last two are torchvision's."""
 
 
 class Content(NamedTuple):
@@ -37,13 +37,13 @@ class Content(NamedTuple):
     name: str
     """The name of the uncompressed file; a compressed one ends in ``.gz``."""
     shape: tuple[int, ...]
-    """The shape of the array in it."""
+    """The shape of the array in the file."""
     sha256: str
-    """The SHA-256 of its bytes."""
+    """The SHA-256 of the uncompressed bytes."""
 
 
 class Edition(NamedTuple):
-    """A number of images: its four files, and what is downloaded to get them."""
+    """A set of images: its four files, and the files to download for them."""
 
     contents: tuple[Content, ...]
     """Training images, training labels, test images and test labels."""
@@ -90,7 +90,7 @@ SAMPLE = _edition(
 
 
 def why_not(directory: Path, edition: Edition) -> str | None:
-    """Return what a directory lacks, as far as can be told without reading files, or None."""
+    """Return what a directory lacks, or None; files are not read."""
     if not directory.is_dir():
         return f"{directory} must be a directory; got {'something else' if directory.exists() else 'none'}"
     for content in edition.contents:
@@ -104,12 +104,7 @@ def why_not(directory: Path, edition: Edition) -> str | None:
 def read(directory: Path, edition: Edition) -> list[NDArray[np.uint8]]:
     """Read and verify the four arrays, each from the first file that holds the right bytes.
 
-    Raises
-    ------
-    DamagedError
-        If there is none; the text says what is wrong with the first file.
-    OSError
-        If a file cannot be read.
+    If no file does, the error is that of the first one.
     """
     return [_first(directory, content) for content in edition.contents]
 
@@ -134,7 +129,7 @@ def _first(directory: Path, content: Content) -> NDArray[np.uint8]:
 
 def _array(path: Path, content: Content) -> NDArray[np.uint8]:
     size = idx.file_size(content.shape)
-    # gzip adds five bytes to blocks that it cannot compress, and a header that may hold a name.
+    # gzip adds five bytes to each block that it cannot compress, and a header that may hold a name.
     data = read_whole(path, size + size // 1000 + 2**16)
     try:
         plain = idx.gunzip(data, size) if data.startswith(b"\x1f\x8b") else data

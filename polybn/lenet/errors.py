@@ -12,7 +12,7 @@ class CheckpointError(ValueError):
 
 
 class RunInUseError(BlockingIOError):
-    """Another process trains in this directory."""
+    """Another process is training in this directory."""
 
 
 class DivergenceError(ArithmeticError):

@@ -1,6 +1,6 @@
 """Find, download and load Fashion-MNIST: 70,000 grey pictures of clothes, 28 by 28, in ten classes.
 
-Every byte that is used is verified each time that it is loaded; :mod:`polybn.lenet.editions` says how.
+Every byte is verified each time the data is loaded; :mod:`polybn.lenet.editions` says how.
 """
 
 from __future__ import annotations
@@ -45,35 +45,36 @@ class Dataset(NamedTuple):
     test_labels: NDArray[np.uint8]
     """Shape ``(N,)``, like the training labels."""
     source: str
-    """Where they were read from, in words."""
+    """The place that the images were read from, in words."""
     where: str | None = None
-    """What :func:`load` takes to read the same again: a directory or ``"sample"``; None if no place was named."""
+    """The place to read the same images from again: a directory or ``"sample"``; None if no place was named."""
 
 
 class Place(NamedTuple):
     """A place where the data may be."""
 
     origin: str
-    """Who named it: ``"argument"``, ``"POLYBN_DATA"``, ``"user cache"``, ``"Debian package"`` or ``"download"``."""
+    """Where the name of the place comes from: ``"argument"``, ``"POLYBN_DATA"``, ``"user cache"``, ``"Debian package"``
+    or ``"download"``."""
     directory: Path
     """The directory where the files are, or where a download would put them."""
     edition: Edition
-    """Which files those are: all images, or the subset."""
+    """The expected files: all images, or the subset."""
     why_not: str | None
-    """None if the place can be used, as far as can be told without reading files; else what must change there."""
+    """Why the place cannot be used, or None; files are not read to find out."""
 
 
 class Location(NamedTuple):
-    """The places that were looked at, in order, and the first of them that can be used."""
+    """The places where the data may be, and the first one that can be used."""
 
     used: Place | None
     """The first place that can be used."""
     places: tuple[Place, ...]
-    """All places, in the order in which they were looked at."""
+    """All places, in the order in which they are tried."""
 
 
 def find(where: StrPath | None = None, *, download: bool = True) -> Location:
-    """Tell which source :func:`load` would use, without reading the data.
+    """Return which place :func:`load` would use, without reading the data.
 
     Parameters
     ----------
@@ -83,7 +84,7 @@ def find(where: StrPath | None = None, *, download: bool = True) -> Location:
     Returns
     -------
     Location
-        Every place, and why it cannot be used or None. A place that was named is the only one.
+        Every place, and why it cannot be used. If a place was named, it is the only one.
 
     Examples
     --------
@@ -100,11 +101,10 @@ def load(where: StrPath | None = None, *, download: bool = True, progress: bool 
     Parameters
     ----------
     where : path, optional
-        A directory that holds the four files, compressed or not, also as torchvision places them in ``raw``; or the
-        word ``"sample"`` for the subset of 6,000 training and 1,000 test images that comes with PolyBN. If it is None,
-        the environment variable ``POLYBN_DATA`` may name either. Otherwise the files are looked for in the user's
-        cache and where Debian's package ``dataset-fashion-mnist`` puts them; if they are in neither, they are
-        downloaded into the user's cache.
+        A directory with the four files, compressed or not, also in torchvision's folder ``raw``; or the word
+        ``"sample"`` for the subset of 6,000 training and 1,000 test images that comes with PolyBN. If it is None, the
+        environment variable ``POLYBN_DATA`` may name either of these. Otherwise the files are read from the user's
+        cache or from Debian's package ``dataset-fashion-mnist``, or are downloaded into the user's cache.
     download : bool
         Whether they may be downloaded. The environment variable ``POLYBN_OFFLINE=1`` forbids it, too.
     progress : bool
@@ -118,8 +118,8 @@ def load(where: StrPath | None = None, *, download: bool = True, progress: bool 
     Raises
     ------
     DataIntegrityError
-        If the place that was named lacks the files or holds damaged ones, or if none was named and none serves.
-        The text names the file, what it must be, what it is, and how to repair that.
+        If the named place lacks the files or holds damaged ones, or if no place is named and no usual one can be used.
+        The message names the file, what it must hold, what it holds, and how to repair that.
 
     Examples
     --------
@@ -140,7 +140,7 @@ def load(where: StrPath | None = None, *, download: bool = True, progress: bool 
 def load_or_sample(
     where: StrPath | None = None, *, download: bool = True, progress: bool = False
 ) -> tuple[Dataset, str | None]:
-    """Read Fashion-MNIST, or the subset that comes with PolyBN if no place was named and no full copy can be had.
+    """Read Fashion-MNIST, or the subset that comes with PolyBN if no place is named and no full copy is available.
 
     Parameters
     ----------
@@ -150,14 +150,14 @@ def load_or_sample(
     Returns
     -------
     data : Dataset
-        What was read.
+        The images and labels.
     reason : str or None
-        In one line, why it is the subset, though nobody asked for that; else None.
+        Why the subset was read although it was not asked for, in one line; else None.
 
     Raises
     ------
     DataIntegrityError
-        If a place was named, and it lacks the files or holds damaged ones.
+        If the named place lacks the files or holds damaged ones.
 
     Examples
     --------
@@ -202,7 +202,7 @@ def _cache() -> Path:
     try:
         from platformdirs import user_cache_path
     except ImportError:
-        # Path.expanduser raises where no home directory is known.
+        # Path.expanduser would raise if no home directory is known.
         return Path(os.path.expanduser("~/.cache/polybn/fashion-mnist"))  # noqa: PTH111
     return user_cache_path("polybn") / "fashion-mnist"
 

@@ -1,4 +1,4 @@
-"""The directory of a run while it is trained: one owner, which alone writes to it."""
+"""The directory of a run during training: one process owns it, and only this process writes into it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Folder:
         self.path, self._lock = path, lock
 
     def describe(self, run: Run, notes: dict[str, Any]) -> None:
-        """Bring the readable files in line with a run: its options, and notes on this process."""
+        """Write the files for people: the options of a run with notes on this process, and its metrics."""
         self._check_owned()
         text = json.dumps(run.config | notes, indent=2) + "\n"
         write_atomic(self.path / "config.json", text.encode())
@@ -56,25 +56,17 @@ class Folder:
 
 @contextlib.contextmanager
 def begin(path: StrPath) -> Iterator[Folder]:
-    """Own a new or empty directory within this block. If nothing is written, it goes again.
-
-    Raises
-    ------
-    DomainError
-        If the directory holds anything.
-    RunInUseError
-        If another process has it.
-    """
+    """Own a new or empty directory within this block; if nothing is written into it, it is removed again."""
     directory = Path(path)
     made = make_directory(directory)
-    if not (directory / LOCK).exists():  # no run: nothing is to be written here, not even a lock
+    if not (directory / LOCK).exists():  # before a lock is written: a foreign directory must not change
         _check_empty(directory)
     with lock.hold(directory / LOCK) as held:
         _check_empty(directory)
         try:
             yield Folder(directory, held)
         finally:
-            with contextlib.suppress(OSError):  # it is gone already, or somebody else wants it
+            with contextlib.suppress(OSError):  # it is already removed, or used by another process
                 if not _contents(directory):
                     held.remove()
                     for path in reversed(made):
@@ -83,15 +75,7 @@ def begin(path: StrPath) -> Iterator[Folder]:
 
 @contextlib.contextmanager
 def reopen(path: StrPath) -> Iterator[tuple[Folder, Saved]]:
-    """Own the directory of a run within this block, and read what is saved there.
-
-    Raises
-    ------
-    CheckpointError
-        If there is no run, or its files are damaged.
-    RunInUseError
-        If another process has it.
-    """
+    """Own the directory of a run within this block, and read what is saved there."""
     directory = Path(path)
     runs.require(directory)
     with lock.hold(directory / LOCK) as held:

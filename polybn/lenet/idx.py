@@ -1,9 +1,9 @@
-"""Read IDX, the file format of MNIST and its relatives, from bytes that are not trusted.
+"""Read IDX, the file format of MNIST and similar data sets, from bytes that are not trusted.
 
 An IDX file is a header (two zero bytes, a type code, the number of dimensions, each dimension as a
-big-endian 32-bit integer) and then the values. It carries no digest and no end mark, so the caller
-states what shape must come out, and anything else is refused. Nothing here allocates more than
-that shape needs, whatever the bytes claim.
+big-endian 32-bit integer) and then the values. It has no digest and no end mark, so the caller
+gives the expected shape, and any other is refused. No more memory is allocated than this shape
+needs, whatever the header claims.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_GZIP = 31  # zlib's code for: a gzip header and trailer, and a window of any size
+_GZIP = 31  # zlib's code for a gzip header and trailer, and a window of any size
 _UINT8 = 0x08
-_TYPES = {0x08: "uint8", 0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"}
+TYPES = {0x08: "uint8", 0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"}
+"""The dtype of each type code; values are big-endian."""
 
 
 class DamagedError(ValueError):
-    """Bytes are not what they are said to be. The text reads ``<rule>; got <what was found>``."""
+    """Bytes are not what they should be. The message has the form ``<rule>; got <what was found>``."""
 
 
 def file_size(shape: tuple[int, ...]) -> int:
@@ -39,7 +40,7 @@ def file_size(shape: tuple[int, ...]) -> int:
 def gunzip(data: bytes, size: int) -> bytes:
     """Decompress one gzip member that must hold exactly ``size`` bytes and end where ``data`` ends.
 
-    At most one more byte is ever produced, and anything but a whole, intact member is a :class:`DamagedError`.
+    At most one byte more is decompressed. Anything but a complete, intact member is a :class:`DamagedError`.
 
     >>> import gzip
     >>> gunzip(gzip.compress(b"abc"), 3)
@@ -64,9 +65,9 @@ def gunzip(data: bytes, size: int) -> bytes:
 
 
 def parse(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Return the values of an uncompressed IDX file, a read-only view of it, which must have the given shape.
+    """Return the values of an uncompressed IDX file as a read-only view of its bytes.
 
-    A header or a length that says anything else is a :class:`DamagedError`.
+    A header or a length that does not fit the given shape is a :class:`DamagedError`.
 
     >>> parse(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 9]), (2,))
     array([7, 9], dtype=uint8)
@@ -78,7 +79,7 @@ def parse(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     if zeros != 0:
         raise DamagedError(f"start with the IDX magic number, two zero bytes first; got {content[:4]!r}")
     if code != _UINT8:
-        raise DamagedError(f"hold uint8 values (IDX type 0x08); got type {code:#04x} ({_TYPES.get(code, 'unknown')})")
+        raise DamagedError(f"hold uint8 values (IDX type 0x08); got type {code:#04x} ({TYPES.get(code, 'unknown')})")
     if dimensions != len(shape):
         raise DamagedError(f"have {len(shape)} dimensions; got {dimensions}")
     found = struct.unpack_from(f">{dimensions}I", content, 4)

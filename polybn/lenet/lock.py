@@ -1,8 +1,8 @@
-"""One owner for a directory: a lock that ends with its process, however that ends.
+"""One owner for a directory: a lock that ends with its process, however the process ends.
 
-The operating system holds the lock, not the file's existence or its content: after ``kill -9`` or a power cut the file
-is still there, and nobody holds it. The file says who holds it, for people. ``flock`` also excludes processes on other
-hosts where the directory is on NFS. Where a file system has no locks at all, a warning says so and the work goes on.
+The lock is held by the operating system; the file's existence and content mean nothing. After ``kill -9`` or a power
+cut the file is still there, but it is not locked. Its text tells people who holds the lock. On NFS, ``flock`` also
+excludes processes on other hosts. If a file system has no locks at all, there is a warning and training goes on.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ class Lock:
         self._path, self._descriptor = path, descriptor
 
     def is_in_place(self) -> bool:
-        """Tell whether the path still leads to the locked file; it does not once the directory was moved or removed."""
+        """Return whether the path still leads to the locked file: not if the directory was moved or removed."""
         try:
             return os.path.samestat(self._path.stat(), os.fstat(self._descriptor))
         except FileNotFoundError:
             return False
 
     def remove(self) -> None:
-        """Delete the file. Whoever has opened it already will find that it is not in place."""
+        """Delete the file. A process that has already opened it will see that it is no longer in place."""
         self._path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def hold(path: Path) -> Iterator[Lock]:
-    """Hold the lock of a file, which is made if need be, within this block; refuse at once where another has it.
+    """Hold the lock of a file, which is created if necessary, within this block; RunInUseError if it is taken.
 
     Threads of one process exclude each other, too. A forked child shares the lock until it ends.
     """
@@ -54,7 +54,7 @@ def hold(path: Path) -> Iterator[Lock]:
         with _opened(path) as descriptor:
             _lock(path, descriptor)
             lock = Lock(path, descriptor)
-            if not lock.is_in_place():  # its last owner removed it after it was opened here
+            if not lock.is_in_place():  # the previous owner removed the file after it was opened here
                 continue
             _write(descriptor, f"process {os.getpid()} on {socket.gethostname()}")
             try:
@@ -75,7 +75,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _lock(path: Path, descriptor: int) -> None:
-    if sys.platform == "win32":  # which has no flock
+    if sys.platform == "win32":  # Windows has no flock
         return
     import fcntl
 
@@ -98,6 +98,6 @@ def _lock(path: Path, descriptor: int) -> None:
 
 
 def _write(descriptor: int, text: str) -> None:
-    with contextlib.suppress(OSError):  # a full disk: the words are for people, the lock needs none
+    with contextlib.suppress(OSError):  # such as a full disk: the text is only for people
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)

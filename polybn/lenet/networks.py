@@ -53,7 +53,7 @@ class Sigmoid:
 
 @dataclass(frozen=True)
 class MaxPool:
-    """Maximum over squares of ``size`` values a side, without overlap. Ties go to the first in row order."""
+    """Maximum over squares of ``size`` by ``size`` values, without overlap. Ties go to the first in row order."""
 
     size: int
 
@@ -72,17 +72,17 @@ class Network:
 
 
 class Row(NamedTuple):
-    """One layer of a network, in place."""
+    """One layer of a network, with its name, shapes and arrays."""
 
     name: str
     layer: Layer
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
-    """Without the batch axis."""
+    """The shape of the output without the batch axis."""
     parameters: dict[str, tuple[int, ...]]
-    """Trainable arrays by full name, ``conv1.weight``, and their shapes."""
+    """The shapes of trainable arrays by full name, such as ``conv1.weight``."""
     statistics: dict[str, tuple[int, ...]]
-    """Running statistics by full name."""
+    """The shapes of running statistics by full name."""
 
 
 def lenet(norm: Norm = "spec") -> Network:
@@ -91,8 +91,7 @@ def lenet(norm: Norm = "spec") -> Network:
     Parameters
     ----------
     norm : {"spec", "native", None}
-        Batch norm after each layer but the last: PolyBN's own, the one that comes with the backend's
-        library, or none.
+        Batch norm after each layer except the last: PolyBN's, that of the backend's library, or none.
 
     Returns
     -------
@@ -271,7 +270,7 @@ def initial_state(network: Network, seed: int) -> State:
 
 
 def epoch_order(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
-    """Shuffle ``0 .. size - 1`` for one epoch; it depends on seed and epoch alone, so a resumed run sees the same.
+    """Shuffle ``0 .. size - 1`` for one epoch; the order depends only on seed and epoch, also in a resumed run.
 
     Parameters
     ----------
@@ -342,8 +341,8 @@ def _infer(layer: Layer, shape: tuple[int, ...]) -> tuple[tuple[int, ...], dict[
             return shape, {}
 
 
-# NumPy promises that the streams of its bit generators never change, but not what Generator's methods make of them
-# (NEP 19), so the two small steps from bits to numbers are taken here.
+# NumPy promises that the streams of its bit generators never change, but not so for the methods of Generator (NEP 19).
+# The two small steps from bits to numbers are therefore made here.
 def _bits(seed: int, stream: int) -> np.random.PCG64:
     return np.random.PCG64(np.random.SeedSequence([seed, stream]))
 

@@ -1,4 +1,4 @@
-"""What all pictures have in common: matplotlib, the formats, and files that are replaced as a whole."""
+"""What all pictures share: matplotlib, the formats, and writing the file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Target: TypeAlias = "str | os.PathLike[str] | BinaryIO"
 """A path, whose name picks the format, or a binary file, which gets a PNG."""
 
-# Without times and versions in it, the same picture is the same bytes.
+# Dates and versions are left out, so that the same picture has the same bytes.
 FORMATS: dict[str, dict[str, None]] = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
@@ -55,7 +55,7 @@ def save(figure: Figure, target: Target, **options: Any) -> None:
 
     kind = check_target(target)
     data = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "polybn"}):  # the names of parts of an SVG are random otherwise
+    with matplotlib.rc_context({"svg.hashsalt": "polybn"}):  # otherwise ids in an SVG file are random
         figure.savefig(data, format=kind, metadata=FORMATS[kind], **options)
     if isinstance(target, (str, os.PathLike)):
         write_atomic(target, data.getvalue())

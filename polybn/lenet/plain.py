@@ -1,4 +1,4 @@
-"""Networks as JSON's types, and back."""
+"""Convert networks to the types of JSON, and back."""
 
 from __future__ import annotations
 
@@ -10,15 +10,7 @@ from polybn.spec import DomainError
 
 
 def to_plain(network: Network) -> dict[str, Any]:
-    """Turn a network into JSON's types; :func:`from_plain` is the way back.
-
-    Parameters
-    ----------
-    network : Network
-
-    Returns
-    -------
-    dict
+    """Convert a network to the types of JSON.
 
     Examples
     --------
@@ -31,20 +23,7 @@ def to_plain(network: Network) -> dict[str, Any]:
 
 
 def from_plain(plain: dict[str, Any]) -> Network:
-    """Rebuild the network that :func:`to_plain` wrote down.
-
-    Parameters
-    ----------
-    plain : dict
-
-    Returns
-    -------
-    Network
-
-    Raises
-    ------
-    DomainError
-        If it names a layer or a field that this version does not have.
+    """Convert what :func:`to_plain` returned back to a network.
 
     Examples
     --------

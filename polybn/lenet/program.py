@@ -1,4 +1,4 @@
-"""The program protocol: what a backend makes of a network, and what the training loop asks of it."""
+"""The protocol of programs: a backend compiles a network into one, and the training loop calls it."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 class Steps(NamedTuple):
-    """What a program reports after one or more training steps; one entry per step."""
+    """The report of a program after one or more training steps; one entry per step."""
 
     losses: NDArray[np.float64]
     """Mean cross-entropy of the step's batch, in nats."""
     correct: NDArray[np.int64]
-    """How many images of the batch were labelled right, by the network in training mode."""
+    """Number of images of the batch that the network, in training mode, labelled right."""
     images: NDArray[np.int64]
-    """How many images the batch had."""
+    """Number of images of the batch."""
 
 
 class Program(Protocol):
     """A network compiled by a backend, with its state on the backend's device."""
 
     def place(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Any:
-        """Bring images and labels to the device, once.
+        """Copy images and labels to the device, once for all epochs.
 
         Parameters
         ----------
@@ -52,13 +52,13 @@ class Program(Protocol):
         data : object
             From :meth:`place`.
         order : ndarray of int64, shape (N,)
-            Places of images.
+            Indices of images.
         learning_rate : float
 
         Yields
         ------
         Steps
-            As it goes, for one or more steps.
+            The reports of one or more steps each, in order.
         """
 
     def logits(self, data: Any) -> NDArray[np.float32]:
@@ -84,13 +84,13 @@ class Program(Protocol):
 
 
 class Trainer(Protocol):
-    """A backend that trains networks: it has this one function beside those of :class:`polybn.spec.Backend`."""
+    """A backend that trains networks: it has this function besides those of :class:`polybn.spec.Backend`."""
 
     def compile(self, rows: Sequence[Row], state: State, *, batch_size: int) -> Program:
         """Turn the layers of a network and its state, which is copied, into a program.
 
-        The layers are checked, and each pool comes before the sigmoid that it followed; see
-        :func:`pooled_first`. A backend whose traits say so takes ``devices``, too.
+        The layers are already checked, and each pool comes before the sigmoid that it followed; see
+        :func:`pooled_first`. A backend whose traits declare ``several_devices`` takes ``devices``, too.
         """
 
 
@@ -107,7 +107,7 @@ def compile(network: Network, backend: Backend, state: State, *, batch_size: int
     batch_size : int
         Images in a training step.
     devices : int, default 1
-        How many devices share each step, where the backend can.
+        Number of devices that share each step, if the backend supports several.
 
     Returns
     -------
@@ -116,10 +116,10 @@ def compile(network: Network, backend: Backend, state: State, *, batch_size: int
     Raises
     ------
     BackendError
-        If the backend trains no networks, not on so many devices, or its library has no batch norm of its own
-        and the network asks for it.
+        If the backend trains no networks or not on several devices, or if the network asks for the batch norm of a
+        library that has none.
     DomainError
-        If the batch size is not positive, or the backend lacks a layer of this size.
+        If the batch size is not positive, or the backend does not support the size of a layer.
     ShapeError
         If the layers do not fit each other, or the last one does not give a score for each class.
 
@@ -161,7 +161,7 @@ def compile(network: Network, backend: Backend, state: State, *, batch_size: int
 def pooled_first(rows: Sequence[Row]) -> list[Row]:
     """Move each max-pool before the sigmoid that it follows.
 
-    Sigmoids rise, so the result is the same, and there is a quarter of the values to take sigmoids of.
+    A sigmoid is increasing, so the result is the same, and only a quarter of the sigmoids are computed.
 
     Parameters
     ----------

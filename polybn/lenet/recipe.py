@@ -1,4 +1,4 @@
-"""What decides the numbers of a run, beside its data: a record that is checked when it is made and written as JSON."""
+"""The options that, together with the data, determine the results of a run; they are checked and saved as JSON."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The options of :func:`polybn.train` that a run keeps to, however often it is resumed."""
+    """The options of :func:`polybn.train` that stay the same when a run is resumed."""
 
     network: Network
-    """The layers."""
+    """The network to train."""
     backend: str = "numpy"
-    """The name of the library that computes."""
+    """The name of the backend."""
     batch_size: int = 256
-    """Images in a training step."""
+    """The number of images in a training step."""
     learning_rate: float = 1.0
     """The step along the gradient of the mean loss."""
     seed: int = 0
     """The seed of the weights and of the order of the images."""
     devices: int = 1
-    """How many devices share each step."""
+    """The number of devices that share each step."""
     last_batch: Literal["keep", "drop"] = "keep"
-    """What happens to the images that are left over after the last whole batch of an epoch."""
+    """Whether images left over after the last whole batch of an epoch make a smaller batch, or are left out."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "seed", "devices"):
@@ -48,20 +48,20 @@ class Recipe:
         self._check_ranges()
 
     def to_config(self) -> dict[str, Any]:
-        """Return the options as JSON's types."""
+        """Return the options as types of JSON."""
         options = asdict(self)
         del options["network"]
         return options | {"network": to_plain(self.network)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Recipe:
-        """Return the recipe that :meth:`to_config` wrote; other keys are ignored."""
+        """Make a recipe from what :meth:`to_config` returned; other keys are ignored."""
         network = from_plain(config["network"])
         networks.rows(network)
         return cls(network, **{name: config[name] for name in _OPTIONS if name in config})
 
     def trained_on(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the part of an epoch's order that is trained on: all images, or whole batches only."""
+        """Return the images of an epoch that are trained on, in order: all of them, or only whole batches."""
         rest = len(order) % self.batch_size
         return order[: len(order) - rest] if self.last_batch == "drop" else order
 
@@ -126,7 +126,7 @@ def check_images(function: str, network: Network, data: Dataset) -> None:
 
 
 def check_integer(name: str, value: object) -> None:
-    """Check that an option is an integer, of Python's or NumPy's."""
+    """Check that an option is an integer of Python or NumPy."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise DTypeError(f"polybn.train: {name} must be an integer; got {value!r} ({type(value).__name__})")
 

@@ -1,13 +1,13 @@
-"""A run: its metrics, and what its directory says when it is read.
+"""A run: its metrics, and reading its directory.
 
 The directory holds::
 
-    config.json       what was asked for, and what it ran on
+    config.json       the options, and notes on data and versions
     metrics.jsonl     one line per finished epoch
     checkpoints/      state, history and configuration after each of the last two epochs
-    .lock             the lock of the process that trains here; empty when nobody does
+    .lock             the lock of the process that trains here; empty when there is none
 
-The newest checkpoint that verifies is the truth; the other files are written from it, by :mod:`polybn.lenet.folder`.
+The newest undamaged checkpoint is authoritative; :mod:`polybn.lenet.folder` writes the other files from it.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ from polybn.spec import DomainError, DTypeError, ShapeError
 if TYPE_CHECKING:
     from polybn.lenet.checkpoints import Checkpoint
 
-# What others than commands and training need.
+# The public names; commands and training use the others, too.
 __all__ = ["Epoch", "Run", "load", "read_config", "read_metrics"]
 
-_MOST_BYTES = 2**26  # of config.json and metrics.jsonl; a line has some 150
+_MOST_BYTES = 2**26  # for config.json and metrics.jsonl; a line of the latter has about 150
 _MALFORMED = (ValueError, TypeError, KeyError, RecursionError)
 
 
 class Epoch(NamedTuple):
-    """What an epoch achieved: one line of ``metrics.jsonl``."""
+    """The metrics of one epoch: a line of ``metrics.jsonl``."""
 
     epoch: int
     """The number of the epoch; the first is 1."""
     loss: float
-    """Mean cross-entropy over the epoch's training steps, in nats, each at the weights of its moment."""
+    """Mean cross-entropy over the epoch's training steps, in nats; each step with the weights before it."""
     train_accuracy: float
-    """Share of the training images that were labelled right during the epoch, with batch statistics."""
+    """Share of training images that were labelled right during the epoch, with batch statistics."""
     test_accuracy: float
-    """Share of the test images that are labelled right at the end of the epoch, with running statistics."""
+    """Share of test images that are labelled right after the epoch, with running statistics."""
     seconds: float
-    """Wall time of training and testing."""
+    """Time spent on training and testing, in seconds."""
 
 
 class Run(NamedTuple):
-    """What :func:`polybn.train` returns."""
+    """The result of :func:`polybn.train`."""
 
     config: dict[str, Any]
-    """The options that the run keeps to, and the SHA-256 of its data."""
+    """The options of the run, and the SHA-256 of its data."""
     epochs: list[Epoch]
     """The metrics of each finished epoch."""
     losses: list[list[float]]
@@ -63,7 +63,7 @@ class Run(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the directory of a run says."""
+    """The contents of the directory of a run."""
 
     path: Path
     """The directory."""
@@ -72,11 +72,11 @@ class Saved(NamedTuple):
     run: Run | None
     """The run up to its last finished epoch; None before the first."""
     config: dict[str, Any]
-    """All of ``config.json``; empty if that file is lost and a checkpoint says what the run is."""
+    """All of ``config.json``; empty if this file is lost, but a checkpoint has the options."""
 
     @property
     def epochs(self) -> int:
-        """How many epochs were asked for last."""
+        """The number of epochs of the latest :func:`polybn.train` or resume."""
         epochs = self.config.get("epochs")
         if isinstance(epochs, bool) or not isinstance(epochs, int):
             raise DomainError(
@@ -86,13 +86,13 @@ class Saved(NamedTuple):
 
     @property
     def where(self) -> str | None:
-        """The place that was named for the data; None if there was none."""
+        """The place of the data that was named, or None."""
         data = self.config.get("data")
         where = data.get("where") if isinstance(data, dict) else None
         return where if isinstance(where, str) else None
 
     def check_same_data(self, source: str, sha256: str) -> None:
-        """Refuse other data than those that the run was trained on."""
+        """Refuse data that differ from those that the run was trained on."""
         before = (self.run.config if self.run else self.config).get("data_sha256")
         if before == sha256:
             return
@@ -113,7 +113,7 @@ def read(directory: Path) -> Saved:
 
 
 def load(path: StrPath) -> Run:
-    """Read a run's newest checkpoint that verifies.
+    """Read the newest undamaged checkpoint of a run.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def load(path: StrPath) -> Run:
     Raises
     ------
     CheckpointError
-        If there is none.
+        If there is no undamaged checkpoint.
 
     Examples
     --------
@@ -159,7 +159,7 @@ def read_config(path: StrPath) -> dict[str, Any]:
     Returns
     -------
     dict
-        All of ``config.json``.
+        The contents of ``config.json``.
 
     Raises
     ------
@@ -201,7 +201,7 @@ def read_metrics(path: StrPath) -> list[Epoch]:
     Raises
     ------
     CheckpointError
-        If the directory holds no ``metrics.jsonl``, or a line of it is not one that PolyBN wrote.
+        If the directory holds no ``metrics.jsonl``, or a line of it is damaged.
 
     Examples
     --------
@@ -234,7 +234,7 @@ def read_metrics(path: StrPath) -> list[Epoch]:
 
 
 def read_epochs(directory: Path) -> list[Epoch]:
-    """Read the finished epochs of a run that may have none yet; what metrics.jsonl lacks, a checkpoint may know."""
+    """Read the finished epochs of a run, which may have none yet; if metrics.jsonl is missing, from a checkpoint."""
     require(directory)
     try:
         return read_metrics(directory)
@@ -287,7 +287,7 @@ def _recipe(config: dict[str, Any], source: Path) -> Recipe:
 
 
 def is_run(directory: Path) -> bool:
-    """Tell whether a run was begun in a directory."""
+    """Return whether a run was begun in a directory."""
     return any((directory / name).exists() for name in ("config.json", "metrics.jsonl", "checkpoints"))
 
 

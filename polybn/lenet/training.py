@@ -1,7 +1,7 @@
-"""The one training loop: plain SGD, epoch by epoch, the same for every backend and exact to resume.
+"""The training loop: plain SGD, the same for every backend.
 
-Everything random depends on the seed and the epoch's number alone, so a run that was interrupted, at whatever moment,
-goes on to the same bits.
+Everything random depends only on the seed and the number of the epoch, so a run that was interrupted at any moment
+continues to the same bits.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import contextlib
 import hashlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from polybn.dispatch import backend as find_backend
-from polybn.lenet import fashion_mnist, folder, networks
+from polybn.lenet import fashion_mnist, folder, networks, runs, team
 from polybn.lenet.errors import DivergenceError
 from polybn.lenet.fashion_mnist import Dataset
 from polybn.lenet.networks import BatchNorm
@@ -28,24 +29,25 @@ if TYPE_CHECKING:
     from polybn.atomic import StrPath
     from polybn.lenet.folder import Folder
     from polybn.lenet.networks import Network
+    from polybn.lenet.runs import Saved
 
 __all__ = ["resume", "train"]
 
 Data: TypeAlias = "Dataset | Callable[[], Dataset] | None"
-"""A data set, or a function that reads one, called once everything else was checked; None reads Fashion-MNIST."""
+"""A data set, or a function that reads one, called after all other checks; None reads Fashion-MNIST."""
 OnSteps: TypeAlias = "Callable[[int, Steps], None]"
 OnEpoch: TypeAlias = "Callable[[Epoch], None]"
 
 
 class Job(NamedTuple):
-    """Everything that an epoch needs."""
+    """A run that is ready to train."""
 
     recipe: Recipe
-    """The options."""
+    """The options of the run."""
     program: Program
-    """The compiled network, with the state that the run has reached."""
+    """The compiled network, in the state that the run has reached."""
     data: Dataset
-    """Training and test images."""
+    """The training and test images."""
     run: Run
     """The finished epochs."""
 
@@ -54,9 +56,9 @@ class Watch(NamedTuple):
     """The callbacks that follow training."""
 
     on_steps: OnSteps
-    """Called with the number of the epoch and with what the program reports."""
+    """A function that is called with the number of the epoch and each report of the program."""
     on_epoch: OnEpoch
-    """Called after each epoch, once it is saved."""
+    """A function that is called after each epoch, when it is saved."""
 
 
 def train(
@@ -81,31 +83,32 @@ def train(
     network : Network
         For example ``polybn.networks.lenet()``.
     backend : str, default "numpy"
-        The name of the library that computes.
+        The name of the backend.
     data : Dataset or function, optional
-        The images, or a function that reads them, which is called once everything else was checked.
+        The images, or a function that reads them, which is called after all other checks.
         Default: :func:`polybn.lenet.fashion_mnist.load`.
     epochs : int, default 10
-        How often the images are seen.
+        Number of passes over the training images.
     batch_size : int, default 256
         Images in a training step.
     learning_rate : float, default 1.0
         The step along the gradient of the mean loss.
     seed : int, default 0
-        Draws the weights and the order of the images.
+        The seed of the weights and of the order of the images.
     devices : int, default 1
-        How many devices share each step, where the backend can. Sums are then taken in another order, so losses
-        agree to rounding, which training amplifies.
+        Number of devices that share each step, if the backend supports several. Sums are then taken in another order,
+        so losses differ by rounding errors, which training amplifies.
     last_batch : {"keep", "drop"}
-        What happens to the images that are left over after the last whole batch of an epoch: "keep" makes a smaller
-        batch of them, "drop" leaves them out of this epoch.
+        Images left over after the last whole batch of an epoch: "keep" makes a smaller batch of them, "drop" leaves
+        them out of this epoch.
     out : path, optional
-        A new or empty directory for the run, which belongs to this process until the call returns.
-        :func:`~polybn.lenet.training.resume` goes on with it. Without a directory nothing is written.
+        A new or empty directory for the run, which no other process can train in until the call returns. Where several
+        processes share the run, the first one writes.
+        :func:`~polybn.lenet.training.resume` continues it. Without a directory nothing is written.
     on_steps : callable, optional
-        Called with the number of the epoch and what the program reports, as it goes.
+        Called with the number of the epoch and each report of the program.
     on_epoch : callable, optional
-        Called with the metrics of each epoch, once it is saved.
+        Called with the metrics of each epoch, when it is saved.
 
     Returns
     -------
@@ -114,18 +117,18 @@ def train(
     Raises
     ------
     DTypeError
-        If a number or an array is not of its type.
+        If a number or an array has the wrong type.
     DomainError
-        If a number is out of range, a label names no class of the network, ``out`` holds files, or a batch would hold
+        If a number is out of range, a label is not a class of the network, ``out`` holds files, or a batch would hold
         a single image, from which batch norm learns nothing.
     ShapeError
-        If the images do not fit the network, or there is not one label for each.
+        If the images do not fit the network, or there is not one label per image.
     RunInUseError
         If another process trains in ``out``.
     DivergenceError
         If a loss or a weight stops being finite. The checkpoints of finished epochs stay as they are.
     BackendError
-        If the backend cannot run, has no such batch norm, or not so many devices.
+        If the backend cannot run, or lacks the batch norm or the number of devices.
 
     Examples
     --------
@@ -148,9 +151,9 @@ def begin(
     on_steps: OnSteps,
     on_epoch: OnEpoch,
 ) -> Run:
-    """Train as :func:`polybn.train` does, with options that were checked before; see :func:`polybn.train`."""
+    """Train with options that are already checked; see :func:`polybn.train`."""
     goal = _check_epochs(epochs)
-    with contextlib.nullcontext() if out is None else folder.begin(out) as own:
+    with folder.begin(out) if out is not None and team.writes(recipe.backend) else contextlib.nullcontext() as own:
         return _go_on(_prepare(recipe, None, data), goal, own, Watch(on_steps, on_epoch))
 
 
@@ -162,16 +165,16 @@ def resume(
     on_steps: OnSteps = lambda *_: None,
     on_epoch: OnEpoch = lambda _: None,
 ) -> Run:
-    """Go on with a run from its last finished epoch, to the bits of one that was never interrupted.
+    """Continue a run from its last finished epoch; the result has the same bits as that of a run without interruption.
 
     Parameters
     ----------
     out : path
-        The directory of the run. It says which options :func:`polybn.train` was given, so none is given again.
+        The directory of the run, which holds its options.
     epochs : int, optional
-        Epochs in all, those that are finished included. Default: as many as were asked for last.
+        Total number of epochs, finished ones included. Default: the number that was given last.
     data : Dataset or function, optional
-        The same images as before, wherever they are now. Default: they are read from where they were read before.
+        The same images as before. Default: they are read from the same place as before.
     on_steps, on_epoch : callable, optional
         As for :func:`polybn.train`.
 
@@ -182,11 +185,11 @@ def resume(
     Raises
     ------
     CheckpointError
-        If there is no run in ``out``, if its files are damaged, or if the data are others.
+        If there is no run in ``out``, its files are damaged, or the data differ.
     RunInUseError
         If another process trains in ``out``.
     DomainError
-        If ``epochs`` is negative, or is not given and ``config.json`` is lost.
+        If ``epochs`` is negative, or is missing here and in ``config.json``.
 
     Examples
     --------
@@ -198,7 +201,7 @@ def resume(
     ...     len(polybn.training.resume(out, epochs=2).epochs)
     2
     """
-    with folder.reopen(out) as (own, saved):
+    with _reopened(out) as (own, saved):
         goal = _check_epochs(saved.epochs if epochs is None else epochs)
         read = (lambda: fashion_mnist.load(saved.where)) if data is None else data
         job = _prepare(saved.recipe, saved.run, read)
@@ -206,8 +209,20 @@ def resume(
         return _go_on(job, goal, own, Watch(on_steps, on_epoch))
 
 
+@contextlib.contextmanager
+def _reopened(out: StrPath) -> Iterator[tuple[Folder | None, Saved]]:
+    """Own the directory of a run, or only read it where another process of the same run owns it."""
+    runs.require(Path(out))
+    saved = runs.read(out)
+    if not team.writes(saved.recipe.backend):
+        yield None, saved
+        return
+    with folder.reopen(out) as found:
+        yield found
+
+
 def _prepare(recipe: Recipe, saved: Run | None, data: Data) -> Job:
-    """Compile the network in the state that it has reached; only then read the data, which may take long."""
+    """Compile the network in the state that the run has reached; only then read the data, which may take long."""
     state = networks.initial_state(recipe.network, recipe.seed) if saved is None else saved.state
     program = compile(
         recipe.network, find_backend(recipe.backend), state, batch_size=recipe.batch_size, devices=recipe.devices
@@ -279,7 +294,7 @@ def _divergence(what: str, epoch: int, recipe: Recipe) -> DivergenceError:
 
 
 def _notes(job: Job, goal: int) -> dict[str, Any]:
-    """Say what a run went on with, beside the options that decide its numbers."""
+    """Return what ``config.json`` holds besides the options: the goal, the source of the data, and versions."""
     from polybn.version import __version__
 
     versions = {"polybn": __version__, "python": platform.python_version()}

@@ -85,8 +85,8 @@ class Statistics:
         part = Statistics(axis=self.axis, extremes=self.extremes)
         part._moments = _wide(Moments(*(None if a is None else backend.to_numpy(a) for a in found)))
         if self.extremes:
-            host, mask = (a if a is None or isinstance(a, np.ndarray) else backend.to_numpy(a) for a in (x, where))
-            part._min, part._max = _extremes(host, self.axis, mask)
+            host: list[Any] = [a if isinstance(a, np.ndarray | None) else backend.to_numpy(a) for a in (x, where)]
+            part._min, part._max = _extremes(host[0], self.axis, host[1])
         self._take("update", "x", part)
 
     def merge(self, other: Statistics) -> None:
@@ -107,7 +107,7 @@ class Statistics:
                 f"polybn.Statistics.merge: other must be a polybn.Statistics; got {type_name(other)} "
                 "(an array is taken in by update)"
             )
-        if other._moments is not None:
+        if other.channels is not None:
             self._take("merge", "other", other)
 
     @property
@@ -118,6 +118,11 @@ class Statistics:
                 "polybn.Statistics: update must have taken in an array; got none (so that the channels are not known)"
             )
         return self._moments
+
+    @property
+    def channels(self) -> int | None:
+        """The number of channels; None before an array has come."""
+        return None if self._moments is None else len(self._moments.count)
 
     @property
     def count(self) -> NDArray[np.int64]:
@@ -250,10 +255,9 @@ class Statistics:
         if self._moments is None:
             self._moments, self._min, self._max, self.extremes = part._moments, part._min, part._max, extremes
             return
-        channels, given = len(self.count), len(part.count)
-        if channels != given:
+        if part.channels != self.channels:
             raise ShapeError(
-                f"polybn.Statistics.{function}: {name} must have {channels} channels; got {given} "
+                f"polybn.Statistics.{function}: {name} must have {self.channels} channels; got {part.channels} "
                 "(the number of channels that came first)"
             )
         self._moments, self.extremes = merge_moments(self._moments, part.moments), extremes

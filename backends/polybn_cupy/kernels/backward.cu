@@ -1,4 +1,4 @@
-// The pullback (S13), of training and of inference: x and dy are read once where a group's blocks can hold both.
+// The pullback (S13), in training and in inference: x and dy are read once if a group's blocks can hold both.
 #include "sums.cuh"
 
 struct BackwardArguments {
@@ -7,11 +7,11 @@ struct BackwardArguments {
     Index training;
 };
 
-// dx = (g near - xhat gx - mean) first second. Only the last two multiply a number as large as dx, and both are large or
-// both are small: so nothing leaves the range on the way to a dx that is in it.
+// dx = (g near - xhat gx - mean) first second. The last two factors are either both large or both small, so if dx is in
+// the range, no intermediate result leaves it.
 template <class Real>
 struct BackwardMeans {
-    Real near;    // 1, or what keeps the products of large means in range
+    Real near;    // 1, or a power of two that keeps products of large means in range
     Real g, gx;   // means of dy and of dy xhat, times near; 0 in inference
     Real first, second;  // their product is gamma r / near
 };

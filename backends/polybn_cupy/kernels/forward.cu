@@ -1,9 +1,11 @@
-// Training forward (S2, S3, S4, S10, S12), and moments (S15): x is read once where a group's blocks can hold it.
+// The forward pass in training (S2, S3, S4, S10, S12), and moments (S15): x is read once if a group's blocks can hold
+// it.
 //
-// Each group of blocks takes some channels at a time. Each member copies its stretch into shared memory and measures it;
-// the members tell each other and meet once; then each has the statistics of the whole, and writes y from shared memory.
-// A stretch that does not fit goes through in rounds: all are measured, the last one stays, the others are read again,
-// latest first, while the cache still holds them. Several blocks on a multiprocessor fill each other's waits.
+// Each group of blocks works on some channels at a time. Each block of the group copies its part into shared memory and
+// measures it; the blocks exchange their results at one barrier; then each has the statistics of the whole channel, and
+// writes y from shared memory. A part that does not fit is measured in rounds. The last round stays in shared memory;
+// the others are read again, latest first, while the cache may still hold them. Several blocks run on a multiprocessor,
+// so that one can work while another waits.
 #include "statistics.cuh"
 
 struct ForwardArguments {
@@ -79,8 +81,8 @@ __device__ void measure_round(const ForwardArguments& a, const ForwardShared<Sto
     }
 }
 
-// S4 and S12: exact at the ends, and untouched where nothing took part. In double, where a product cannot overflow on
-// the way to a float.
+// S4 and S12: exact for the momenta 0 and 1, and unchanged where no value took part. In double, so that no product
+// overflows if the result is a finite float.
 template <class Real>
 __device__ Real blend(Real old, double batch, const ForwardArguments& a, double count) {
     if (count == 0 || a.momentum == 1) return old;
@@ -91,7 +93,7 @@ template <class Real>
 __device__ void report(const ForwardArguments& a, Index c, const Normalizer<Real>& n) {
     const double sum = double(n.m1) + double(n.delta), mean = scaled(sum, n.exponent);
     if (a.new_mean) {
-        // m / (m - 1) has no value at m = 1: NaN says so where the host cannot see the count.
+        // m / (m - 1) is not defined at m = 1. The result is NaN, because the host cannot see the count and raise.
         const double ratio = n.count > 1 ? n.count / (n.count - 1) : not_a_number();
         const double batch = a.unbiased && n.count > 0 ? n.v * ratio : n.v;
         static_cast<Real*>(a.new_mean)[c] = blend(read<Real>(a.running_mean, c), mean, a, n.count);
@@ -112,7 +114,7 @@ __device__ void report(const ForwardArguments& a, Index c, const Normalizer<Real
     }
 }
 
-// Find the normalizer of each channel of the tile; channels that left the range are measured once more, scaled.
+// Find the normalizer of each channel of the tile; channels that left the range are measured again, scaled.
 template <class Stored, int WALK, int V, class Node>
 __device__ void normalize_channels(
     const ForwardArguments& a, const ForwardShared<Stored>& s, Exchange<Node>& exchange, Index first_channel) {
@@ -135,7 +137,7 @@ __device__ void normalize_channels(
             if (attempt == 0) exponent = rescue_exponent<Real>(whole, a.eps);
             again = attempt == 0 && exponent != 0;
         }
-        // Every member of the group sees the same nodes: all go round again, or none.
+        // All blocks of the group see the same nodes, so either all of them measure again, or none.
         if (!__syncthreads_or(again)) break;
         if (mine) s.channel[c].power = scaled(Real(1), -exponent);
         __syncthreads();
@@ -143,7 +145,8 @@ __device__ void normalize_channels(
     if (mine && exchange.rank == 0) report(a, first_channel + c, s.channel[c]);
 }
 
-// What the values of a channel share. A product with 1 and a sum with -0 change nothing, not even the sign of a zero.
+// The numbers that normalize a channel. Where there is no gamma or beta, the product with 1 and the sum with -0 change
+// nothing, not even the sign of a zero.
 template <class Real>
 struct Line {
     Real power, m1, delta, r, gamma, beta;

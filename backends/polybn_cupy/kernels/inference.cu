@@ -10,8 +10,8 @@ struct InferenceArguments {
     double eps;
 };
 
-// y = (x near - mean) scale more + beta; near is 1, or keeps the difference of large values in range; more is 1, or gamma
-// where its product with r leaves the range.
+// y = (x near - mean) scale more + beta. near is 1, or a power of two that keeps the difference of large values in
+// range. more is 1, or gamma if its product with r leaves the range.
 template <class Real>
 struct Slope {
     Real near, mean, scale, more, beta;
@@ -20,7 +20,7 @@ struct Slope {
 template <class Real>
 __device__ Slope<Real> slope(const InferenceArguments& a, Index c, bool first) {
     const Real mean = read<Real>(a.running_mean, c), variance = read<Real>(a.running_var, c);
-    // A variance that no batch can give spoils its channel, for all to see: the host cannot look without waiting.
+    // A variance that is not allowed makes its channel NaN: to raise an error, the host would have to wait.
     const double r = variance >= 0 && is_finite(variance) ? inverse_root(variance, a.eps) : not_a_number();
     if (first && a.new_mean) {
         static_cast<Real*>(a.new_mean)[c] = mean;
@@ -43,7 +43,7 @@ __device__ void normalize(const Slope<Real>& s, Stored& value) {
     narrow((widen(value) * s.near - s.mean) * s.scale * s.more + s.beta, value);
 }
 
-// A block's threads step along the positions of their channels, several loads of each on their way at once.
+// The number of loads that each thread has in flight while it steps along the positions of a channel.
 inline constexpr int AHEAD = 4;
 
 template <class Stored, int V>
@@ -103,7 +103,7 @@ __device__ void infer_channels(const InferenceArguments& a, const Place& at, con
     for (; i < count; i += mine.step) move(Int<1>());
 }
 
-// Arrays that lie in any way, and masks.
+// Arrays with any memory layout, and masks.
 template <class Stored>
 __device__ void infer_any(const InferenceArguments& a, const Place& at, const Slope<RealOf<Stored>>* slopes) {
     const int channels = channels_here(a.g, at), count = positions_here(a.g, at);

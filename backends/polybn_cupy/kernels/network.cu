@@ -1,7 +1,8 @@
-// The layers of a network but batch norm, in float: convolutions and dense layers, pooling with a sigmoid, the loss, SGD.
+// All layers of a network except batch norm, in float: convolutions, dense layers, pooling with a sigmoid, loss and
+// SGD.
 //
 // Activations have shape (n, channels, height, width). A dense layer is a convolution whose kernel is as large as its
-// input. Sums have one order: no atomics, and partial sums of a batch are added up one after the other.
+// input. The order of sums is fixed: there are no atomics, and partial sums of a batch are added one after the other.
 #include "types.cuh"
 
 struct Convolution {
@@ -114,7 +115,8 @@ struct Pool {
 
 __device__ inline Index element() { return Index(blockIdx.x) * THREADS + threadIdx.x; }
 
-// The maximum over squares, then the sigmoid: it rises, so their order does not matter. Of equals, the first wins.
+// The maximum over squares, then the sigmoid; it is increasing, so their order does not matter. Of equals, the first
+// wins.
 __global__ void __launch_bounds__(THREADS) pool(const __grid_constant__ Pool p) {
     const Index wide = p.width / p.size, high = p.height / p.size, at = element();
     if (at >= p.planes * high * wide) return;
@@ -143,12 +145,12 @@ struct Batch {
     Index n, pixels, classes;
     const unsigned char *images, *labels;
     const Index* order;  // null: as they come
-    Index* progress;     // images and steps that are done
+    Index* progress;     // numbers of images and steps that are done
     float *x, *logits, *gradient, *scores;
     double* losses;  // of each step: the mean loss, and how many labels were right
 };
 
-// The images of a step, as numbers from 0 to 1.
+// Convert the images of a step to numbers from 0 to 1.
 __global__ void __launch_bounds__(THREADS) gather(const __grid_constant__ Batch b) {
     const Index at = element(), image = at / b.pixels;
     if (image >= b.n) return;
@@ -156,7 +158,7 @@ __global__ void __launch_bounds__(THREADS) gather(const __grid_constant__ Batch 
     b.x[at] = float(b.images[(b.order ? b.order[from] : from) * b.pixels + at % b.pixels]) / 255.0f;
 }
 
-// The loss of a step and its gradient, by one block; then the step is done.
+// Compute the loss of a step and its gradient in one block, and count the step as done.
 __global__ void __launch_bounds__(THREADS) judge(const __grid_constant__ Batch b) {
     extern __shared__ uint4 memory[];
     double* loss = reinterpret_cast<double*>(memory);
@@ -183,7 +185,7 @@ __global__ void __launch_bounds__(THREADS) judge(const __grid_constant__ Batch b
     b.progress[1] += 1;
 }
 
-// Scores go where their images are.
+// Copy the scores to the places of their images.
 __global__ void __launch_bounds__(THREADS) deliver(const __grid_constant__ Batch b) {
     for (Index at = threadIdx.x; at < b.n * b.classes; at += THREADS) {
         b.scores[b.progress[0] * b.classes + at] = b.logits[at];
@@ -193,7 +195,7 @@ __global__ void __launch_bounds__(THREADS) deliver(const __grid_constant__ Batch
 }
 
 struct Descent {
-    Index rows, columns, slices;  // columns: of the parameter, without that of the bias
+    Index rows, columns, slices;  // columns of the weight, not counting that of the bias
     float *weight, *bias;         // bias may be null: then the gradient has no column for it
     const float* gradient;
     const float* rate;

@@ -1,9 +1,9 @@
-// Sums whose order depends on nothing but the number of values.
+// Sums whose order depends only on the number of values.
 //
 // The values of a channel are the leaves of one binary tree: within a chunk, each lane of a warp adds up the values of
 // read_chunk, and the lanes are joined in pairs; then neighbouring chunks are joined, then pairs of them, and so on.
-// However tiles, rounds and blocks cut the channel, they cut it at powers of two, along the branches of this tree: neither
-// memory layout, nor tile size, nor the number of multiprocessors changes a bit. No floating-point atomics.
+// Tiles, rounds and blocks cut a channel only at powers of two, along the branches of this tree. So neither memory
+// layout, nor tile size, nor the number of multiprocessors changes a bit. There are no floating-point atomics.
 #pragma once
 
 #include "tile.cuh"
@@ -17,7 +17,7 @@ __device__ Real warp_sum(Real value) {
     return value;
 }
 
-// What is joined is a struct of Node::WORDS doubles in `word`, with join(left, right), and empty() as neutral element.
+// A node is a struct with Node::WORDS doubles in `word`, join(left, right), and empty() as the neutral element.
 
 template <class Node>
 __device__ Node shuffled(const Node& node, int step) {
@@ -27,9 +27,9 @@ __device__ Node shuffled(const Node& node, int step) {
     return other;
 }
 
-// Join leaf(0) to leaf(width - 1), each of them read once; width is a power of two. All lanes of a warp take part, and
-// lane 0, left of all others, holds the result. No inlining: it is long and runs once for each channel. So `leaf` holds
-// values, not references: what is referred to would have to live in memory.
+// Join leaf(0) to leaf(width - 1), reading each once; width is a power of two. All lanes of a warp take part, and lane
+// 0 gets the result. It is not inlined, because it is long and runs once per channel. `leaf` must capture values, not
+// references, or the variables would have to live in memory.
 template <class Node, class Leaf>
 __device__ __noinline__ Node tree(int width, Leaf leaf) {
     constexpr int LEVELS = 16;
@@ -45,7 +45,8 @@ __device__ __noinline__ Node tree(int width, Leaf leaf) {
     return node;
 }
 
-// Rounds come one by one: a binary counter of nodes in shared memory, one for each level. One thread calls it.
+// Add the node of one more round to a binary counter of nodes in shared memory, one for each level. One thread calls
+// it.
 template <class Node>
 __device__ void push(Node* waiting, int pitch, Index round, Node node) {
     int level = 0;
@@ -62,8 +63,8 @@ __device__ inline int level_of(Index rounds) {
     return level;
 }
 
-// Memory that blocks share, in the order that the memory model asks for: what a block wrote before it arrives is seen by
-// those that see it arrive.
+// Synchronization between blocks, with the ordering that the memory model demands: a block that sees another arrive
+// also sees everything that the other wrote before.
 #ifdef __CUDACC_RTC__
 __device__ inline unsigned arrive(unsigned* counter) {
     unsigned before;
@@ -78,14 +79,14 @@ __device__ inline unsigned look(const unsigned* counter) {
 __device__ inline void open(unsigned* counter, unsigned value) {
     asm volatile("st.release.gpu.u32 [%0], %1;" ::"l"(counter), "r"(value) : "memory");
 }
-#else  // in the emulation, every write is seen at once
+#else  // in the emulation, every write is visible at once
 inline unsigned arrive(unsigned* counter) { return atomicAdd(counter, 1u); }
 inline unsigned look(const unsigned* counter) { return *counter; }
 inline void open(unsigned* counter, unsigned value) { *counter = value; }
 #endif
 
-// Where the blocks of a group meet. The state is a count, 0 between meetings, and a generation: the last to arrive sets
-// the count back and only then opens the next generation, so that no size of group and no early bird can confuse it.
+// A barrier for the blocks of a group. The state is a count, 0 between uses, and a generation. The last block to arrive
+// resets the count and only then opens the next generation, so that a fast block cannot disturb the one in progress.
 __device__ inline void meet(unsigned* state, unsigned members) {
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -101,7 +102,7 @@ __device__ inline void meet(unsigned* state, unsigned members) {
     __syncthreads();
 }
 
-// A group of blocks, and the memory through which its members tell each other their nodes.
+// The memory through which the blocks of a group exchange their nodes.
 struct Group {
     double* mail;        // (groups, 2, members, tile_channels, words)
     unsigned* barriers;  // (groups, 2)
@@ -120,8 +121,8 @@ struct Exchange {
         barrier = group.barriers + 2 * number;
     }
 
-    // Join nodes[channel] of all members, in place. Two boxes in turn: a member that is one meeting ahead writes into the
-    // other one, and it cannot be two ahead.
+    // Join nodes[channel] of all members, in place. Two boxes are used in turn: a member that is one barrier ahead
+    // writes into the other box, and no member can be two ahead.
     __device__ void join_all(Node* nodes) {
         if (members == 1) return;
         const Index box = Index(turn) * members * channels;
@@ -140,7 +141,7 @@ struct Exchange {
                 if (member >= count) return Node::empty();
                 Node from;
                 const double* source = first + Index(member) * pitch;
-                // Past the first-level cache, which may hold what this box held two meetings ago.
+                // Bypass the first-level cache, which may hold old contents of this box.
 #pragma unroll
                 for (int i = 0; i < Node::WORDS; ++i) from.word[i] = __ldcg(source + i);
                 return from;

@@ -12,7 +12,7 @@
 //                of running_mean = -sum(of x)
 //                of running_var = -r^2 / 2 sum(g (gamma r a + b xhat - gamma r e - 3/2 gamma r^2 xhat f))
 //
-// where all sums are made of five: of g, a, g xhat, a xhat and a g.
+// All sums follow from five of them: the sums of g, a, g xhat, a xhat and a g.
 #include "sums.cuh"
 
 struct SecondArguments {

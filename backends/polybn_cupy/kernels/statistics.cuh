@@ -1,10 +1,10 @@
-// Clauses S2, S3, S4 and S10: from the values of a channel to the numbers that normalize it.
+// Clauses S2, S3, S4 and S10: compute the numbers that normalize a channel from its values.
 #pragma once
 
 #include "reduce.cuh"
 
-// Some values of a channel, measured from a pivot near their mean. The pivot is a number of the arithmetic, known
-// exactly, so nothing here grows with the distance from zero. The sums are kept in double.
+// Sums over some values of a channel, relative to a pivot near their mean. The pivot is a floating-point number of the
+// arithmetic's type and known exactly, so no error grows with the distance from zero. The sums are double.
 struct Deviations {
     static constexpr int WORDS = 4;
     double word[WORDS];
@@ -17,8 +17,8 @@ struct Deviations {
     __device__ static Deviations empty() { return {{0, 0, 0, 0}}; }
 };
 
-// Joined with a pivot of the arithmetic's type, so that the equal values of a constant channel stay whole multiples of
-// their last place, and cancel exactly (S8).
+// Join two parts. The new pivot has the arithmetic's type, so that in a constant channel the differences from it are
+// multiples of the last place, and cancel exactly (S8).
 template <class Real>
 __device__ __noinline__ Deviations joined(Deviations left, Deviations right) {
     if (right.count() == 0) return left;
@@ -35,7 +35,7 @@ __device__ __noinline__ Deviations joined(Deviations left, Deviations right) {
     return whole;
 }
 
-// The two types of arithmetic, as types: `join` is found by them.
+// A type for each arithmetic, so that overloads of `join` can tell them apart.
 struct SingleDeviations : Deviations {
     __device__ static SingleDeviations empty() { return {Deviations::empty()}; }
 };
@@ -60,8 +60,8 @@ struct DeviationsFor<double> {
 template <class Real>
 using DeviationsOf = typename DeviationsFor<Real>::Type;
 
-// What normalizes a channel: y = ((x 2^-exponent - m1) - delta) * r * gamma + beta. The exponent is not 0 only in the
-// channels that S10 rescues.
+// The numbers that normalize a channel: y = ((x 2^-exponent - m1) - delta) * r * gamma + beta. The exponent is 0 except
+// in channels that S10 rescues.
 template <class Real>
 struct Normalizer {
     Real power, m1, delta, r;  // power = 2^-exponent
@@ -69,7 +69,7 @@ struct Normalizer {
     double v, count;  // v is the variance of the unscaled values
 };
 
-// 1 / sqrt(variance + eps), and 0 where both are 0: in double, which holds the sum of any two floats.
+// 1 / sqrt(variance + eps), and 0 if both are 0; in double, where the sum of two floats cannot overflow.
 __device__ inline double inverse_root(double variance, double eps) {
     const double square = variance + eps;
     if (square == 0) return 0;
@@ -77,8 +77,8 @@ __device__ inline double inverse_root(double variance, double eps) {
     return 1 / root(square);
 }
 
-// The exponent with which a channel must be measured again, 0 if it need not be. Large values are not made larger: their
-// differences, if there are any, are not small.
+// The exponent with which a channel must be measured again, or 0. Large values are never scaled up: their differences
+// are 0, or not small.
 template <class Real>
 __device__ int rescue_exponent(Deviations whole, double eps) {
     using R = Range<Real>;
@@ -87,22 +87,21 @@ __device__ int rescue_exponent(Deviations whole, double eps) {
     return small ? -R::raise : 0;
 }
 
-// The normalizer of values that were measured as x 2^-exponent.
+// The normalizer of a channel that was measured as x 2^-exponent.
 template <class Real>
 __device__ Normalizer<Real> normalizer(Deviations whole, double eps, int exponent) {
     const double n = whole.count() > 0 ? whole.count() : 1;
     const double delta = whole.sum() / n, difference = whole.squares() / n - delta * delta;
     const double v = difference <= 0 ? 0 : difference;  // NaN stays
     double r = v == 0 ? inverse_root(0, eps) : inverse_root(v, scaled(eps, -2 * exponent));
-    int kept = v == 0 ? 0 : exponent;  // equal values have no variance to be lost, but eps may be
+    int kept = v == 0 ? 0 : exponent;  // a constant channel needs no scaling, which could make eps vanish
     if (sizeof(Real) == 4 && r < 0x1p-96 && r > 0) kept += Range<Real>::lower;  // else r would lose digits
     if (v != 0) r = scaled(r, kept - exponent);
     return {scaled(Real(1), -kept), Real(scaled(whole.pivot(), exponent - kept)), Real(scaled(delta, exponent - kept)), Real(r), kept,
             scaled(v, 2 * exponent), whole.count()};
 }
 
-// The values of a chunk that a lane holds, joined with those of the other lanes of its warp. A value that does not take
-// part is 0.
+// Measure the values of a chunk, which the lanes of a warp hold. A value that does not take part is 0.
 template <class Real, bool WHOLE>
 __device__ DeviationsOf<Real> measure(const Real (&x)[EACH], unsigned taken) {
     Real total[EACH];

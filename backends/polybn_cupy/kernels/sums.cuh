@@ -1,5 +1,5 @@
-// The backward passes: sums over each channel of terms made from several arrays, then a formula for each value, with the
-// arrays kept in shared memory in between. Organised as forward.cu is.
+// The backward passes: sums over each channel of terms of several arrays, then a formula for each value. The arrays
+// stay in shared memory in between. The organisation is that of forward.cu.
 #pragma once
 
 #include "reduce.cuh"
@@ -19,7 +19,7 @@ __device__ Sums<N> join(Sums<N> left, const Sums<N>& right) {
     return left;
 }
 
-// A channel as the forward pass normalized it: what it saved, and gamma. For the backward passes.
+// The numbers that the forward pass saved for a channel, and gamma.
 template <class Real>
 struct Saved {
     Real power, m1, delta, r, gamma;  // power = 2^-exponent
@@ -37,7 +37,7 @@ __device__ Saved<Real> saved(const void* normalizers, const Vector& gamma, Index
             gamma.data ? read<Real>(gamma, c) : Real(1), exponent};
 }
 
-// What a backward pass reads and writes. The first array is x.
+// The arrays that a backward pass reads and writes. The first input is x.
 template <int INPUTS, int OUTPUTS>
 struct Operands {
     Geometry g;
@@ -45,7 +45,7 @@ struct Operands {
     Group group;
     Vector gamma;       // may be null
     void* normalizers;  // (4, C), from the forward pass
-    Vector counts;      // values that took part, by channel; null where all did
+    Vector counts;      // number of values that took part, by channel; null if all did
 };
 
 template <class Stored, int INPUTS, int N, class Means>
@@ -120,7 +120,8 @@ __device__ void add_up_round(
 }
 
 // terms(saved, values, sums)              adds the terms of one position
-// conclude(c, saved, sums, count, first)  returns the means that `write` needs; the first of a group also reports
+// conclude(c, saved, sums, count, first)  returns the means that `write` needs; the first block of a group also writes
+//                                         the results of the channel
 // write(put)                              calls put(array, formula(saved, means, values)) for each output
 template <class Means, int N, int WALK, int V, class Stored, int INPUTS, int OUTPUTS, class Terms, class Conclude, class Write>
 __device__ void sweep(

@@ -1,8 +1,8 @@
-// The part of a tensor that a block works on: some channels, and a stretch of the positions of each.
+// The part of a tensor that a block works on: some channels, and a range of the positions of each.
 //
-// A channel's values stand in the order of clause S1: position 0 to m - 1. Positions are cut into chunks of CHUNK, and
-// a tile has a power of two of them; a block takes its stretch in one or more rounds of a tile each. In shared memory a
-// tile is a row of positions for each channel, whatever the order in the tensor.
+// A channel's values have the order of clause S1: positions 0 to m - 1. Positions are cut into chunks of CHUNK, and the
+// number of chunks in a tile is a power of two. A block works on its range in one or more rounds of one tile each. In
+// shared memory a tile has a row of positions for each channel, whatever the order in the tensor.
 #pragma once
 
 #include "types.cuh"
@@ -10,19 +10,19 @@
 inline constexpr int MOST_AXES = 31;
 inline constexpr int CHUNK = 512;
 
-// How neighbours lie in memory: positions (NCHW, in rows), channels (NHWC, one row of positions), or any other way, as
-// where there is a mask. A kernel is compiled for one of them.
+// Which values are neighbours in memory: positions (NCHW, in rows), channels (NHWC, one row of positions), or any
+// others, also used with a mask. A kernel is compiled for each.
 inline constexpr int ROWS = 0, CHANNELS = 1, ANY = 2;
 
-// All arrays of a call, cut into axes alike: the channel axis, and the others with neighbours joined where possible.
+// The axes that all arrays of a call are divided into: the channel axis, and the others, joined where possible.
 struct Geometry {
     Index channels, count;        // C and m
-    Index axes, size[MOST_AXES];  // of the positions, slowest first
-    Index wide;                   // whether an axis but the first has 2^31 positions or more
-    Index tile_channels, chunks;  // of a tile; powers of two
-    Index rounds, members;        // tiles one after the other, a power of two; blocks that share a channel
+    Index axes, size[MOST_AXES];  // the axes of the positions, slowest first
+    Index wide;                   // whether an axis other than the first has 2^31 positions or more
+    Index tile_channels, chunks;  // the size of a tile; powers of two
+    Index rounds, members;        // tiles per block, a power of two; blocks that share a channel
     Index channels_inner;         // whether neighbours in memory are channels (NHWC) or positions (NCHW)
-    Index row, magic, shift;      // of the last axis: n / row is n * magic >> 32 >> shift, for n < 2^31 and row > 1
+    Index row, magic, shift;      // last axis: n / row is n * magic >> 32 >> shift, for n < 2^31 and row > 1
 };
 
 // An array that is read or written position by position; strides count values.
@@ -44,7 +44,7 @@ __device__ Real read(const Vector& vector, Index channel) {
 
 __device__ inline int positions(const Geometry& g) { return int(g.chunks) * CHUNK; }
 
-// Where a tile lies: kept in shared memory, written by one thread.
+// The place of a tile, in shared memory; one thread writes it.
 struct Place {
     Index first_channel, first_position;
     Index digit[MOST_AXES];  // of the first position, by axis
@@ -62,7 +62,7 @@ __device__ inline void place(Place& at, const Geometry& g, Index first_channel, 
     at.digit[0] = rest;
 }
 
-// Channels and positions of a tile that are in the tensor.
+// The numbers of channels and positions of a tile that are inside the tensor.
 __device__ inline int channels_here(const Geometry& g, const Place& at) {
     return int(g.channels - at.first_channel < g.tile_channels ? g.channels - at.first_channel : g.tile_channels);
 }
@@ -71,7 +71,7 @@ __device__ inline int positions_here(const Geometry& g, const Place& at) {
     return int(left <= 0 ? 0 : left < positions(g) ? left : positions(g));
 }
 
-// Where in an array the tile's value (channel, position) is: an addition of the position to the digits, with carries.
+// The offset of a tile's value (channel, position) in an array: the position is added to the digits, with carries.
 template <class Unsigned>
 __device__ Index offset_by(const Geometry& g, const Array& array, const Place& at, int position) {
     Index offset = 0;
@@ -90,20 +90,20 @@ __device__ __noinline__ Index offset(const Geometry& g, const Array& array, cons
     return along + (at.first_channel + channel) * array.channel_stride;
 }
 
-// base + count * bytes, in one instruction; the compiler would make four of it.
+// base + count * bytes, in one instruction instead of the compiler's four.
 template <class Stored>
 __device__ Stored* stepped(Stored* base, int count, int bytes) {
 #ifdef __CUDACC_RTC__
     Stored* result;
     asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(result) : "r"(count), "r"(bytes), "l"(base));
-    __builtin_assume(__isGlobal(result));  // else it would be read as a pointer to any kind of memory
+    __builtin_assume(__isGlobal(result));  // else loads would be generic, and slower
     return result;
 #else
     return reinterpret_cast<Stored*>(reinterpret_cast<std::uintptr_t>(base) + Index(count) * bytes);
 #endif
 }
 
-// The positions of a tile in an array that lies in rows. A step from the end of one row to the next costs a jump.
+// The positions of a tile in an array of rows. From the end of one row to the start of the next there is a jump.
 template <class Stored>
 struct RowWalk {
     Stored* base;  // the tile's first value
@@ -129,7 +129,7 @@ struct RowWalk {
     }
 };
 
-// Which of a tile's values a thread moves: vectors of V neighbours, next to those of its neighbours.
+// The values of a tile that a thread moves: vectors of V neighbours; neighbouring threads have neighbouring vectors.
 template <int V>
 struct RowShare {
     int across, first_channel, channel_step, first, step;
@@ -151,8 +151,8 @@ struct ChannelShare {
     }
 };
 
-// Where a value is in shared memory. Rows of channels are permuted by 16 bytes, so that neighbours in either direction
-// are in different banks.
+// The place of a value in shared memory. With CHANNELS, rows are permuted in units of 16 bytes, so that neighbours in
+// both directions are in different banks.
 template <class Stored, int WALK>
 __device__ int slot(int pitch, int channel, int position) {
     constexpr int W = WIDTH<Stored>, V = W < 4 ? W : 4;
@@ -160,7 +160,7 @@ __device__ int slot(int pitch, int channel, int position) {
     return channel * pitch + (position ^ (channel / V % 8 * W));
 }
 
-// Copy an array's part into shared memory. What comes asynchronously is there after arrived().
+// Copy a tile of an array into shared memory. Asynchronous copies are complete after arrived().
 template <class Stored, int WALK, int V>
 __device__ void load(const Geometry& g, const Array& array, const Place& at, Stored* tile) {
     const int pitch = positions(g), channels = channels_here(g, at), count = positions_here(g, at);
@@ -174,7 +174,7 @@ __device__ void load(const Geometry& g, const Array& array, const Place& at, Sto
             for (int i = mine.first; i < count; i += mine.step) copy_async<V>(target + i, walk(source, i));
         }
     } else {
-        constexpr int FLIGHT = V * sizeof(Stored) < 16 ? 8 : 4;  // loads of each thread that are on their way at once
+        constexpr int FLIGHT = V * sizeof(Stored) < 16 ? 8 : 4;  // loads in flight per thread
         const ChannelShare<V> mine(g);
         if (mine.channel >= channels) return;
         const Index step = mine.step * array.stride[1];
@@ -197,7 +197,7 @@ __device__ void load(const Geometry& g, const Array& array, const Place& at, Sto
     }
 }
 
-// The same for arrays that lie in any way, a mask among them: value by value. `at_slot(channel, position)` says where to.
+// The same for arrays with any layout, and for masks: value by value. `at_slot(channel, position)` is the target.
 template <class Item, class Slot>
 __device__ void load_any(const Geometry& g, const Array& array, const Place& at, Item* tile, Slot at_slot) {
     const int channels = channels_here(g, at), count = positions_here(g, at);
@@ -208,8 +208,8 @@ __device__ void load_any(const Geometry& g, const Array& array, const Place& at,
     }
 }
 
-// Write formula(state, values) in place of each value of a tile. make(channel) returns the state: what the values of a
-// channel share, kept in registers. `where` is for arrays that lie in any way: the result is 0 where it says so.
+// Write formula(state, values) for each position of a tile. make(channel) returns the state that a channel's values
+// share, which is kept in registers. With ANY, the result is 0 where the mask `where` deletes the value.
 template <class Stored, int WALK, int V, int INPUTS, class Make, class Formula>
 __device__ void store(
     const Geometry& g, const Array& array, const Place& at, Stored* const (&tile)[INPUTS], const unsigned char* where,
@@ -274,7 +274,7 @@ __device__ void store(
     }
 }
 
-// Bring a tile of each array, and of the mask, to shared memory.
+// Copy a tile of each array, and of the mask, into shared memory.
 template <class Stored, int WALK, int V, int INPUTS>
 __device__ void load_all(
     const Geometry& g, const Array (&array)[INPUTS], const Array& mask, const Place& at, Stored* const (&tile)[INPUTS],
@@ -292,7 +292,7 @@ __device__ void load_all(
     arrived();
 }
 
-// The values of a chunk that one lane adds up, in their order: W neighbours, then W that are WARP * W further on.
+// The values of a chunk that one lane adds up, in this order: W neighbours, then W more that are WARP * W further on.
 inline constexpr int EACH = CHUNK / WARP;
 
 __device__ inline int lane() { return threadIdx.x % WARP; }
@@ -310,7 +310,7 @@ __device__ void read_chunk(const Stored* tile, int pitch, int channel, int first
     }
 }
 
-// Which of them take part, as bits: those that are in the tensor, and that the mask does not delete.
+// A bit for each of these values: whether it is inside the tensor and not deleted by the mask.
 template <class Stored, int WALK>
 __device__ unsigned read_mask(const unsigned char* where, int pitch, int channel, int first, int count) {
     constexpr int W = WIDTH<Stored>;
@@ -325,8 +325,8 @@ __device__ unsigned read_mask(const unsigned char* where, int pitch, int channel
 }
 inline constexpr unsigned EVERY = (1u << EACH) - 1;
 
-// The units of work of a tile's warps, a chunk of a channel each: first those chunks of which all values take part, then
-// the others. unit(number, channel, first, whole) does one.
+// Share out the chunks of a tile among the warps: first the chunks in which all values take part, then the others.
+// unit(number, channel, first, whole) processes one.
 template <class Unit>
 __device__ void for_each_unit(const Geometry& g, const Place& at, bool masked, Unit unit) {
     const int channels = channels_here(g, at), chunks = int(g.chunks), count = positions_here(g, at);

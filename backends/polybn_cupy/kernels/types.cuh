@@ -1,11 +1,11 @@
-// How values are stored, and what they are computed in (S6): half types store, float and double compute.
-// They are bits here, so that the kernels need no header but their own.
+// How values are stored, and in which type they are computed (S6): half types only store, float and double compute.
+// Half types are plain bits here, so that the kernels need no other headers.
 #pragma once
 
 using Index = long long;  // positions in memory: a tensor may hold more than 2^31 values
 
-inline constexpr int THREADS = 256;  // of a block; the launcher reads it from here
-inline constexpr int BLOCKS = 3;      // of one multiprocessor, which the compiler leaves registers for
+inline constexpr int THREADS = 256;  // threads per block; plan.py has the same number
+inline constexpr int BLOCKS = 3;      // blocks per multiprocessor that must find enough registers
 inline constexpr int WARP = 32;
 inline constexpr int WARPS = THREADS / WARP;
 
@@ -36,7 +36,7 @@ struct Bfloat {
     unsigned short bits;
 };
 
-#ifdef __CUDACC_RTC__  // the emulation of the tests has functions of its own
+#ifdef __CUDACC_RTC__  // the tests' emulation defines its own functions
 __device__ inline float half_to_float(unsigned short bits) {
     float value;
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
@@ -75,7 +75,7 @@ __device__ inline double root(double value) { return sqrt(value); }
 __device__ inline float magnitude(float value) { return fabsf(value); }
 __device__ inline double magnitude(double value) { return fabs(value); }
 
-// Infinity and NaN fail, without a library function that a compiler option could define away.
+// False for infinity and NaN; not a library function, which compiler options may replace by `true`.
 template <class Real>
 __device__ bool is_finite(Real value) {
     return value - value == 0;
@@ -83,8 +83,8 @@ __device__ bool is_finite(Real value) {
 
 __device__ inline double not_a_number() { return __longlong_as_double(0x7ff8000000000000); }
 
-// Where S10 steps in: a variance below `floor` of values below `near` may have lost digits, and is measured again from
-// values 2^raise times as large; sums that overflow, from values 2^lower times as small.
+// The limits of S10. A variance below `floor`, of values below `near`, may have lost digits: it is measured again from
+// values 2^raise times as large. Sums that overflow are measured again from values 2^lower times as small.
 template <class Real>
 struct Range;
 template <>
@@ -98,17 +98,17 @@ struct Range<double> {
     static constexpr double floor = 0x1p-958, near = 0x1p-400, far = 0x1p512;
 };
 
-// V neighbours in memory, moved at once.
+// V neighbours in memory, which are moved at once.
 template <class Stored, int V>
 struct alignas(sizeof(Stored) * V) Pack {
     Stored value[V];
 };
 
-// Values that a lane moves at once.
+// The number of values that a lane moves at once.
 template <class Stored>
 inline constexpr int WIDTH = 16 / int(sizeof(Stored));
 
-// Copy V neighbours from global to shared memory; they may come later, but before arrived() returns.
+// Copy V neighbours from global to shared memory, asynchronously if possible; the copy is complete after arrived().
 template <int V, class Stored>
 __device__ void copy_async(Stored* target, const Stored* source) {
 #if defined(__CUDACC_RTC__) && __CUDA_ARCH__ >= 800

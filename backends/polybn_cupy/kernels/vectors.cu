@@ -1,4 +1,4 @@
-// What works on one value per channel: merging moments (S15) and folding (S5).
+// Kernels over one value per channel: merging moments (S15) and folding (S5).
 #include "statistics.cuh"
 
 struct MergeArguments {

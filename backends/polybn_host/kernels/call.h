@@ -1,4 +1,4 @@
-/* A call of either kind, while it is worked on. */
+/* A forward or a backward call in progress. */
 #pragma once
 #include "job.h"
 #include "layout.h"
@@ -6,7 +6,7 @@
 
 typedef struct {
     job j;
-    const polybn_forward_call *forward;   /* one of the two */
+    const polybn_forward_call *forward;   /* one of these two is null */
     const polybn_backward_call *backward;
     const passes *passes;
     double *shift, *low;
@@ -31,7 +31,7 @@ static inline double eps_of(const call *k) {
     return k->j.g->stored == FLOAT64 ? eps : (float)eps;
 }
 
-/* Values of one channel, one after the other, without those that where deletes. */
+/* An iterator over the values of one channel that the mask keeps. */
 typedef struct {
     const call *k;
     int64_t channel, next, filled, at;
@@ -45,7 +45,7 @@ static inline void begin(values *v, const call *k, int64_t channel) {
     v->k = k, v->channel = channel, v->next = v->filled = 0, v->at = -1;
 }
 
-/* Step to the next value that takes part; 0 at the end. */
+/* Step to the next value that takes part; return 0 at the end. */
 static inline int step(values *v) {
     const job *j = &v->k->j;
     const polybn_geometry *g = j->g;
@@ -72,7 +72,7 @@ static inline void put_result(const values *v, long double value) {
     scatter(j->g, j->result, v->channel, v->next - v->filled + v->at, 1, (const char *)&copy);
 }
 
-/* For both types of arithmetic: what follows from a channel's sums, and the channel anew where it left the range. */
+/* For both types of arithmetic: compute results from a channel's sums, and compute a channel again that left the range. */
 void finish_forward_double(call *, int64_t c);
 void finish_forward_wide(call *, int64_t c);
 void finish_backward_double(call *, int64_t c);

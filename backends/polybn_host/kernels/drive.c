@@ -1,5 +1,6 @@
-/* The two calls, from their passes: whole channels to each thread where there are enough of them, so that what was measured is
-   still in the cache when it is mapped; else each pass is shared, and ends before the next begins. */
+/* Run the passes of the two calls. If there are enough channels, each thread works on whole channels, so that the values that
+   were measured are still in the cache when they are mapped. Otherwise the threads share each pass, which ends before the next
+   begins. */
 #include <float.h>
 #include <stdlib.h>
 
@@ -8,8 +9,8 @@
 #include "pool.h"
 
 enum {
-    SMALL = 1 << 15,   /* values of a call that one thread does sooner than two could meet */
-    TOGETHER = 1 << 19 /* values of the channels that a task works on: they stay in the cache */
+    SMALL = 1 << 15,   /* number of values up to which one thread is faster than several */
+    TOGETHER = 1 << 19 /* number of values of a task's channels: they fit into the cache */
 };
 
 typedef struct {
@@ -23,8 +24,8 @@ static int is_wide(const call *k) { return k->j.g->stored == FLOAT64; }
 static int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t spans_of(const polybn_geometry *g) { return up(g->count, SPAN); }
 
-/* The deviations of float32 are exact in double, whatever the shift, as long as it is not an outlier among the largest of
-   millions: the mean of a few values. Float64 takes the mean of all, as S2 does. */
+/* Deviations of float32 values are exact in double for any shift that is not an extreme outlier; the mean of a few values will
+   do. Float64 uses the mean of all values, as in S2. */
 static void find_shift(call *k, int64_t c) {
     const polybn_geometry *g = k->j.g;
     double sum = 0;
@@ -65,14 +66,14 @@ static void rescue(call *k, int64_t c0, int64_t c1) {
     for (int64_t c = c0; c < c1; c++) {
         if (!k->j.stray[c]) continue;
         if (is_wide(k)) rescue_wide(k, c);
-        /* infinite cotangents, which double would not make finite */
+        /* not for infinite cotangents: the results would be infinite again */
         else if (k->forward || k->of[c].p - k->of[c].p == 0) rescue_double(k, c);
     }
 }
 
 static int measures(const call *k) { return k->forward ? k->forward->training : 1; }
 
-/* Whole channels. */
+/* A task: all passes over some channels. */
 static void do_channels(void *context, int64_t task) {
     plan *p = context;
     call *k = &p->k;
@@ -88,7 +89,7 @@ static void do_channels(void *context, int64_t task) {
     rescue(k, c0, c1);
 }
 
-/* Passes that all threads share: a task has some spans of some channels, or some values of all. */
+/* Tasks of passes that all threads share: some spans of some channels, or some values of all channels. */
 static void do_sums(plan *p, enum sums what, int64_t task) {
     const polybn_geometry *g = p->k.j.g;
     const int64_t across = up(g->channels, p->channels_each);
@@ -151,7 +152,7 @@ static int carry_out(plan *p) {
     return 0;
 }
 
-/* Give the call its memory, and carry it out. */
+/* Allocate the memory of a call, and run it. */
 static int start(plan *p) {
     call *k = &p->k;
     const polybn_geometry *g = k->j.g;

@@ -1,6 +1,6 @@
-/* From a channel's sums to its coefficients and results, and S10: a channel that left the range of the passes' arithmetic is
-   computed again, value by value, in a type whose range holds every product. That is double for what is stored in four
-   bytes or fewer, and long double for float64. Included by finish_*.c for each of the two. */
+/* Compute a channel's coefficients and results from its sums (S3, S4, S13). A channel that left the range of the passes'
+   arithmetic is computed again, value by value, in a type whose range holds every product (S10): double for values of four
+   bytes or fewer, and long double for float64. finish_double.c and finish_wide.c include this file, each with one type. */
 #include <float.h>
 
 #include "call.h"
@@ -10,7 +10,7 @@ typedef struct { wide g, gd; } cotangent_sums;
 
 static wide both(double high, double low) {
     const wide sum = (wide)high + low;
-    return sum == sum ? sum : high; /* infinity keeps no remainder */
+    return sum == sum ? sum : high; /* if the sum is infinite, its remainder is NaN */
 }
 
 static wide inverse_root(wide v, double eps) {
@@ -46,7 +46,7 @@ static void report_statistics(const call *k, int64_t c, const statistics *s, int
     const polybn_forward_call *f = k->forward;
     const int32_t stored = k->j.g->stored;
     const int64_t channels = k->j.g->channels, m = kept(k, c);
-    const wide mean = s->v == s->v ? s->m1 + s->delta : s->v; /* S9: NaN, not the infinity that led to it */
+    const wide mean = s->v == s->v ? s->m1 + s->delta : s->v; /* S9: NaN, also where the mean is infinite */
     if (f->saved) {
         const double m1 = s->m1, saved[] = {m1, (s->m1 - m1) + s->delta, s->v, s->r, stray};
         for (int i = 0; i < 5; i++) ((double *)f->saved)[i * channels + c] = saved[i];
@@ -60,10 +60,10 @@ static void report_statistics(const call *k, int64_t c, const statistics *s, int
     set_parameter(stored, f->new_var, c, m ? blend(f->momentum, old_var, v) : old_var);
 }
 
-/* Whether the passes can multiply by a number that is rounded to their type. */
+/* Whether a factor keeps its digits when it is rounded to the type of the passes. */
 static int is_normal_or_zero(wide k) { return k == 0 || (k >= SMALLEST && k <= LARGEST) || (-k >= SMALLEST && -k <= LARGEST); }
 
-/* Whether all values of a channel equal m1: with v = 0, squares may have vanished instead. */
+/* Whether all values of a channel equal m1. If not, v = 0 means that squares have vanished. */
 static int is_constant(const call *k, int64_t c, wide m1) {
     values v;
     for (begin(&v, k, c); step(&v);)
@@ -102,7 +102,7 @@ void NAME(finish_forward)(call *k, int64_t c) {
     const wide slope = gamma * s.r;
     fits &= is_normal_or_zero(slope);
     if (f->training) fits &= (gamma < 0 ? -gamma : gamma) * ROOT((wide)m) + (beta < 0 ? -beta : beta) <= LARGEST / 4;
-    /* The sums of what is stored in four bytes cannot overflow: NaN there is NaN in x, and needs no second look. */
+    /* Sums of values of four bytes cannot overflow in double, so NaN comes from x, and computing again would not help. */
     k->j.stray[c] = m && !fits && (PASSES_IN_DOUBLE || s.v == s.v);
     set_forward(k, c, &s, beta, slope);
     report_statistics(k, c, &s, k->j.stray[c]);
@@ -162,8 +162,8 @@ static void report_derivatives(const call *k, int64_t c, const cotangent_sums *s
 
 static wide magnitude(wide a) { return a < 0 ? -a : a; }
 
-/* Whether no value of dy, nor any of its products with d, is so small that digits vanish: the sums tell, unless they
-   cancel; then all values are looked at. */
+/* Whether no value of dy, and no product of one with d, is so small that it loses digits. Large sums prove it; small ones may
+   come from cancellation, so then the largest values are looked for. */
 static int cotangents_fit(const call *k, int64_t c, const cotangent_sums *sums, wide m1, wide r) {
     const wide least = SMALLEST_COTANGENT * kept(k, c), gd = magnitude(sums->gd);
     if (PASSES_IN_DOUBLE && !(gd <= LARGEST && magnitude(sums->g) <= LARGEST)) return 0;
@@ -184,7 +184,7 @@ void NAME(finish_backward)(call *k, int64_t c) {
     const wide m1 = saved[c], delta = saved[channels + c], r = saved[3 * channels + c], slope = gamma_of(k, c) * r;
     const pair total = m ? add_spans(k, c) : (pair){0, 0, 0, 0};
     cotangent_sums sums = {both(total.a, total.a_low), both(total.b, total.b_low)};
-    if (!PASSES_IN_DOUBLE) sums.gd -= delta * sums.g; /* float64 did so value by value */
+    if (!PASSES_IN_DOUBLE) sums.gd -= delta * sums.g; /* the passes of float64 subtract delta from each value */
     report_derivatives(k, c, &sums, r);
     const wide mean = m ? sums.g / m : 0, q = m ? r * (r * sums.gd) / m : 0, p = (passes_real)mean;
     k->of[c] = (coefficients){.m1 = m1, .delta = delta, .k = slope, .p = p, .q = q, .s = mean - p};

@@ -1,4 +1,4 @@
-/* For float64: see finish.h. */
+/* finish.h for float64. */
 typedef long double wide;
 typedef double passes_real;
 #define NAME(name) name##_wide
@@ -6,11 +6,11 @@ typedef double passes_real;
 #define PASSES_IN_DOUBLE 1
 #define SMALLEST DBL_MIN
 #define LARGEST DBL_MAX
-/* Squares and products of deviations have all their digits. */
+/* Within these, squares and products of deviations have all their digits. */
 #define SMALLEST_SPREAD 0x1p-900L
 #define LARGEST_SPREAD 0x1p1000L
 #define SMALLEST_COTANGENT 0x1p-900L
 #include "finish.h"
 #if LDBL_MAX_EXP < 4 * DBL_MAX_EXP
-#error "float64 needs a type of a wider range for what leaves its own: pure NumPy serves here"
+#error "float64 needs a type with a wider range, which this platform lacks: plain NumPy is used instead"
 #endif

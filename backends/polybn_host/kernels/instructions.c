@@ -13,7 +13,7 @@ static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_c
 #endif
 static int always(void) { return 1; }
 
-/* The best first. */
+/* From best to worst. */
 static const struct {
     const char *name;
     int (*available)(void);

@@ -1,6 +1,6 @@
-/* Which passes run: chosen once, when the library is loaded. */
+/* The instruction set in use, which is chosen when the library is loaded. */
 #pragma once
 #include "job.h"
 
-/* Passes by dtype, for the instruction set in use. */
+/* The passes of the instruction set in use, by dtype. */
 const passes *current_passes(void);

@@ -1,10 +1,10 @@
-/* What Python sees of the kernels. cffi reads this file, too: declarations only, no preprocessor. */
+/* The kernels' interface to Python. cffi reads this file, too, so it has only declarations and no preprocessor lines. */
 
-/* How the values of one call lie in memory. A channel's values are counted by sizes[0..rank), row by row, with the channel
-   axis left out. The four arrays are x, dy, the result (y or dx) and where; strides count bytes, and may be 0 or negative. */
+/* The memory layout of the arrays of one call. sizes[0..rank) are the axes of x without the channel axis, slowest first. The
+   four arrays are x, dy, the result (y or dx) and where; strides count bytes, and may be 0 or negative. */
 typedef struct {
     int64_t channels;
-    int64_t count;  /* of values per channel, before where deletes some */
+    int64_t count;  /* number of values per channel, before where deletes some */
     int32_t stored; /* dtype of x, dy and the result: 0 float16, 1 bfloat16, 2 float32, 3 float64 */
     int32_t rank;
     int64_t sizes[64];
@@ -12,12 +12,12 @@ typedef struct {
     int64_t strides[4][64];
 } polybn_geometry;
 
-/* One forward call. Vectors hold one number per channel: float, or double where x is float64. Any pointer but x may be
-   null: what is not given is left out, and what is not wanted is not written. */
+/* One forward call. Vectors hold one number per channel: double if x is float64, else float. All pointers except x may be
+   null, for arrays that are not given and results that are not wanted. */
 typedef struct {
     const polybn_geometry *geometry;
     const void *x, *where;
-    const void *counts; /* int64: of the values that take part, per channel; null without where */
+    const void *counts; /* int64: number of values that take part, per channel; null without where */
     const void *gamma, *beta, *running_mean, *running_var;
     void *y, *new_mean, *new_var;
     void *mean, *m2;   /* the moments */
@@ -26,28 +26,28 @@ typedef struct {
     int32_t training, unbiased;
 } polybn_forward_call;
 
-/* The derivative of a forward call; saved is what that left. */
+/* The derivative of a forward call, which has written `saved`. */
 typedef struct {
     const polybn_geometry *geometry;
     const void *x, *where;
     const void *counts;
     const void *gamma, *dy;
     const void *saved;
-    void *dx, *dgamma, *dbeta, *dmean, *dvar; /* the last two: of the running statistics, in inference */
+    void *dx, *dgamma, *dbeta, *dmean, *dvar; /* the last two, for the running statistics, only in inference */
     double eps;
     int32_t training;
 } polybn_backward_call;
 
-/* Both return 0, or 1 where memory is lacking. */
+/* Both return 0, or 1 if there is not enough memory. */
 int polybn_forward(const polybn_forward_call *);
 int polybn_backward(const polybn_backward_call *);
 
-/* Count the values that are no variance (negative, NaN or infinite) and say where the first is. */
+/* Count the values that cannot be a variance (negative, NaN or infinite), and give the index of the first. */
 int64_t polybn_bad_variances(const void *variance, int64_t channels, int32_t stored, int64_t *first);
 
-/* Set how many threads share large calls, the caller's among them. */
+/* Set the number of threads that share large calls, the caller's included. */
 void polybn_set_threads(int threads);
 
-/* Name the instruction set in use, and choose another: "" is the best that the processor has. Returns 0 where it lacks it. */
+/* Return the instruction set in use; choose another, or with "" the best one. Choosing returns 0 if the processor lacks it. */
 const char *polybn_instructions(void);
 int polybn_use_instructions(const char *name);

@@ -1,25 +1,26 @@
-/* One call on its way through the passes: what the drivers hand to the code of each instruction set. */
+/* One call as the passes see it: the data that drive.c gives to the code of each instruction set. */
 #pragma once
 #include <stdint.h>
 
 #include "interface.h"
 
-/* Sums are taken over spans of so many values; the spans' results are added in order. So threads may share a channel,
-   and how many they are changes no bit. */
+/* Sums are taken over spans of this many values, and the sums of the spans are added in order. So threads can share a channel,
+   and their number changes no bit. */
 #define SPAN 4096
 
 enum { X, DY, RESULT, WHERE }; /* the arrays of a geometry */
 enum { FLOAT16, BFLOAT16, FLOAT32, FLOAT64 };
 
-/* What is summed: (x, 0); (d, d^2) with d = x - shift; (g, g d). */
+/* The terms of the two sums: (x, 0); (d, d^2) with d = x - shift; (g, g d). */
 enum sums { TOTALS, DEVIATIONS, COTANGENTS };
-/* What is written: y; y, and a note where it is not finite; dx in training, with such a note; dx in inference. */
+/* The result: y in training; y in inference; dx in training; dx in inference. The second and the third also mark channels with
+   results that are not finite. */
 enum map { NORMALIZE, INFER, DIFFERENTIATE, SCALE };
 
 /* Two sums, each as the unevaluated sum of two doubles. */
 typedef struct { double a, a_low, b, b_low; } pair;
 
-/* Of a channel: y = ((x - m1) - delta) k + t and dx = ((g - p) - (((x - m1) - delta) q + s)) k, or g k. */
+/* Of a channel: y = ((x - m1) - delta) k + t; dx = ((g - p) - (((x - m1) - delta) q + s)) k in training, g k in inference. */
 typedef struct { double m1, delta, k, t, p, q, s; } coefficients;
 #define COEFFICIENTS 7
 
@@ -27,10 +28,10 @@ typedef struct {
     const polybn_geometry *g;
     const char *x, *dy, *where;
     char *result;
-    const double *shift, *low; /* per channel: d = x - shift, and - low in float64 */
+    const double *shift, *low; /* per channel: d = x - shift, for cotangents of float64 also - low */
     pair *pairs;               /* (spans, channels) */
     const coefficients *of;    /* per channel */
-    void *table;               /* the coefficients repeated for a row of columns, see passes.h */
+    void *table;               /* the coefficients for a row of positions, see maps.h */
     uint8_t *stray;            /* per channel: set where a result is not finite */
 } job;
 
@@ -38,8 +39,8 @@ typedef struct {
 typedef struct {
     void (*sums)(const job *, enum sums, int64_t c0, int64_t c1, int64_t span0, int64_t span1);
     void (*map)(const job *, enum map, int64_t c0, int64_t c1, int64_t i0, int64_t i1);
-    void (*tabulate)(job *); /* before map, where columns(g, ...) */
+    void (*tabulate)(job *); /* makes the table; before map if that walks over columns */
 } passes;
 
-/* How a pass walks: along rows in place, across adjacent channels, or through copies. */
+/* How a pass goes through memory: along rows in place, across adjacent channels, or through copies. */
 enum walk { ROWS, COLUMNS, COPIES };

@@ -1,4 +1,4 @@
-/* Where values lie: copies between any strides and contiguous memory, and which walk suits a geometry. */
+/* Memory layouts: copies between any strides and contiguous memory, and the choice of a walk. */
 #pragma once
 #include <string.h>
 
@@ -24,7 +24,7 @@ static inline void find(const polybn_geometry *g, int array, int64_t channel, in
     }
 }
 
-/* How many values follow in the innermost dimension. */
+/* The number of values from here to the end of the innermost axis. */
 static inline int64_t stretch(const polybn_geometry *g, const place *at) {
     return g->sizes[g->rank - 1] - at->index[g->rank - 1];
 }
@@ -51,7 +51,7 @@ static inline void copy(char *to, int64_t to_stride, const char *from, int64_t f
     else COPY_AS(char);
 }
 
-/* Point at n values of a channel from index i on: in place where they are adjacent, else in scratch memory. */
+/* Return a pointer to n values of a channel from index i on: in place if they are adjacent, else copied to scratch memory. */
 static inline const void *fetch(
     const polybn_geometry *g, int array, const char *data, int64_t channel, int64_t i, int64_t n, void *scratch) {
     const int64_t size = size_of(g, array), stride = g->strides[array][g->rank - 1];
@@ -67,7 +67,7 @@ static inline const void *fetch(
     return scratch;
 }
 
-/* Where to write n values that follow in memory; null where they do not, and scatter brings them there. */
+/* Return where to write n results if their places are adjacent, else null; scatter then writes them. */
 static inline void *target(const polybn_geometry *g, char *data, int64_t channel, int64_t i, int64_t n) {
     place at;
     find(g, RESULT, channel, i, &at);
@@ -92,7 +92,7 @@ static inline int present(const job *j, int array) {
     return array == X ? j->x != 0 : array == DY ? j->dy != 0 : array == RESULT;
 }
 
-/* Choose the walk over the arrays first..last that a call has; rows in place must be long enough. */
+/* Choose the walk over the arrays up to `last` that a call has; rows in place must be long enough. */
 static inline enum walk walk_of(const job *j, int last, int64_t shortest) {
     const polybn_geometry *g = j->g;
     const int64_t size = size_of(g, X), inner = g->sizes[g->rank - 1];
@@ -106,7 +106,7 @@ static inline enum walk walk_of(const job *j, int last, int64_t shortest) {
     return rows ? ROWS : columns ? COLUMNS : COPIES;
 }
 
-/* Whether one row of columns follows the other without a gap in all arrays first..last. */
+/* Whether there are no gaps between positions in any array up to `last`. */
 static inline int is_flat(const job *j, int last) {
     for (int array = X; array <= last; array++)
         if (present(j, array) && j->g->strides[array][0] != j->g->channels * size_of(j->g, X)) return 0;

@@ -1,6 +1,6 @@
-/* Elementwise results of one dtype; included by passes.h. The arithmetic is in float, or double for float64: channels for
-   which that would leave the range are told by their coefficients, or by a result that is not finite, and computed again
-   by rescue.c. */
+/* Elementwise results of one dtype; included by passes.h. The arithmetic is in float, or in double for float64. Channels that
+   leave this range are recognized by their coefficients, or by a result that is not finite, and finish.h computes them
+   again. */
 
 typedef struct { reals m1, delta, k, t, p, q, s; } N(row);
 
@@ -12,7 +12,7 @@ INLINE N(row) N(row_of)(const coefficients *c) {
     return r;
 }
 
-/* The coefficients of eight positions; the table has a line of so many positions for each coefficient. */
+/* The coefficients of eight positions; the table has a line of `positions` numbers for each coefficient. */
 INLINE N(row) N(row_at)(const real *table, int64_t positions) {
     const N(row) r = {
         R(at)(table),                 R(at)(table + positions),     R(at)(table + 2 * positions), R(at)(table + 3 * positions),
@@ -48,27 +48,27 @@ INLINE reals N(map_one)(enum map what, stored *to, const stored *x, const stored
     return N(watch)(what, seen, value);
 }
 
-/* As map_one, for the first n < 8 values. */
+/* Like map_one, for the first n < 8 values. */
 INLINE reals N(map_rest)(
     enum map what, stored *to, const stored *x, const stored *g, int64_t n, const N(row) *r, reals seen) {
     stored some_x[LANES] = {0}, some_g[LANES] = {0}, result[LANES];
     if (what != SCALE) memcpy(some_x, x, n * sizeof(stored));
     if (what >= DIFFERENTIATE) memcpy(some_g, g, n * sizeof(stored));
-    /* what stands in for the missing values must not overflow: repeat the first */
+    /* missing values must not overflow, so they repeat the first one */
     for (int64_t i = n; i < LANES; i++) some_x[i] = some_x[0], some_g[i] = some_g[0];
     seen = N(map_one)(what, result, some_x, some_g, r, seen);
     memcpy(to, result, n * sizeof(stored));
     return seen;
 }
 
-/* Map n values that follow in memory; tell whether all results were finite. */
+/* Map n adjacent values; return whether a result was not finite. */
 INLINE int N(map_run)(enum map what, stored *to, const stored *x, const stored *g, int64_t n, const coefficients *c) {
     const N(row) r = N(row_of)(c);
     reals seen = R(of)(0);
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) seen = N(map_one)(what, to + i, x + i, g + i, &r, seen);
     if (i < n) {
-        /* The result replaces nothing that is read, so the last eight values may be mapped again. */
+        /* The result overlaps no input, so the last eight values can be mapped a second time. */
         if (n >= LANES) i = n - LANES, seen = N(map_one)(what, to + i, x + i, g + i, &r, seen);
         else seen = N(map_rest)(what, to + i, x + i, g + i, n - i, &r, seen);
     }
@@ -92,7 +92,7 @@ INLINE void N(map_rows)(const job *j, enum map what, int64_t c0, int64_t c1, int
     }
 }
 
-/* A deleted value must not overflow: let a value that takes part stand in for it. */
+/* Deleted values must not overflow, so they are replaced by a value that takes part. */
 INLINE void N(fill)(stored *to, const stored *from, const uint8_t *where, int64_t first, int64_t n) {
     for (int64_t k = 0; k < n; k++) to[k] = from[where[k] ? k : first];
 }
@@ -120,7 +120,7 @@ INLINE void N(map_copies)(const job *j, enum map what, int64_t c0, int64_t c1, i
         }
 }
 
-/* Columns: so many positions form a row, whole vectors and a whole number of rows of channels where those are adjacent. */
+/* The number of values in a row of columns. If there are no gaps, a row joins several positions to whole vectors. */
 static int64_t N(positions)(const job *j) {
     int64_t positions = j->g->channels;
     if (is_flat(j, RESULT))

@@ -1,6 +1,6 @@
-/* A pool of threads that sleep until there is work. They are created at the first large call, again in a forked child (which
-   inherits none), hold no Python object, and end with the process. One call uses them at a time; another that comes
-   meanwhile does its work alone. */
+/* A pool of threads that sleep until there is work. They are created at the first large call, and again in a forked child,
+   which inherits none. They hold no Python object, and end with the process. One call uses them at a time; another call in the
+   meantime works alone. */
 #include "pool.h"
 
 #include <pthread.h>
@@ -10,9 +10,9 @@
 
 static struct {
     pthread_mutex_t busy; /* held by the call that uses the pool */
-    pthread_mutex_t lock; /* guards what follows */
+    pthread_mutex_t lock; /* guards the fields below */
     pthread_cond_t work_came, work_done;
-    int wanted, running, active; /* threads: asked for, created, at work */
+    int wanted, running, active; /* number of threads: wanted, created, working */
     int open;                    /* whether a thread that wakes up may still join */
     uint64_t round;
     void (*work)(void *, int64_t);
@@ -48,7 +48,7 @@ static void *serve(void *first_round) {
     return 0;
 }
 
-/* Start the threads that are lacking; signals stay with the threads of Python. */
+/* Create the missing threads, with all signals blocked: Python's threads handle them. */
 static void start_threads(void) {
     sigset_t all, before;
     pthread_attr_t attributes;
@@ -64,7 +64,7 @@ static void start_threads(void) {
     pthread_sigmask(SIG_SETMASK, &before, 0);
 }
 
-/* A child has its parent's memory and none of its threads: begin anew, whatever state the locks were copied in. */
+/* A forked child has its parent's memory but none of its threads, and locks in any state: start from the beginning. */
 static void forget_threads(void) {
     pthread_mutex_init(&pool.busy, 0);
     pthread_mutex_init(&pool.lock, 0);
@@ -93,7 +93,7 @@ void pool_run(void (*work)(void *, int64_t), void *context, int64_t tasks) {
     pthread_mutex_unlock(&pool.lock);
     take_tasks();
     pthread_mutex_lock(&pool.lock);
-    pool.open = 0; /* who sleeps still is not waited for */
+    pool.open = 0; /* threads that are still asleep are not waited for */
     while (pool.active) pthread_cond_wait(&pool.work_done, &pool.lock);
     pthread_mutex_unlock(&pool.lock);
     pthread_mutex_unlock(&pool.busy);

@@ -1,9 +1,9 @@
-/* Threads that wait without spinning. */
+/* A pool of threads that wait without spinning. */
 #pragma once
 #include <stdint.h>
 
-/* Call work(context, task) for every task, on several threads where they are free; return when all are done. */
+/* Call work(context, task) for every task, on several threads if they are free; return when all tasks are done. */
 void pool_run(void (*work)(void *context, int64_t task), void *context, int64_t tasks);
 
-/* How many threads a call may use, the caller's among them. */
+/* The number of threads that a call may use, the caller's included. */
 int pool_threads(void);

@@ -1,4 +1,4 @@
-/* One value at a time, of any dtype. */
+/* Read and write single values of any dtype. */
 #pragma once
 #include <math.h>
 #include <string.h>
@@ -27,7 +27,7 @@ static inline double read_value(int32_t stored, const void *values, int64_t i) {
     }
 }
 
-/* Round to a type of so many bits of fraction and such exponents, to even; the bits of the result. */
+/* Round to a type with `fraction` bits of fraction and this exponent bias, ties to even; return the bits. */
 static inline uint16_t rounded(double value, int fraction, int bias) {
     const uint16_t sign = signbit(value) ? 0x8000 : 0, special = (uint16_t)((2 * bias + 1) << fraction);
     if (isnan(value)) return sign | special | (uint16_t)(1 << (fraction - 1));
@@ -35,7 +35,7 @@ static inline uint16_t rounded(double value, int fraction, int bias) {
     frexp(value, &exponent); /* |value| < 2^exponent */
     if (isinf(value) || exponent > bias + 1) return sign | special;
     if (exponent < 2 - bias || value == 0) exponent = 2 - bias;
-    /* in units of the last place; a carry into the exponent is what it should be, infinity included */
+    /* in units of the last place; a carry into the exponent gives the right result, also infinity */
     const double units = nearbyint(ldexp(fabs(value), fraction + 1 - exponent));
     return sign | (uint16_t)((uint16_t)units + ((exponent - 2 + bias) << fraction));
 }
@@ -49,7 +49,7 @@ static inline void write_value(int32_t stored, void *values, int64_t i, long dou
     }
 }
 
-/* A vector of parameters or statistics: double where x is, else float. */
+/* An entry of a vector of parameters or statistics, which is double if x is float64, else float. */
 static inline double parameter(int32_t stored, const void *values, int64_t c) {
     return stored == FLOAT64 ? ((const double *)values)[c] : ((const float *)values)[c];
 }

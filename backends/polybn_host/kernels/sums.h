@@ -1,9 +1,9 @@
-/* Sums of one dtype; included by passes.h. A channel's i-th value goes to lane i mod 8, in order, in double; float64 keeps
-   what each addition rounds off, too. A span's lanes are added by a fixed tree. */
+/* Sums of one dtype; included by passes.h. A channel's i-th value is added to lane i mod 8, in order, in double. For float64
+   the rounding error of each addition is summed, too. The lanes of a span are added in a fixed order. */
 
 typedef struct { doubles a, a_low, b, b_low; } N(lanes);
 
-/* Lanes in memory. A register is loaded and stored by itself, so that the compiler keeps all in registers meanwhile. */
+/* Lanes in memory. They are loaded and stored one by one, so that the compiler keeps all of them in registers in between. */
 typedef struct { double a[LANES], a_low[LANES], b[LANES], b_low[LANES]; } N(kept_lanes);
 
 INLINE N(lanes) N(take)(const N(kept_lanes) *from) {
@@ -55,10 +55,10 @@ INLINE void N(add_rest)(
     N(add)(&s->b, &s->b_low, doubles_at(lanes[1]));
 }
 
-/* Values that wait for others to fill eight lanes. */
+/* Values that wait until there are eight. */
 typedef struct { stored x[LANES], g[LANES]; int64_t n; } N(rest);
 
-/* Add n values that follow in memory to those that wait. */
+/* Add n adjacent values, after those that wait; the last ones may wait again. */
 INLINE void N(add_piece)(
     enum sums what, N(kept_lanes) *sums, N(rest) *rest, const stored *x, const stored *g, int64_t n, double channel_shift,
     double channel_low) {
@@ -82,7 +82,7 @@ INLINE void N(add_piece)(
     N(keep)(sums, s);
 }
 
-/* Add n values that follow in memory, the first of which belongs to lane 0. */
+/* Add n adjacent values, of which the first belongs to lane 0. */
 INLINE void N(add_run)(
     enum sums what, N(kept_lanes) *sums, const stored *x, const stored *g, int64_t n, double channel_shift, double channel_low) {
     const doubles shift = doubles_of(channel_shift), low = doubles_of(channel_low);
@@ -116,7 +116,7 @@ static void N(close_span)(const N(kept_lanes) *s, pair *to) {
     N(fold_lanes)(s->b, s->b_low, 1, &to->b, &to->b_low);
 }
 
-/* Rows in place, in the order of memory: a few channels side by side, so that a page is read once. */
+/* Rows in place, in memory order: a few channels side by side, so that each page is read once. */
 INLINE void N(sum_rows)(const job *j, enum sums what, int64_t c0, int64_t c1, int64_t span0, int64_t span1) {
     enum { TOGETHER = 32 };
     const polybn_geometry *g = j->g;
@@ -149,7 +149,7 @@ INLINE void N(sum_rows)(const job *j, enum sums what, int64_t c0, int64_t c1, in
         }
 }
 
-/* Through copies, a channel and a span at a time. */
+/* Copies of one span of one channel at a time. */
 INLINE void N(sum_copies)(const job *j, enum sums what, int64_t c0, int64_t c1, int64_t span0, int64_t span1) {
     const polybn_geometry *g = j->g;
     stored copy_x[SPAN], copy_g[SPAN];
@@ -164,7 +164,7 @@ INLINE void N(sum_copies)(const job *j, enum sums what, int64_t c0, int64_t c1, 
         }
 }
 
-/* Whole channels, of which only some values take part: as if the others were deleted, to the bit (S12). */
+/* Whole channels with a mask: to the bit as if the other values were deleted (S12). */
 INLINE void N(sum_kept)(const job *j, enum sums what, int64_t c0, int64_t c1) {
     const polybn_geometry *g = j->g;
     stored copy_x[SPAN], copy_g[SPAN], kept_x[SPAN], kept_g[SPAN];
@@ -192,8 +192,8 @@ INLINE void N(sum_kept)(const job *j, enum sums what, int64_t c0, int64_t c1) {
     }
 }
 
-/* Columns. A row of positions is added to a row of sums, elementwise; eight rows of channels make one row of positions where
-   nothing lies between them, else each lane has its own rows. */
+/* Columns: a row of values is added to a row of sums, elementwise. If there are no gaps, the channels of eight positions make
+   one row; otherwise each lane has its own rows. */
 enum { N(WIDEST) = 128 };
 
 /* Eight positions or, where they are the last, the first n of them, down the rows. */
@@ -241,7 +241,7 @@ INLINE void N(sum_columns)(const job *j, enum sums what, int64_t c0, int64_t c1,
     const int flat = c1 - c0 == g->channels && g->channels <= N(WIDEST) && is_flat(j, what == COTANGENTS ? DY : X);
     double sums[4][LANES * N(WIDEST)], shift[LANES * N(WIDEST)], low[LANES * N(WIDEST)];
     for (int64_t c = c0; c < c1; c += N(WIDEST)) {
-        /* lanes lie so far apart in sums, and so many positions are added at once */
+        /* apart: the distance of lanes in `sums`; width: the number of values in a row */
         const int64_t channels = smaller(N(WIDEST), c1 - c), apart = flat ? channels : N(WIDEST);
         const int64_t lanes = flat ? 1 : LANES, width = flat ? LANES * channels : channels;
         N(repeat)(shift, j->shift + c, channels, apart), N(repeat)(low, j->low + c, channels, apart);

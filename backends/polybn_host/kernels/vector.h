@@ -1,6 +1,6 @@
-/* Eight values at a time, on any instruction set. A file that includes this has said which: WIDTH is the number of doubles
-   in a register, HALF_CONVERSION whether the processor converts float16. Sums are kept in double, in eight lanes, whatever
-   the registers: every instruction set adds up in the same order, so all give the same bits. */
+/* Vectors of eight values, on any instruction set. The including file chooses it: WIDTH is the number of doubles in a register,
+   HALF_CONVERSION says whether the processor can convert float16. Sums always have eight lanes of double, so every instruction
+   set adds in the same order and gives the same bits. */
 #pragma once
 #include <stdint.h>
 #include <string.h>
@@ -10,8 +10,8 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define LANES 8
-#define DOUBLES (LANES / WIDTH)                    /* registers of eight doubles */
-#define FLOAT_WIDTH (WIDTH > 4 ? LANES : 2 * WIDTH) /* floats in a register, of which eight are enough */
+#define DOUBLES (LANES / WIDTH)                    /* registers for eight doubles */
+#define FLOAT_WIDTH (WIDTH > 4 ? LANES : 2 * WIDTH) /* floats per register, at most eight */
 #define FLOATS (LANES / FLOAT_WIDTH)
 
 typedef double double_register __attribute__((vector_size(8 * WIDTH)));
@@ -61,7 +61,7 @@ typedef struct { float_register part[FLOATS]; } floats;
 ARITHMETIC(doubles, DOUBLES, double, double_mask)
 ARITHMETIC(floats, FLOATS, float, float_mask)
 
-/* One instruction each; what the compiler makes of the general form is several. */
+/* The intrinsics are one instruction; for the general form the compiler makes several. */
 INLINE double_register widened(narrow_register part) {
 #if WIDTH == 8
     return (double_register)_mm512_cvtps_pd((__m256)part);
@@ -105,7 +105,7 @@ INLINE void floats_to_halves(uint16_t *to, floats a) {
 }
 #else
 
-/* The bits of a float16, shifted into place, are those of the value times 2^-112; infinity and NaN have one exponent more. */
+/* The bits of a float16, shifted into place, are those of the value times 2^-112. Infinity and NaN get the largest exponent. */
 INLINE floats floats_at_halves(const uint16_t *from) {
     floats r;
     FOR_EACH(FLOATS, i) {
@@ -119,8 +119,8 @@ INLINE floats floats_at_halves(const uint16_t *from) {
     return r;
 }
 
-/* Adding a number whose last place is the half's rounds to it, to even: 2^13 times the value's own power of two, or 2^-1
-   for what is subnormal as a half. Subtracting its bits leaves the half's. */
+/* Normal halves are rounded to even by an integer addition to the bits. For subnormal halves, adding 0.5, whose last place is
+   that of the half, rounds to even; subtracting the bits of 0.5 leaves those of the half. */
 INLINE void floats_to_halves(uint16_t *to, floats a) {
     FOR_EACH(FLOATS, i) {
         const word_register bits = (word_register)a.part[i], magnitude = bits & 0x7fffffff;

@@ -1,13 +1,13 @@
-/* Convolutions of blocks of images, and their gradients: a dense layer is one with a single place in its output.
+/* Convolutions of blocks of images, and their gradients. A dense layer is a convolution whose output has a single place.
  *
- * Each sum has a register to itself. ROWS sums, of different channels at one place, share every vector of images that is
- * loaded; the weights come in the order in which they are read.
+ * Each sum has a register of its own. ROWS sums, of different channels at one place, share every vector of images that is
+ * loaded; the weights are stored in the order in which they are read.
  */
 #pragma once
 
 #include "stage.h"
 
-/* Call a function with a constant number of rows, 1 to `limit`, so that its arrays become registers. */
+/* Call a function with a constant number of rows, 1 to `limit`, so that its arrays can be kept in registers. */
 #define WITH_ROWS(rows, limit, function, ...) \
     do { \
         if ((rows) < 1 || (rows) > (limit)) __builtin_unreachable(); \
@@ -24,7 +24,7 @@
     } while (0)
 #define MOST_ROWS 8
 
-/* How to walk through the values that a sum takes up; steps are in floats. */
+/* The values that a sum runs over; steps are in floats. */
 typedef struct {
     int64_t planes, rows, columns;
     int64_t plane, row, column;
@@ -73,7 +73,7 @@ INLINE void convolve_rows(const int rows, const stage *s, const float *x, float 
     }
 }
 
-/* dx[c, i, j] = sum of weight[o, c, a, b] * dy[o, i - a, j - b], over those a and b for which there is such a dy */
+/* dx[c, i, j] = sum of weight[o, c, a, b] * dy[o, i - a, j - b], over all a and b for which dy exists */
 INLINE void convolve_back_rows(const int rows, const stage *s, const float *dy, float *dx) {
     int64_t kh = kernel_height(s), kw = kernel_width(s), width = s->middle.width, plane = area(s->input) * IMAGES;
     walk w = {.planes = s->middle.channels, .plane = area(s->middle) * IMAGES, .weight_plane = kh * kw * rows,
@@ -103,14 +103,15 @@ static void convolve_back(const stage *s, const float *dy, float *dx) {
     WITH_ROWS(input_rows(s), ROWS, convolve_back_rows, s, dy, dx);
 }
 
-/* Some blocks of images, and the gradient of the weights that they give. */
+/* Some blocks of images, and the gradient of the weights for them. */
 typedef struct {
     int64_t blocks;
     const float *dy, *x;
     float *dweight;
 } gradient;
 
-/* dweight[o, c, a, b] = sum of dy[o, i, j] * x[c, i + a, j + b], for `rows` results from o on and GRADIENT_TAPS weights */
+/* dweight[o, c, a, b] = sum of dy[o, i, j] * x[c, i + a, j + b], for `rows` output channels from o on and GRADIENT_TAPS
+ * weights */
 INLINE void correlate_rows(const int rows, const stage *s, const gradient *g, int64_t o, int64_t tap) {
     int64_t plane = area(s->middle) * IMAGES, row = s->middle.width * IMAGES, count = tap_count(s);
     const float *x[GRADIENT_TAPS];
@@ -137,7 +138,7 @@ INLINE void correlate_rows(const int rows, const stage *s, const gradient *g, in
             if (tap + t < count) g->dweight[(o + r) * count + tap + t] = total(sum[r][t]);
 }
 
-/* The gradients of the weights of results o0 ... o1 - 1 */
+/* The gradients of the weights of output channels o0 ... o1 - 1 */
 static void correlate(const stage *s, const gradient *g, int64_t o0, int64_t o1) {
     int64_t size = evenly(o1 - o0, GRADIENT_ROWS);
     for (int64_t o = o0; o < o1; o += size)
@@ -145,8 +146,8 @@ static void correlate(const stage *s, const gradient *g, int64_t o0, int64_t o1)
             WITH_ROWS(least(size, o1 - o), GRADIENT_ROWS, correlate_rows, s, g, o, tap);
 }
 
-/* Copy the bias and the weights of results o0 ... o1 - 1 to where the sums read them: the weights of the rows of a
- * group side by side. */
+/* Copy the bias and the weights of output channels o0 ... o1 - 1 into the order in which the sums read them: the weights of
+ * the rows of a group side by side. */
 static void pack(const stage *s, int64_t o0, int64_t o1) {
     int64_t kernel = kernel_area(s), taps = tap_count(s), inputs = s->input.channels, outputs = s->middle.channels;
     int64_t rows = output_rows(s), columns = input_rows(s);
@@ -162,7 +163,7 @@ static void pack(const stage *s, int64_t o0, int64_t o1) {
     }
 }
 
-/* Note where the input of each weight lies, from the place of the output on. */
+/* Store the offset of the input of each weight, relative to the place of the output. */
 static void find_taps(const stage *s) {
     int64_t kh = kernel_height(s), kw = kernel_width(s), tap = 0;
     for (int64_t c = 0; c < s->input.channels; c++)

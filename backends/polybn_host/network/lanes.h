@@ -1,7 +1,7 @@
-/* Vectors over images: the value of one image is a lane.
+/* Vectors over images: each lane belongs to one image.
  *
- * The values of IMAGES images, a block, lie next to each other in memory. A vector of the machine holds WIDTH of them,
- * so a block takes PARTS vectors in single and HALVES in double precision.
+ * The values of a block of IMAGES images are next to each other in memory. A register holds WIDTH of them, so a block takes
+ * PARTS registers in single and HALVES in double precision.
  */
 #pragma once
 
@@ -53,7 +53,7 @@ INLINE lanes all(float value) { return value - (lanes){0}; }
 INLINE lanes keep(bits where, lanes v) { return (lanes)(where & (bits)v); }
 INLINE lanes choose(bits where, lanes yes, lanes no) { return (lanes)((where & (bits)yes) | (~where & (bits)no)); }
 
-/* The value stays in a register: GCC would load it anew for each of its uses, and loads are what there is least of. */
+/* Keep the value in a register: GCC would load it again for each use, and loads are the bottleneck. */
 INLINE lanes load_once(const float *p) {
     lanes v = load(p);
 #if defined(__x86_64__)
@@ -62,7 +62,7 @@ INLINE lanes load_once(const float *p) {
     return v;
 }
 
-/* All bits set in the lanes of a part that belong to one of the `live` images of a block. */
+/* A mask of the lanes of a part that belong to one of the `live` images of a block. */
 INLINE bits alive(int64_t live, int part) {
     bits lane;
     UNROLL for (int i = 0; i < WIDTH; i++) lane[i] = part * WIDTH + i;
@@ -76,11 +76,11 @@ INLINE float total(lanes v) {
     return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
-/* exp(x), off by at most 1.1 units in the last place; x is moved into [-87.3, 88] first, and NaN stays.
+/* exp(x), with an error of at most 1.1 units in the last place; x is first clipped to [-87.3, 88], and NaN stays.
  *
- * x = n ln 2 + f with |f| <= ln 2 / 2. exp(f) is a polynomial, and 2^n is put together from its bits. */
+ * x = n ln 2 + f with |f| <= ln 2 / 2. exp(f) is a polynomial, and 2^n is made from its bits. */
 INLINE lanes exponential(lanes x) {
-    const float magic = 0x1.8p23f; /* so large that adding it rounds to a whole number, left in the lowest bits */
+    const float magic = 0x1.8p23f; /* adding it rounds to a whole number, which is then in the lowest bits */
     x = choose(x < -87.3f, all(-87.3f), x);
     x = choose(x > 88.0f, all(88.0f), x);
     lanes shifted = FMA(x, all(0x1.715476p+0f), all(magic));
@@ -95,5 +95,5 @@ INLINE lanes exponential(lanes x) {
     return p * (lanes)(((bits)shifted << 23) + (127 << 23));
 }
 
-/* Off by at most 2.5 units in the last place, or by 1e-38 below x = -87. */
+/* The error is at most 2.5 units in the last place, or 1e-38 below x = -87. */
 INLINE lanes sigmoid(lanes x) { return 1 / (1 + exponential(-x)); }

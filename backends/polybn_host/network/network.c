@@ -1,4 +1,4 @@
-/* The network's public functions: they hand a call to the code for the instruction set in use. */
+/* The network's public functions, which call the code for the instruction set in use. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

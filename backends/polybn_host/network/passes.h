@@ -1,11 +1,11 @@
-/* What a stage does to a block of images besides its convolution: batch norm, pool and sigmoid, forward and back. */
+/* Batch norm, pool and sigmoid of a stage for a block of images, forward and backward. */
 #pragma once
 
 #include <math.h>
 
 #include "stage.h"
 
-/* Divide the images by 255. Places without an image repeat the first one, so that they hold usual values. */
+/* Divide the images by 255. Lanes without an image repeat the first image, so that they hold usual values. */
 static void read_images(const polybn_network *net, int64_t block) {
     const stage *s = net->stages;
     const polybn_batch *batch = &net->batch;
@@ -25,10 +25,10 @@ static double live_total(const wide *sum, int64_t live) {
     return result;
 }
 
-/* Leave each channel's mean in this block, and its sum of squared deviations from it, in float64.
+/* Store the mean of each channel in this block, and the sum of squared deviations from it, in float64.
  *
- * One pass: deviations are from the first value, so that nothing cancels but what a block's own spread makes cancel,
- * and equal values give exact results (S2, S8). */
+ * There is one pass. Deviations are taken from the first value, so the distance from zero does not matter, and equal values
+ * give exact results (S2, S8). */
 static void measure(const polybn_network *net, const stage *s, int64_t block) {
     const float *y = s->y + block * volume(s->middle);
     int64_t plane = area(s->middle), live = live_images(net, block);
@@ -50,7 +50,7 @@ static void measure(const polybn_network *net, const stage *s, int64_t block) {
 
 INLINE lanes standardize(const channel *k, lanes y) { return ((y * k->scale - k->m1) - k->delta) * k->r; }
 
-/* The value of a square that will be the largest after batch norm; the first of equals, and NaN if there is one. */
+/* The value of a square that will be the largest after batch norm: the first of equal ones, or NaN if there is one. */
 INLINE lanes strongest(const float *y, int64_t side, int64_t row, float direction) {
     lanes best = load(y);
     if (direction != 0)
@@ -74,8 +74,8 @@ INLINE void pool(const stage *s, int64_t side, int64_t block) {
                     store(best + h * WIDTH, strongest(y + h * WIDTH, side, row, s->channels[c].direction));
 }
 
-/* From y to the output of a stage. The pool comes first: batch norm and sigmoid rise or fall throughout, so they
- * need no look at the values that it leaves out. */
+/* Compute the output of a stage from y. The pool comes first: batch norm and sigmoid are monotonic, so they need not be
+ * applied to the values that the pool drops. */
 static void activate(const stage *s, int64_t block) {
     if (s->out == s->y) return;
     if (s->pool == 2)
@@ -93,8 +93,8 @@ static void activate(const stage *s, int64_t block) {
     }
 }
 
-/* Take the gradient by the output of a stage back through its sigmoid, in place; leave the sums of it, and of it times
- * the standardized values, in float64. */
+/* Take the gradient for the output of a stage back through its sigmoid, in place; store its sum, and the sum of its products
+ * with the standardized values, in float64. */
 static void receive(const polybn_network *net, const stage *s, int64_t block) {
     int64_t size = volume(s->output), plane = area(s->output), live = live_images(net, block);
     float *g = gradient_of(net, s) + block * size;
@@ -146,7 +146,8 @@ INLINE void spread_channel(const stage *s, int64_t side, const channel *k, plane
             }
 }
 
-/* Take the gradient back from the output of the pool to y (S13); dy may be where y is. Where no image is, it is 0. */
+/* Take the gradient back from the output of the pool to y (S13); dy may be the memory of y. It is 0 in lanes without an
+ * image. */
 static void spread(const polybn_network *net, const stage *s, int64_t block, float *dy) {
     int64_t middle = area(s->middle) * IMAGES, output = area(s->output) * IMAGES, live = live_images(net, block);
     for (int64_t c = 0; c < s->middle.channels; c++) {

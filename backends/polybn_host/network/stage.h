@@ -1,4 +1,4 @@
-/* Where things lie in the buffers of a network. */
+/* The layout of the buffers of a network. */
 #pragma once
 
 #include "lanes.h"
@@ -8,7 +8,7 @@ INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* Split `count` as evenly as possible into the fewest groups of at most `limit`: how many are in one. */
+/* The size of a group if `count` is split evenly into the fewest groups of at most `limit`. */
 INLINE int64_t evenly(int64_t count, int64_t limit) { return quotient_up(count, quotient_up(count, limit)); }
 
 INLINE int64_t area(polybn_shape s) { return s.height * s.width; }
@@ -22,14 +22,14 @@ INLINE int64_t input_rows(const stage *s) { return evenly(s->input.channels, ROW
 INLINE int64_t output_groups(const stage *s) { return quotient_up(s->middle.channels, output_rows(s)); }
 INLINE int64_t input_groups(const stage *s) { return quotient_up(s->input.channels, input_rows(s)); }
 INLINE int is_dense(const stage *s) { return area(s->middle) == 1; }
-INLINE int keeps_gradient(const stage *s) { return !s->norm && s->pool == 1; } /* that of y is that of the output */
+INLINE int keeps_gradient(const stage *s) { return !s->norm && s->pool == 1; } /* the gradients of y and of the output agree */
 
 INLINE int64_t block_count(const polybn_network *net) { return quotient_up(net->batch.count, IMAGES); }
 INLINE int64_t live_images(const polybn_network *net, int64_t block) {
     return least(IMAGES, net->batch.count - block * IMAGES);
 }
 
-/* Gradient by the output of a stage */
+/* The gradient for the output of a stage */
 INLINE float *gradient_of(const polybn_network *net, const stage *s) {
     return s + 1 < net->stages + net->depth ? s[1].dx : net->gradient;
 }
@@ -42,7 +42,7 @@ static void *carve(char **memory, int64_t bytes) {
 
 #define FLOATS(count) carve(&memory, 4 * (count))
 
-/* Lay out the buffers of a network for `batch` images from `memory` on, and return where they end. */
+/* Place the buffers of a network for `batch` images from `memory` on, and return their end. */
 static char *lay_out(polybn_network *net, int64_t batch, char *memory) {
     int64_t blocks = quotient_up(batch, IMAGES);
     stage *end = net->stages + net->depth;

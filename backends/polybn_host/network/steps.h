@@ -1,8 +1,8 @@
-/* A batch on its way through a network and back, in blocks of images that threads share.
+/* The forward and backward pass of a batch, in blocks of images that threads share.
  *
- * A pass has positions: the stages forward, the loss, the stages backward. A block goes from one to the next by itself,
- * but for batch norm, whose sums are over all blocks: there the threads meet. A sum over blocks is taken in their
- * order, so the number of threads changes no bit.
+ * A pass has positions: the stages forward, the loss, the stages backward. A block goes from one position to the next
+ * independently of the others, except at batch norm, where the threads wait for each other because its sums run over all
+ * blocks. Sums over blocks are taken in the order of the blocks, so the number of threads changes no bit.
  */
 #pragma once
 
@@ -34,7 +34,7 @@ static void backward(const polybn_network *net, const stage *s, int64_t block) {
     receive(net, s - 1, block);
 }
 
-/* Softmax and cross-entropy of a vector of images; g becomes the gradient of the sum of losses by the scores z. */
+/* Softmax and cross-entropy of a vector of images; g becomes the gradient of the sum of losses for the scores z. */
 static void find_loss(polybn_network *net, int64_t block, int part, const float *z, float *g) {
     int64_t classes = net->stages[net->depth - 1].output.channels, live = live_images(net, block);
     lanes top = load(z), sum = all(0);
@@ -57,7 +57,7 @@ static void find_loss(polybn_network *net, int64_t block, int part, const float 
     }
 }
 
-/* The scores of a block; in training their loss, and its gradient. */
+/* Compute the scores of a block; in training also the loss and its gradient. */
 static void finish(polybn_network *net, int64_t block) {
     const stage *s = net->stages + net->depth - 1;
     int64_t classes = s->output.channels, live = live_images(net, block);
@@ -80,8 +80,8 @@ static void reset_channel(const stage *s, int64_t c) {
                                .beta = s->norm ? s->beta[c] : 0};
 }
 
-/* Set what batch norm does to a channel (S3). `largest` bounds the mean and the deviations from it: where they or
- * 1 / sqrt(v + eps) leave the range of float32, y is multiplied by a power of two first (S10). */
+/* Set the batch norm of a channel (S3). `largest` bounds the mean and the deviations from it. If they or 1 / sqrt(v + eps)
+ * would leave the range of float32, y is first multiplied by a power of two (S10). */
 static void set_channel(const stage *s, int64_t c, double mean, double v, double largest) {
     channel *k = s->channels + c;
     double square = v + s->eps;
@@ -100,7 +100,7 @@ static void set_channel(const stage *s, int64_t c, double mean, double v, double
     k->direction = k->r == 0 ? 0 : (float)((k->gamma > 0) - (k->gamma < 0));
 }
 
-/* Put the blocks' means and squares together, and set up the batch norm of a stage; update its running statistics (S4). */
+/* Combine the means and squares of the blocks, set the batch norm of a stage, and update its running statistics (S4). */
 static void settle_statistics(const polybn_network *net, const stage *s) {
     int64_t stride = 2 * s->middle.channels, blocks = block_count(net);
     double n = (double)(net->batch.count * area(s->middle));
@@ -119,8 +119,8 @@ static void settle_statistics(const polybn_network *net, const stage *s) {
     }
 }
 
-/* Put the blocks' sums together: they are the gradients of beta and gamma, or of a bias. A bias before batch norm has
- * none: batch norm takes it away again. */
+/* Combine the sums of the blocks, which are the gradients of beta and gamma, or of a bias. A bias before batch norm has no
+ * gradient, because batch norm subtracts it again. */
 static void settle_gradients(const polybn_network *net, const stage *s) {
     int64_t channels = s->middle.channels;
     double n = (double)(net->batch.count * area(s->middle));
@@ -159,7 +159,7 @@ static void run_block(void *context, int64_t block) {
     }
 }
 
-/* The stage that has to be settled before a position is entered, if it has batch norm. */
+/* The stage whose sums must be combined before a position, if it has batch norm. */
 INLINE const stage *gate(const polybn_network *net, int64_t p) {
     return net->stages + (p <= net->depth ? p - 1 : 2 * net->depth - p);
 }
@@ -176,7 +176,7 @@ static void run(polybn_network *net, int64_t end) {
     }
 }
 
-/* Find the `item`th group of results among all stages, and move its weights. */
+/* Find the `item`th group of output channels among all stages, and update its weights. */
 static void update(void *context, int64_t item) {
     const polybn_network *net = context;
     const stage *s = net->stages;
@@ -226,7 +226,7 @@ static void score(polybn_network *net) {
     run(net, net->depth + 1);
 }
 
-/* Fill in what lasts for the life of a network: its buffers are zero. */
+/* Fill in what never changes; all buffers are zero before. */
 static void prepare(polybn_network *net) {
     for (stage *s = net->stages; s < net->stages + net->depth; s++)
         if (s->convolution) {

@@ -1,7 +1,7 @@
-"""Adapters: one small module a library, each brought in when it is asked for.
+"""Adapters: one small module per library, imported when it is asked for.
 
 An adapter converts NumPy arrays to the library's and back, declares the library's conventions, and calls
-what its users call, with the library's own defaults for the algorithm. It has no numerics of its own.
+what the library's users call, with the library's defaults for the algorithm. It computes nothing itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ADAPTERS = {
     "onnxruntime": "polybn.conformance.adapters.onnxruntime:OnnxRuntime",
     "onnx-reference": "polybn.conformance.adapters.onnx:Reference",
 }
-"""Adapters of other libraries, as ``"module:Class"`` by name. Keras has one backend a process: make one of its two."""
+"""Adapters of other libraries, as ``"module:Class"`` by name. A process can make only one of the two for Keras."""
 
 
 def resolve(adapter: str) -> Adapter:
@@ -49,7 +49,7 @@ def resolve(adapter: str) -> Adapter:
     DomainError
         If the name is unknown, or the module has nothing by that name.
     DTypeError
-        If what it makes lacks ``info`` or ``train``.
+        If the object that was made lacks ``info`` or ``train``.
     ImportError
         If the module, or a library that the adapter needs, is missing; the message says what to install.
 

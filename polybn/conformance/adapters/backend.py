@@ -25,26 +25,11 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 OPTIONS = ("momentum", "eps", "axis")
 """The static arguments of compiled functions: Python numbers."""
 PROGRAMS = 100
-"""Calls of different shapes and options before compiled functions are made anew: what they hold is freed then."""
+"""Different shapes and options after which all compiled programs are dropped, to free their memory."""
 
 
 class BackendAdapter:
-    """A backend under test.
-
-    Parameters
-    ----------
-    name : str
-        As :func:`polybn.backend` takes it.
-    form : str, optional
-        One of the variants that the backend declares, or ``"jit"`` for one that compiles functions.
-
-    Raises
-    ------
-    ImportError
-        If the backend cannot run here; the message is its own reason.
-    DomainError
-        If the backend does not declare the form.
-    """
+    """A backend under test, by name; ``form`` is a variant that it declares, or ``"jit"`` if it compiles functions."""
 
     def __init__(self, name: str, form: str = "") -> None:
         reason = dispatch.why_not(name)
@@ -105,7 +90,7 @@ class BackendAdapter:
 
 
 class _Compiled:
-    """Functions as the library's ``jit`` compiles them, a bounded number of programs at a time."""
+    """Functions compiled by the library's ``jit``; at most PROGRAMS programs are kept."""
 
     def __init__(self, jit: Callable[..., Any]) -> None:
         self._jit, self._functions, self._seen = jit, dict[Any, Any](), set[Any]()
@@ -149,7 +134,7 @@ def _infer_vjp(*arrays: Any, **options: Any) -> tuple[Any, ...]:
 
 
 def _holds(backend: Backend, dtype: str) -> bool:
-    """Tell whether the library has arrays of a dtype. Whether batch norm serves them is for the kit to find out."""
+    """Return whether the library has arrays of a dtype; the kit itself finds out whether batch norm serves them."""
     try:
         if dtype == "bfloat16":
             import ml_dtypes  # noqa: F401

@@ -1,7 +1,7 @@
 """Flax: linen and NNX ``BatchNorm`` under jit, with the fast variance that they ship with.
 
-``use_fast_variance=True`` is their default: ``max(E[x^2] - E[x]^2, 0)``, in one pass. ``dtype`` is set to that of x;
-left alone, half-precision x would come back as float32.
+``use_fast_variance=True`` is their default: ``max(E[x^2] - E[x]^2, 0)``, in one pass. ``dtype`` is set to that of x:
+by default, y of a half type would be float32.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Keras 3: ``keras.layers.BatchNormalization`` on its NumPy or its torch backend, one of them a process."""
+"""Keras 3: ``keras.layers.BatchNormalization`` on its NumPy or its torch backend; a process can use one of them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,9 @@ POLICIES = {"float16": "mixed_float16", "bfloat16": "mixed_bfloat16", "float32":
 
 
 class Keras:
-    """The layer; both backends compute the variance as ``E[x^2] - E[x]^2``, with no guard.
+    """The layer; both backends compute the variance as ``E[x^2] - E[x]^2`` without a check that it is not negative.
 
-    Parameters
-    ----------
-    backend : {"numpy", "torch"}
-        Keras takes it from KERAS_BACKEND when it is imported, which happens here unless it has happened.
-
-    Raises
-    ------
-    ImportError
-        If Keras, or torch, is missing, or if Keras already runs on another backend.
+    Keras chooses its backend when it is imported. If it already runs on another one, this is an ImportError.
     """
 
     def __init__(self, backend: Literal["numpy", "torch"]) -> None:
@@ -62,7 +54,7 @@ class Keras:
     def vjp(
         self, x: Array, gamma: Array, beta: Array, dy: Array, *, eps: float, axis: int
     ) -> tuple[Array, Array, Array]:
-        """Differentiate by ``torch.autograd.grad``; there on the torch backend only."""
+        """Differentiate by ``torch.autograd.grad``, on the torch backend only."""
         if self._torch is None:
             raise NotImplementedError("polybn.conformance: vjp must be asked of Keras on torch; on NumPy it has none")
         layer = self._layer(x, gamma, beta, np.zeros_like(gamma), np.ones_like(gamma), epsilon=eps, axis=axis)

@@ -92,7 +92,7 @@ REMOVED = {
 
 @contextlib.contextmanager
 def _removed_names() -> Iterator[None]:
-    """Lend NumPy the names that it has lost, for as long as the import lasts."""
+    """Give NumPy its removed names back while MXNet is imported."""
     lent = {name: value for name, value in REMOVED.items() if name not in vars(np)}
     for name, value in lent.items():
         setattr(np, name, value)

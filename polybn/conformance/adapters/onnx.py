@@ -16,7 +16,7 @@ INPUTS = ("x", "scale", "bias", "mean", "var")
 class Reference:
     """``onnx.reference.ReferenceEvaluator``, which is NumPy underneath. It has no gradients.
 
-    Half types are not declared: with them it returns float16 or bfloat16 running statistics, whatever it was given.
+    Half types are not declared: for them it returns running statistics of the dtype of x, not float32 ones.
     """
 
     def __init__(self) -> None:
@@ -51,16 +51,10 @@ class Reference:
 
 
 def model(onnx: Any, x: Array, parameter: Array, *, training: bool, **attributes: float) -> Any:
-    """Build a model of one ``BatchNormalization`` node for the dtypes of x and of a parameter, and x's shape.
+    """Build a model of one ``BatchNormalization`` node for the shape and dtype of x and of a parameter.
 
-    Parameters
-    ----------
-    parameter : array, shape (C,)
-        Any of the four: they have one dtype.
-    training : bool
-        Three outputs then, y and the running statistics; else y alone.
-    **attributes
-        ``epsilon`` and ``momentum``; ONNX keeps them as float32.
+    In training the node has three outputs, y and the running statistics; else y alone. The attributes are ``epsilon``
+    and ``momentum``, which ONNX stores as float32.
     """
     helper = onnx.helper
     kinds = [helper.np_dtype_to_tensor_dtype(a.dtype) for a in (x, *[parameter] * 4)]

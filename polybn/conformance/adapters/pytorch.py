@@ -17,11 +17,8 @@ if TYPE_CHECKING:
 class PyTorch:
     """The function behind ``torch.nn.BatchNorm1d``, ``2d`` and ``3d``.
 
-    Parameters
-    ----------
-    channels_last : bool, default False
-        Hand over tensors in the memory format ``channels_last`` (``channels_last_3d`` for rank 5). Their
-        shapes stay ``(N, C, ...)``: it is the strides that differ, and with them the library's loops.
+    With ``channels_last``, tensors have that memory format (``channels_last_3d`` for rank 5). Their shapes stay
+    ``(N, C, ...)``; only the strides differ, and the library uses other loops for them.
     """
 
     def __init__(self, *, channels_last: bool = False) -> None:

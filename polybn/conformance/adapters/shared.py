@@ -1,4 +1,4 @@
-"""What the adapters share: a library brought in late, and the refusal of an axis that a library lacks."""
+"""What the adapters share: importing a library late, and refusing an axis that a library does not support."""
 
 from __future__ import annotations
 
@@ -13,19 +13,7 @@ if TYPE_CHECKING:
 
 
 def load(module: str, requirements: str) -> Any:
-    """Import a library, or say what to install.
-
-    Parameters
-    ----------
-    module : str
-        Such as ``"flax.linen"``.
-    requirements : str
-        The arguments of ``pip install``.
-
-    Raises
-    ------
-    ImportError
-        If it cannot be imported; the cause is kept.
+    """Import a module such as ``"flax.linen"``, or say what to install; ``requirements`` are for ``pip install``.
 
     Examples
     --------
@@ -34,7 +22,7 @@ def load(module: str, requirements: str) -> Any:
     """
     try:
         with warnings.catch_warnings():
-            # What a library deprecates in itself is no news about its batch norm.
+            # A library that warns about its own deprecated code says nothing about its batch norm.
             warnings.simplefilter("ignore")
             return importlib.import_module(module)
     except ImportError as error:
@@ -46,20 +34,7 @@ def load(module: str, requirements: str) -> Any:
 
 
 def refuse_other_axes(library: str, x: Array, axis: int) -> None:
-    """Insist on the second axis: nothing is transposed behind a library's back.
-
-    Parameters
-    ----------
-    library : str
-        The name of the library, for the message.
-    axis : int
-        The channel axis that was asked for.
-
-    Raises
-    ------
-    ShapeError
-        If it is another.
-    """
+    """Raise ShapeError unless the channel axis is the second one: an adapter transposes nothing."""
     if axis not in (1, 1 - x.ndim):
         raise ShapeError(
             f"polybn.conformance: axis must be 1 for {library}; got {axis} for x of rank {x.ndim} "

@@ -1,9 +1,9 @@
 """All properties that the kit asks of a batch norm, sorted by their ids.
 
-Of P1 to P41, those that four methods can express are here. P20 (defaults) and P32 (merging moments) are
-about functions that an adapter does not have; P30 and P31 are about the kit's own oracle and tests; and P41, that two
-implementations agree, follows from P22: two results within their bounds of one exact number are
-within the sum of the bounds of each other.
+Missing ids are properties that cannot be asked of an adapter. P20 (defaults) and P32 (merging moments) are about
+functions that an adapter does not have; P30 and P31 are about the kit's own oracle and tests; and P41, that two
+implementations agree, follows from P22: two results within their bounds of one exact number differ by at most
+the sum of the bounds.
 """
 
 from polybn.conformance.properties import (

@@ -30,7 +30,7 @@ EXTREME = {
 
 
 class Constant(NamedTuple):
-    """A number, and how many of it."""
+    """A constant channel: its dtype, its value, and how many times it holds it."""
 
     dtype: str
     value: float
@@ -49,9 +49,9 @@ def extremes(info: Info) -> Sequence[Constant]:
 
 
 def constant(adapter: Adapter, info: Info, made: Constant) -> float:
-    """Train on equal values.
+    """Train on equal values: y is exactly beta, variance and dgamma are 0.
 
-    The mean of an honest algorithm below class K may be off by a rounding, which 1 / sqrt(eps) magnifies.
+    The mean of a correct algorithm below class K may be off by a rounding, which 1 / sqrt(eps) magnifies.
     """
     case = served.plain(info, 1, made.dtype, (made.many, 3), momentum=0.0)
     case = case._replace(x=np.full(case.x.shape, made.value).astype(case.x.dtype))
@@ -63,10 +63,10 @@ def constant(adapter: Adapter, info: Info, made: Constant) -> float:
 
 
 def excused(info: Info, case: Case, outcome: Outcome, words: str, expected: dict[str, Array]) -> float:
-    """Compare results that are not exact with their bounds; where there are none, with what any rounding could do.
+    """Compare results that are not exact with their bounds; without bounds, with the most that rounding can do.
 
-    A mean that is off makes xhat 1 at most, and folding ``x * scale + shift`` rounds numbers of the size of
-    ``|gamma x| / sqrt(eps)``; what overflows has no excuse, except the square of a mean that is off.
+    A rounded mean makes xhat at most 1, and folding ``x * scale + shift`` rounds numbers of the size of
+    ``|gamma x| / sqrt(eps)``. An overflow is not excused, except that of the square of a rounded mean.
     """
     expected = returned(outcome, expected)
     wrong = {
@@ -98,7 +98,7 @@ SINGLE = ((1, 5), (1, 5, 1, 1))
 
 
 def single_value(adapter: Adapter, info: Info, which: tuple[str, tuple[int, ...]]) -> float:
-    """Train on one value per channel."""
+    """Train on one value per channel: y is beta and gradients are 0, or an error is raised, as declared."""
     dtype, shape = which
     case = served.plain(info, 1, dtype, shape, kappa=4.0, momentum=0.5)
     if info.single_value == "error":
@@ -124,7 +124,7 @@ def single_value(adapter: Adapter, info: Info, which: tuple[str, tuple[int, ...]
 
 
 def repeated(adapter: Adapter, info: Info, pair: tuple[Case, Case]) -> float:
-    """Make a call, another one, and the first one again."""
+    """Make a call, another one, and the first one again: the results are the same to the bit."""
     case, other = pair
     first = run(adapter, info, case)
     run(adapter, info, other)
@@ -132,7 +132,7 @@ def repeated(adapter: Adapter, info: Info, pair: tuple[Case, Case]) -> float:
 
 
 def of_latest(adapter: Adapter, info: Info, case: Case) -> float:
-    """Go forward with other values before going backward: frameworks keep what the forward pass saw."""
+    """Run another forward pass before the backward pass: frameworks keep values of the latest forward pass."""
     first = run(adapter, info, case)
     run(adapter, info, case._replace(x=-case.x), gradients=False)
     names = ("dx", "dgamma", "dbeta")
@@ -146,7 +146,7 @@ def digest(array: Array) -> str:
 
 
 def methods(adapter: Adapter, info: Info, case: Case) -> dict[str, Callable[[dict[str, Array]], tuple[Array, ...]]]:
-    """Return the methods there are, as functions of the arrays."""
+    """Return the adapter's methods as functions of the arrays."""
     options: dict[str, Any] = {"eps": case.eps, "axis": case.axis}
     weight = case.momentum if info.momentum == "old" else 1 - case.momentum
 
@@ -163,10 +163,10 @@ def methods(adapter: Adapter, info: Info, case: Case) -> dict[str, Callable[[dic
 
 
 def pure(adapter: Adapter, info: Info, case: Case) -> float:
-    """Hand over the arrays themselves: none may change, and no result may share memory or change later."""
+    """Pass the arrays themselves: none may change, and no result may share their memory or change later."""
     given = {n: a.copy() for n, a in {**case.arrays(), "dy": case.dy}.items() if a is not None}
     before = {name: digest(a) for name, a in given.items()}
-    run(adapter, info, changed(case, **given), as_is=True)  # errors and contract
+    run(adapter, info, changed(case, **given), as_is=True)  # raises here if a call fails or returns something else
     factors = {"x": -1, "dy": 0.5, "running_mean": -1, "running_var": 2}
     others = {name: (a * a.dtype.type(factors.get(name, 1))).astype(a.dtype) for name, a in given.items()}
     for method, call in methods(adapter, info, case).items():
@@ -186,7 +186,7 @@ def pure(adapter: Adapter, info: Info, case: Case) -> float:
 
 
 def aliased(adapter: Adapter, info: Info, seed: tuple[int, str]) -> float:
-    """Let one array stand for x and dy, and one for all four vectors."""
+    """Pass one array as x and dy, and one as all four vectors: results are those of separate copies."""
     case = served.plain(info, seed[0], seed[1], (7, 3, 5))
     assert case.gamma is not None
     vector = np.abs(case.gamma)
@@ -199,7 +199,7 @@ def aliased(adapter: Adapter, info: Info, seed: tuple[int, str]) -> float:
 
 
 def types(adapter: Adapter, info: Info, case: Case) -> float:
-    """Give momentum and eps as NumPy numbers; shapes and dtypes are checked at every call."""
+    """Pass momentum and eps as NumPy numbers: results are the same; the runner checks their shapes and dtypes."""
     base = run(adapter, info, case)
     other = case._replace(momentum=np.float64(case.momentum), eps=np.float64(case.eps))
     return same("when momentum and eps are NumPy numbers", run(adapter, info, other), base)
@@ -209,7 +209,7 @@ EMPTY = ((0, 5), (0, 5, 3, 2), (7, 5, 0), (7, 0), (7, 0, 3))
 
 
 def empty(adapter: Adapter, info: Info, which: tuple[str, tuple[int, ...]]) -> float:
-    """Train on no values."""
+    """Train on no values: y is empty, gradients are 0, and nothing warns."""
     dtype, shape = which
     case = served.plain(info, 2, dtype, shape, momentum=0.25)
     with warnings.catch_warnings(record=True) as heard:
@@ -244,17 +244,9 @@ def _shapes(shapes: Sequence[tuple[int, ...]]) -> Any:
     return fitting
 
 
-def _any_call(info: Info) -> st.SearchStrategy[Case]:
-    return served.cases(info, training=None if info.infers else True)
-
-
 def _weighed(info: Info) -> st.SearchStrategy[Case]:
-    """Draw calls in which the old or the new statistics may have all the weight: then nothing need be computed."""
+    """Draw calls with momentum 0 and 1, too, where an implementation may return an input instead of a new array."""
     return served.cases(info, momenta=(0.9, 0.0, 1.0))
-
-
-def _pairs(info: Info) -> st.SearchStrategy[tuple[Case, Case]]:
-    return st.tuples(served.cases(info), served.cases(info))
 
 
 PROPERTIES: Sequence[Property] = (
@@ -265,7 +257,7 @@ PROPERTIES: Sequence[Property] = (
     Property("P16", "One value per channel gives beta, or raises an error where that is declared.",
              "S11", single_value, _shapes(SINGLE)),
     Property("P17", "The same call gives the same bits, whatever was called in between.",
-             "S7", repeated, _pairs),
+             "S7", repeated, served.pairs),
     Property("P17b", "A gradient is that of the values it is given, whatever went forward before.",
              "S7 S13", of_latest, served.cases, ("vjp",)),
     Property("P18", "No argument is written, no result shares memory with one, and no result changes later.",
@@ -273,7 +265,7 @@ PROPERTIES: Sequence[Property] = (
     Property("P19", "One array may stand in several places: results are those of separate copies.",
              "S7", aliased, lambda info: st.tuples(served.SEEDS, st.sampled_from(info.dtypes))),
     Property("P21", "y and dx have the dtype of x, all else that of the statistics, whatever the types of numbers.",
-             "S6", types, _any_call),
+             "S6", types, served.any_call),
     Property("P40", "No values: an empty y, running statistics as declared, gradients of 0, no warning.",
              "S11", empty, _shapes(EMPTY)),
 )  # fmt: skip

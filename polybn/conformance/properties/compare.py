@@ -19,7 +19,7 @@ VECTORS = ("gamma", "beta", "running_mean", "running_var")
 
 
 def widest(info: Info) -> Form:
-    """Return the widest class that an adapter's declaration allows; grades tell the narrower ones apart."""
+    """Return the class with the widest bounds that an adapter's declaration allows; grades use the narrower ones."""
     return "F" if info.max_kappa is None else "O"
 
 
@@ -36,7 +36,7 @@ def certified(info: Info, case: Case, outcome: Outcome, *, dtype: str | None = N
 
 
 def changed(case: Case, **fields: Any) -> Case:
-    """Return a case with other fields; a type checker cannot look into the dictionaries that are passed on here."""
+    """Return a case with other fields, from a dictionary that a type checker cannot check."""
     return case._replace(**fields)
 
 
@@ -57,15 +57,15 @@ def take_outcome(outcome: Outcome, axis: int, index: Any) -> Outcome:
 
 
 def returned(outcome: Outcome, expected: dict[str, Array]) -> dict[str, Array]:
-    """Leave out what an adapter, as it declares, does not return."""
+    """Leave out results that the adapter declares not to return."""
     return {name: value for name, value in expected.items() if getattr(outcome, name) is not None}
 
 
 def exact(info: Info, case: Case, outcome: Outcome, expected: dict[str, Array]) -> float:
-    """Compare with exact results: ``==``, or else the envelope, on the channels that are farthest away.
+    """Compare with exact results: by ``==``, or else by the error bounds of the channels with the largest errors.
 
-    Sums, products and roots of the lattice are exact in any order. An algorithm with other intermediate
-    results, such as Welford's, is right, too, if it stays within its envelope.
+    Sums, products and roots of the lattice are exact in any order. An algorithm with other intermediate results, such
+    as Welford's, is also right if it stays within its bounds.
     """
     expected = returned(outcome, expected)
     wrong = [name for name, value in expected.items() if not equal(getattr(outcome, name), value)]
@@ -77,7 +77,7 @@ def exact(info: Info, case: Case, outcome: Outcome, expected: dict[str, Array]) 
     try:
         return certified(info, take(case, channels), take_outcome(outcome, case.axis, channels)).ratio
     except VacuousBoundError:
-        # No bound for so many roundings, but on the lattice there are few: this is far beyond them.
+        # So many roundings have no useful bound, but on the lattice few values are rounded: a large error is a fault.
         if all(_near(getattr(outcome, name), expected[name]) for name in wrong):
             raise
         raise Violation(words, got=got, expected=right) from None
@@ -101,7 +101,7 @@ def farthest(got: Array, expected: Array, axis: int, most: int = 3) -> list[int]
 
 
 def same(what: str, got: Outcome, expected: Outcome, names: Sequence[str] = Outcome._fields) -> float:
-    """Demand equal bits; signs of zero and NaN payloads apart."""
+    """Demand equal bits; signs of zero and NaN payloads are ignored."""
     for name in names:
         if not equal(getattr(got, name), getattr(expected, name)):
             raise Violation(
@@ -113,9 +113,9 @@ def same(what: str, got: Outcome, expected: Outcome, names: Sequence[str] = Outc
 
 
 def agree(info: Info, what: str, *runs: tuple[Case, Outcome, Outcome]) -> float:
-    """Compare the outcome of each case with the one expected: equal bits, or else both within their envelopes.
+    """Compare the outcome of each case with the one expected: equal bits, or else both within their bounds.
 
-    Two results within their own bounds of one exact number are within the sum of the bounds of each other.
+    Two results within their own bounds of one exact number differ by at most the sum of the bounds.
     """
     share = 0.0
     for case, got, expected in runs:

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def output(adapter: Adapter, info: Info, made: Lattice) -> float:
-    """Compare y with the exact one."""
+    """Train on the lattice: y is exact."""
     outcome = run(adapter, info, made.case, gradients=False)
     return exact(info, made.case, outcome, {"y": made.y.astype(made.case.x.dtype)})
 
 
 def statistics(adapter: Adapter, info: Info, made: Lattice) -> float:
-    """Compare both running statistics with ``rho old + (1 - rho) batch``."""
+    """Train on the lattice: both running statistics are exactly ``rho old + (1 - rho) batch``."""
     case, m = made.case, made.case.x.size // len(made.mean)
     variance = made.variance
     if info.running_variance == "unbiased":
@@ -58,7 +58,7 @@ def odd(draw: st.DrawFn, info: Info) -> Lattice:
 
 
 def gradients(adapter: Adapter, info: Info, made: Lattice) -> float:
-    """Compare the three gradients with the exact ones."""
+    """Differentiate on the lattice: dx, dgamma and dbeta are exact."""
     outcome, wide = run(adapter, info, made.case), statistics_dtype(made.case.x)
     expected = {
         "dx": made.dx.astype(made.case.x.dtype),
@@ -69,7 +69,7 @@ def gradients(adapter: Adapter, info: Info, made: Lattice) -> float:
 
 
 def inference(adapter: Adapter, info: Info, made: Lattice) -> float:
-    """Infer with running statistics that are not the batch's, and compare y with the exact one."""
+    """Infer with running statistics that are not the batch's: y is exact."""
     other = in_inference(made, int(made.dbeta.sum()) % 997)
     return exact(info, other.case, run(adapter, info, other.case), {"y": other.y.astype(other.case.x.dtype)})
 
@@ -83,7 +83,7 @@ class Size(NamedTuple):
 
 
 LONG = 65_540
-"""Values a channel: more than 16 bits or float16 count, and not a multiple of any vector's width."""
+"""A number of values that 16 bits and float16 cannot count, and that is no multiple of a vector's width."""
 
 
 def sizes(info: Info) -> Sequence[Size]:
@@ -94,7 +94,7 @@ def sizes(info: Info) -> Sequence[Size]:
 
 
 def size(adapter: Adapter, info: Info, which: Size) -> float:
-    """Call with as many channels, or values a channel, and compare all results with the exact ones."""
+    """Call with very many channels, or values per channel: all results are exact."""
     if which.values >= LONG:
         made = served.expecting(info, _deepened(many_values(which.values, which.dtype), min(info.ranks)))
     else:
@@ -117,9 +117,9 @@ def _deepened(made: Lattice, rank: int) -> Lattice:
 def count(adapter: Adapter, info: Info, value: float) -> float:
     """Call with more equal values than float32 can count.
 
-    Adding 2^24 numbers one by one may lose half of them, and no bound on so long a chain is of use. What no order of
-    the sums explains is wrong: more than half of the mean or of the count; a variance above the square; and y and
-    dx farther away than ``|xhat| <= |value| / sqrt(eps)`` and ``r <= 1 / sqrt(eps)`` let them be.
+    Adding 2^24 numbers one by one may lose half of them, and bounds on so long a chain are useless. An error is a fault
+    only if no order of the sums explains it: more than half of the mean or of the count; a variance above the square
+    of the value; or y and dx beyond what ``|xhat| <= |value| / sqrt(eps)`` and ``r <= 1 / sqrt(eps)`` allow.
     """
     made = _deepened(more_than_float32_counts(value=value), min(info.ranks))
     outcome, (gamma,), root = run(adapter, info, made.case), np.asarray(made.case.gamma), made.case.eps**-0.5
@@ -149,10 +149,6 @@ def _declared(info: Info) -> str | None:
     return None if info.max_kappa is None else far
 
 
-def _no_float32(info: Info) -> str | None:
-    return None if "float32" in info.dtypes else "the adapter declares no float32"
-
-
 PROPERTIES: Sequence[Property] = (
     Property("P1", "Where mean, variance and root are floating-point numbers, y is exactly the right one.",
              "S1 S2 S3 S6", output, served.lattices),
@@ -169,5 +165,5 @@ PROPERTIES: Sequence[Property] = (
     Property("P6", "No number of channels or of values is too large: 70,000 channels, 2^20 values a channel.",
              "S1 S2 S3 S13", size, sizes),
     Property("P6b", "2^24 + 4 equal values, more than float32 can count, give beta, the value, and variance 0.",
-             "S2 S8", count, lambda info: (0.1,), (), _no_float32, slow=True),  # noqa: ARG005
+             "S2 S8", count, lambda info: (0.1,), (), served.no_float32, slow=True),  # noqa: ARG005
 )  # fmt: skip

@@ -39,12 +39,12 @@ def large(info: Info) -> Sequence[Scale]:
 
 
 def small(info: Info) -> Sequence[Scale]:
-    """List scales at which squares vanish; an eps that is small beside them vanishes, too."""
+    """List scales at which squares underflow to 0. eps is 0: any other allowed value would be far larger."""
     return [Scale(dtype, s, 0.0) for dtype, sizes in SMALL.items() if dtype in info.dtypes for s in sizes]
 
 
 def make(info: Info, which: Scale) -> tuple[Case, Case, int]:
-    """Return a call of such values, the same problem at a comfortable scale in float64, and the power between."""
+    """Return a call of such values, the same problem scaled by ``2^-power`` into float64's range, and the power."""
     shape = served.fitted(info, (31, 3, 11))
     case = sample(7, which.dtype, shape, 1, eps=which.eps, running_variance=info.running_variance)
     x = (which.size * np.clip(np.random.default_rng(7).normal(0, 1, shape), -4, 4)).astype(DTYPES[which.dtype])
@@ -60,7 +60,7 @@ def make(info: Info, which: Scale) -> tuple[Case, Case, int]:
 
 
 def never_wrong(adapter: Adapter, info: Info, which: Scale) -> float:
-    """Train on values of this size: channels with NaN or infinity in y pass, the others must be within their bound."""
+    """Train on values of this size: each channel of y has NaN or infinity, or lies within its bound."""
     case, small, _ = make(info, which)
     y = run(adapter, info, case, gradients=False).y
     finite = [c for c, values in enumerate(rows(y, 1)) if np.isfinite(values).all()]
@@ -68,7 +68,7 @@ def never_wrong(adapter: Adapter, info: Info, which: Scale) -> float:
 
 
 def rescued(adapter: Adapter, info: Info, which: Scale) -> float:
-    """Train on values of this size: y must be finite, and all results within their bounds."""
+    """Train on values of this size: y is finite, and all results lie within their bounds."""
     case, small, power = make(info, which)
     outcome = run(adapter, info, case)
     bad = [c for c, values in enumerate(rows(outcome.y, 1)) if not np.isfinite(values).all()]

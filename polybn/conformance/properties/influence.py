@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from hypothesis import strategies as st
 
 from polybn.conformance.cases import Array, Case, equal, statistics_dtype
 from polybn.conformance.properties import served
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def ends(adapter: Adapter, info: Info, case: Case) -> float:
-    """Train with the momentum 1 and 0: the old statistics stay to the bit, or leave no trace."""
+    """Train with momentum 1 and 0: the old statistics stay to the bit, or have no influence."""
     wide, channels = statistics_dtype(case.x), case.x.shape[case.axis]
     old = [(np.arange(channels) + z).astype(wide) for z in (1e3 + 1 / 3, 7 + 1 / 7)]
     kept = run(adapter, info, case._replace(momentum=1.0, running_mean=old[0], running_var=old[1]), gradients=False)
@@ -34,7 +33,7 @@ def ends(adapter: Adapter, info: Info, case: Case) -> float:
 
 
 def unknown_state(adapter: Adapter, info: Info, case: Case) -> float:
-    """Train with strange running statistics and another momentum: y stays the same to the bit."""
+    """Train with other running statistics and another momentum: y stays the same to the bit."""
     wide, channels = statistics_dtype(case.x), case.x.shape[case.axis]
     strange = [np.full(channels, z, wide) for z in (1e3, 7.0)]
     other = case._replace(running_mean=strange[0], running_var=strange[1], momentum=0.3)
@@ -43,7 +42,7 @@ def unknown_state(adapter: Adapter, info: Info, case: Case) -> float:
 
 
 def no_hidden_state(adapter: Adapter, info: Info, pair: tuple[Case, Case]) -> float:
-    """Infer and go backward between two equal calls, and train between two equal inferences."""
+    """Infer and go backward between two equal calls, and train between two equal inferences: results are equal."""
     case, other = pair
     first = run(adapter, info, case)
     run(adapter, info, other._replace(training=False))
@@ -58,7 +57,7 @@ def no_hidden_state(adapter: Adapter, info: Info, pair: tuple[Case, Case]) -> fl
 
 
 def by_value(adapter: Adapter, info: Info, case: Case) -> float:
-    """Infer for each part of a batch alone."""
+    """Infer for each example of a batch alone: y is that of the whole batch."""
     cut = 0 if case.axis % case.x.ndim else 1
     whole, runs = run(adapter, info, case), []
     for i in range(case.x.shape[cut]):
@@ -103,25 +102,25 @@ def poison(array: Array, made: Poisoned) -> Array:
 
 
 def nan_forward(adapter: Adapter, info: Info, made: Poisoned) -> float:
-    """Put NaN or infinity into one channel, and look at y."""
+    """Put NaN or infinity into one channel: its y is NaN throughout, other channels do not change."""
     return _nan(adapter, info, made, ("y",), gradients=False)
 
 
 def nan_statistics(adapter: Adapter, info: Info, made: Poisoned) -> float:
-    """Put NaN or infinity into one channel, and look at its running statistics.
+    """Put NaN or infinity into one channel: its running statistics are NaN, others do not change.
 
-    They must be NaN even where a mean of infinities is infinite: nothing finite may come of it later (S9).
+    They are NaN even where the mean is infinite, so that later updates cannot make them finite again (S9).
     """
     return _nan(adapter, info, made, ("running_mean", "running_var"), gradients=False)
 
 
 def nan_backward(adapter: Adapter, info: Info, made: Poisoned) -> float:
-    """Put NaN or infinity into one channel, and look at dx and dgamma."""
+    """Put NaN or infinity into one channel: its dx and dgamma are NaN, others do not change."""
     return _nan(adapter, info, made, ("dx", "dgamma"), gradients=True)
 
 
 def nan_dbeta(adapter: Adapter, info: Info, made: Poisoned) -> float:
-    """Put NaN or infinity into one channel of x, and look at dbeta, the sum of dy alone."""
+    """Put NaN or infinity into one channel of x: dbeta, a sum of dy alone, does not change."""
     case = served.plain(info, 2, made.dtype, made.shape)
     expected = run(adapter, info, case, gradients=True).dbeta
     got = run(adapter, info, case._replace(x=poison(case.x, made)), gradients=True).dbeta
@@ -150,7 +149,7 @@ def _nan(adapter: Adapter, info: Info, made: Poisoned, names: Sequence[str], *, 
 
 
 def gamma_zero(adapter: Adapter, info: Info, case: Case) -> float:
-    """Call with gamma 0."""
+    """Call with gamma 0: y is beta, dx is 0, and dgamma and dbeta are those of any gamma."""
     usual, zero = run(adapter, info, case), changed(case, gamma=0 * np.asarray(case.gamma))
     got = run(adapter, info, zero)
     shape = [-1 if axis == case.axis % case.x.ndim else 1 for axis in range(case.x.ndim)]
@@ -163,17 +162,13 @@ def gamma_zero(adapter: Adapter, info: Info, case: Case) -> float:
     return agree(info, "for any gamma", (zero, got, got._replace(dgamma=usual.dgamma, dbeta=usual.dbeta)))
 
 
-def _pairs(info: Info) -> st.SearchStrategy[tuple[Case, Case]]:
-    return st.tuples(served.cases(info), served.cases(info))
-
-
 PROPERTIES: Sequence[Property] = (
     Property("P34", "With all the weight, the old statistic is kept to the bit; with none, the batch's replaces it.",
              "S4", ends, served.cases, ("running",)),
     Property("P35", "In training, y does not depend on the running statistics, nor on momentum.",
              "S4", unknown_state, served.cases),
     Property("P37", "Inference and backward passes change nothing for later calls.",
-             "S4 S5 S7", no_hidden_state, _pairs, ("infer",)),
+             "S4 S5 S7", no_hidden_state, served.pairs, ("infer",)),
     Property("P37b", "In inference a value's output does not depend on the rest of the batch.",
              "S5", by_value, lambda info: served.cases(info, training=False), ("infer",)),
     Property("P38", "NaN and infinity in x stay in their channel, and leave nothing of its y but NaN.",

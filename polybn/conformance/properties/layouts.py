@@ -1,4 +1,4 @@
-"""How arrays lie in memory does not matter."""
+"""Results do not depend on how arrays lie in memory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ ARGUMENTS = ("x", "dy", "gamma", "beta", "running_mean", "running_var")
 
 
 class Layout(NamedTuple):
-    """A lattice call, and which of its arguments lie how in memory."""
+    """A lattice call, and the memory layouts of its arguments."""
 
     made: Lattice
     names: dict[str, str]
-    """The layout of each argument by name; arguments that are not there are plain."""
+    """The layout of each argument by name; arguments that are missing here are contiguous."""
 
 
 @st.composite
@@ -38,7 +38,7 @@ def layouts(draw: st.DrawFn, info: Info) -> Layout:
 
 
 def layout(adapter: Adapter, info: Info, which: Layout) -> float:
-    """Call with arguments that lie in memory otherwise, in training and in inference."""
+    """Call with arguments in other memory layouts, in training and in inference: results are the same."""
     runs = []
     for made in (which.made, in_inference(which.made)) if info.infers else (which.made,):
         case = made.case
@@ -49,7 +49,7 @@ def layout(adapter: Adapter, info: Info, which: Layout) -> float:
 
 
 def broadcast(adapter: Adapter, info: Info, filled: served.Seeded) -> float:
-    """Call with strides of 0; the dy that a sum sends back, all ones, is one number in memory."""
+    """Call with strides of 0, such as those of a dy of ones, the cotangent of a sum: results are the same."""
     case = served.small(info, *filled).case
     shape, one = case.x.shape, np.ones((1,) * case.x.ndim, case.x.dtype)
     laid = case._replace(x=np.broadcast_to(case.x[..., :1], shape), dy=np.broadcast_to(one, shape))

@@ -1,4 +1,4 @@
-"""Running statistics in exact arithmetic, and how far rounded ones may drift from them."""
+"""Running statistics in exact arithmetic, and bounds on how far rounded ones may drift from them."""
 
 from __future__ import annotations
 
@@ -21,16 +21,10 @@ NAMES = ("running_mean", "running_var")
 
 
 class Model:
-    """The closed form ``rho^k old + (1 - rho) sum rho^(k-1-i) batch_i``, grown batch by batch.
+    """The closed form ``rho^k old + (1 - rho) sum rho^(k-1-i) batch_i``, built up batch by batch.
 
-    A step errs by its own bound, taken at the statistics that it was given, and passes on rho of the error so far.
-
-    Parameters
-    ----------
-    info : Info
-        Which says what the running variance takes in, and how widely to bound a step.
-    mean, var : ndarray
-        Shape ``(C,)``: where the statistics begin.
+    A step adds an error within its own bound, which depends on the statistics it was given, and keeps rho times the
+    error so far. ``mean`` and ``var`` are the initial statistics.
     """
 
     def __init__(self, info: Info, mean: Array, var: Array) -> None:
@@ -39,25 +33,14 @@ class Model:
         self.limits = {name: np.zeros(len(mean)) for name in NAMES}
 
     def copy(self) -> Model:
-        """Return a model that goes on by itself."""
+        """Return an independent copy."""
         twin = Model(self._info, np.zeros(0), np.zeros(0))
         twin.exact = {name: list(values) for name, values in self.exact.items()}
         twin.limits = {name: values.copy() for name, values in self.limits.items()}
         return twin
 
     def step(self, case: Case) -> None:
-        """Take in a batch.
-
-        Parameters
-        ----------
-        case : Case
-            With the running statistics that the call was given.
-
-        Raises
-        ------
-        VacuousBoundError
-            If nothing is certified.
-        """
+        """Add a batch; the case holds the running statistics that the call was given."""
         rho, form = Fraction(case.momentum), widest(self._info)
         f = format_of(case.x.dtype.name, flushes=self._info.flushes)
         for c, values in enumerate(rows(case.x, case.axis).tolist()):
@@ -70,23 +53,7 @@ class Model:
                 self.limits[name][c] = bounds.SAFETY * (float(rho) * self.limits[name][c] + local[name])
 
     def compare(self, mean: Array, var: Array) -> float:
-        """Compare statistics with the closed form; return the largest share of a bound that was used.
-
-        Parameters
-        ----------
-        mean, var : ndarray
-            Shape ``(C,)``.
-
-        Returns
-        -------
-        float
-            Largest share of a bound that was used.
-
-        Raises
-        ------
-        Violation
-            If a statistic lies outside of its bound.
-        """
+        """Compare statistics with the closed form; return the largest error as a share of its bound."""
         worst = 0.0
         for name, got in zip(NAMES, (mean, var), strict=True):
             for c, value in enumerate(got.tolist()):

@@ -1,4 +1,4 @@
-"""What a property is: a title, the clauses it follows from, cases, and a check."""
+"""A property: a title, the clauses that it follows from, cases, and a check."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ WITHOUT_BATCH = {
     *("P2", "P2b", "P4", "P13", "P17", "P18", "P21", "P33", "P34", "P36", "P37", "P37b", "P38d", "P40", "P42", "P43"),
     *("G3", "G4"),
 }
-"""Properties that do not look at what training normalizes by."""
+"""Properties that hold whichever statistics training normalizes by."""
 UNTRACKED = "the adapter declares that it keeps no running statistics"
 
 
 class Property(NamedTuple):
-    """Something that is true of every batch norm that keeps to the specification."""
+    """Something that is true of every batch norm that meets the specification."""
 
     id: str
-    """Such as ``"P7"``: what ``only`` and the file of expected failures name."""
+    """The name that ``only`` and the file of expected failures use, such as ``"P7"``."""
     title: str
     """One sentence for the author of a batch norm."""
     clause: str
-    """The clauses of :mod:`polybn.spec` that it follows from."""
+    """The clauses of :mod:`polybn.spec` that the property follows from."""
     check: Callable[[Adapter, Info, Any], float]
-    """Check one case: return the share of the error bound that was used, 0 where ``==`` held.
+    """A function that checks one case and returns the largest error as a share of its bound, 0 where ``==`` held.
 
-    Raises :class:`~polybn.conformance.runner.Violation` otherwise, and VacuousBoundError where nothing is certified.
+    It raises :class:`~polybn.conformance.runner.Violation` otherwise, or VacuousBoundError if nothing is certified.
     """
     cases: Callable[[Info], SearchStrategy[Any] | Sequence[Any]]
     """A strategy to draw cases from, or all the cases there are."""
     needs: tuple[Need, ...] = ()
-    """What an adapter must declare for it to apply."""
+    """What an adapter must declare for the property to apply."""
     applies: Callable[[Info], str | None] = lambda info: None  # noqa: ARG005
-    """A function that returns why it does not apply, for reasons that ``needs`` has no word for."""
+    """A function that returns why the property does not apply, for reasons that ``needs`` cannot name."""
     slow: bool = False
-    """Whether it takes seconds and hundreds of megabytes; the profile dev leaves it out."""
+    """Whether the check takes seconds and hundreds of megabytes; the profile dev leaves it out."""
 
     def why_not(self, info: Info) -> str | None:
         """Return why the property does not apply to what an adapter declares, or None."""

@@ -27,16 +27,16 @@ KAPPAS = {
     "float32": (0.0, 1.0, 10.0, 100.0, 1e3),
     "float64": (0.0, 1.0, 1e3, 1e6, 1e9),
 }
-"""At these, an honest algorithm of class F is still certified on a few hundred values."""
+"""Distances from zero at which class F still has useful bounds for a few hundred values."""
 SEEDS = st.integers(0, 2**32)
 MOMENTA = (0.9, 0.1, 0.75, 0.999, 1 / 3)
 FEW = 2
-"""Shapes of each rank where each is compiled."""
+"""The number of shapes of each rank for an adapter that compiles each shape."""
 
 
 def kappas(info: Info, dtype: str) -> tuple[float, ...]:
-    """Return the values of kappa to draw for a dtype, none above the one declared."""
-    most = math.inf if info.max_kappa is None else info.max_kappa / 2  # means are up to 1.4 times as far away
+    """Return the values of kappa to draw for a dtype, none above the declared maximum."""
+    most = math.inf if info.max_kappa is None else info.max_kappa / 2  # `sample` multiplies means by up to 1.4
     return tuple(k for k in KAPPAS[dtype] if k <= most)
 
 
@@ -62,7 +62,7 @@ def all_rests(rank: int) -> tuple[tuple[int, ...], ...]:
 def all_lattice_shapes(
     rank: int, only_second: bool, most_channels: int
 ) -> tuple[tuple[tuple[int, ...], int, int], ...]:
-    """List shapes without the channel axis, that axis, and how many channels."""
+    """List triples: a shape without the channel axis, that axis, and the number of channels."""
     axes = (1,) if only_second else range(-rank, rank)
     return tuple(itertools.product(all_rests(rank), axes, range(1, most_channels + 1)))
 
@@ -81,7 +81,7 @@ def pick(draw: st.DrawFn, pool: Sequence[T]) -> T:
 
 
 def few(info: Info, pool: Sequence[T]) -> Sequence[T]:
-    """Leave a few, from all over the sequence, where each is compiled."""
+    """Return the sequence, or FEW of its elements, evenly spread, for an adapter that compiles each shape."""
     if not info.compiles or len(pool) <= FEW:
         return pool
     return [pool[(2 * k + 1) * len(pool) // (2 * FEW)] for k in range(FEW)]
@@ -121,6 +121,21 @@ def cases(
     return case
 
 
+def any_call(info: Info) -> st.SearchStrategy[Case]:
+    """Draw a random call, in training or, if the adapter infers, in inference."""
+    return cases(info, training=None if info.infers else True)
+
+
+def pairs(info: Info) -> st.SearchStrategy[tuple[Case, Case]]:
+    """Draw two random calls in training."""
+    return st.tuples(cases(info), cases(info))
+
+
+def no_float32(info: Info) -> str | None:
+    """Return why a property that needs float32 does not apply, or None."""
+    return None if "float32" in info.dtypes else "the adapter declares no float32"
+
+
 @st.composite
 def lattices(draw: st.DrawFn, info: Info, *, far: bool = False, wide: bool = False, most_channels: int = 7) -> Lattice:
     """Draw a lattice call in training; ``far`` puts it as far from zero as the dtype holds it."""
@@ -139,7 +154,7 @@ def offsets(info: Info) -> list[int]:
 
 
 def expecting(info: Info, made: Lattice, momentum: float = 0.75) -> Lattice:
-    """Ask a lattice call for the running variance that an adapter declares, and for this momentum."""
+    """Return a lattice call with the running variance that an adapter declares, and with this momentum."""
     return made._replace(case=made.case._replace(running_variance=info.running_variance, momentum=momentum))
 
 
@@ -150,7 +165,7 @@ def fixed_lattice(info: Info, seed: int, dtype: str, channels: int, rest: tuple[
 
 
 def fitted(info: Info, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Fill up, or fold, the last axes of a shape ``(N, C, ...)`` until its rank is one that the adapter serves."""
+    """Add axes of length 1 to a shape ``(N, C, ...)``, or merge its last axes, for a rank that the adapter serves."""
     rank = min(info.ranks, key=lambda r: (abs(r - len(shape)), r))
     head, tail = shape[: rank - 1], shape[rank - 1 :]
     if rank >= len(shape):
@@ -166,7 +181,7 @@ def plain(info: Info, seed: int, dtype: str, shape: tuple[int, ...], **options: 
 
 
 def small(info: Info, seed: int, dtype: str) -> Lattice:
-    """Make a lattice call of 32 values a channel."""
+    """Make a lattice call with 32 values per channel."""
     shape = fitted(info, (8, 5, 4))
     return fixed_lattice(info, seed, dtype, 5, (shape[0], *shape[2:]), offset=offsets(info)[-1])
 

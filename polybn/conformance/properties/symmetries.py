@@ -1,4 +1,4 @@
-"""What must not change a bit, and what must change in a known way."""
+"""Changes of the input after which results stay the same to the bit, or change in a known way."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Change(NamedTuple):
-    """A case, and by how much to change it."""
+    """A case, and a signed power of two to multiply some of its arguments by."""
 
     case: Case
     power: int
@@ -28,7 +28,7 @@ class Change(NamedTuple):
 
 
 def scaled(array: Array | None, factor: float) -> Any:
-    """Multiply by a power of two, with its sign; NumPy keeps the dtype."""
+    """Multiply by a signed power of two, in the array's dtype."""
     return None if array is None else (array * array.dtype.type(factor)).astype(array.dtype)
 
 
@@ -48,7 +48,7 @@ def demand_scaled(name: str, what: str, got: Array | None, base: Array | None, f
 
 
 def demand_all(what: str, got: Outcome, base: Outcome, factors: dict[str, float]) -> float:
-    """Demand the factor of each result named."""
+    """Demand the factor of each named result."""
     for name, factor in factors.items():
         demand_scaled(name, what, getattr(got, name), getattr(base, name), factor)
     return 0.0
@@ -56,14 +56,14 @@ def demand_all(what: str, got: Outcome, base: Outcome, factors: dict[str, float]
 
 @st.composite
 def scalings(draw: st.DrawFn, info: Info, training: bool = True) -> Change:
-    """Draw a power of two to multiply x by; small float16 numbers would become subnormal on their way down."""
+    """Draw a power of two to multiply x by; not below 1 for float16, whose small numbers would become subnormal."""
     case = draw(served.cases(info, training=training))
     largest = {"float16": 2, "bfloat16": 30, "float32": 30, "float64": 300}[case.x.dtype.name]
     return Change(case, draw(st.integers(0 if case.x.dtype == np.float16 else -largest, largest)))
 
 
 def scaling_x(adapter: Adapter, info: Info, change: Change) -> float:
-    """Multiply x by a power of two, and eps by its square."""
+    """Multiply x by a power of two and eps by its square: y, dgamma and dbeta stay the same to the bit."""
     case, factor = change.case, 2.0**change.power
     other = case._replace(
         x=scaled(case.x, factor),
@@ -96,7 +96,7 @@ def affine_scalings(draw: st.DrawFn, info: Info) -> Change:
 
 
 def scaling_affine(adapter: Adapter, info: Info, change: Change) -> float:
-    """Multiply gamma and beta by a power of two, with a sign."""
+    """Multiply gamma and beta by a signed power of two: y and dx are multiplied by it, all else stays the same."""
     case, factor = change.case, change.sign * 2.0**change.power
     vectors: dict[str, Any] = {n: scaled(getattr(case, n), factor) for n in ("gamma", "beta")}
     base, got = run(adapter, info, case), run(adapter, info, case._replace(**vectors))
@@ -106,7 +106,7 @@ def scaling_affine(adapter: Adapter, info: Info, change: Change) -> float:
 
 
 def scaling_dy(adapter: Adapter, info: Info, change: Change) -> float:
-    """Multiply dy by a power of two that makes no subnormal number."""
+    """Multiply dy by a signed power of two, not below 1 for float16: all gradients are multiplied by it."""
     case = change.case
     factor = change.sign * 2.0 ** (abs(change.power) if case.dy.dtype == np.float16 else change.power)
     base, got = run(adapter, info, case), run(adapter, info, case._replace(dy=scaled(case.dy, factor)))
@@ -139,7 +139,7 @@ def choices(draw: st.DrawFn, info: Info) -> Channels:
 
 
 def channels(adapter: Adapter, info: Info, chosen: Channels) -> float:
-    """Select channels, in another order."""
+    """Select and reorder channels: each keeps its results."""
     case, index = chosen
     got, whole = run(adapter, info, take(case, index)), run(adapter, info, case)
     what = "whatever other channels there are, in whatever order"
@@ -147,7 +147,7 @@ def channels(adapter: Adapter, info: Info, chosen: Channels) -> float:
 
 
 def order(adapter: Adapter, info: Info, filled: served.Seeded) -> float:
-    """Shuffle the values of each channel."""
+    """Shuffle the values of each channel: y and dx are shuffled, statistics and other gradients stay the same."""
     case, rng = served.small(info, *filled).case, np.random.default_rng(filled.seed)
     places = [rng.permutation(n) if axis != 1 else np.arange(n) for axis, n in enumerate(case.x.shape)]
 
@@ -161,7 +161,7 @@ def order(adapter: Adapter, info: Info, filled: served.Seeded) -> float:
 
 
 def negative_axis(adapter: Adapter, info: Info, case: Case) -> float:
-    """Count the channel axis from the other end."""
+    """Count the channel axis from the other end: results are the same to the bit."""
     rank = case.x.ndim
     other = case._replace(axis=case.axis - rank if case.axis >= 0 else case.axis + rank)
     base, got = run(adapter, info, case), run(adapter, info, other)
@@ -183,7 +183,7 @@ def moves(draw: st.DrawFn, info: Info) -> Moved:
 
 
 def moved_axis(adapter: Adapter, info: Info, moved: Moved) -> float:
-    """Move the channel axis."""
+    """Move the channel axis: it moves in y and dx, and nothing else changes."""
     case = moved.made.case
     other = case.moved(moved.axis)
     base, got = run(adapter, info, case), run(adapter, info, other)
@@ -222,15 +222,11 @@ def _either(info: Info) -> st.SearchStrategy[Change]:
     return st.one_of(scalings(info), scalings(info, training=False)) if info.infers else scalings(info)
 
 
-def _any_call(info: Info) -> st.SearchStrategy[Case]:
-    return served.cases(info, training=None if info.infers else True)
-
-
 PROPERTIES: Sequence[Property] = (
     Property("P7", "Multiplying x by a power of two, and eps by its square, changes no bit of y, dgamma and dbeta.",
              "S2 S3 S5 S13", scaling_x, _either),
     Property("P8", "Changing the sign of x and beta changes the sign of y and dgamma, and not a bit more.",
-             "S3 S5 S13", negating_x, _any_call),
+             "S3 S5 S13", negating_x, served.any_call),
     Property("P9", "Multiplying gamma and beta by a power of two multiplies y and dx by it exactly, and nothing else.",
              "S3 S13", scaling_affine, affine_scalings),
     Property("P9b", "Multiplying dy by a power of two multiplies all gradients by it exactly.",
@@ -240,7 +236,7 @@ PROPERTIES: Sequence[Property] = (
     Property("P11", "Reordering the values of a channel reorders y and dx, and leaves statistics and gradients.",
              "S1", order, served.seeds),
     Property("P13", "Axis a and axis a - rank are the same axis.",
-             "S1", negative_axis, _any_call, ("axes",)),
+             "S1", negative_axis, served.any_call, ("axes",)),
     Property("P13b", "Moving the channel axis moves it in y and dx, and changes nothing else.",
              "S1", moved_axis, moves, ("axes",)),
     Property("P14", "Repeating all values repeats y and dx, keeps the biased variance, doubles dgamma and dbeta.",

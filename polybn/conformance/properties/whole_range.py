@@ -1,9 +1,10 @@
 """The whole range of numbers, from subnormal to largest: each result against the exact one, on a grid of sizes.
 
 Sizes of x, its spread, gamma, dy and eps are combined; channels are constant, nearly constant, or wide, and hold one to
-three values. Every value is short, so that sums are exact and any honest algorithm knows the mean. Exact results are
-fractions; a bound is taken where all sizes are near 1, and scaled back by powers of two. A result that is too large
-for its dtype must be infinity with the right sign; the loss of an underflow is that of the last operation alone.
+three values. Values have few bits, so that sums are exact and every correct algorithm finds the exact mean. Exact
+results are fractions. A bound is computed for the same channel scaled to sizes near 1, and scaled back by powers of
+two. A result that is too large for its dtype must be infinity with the right sign; only the last operation may lose
+digits to underflow.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ EXPONENTS = {
 }
 """Sizes of x and dy, as powers of two: subnormal, barely normal, with squares that vanish or overflow, and largest."""
 EPS = {"float32": (1e-5, 0.3, 1e-20, 0.0), "float64": (1e-5, 0.3, 1e-200, 0.0)}
-"""Values of eps by the dtype of the statistics; 0, which some refuse, comes last."""
+"""Values of eps by the dtype of the statistics; 0, which some libraries refuse, comes last."""
 PATTERN = (1.0, -0.75, 0.4375)
 NEAR = 2.0**-4
 """The relative spread of a channel that is nearly constant."""
@@ -90,7 +91,7 @@ def grids(info: Info, *, training: bool, derivatives: bool) -> Sequence[Grid]:
 
 
 def call_of(info: Info, grid: Grid) -> Case:
-    """Make the call of a grid: always the same."""
+    """Make the call of a grid, the same each time."""
     rng = np.random.default_rng([len(grid.dtype), grid.m, int(grid.training), int(-math.log2(grid.eps or 1))])
     dtype, wide = DTYPES[grid.dtype], np.dtype(np.float64 if grid.dtype == "float64" else np.float32)
     sizes = [e for e in EXPONENTS[grid.dtype] if not info.flushes or e > _normal(grid.dtype) + 1]
@@ -129,7 +130,7 @@ def _normal(dtype: str) -> int:
 
 
 def _running(rng: np.random.Generator, grid: Grid, x: Array, other: Array) -> tuple[Array, Array]:
-    """Choose running statistics: of the size of x, or of any size in inference."""
+    """Choose running statistics: of the size of x in training, of any size in inference."""
     size = np.abs(x).max(axis=0)
     wide = np.finfo(np.float64 if grid.dtype == "float64" else np.float32)
     with np.errstate(over="ignore", under="ignore"):
@@ -142,7 +143,7 @@ def _running(rng: np.random.Generator, grid: Grid, x: Array, other: Array) -> tu
 
 
 def whole_range(adapter: Adapter, info: Info, grid: Grid) -> float:
-    """Make one call of many sizes, and compare each channel with the exact result."""
+    """Make one call with many sizes: the results of each channel lie within their bounds of the exact ones."""
     case = call_of(info, grid)
     outcome = run(adapter, info, case, gradients=grid.derivatives)
     worst = 0.0
@@ -153,9 +154,9 @@ def whole_range(adapter: Adapter, info: Info, grid: Grid) -> float:
 
 
 def tally(adapter: Adapter, info: Info) -> tuple[int, int]:
-    """Count the channels of the whole grid in float32 that are wrong, and those that were judged.
+    """Return how many channels of the whole grid in float32 are wrong, and how many were judged.
 
-    A call that the library refuses is left out.
+    Calls that the library refuses are left out.
     """
     wrong = judged = 0
     modes = [(True, info.differentiates), (False, info.differentiates_inference)][: 1 + info.infers]
@@ -171,7 +172,7 @@ def tally(adapter: Adapter, info: Info) -> tuple[int, int]:
 
 
 def _verdicts(info: Info, case: Case, outcome: Outcome, grid: Grid) -> list[bool]:
-    """Tell for each channel that a bound certifies whether it is right."""
+    """Return whether each channel is right, leaving out channels whose bounds are vacuous."""
     found = []
     for c in range(CHANNELS):
         try:
@@ -198,7 +199,7 @@ def _judge(info: Info, case: Case, got: dict[str, Floats], grid: Grid) -> float:
     """Compare one channel with the exact result."""
     exact, channel, scales = _exact(case)
     try:
-        # The mean of a constant channel is exact here, so nothing but roundings of dy is left in its gradients.
+        # Here the mean of a constant channel is exact, so its gradients have only the rounding errors of dy.
         form: Form = "K" if channel.constant and grid.derivatives else widest(info)
         limits = bounds.envelope(form, channel, format_of(grid.dtype))
     except OverflowError:
@@ -220,7 +221,7 @@ def _judge(info: Info, case: Case, got: dict[str, Floats], grid: Grid) -> float:
 
 
 def _exact(case: Case) -> tuple[dict[str, list[Fraction]], Channel, Scales]:
-    """Return the exact results of one channel, and its sizes near 1."""
+    """Return the exact results of one channel, its magnitudes scaled near 1, and the powers of two of that scaling."""
     x, dy = (rows(a, case.axis)[0] for a in (case.x, case.dy))
     gamma, beta, mean, var = (Fraction(float(v[0])) for v in _vectors(case))
     exact_x, exact_dy, eps = oracle.row(x.tolist()), oracle.row(dy.tolist()), Fraction(case.eps)
@@ -291,14 +292,14 @@ def _exponent_of(value: Fraction) -> int:
 
 
 def _underflow(info: Info, dtype: np.dtype[Any]) -> Fraction:
-    """Return what the last operations may lose to underflow: two steps, or all that is subnormal."""
+    """Return what the last operations may lose to underflow: two steps of the dtype, or every subnormal number."""
     kind = np.finfo(np.float32) if dtype.name == "bfloat16" else np.finfo(dtype)
     step = Fraction(float(kind.smallest_subnormal)) * (2**16 if dtype.name == "bfloat16" else 1)
     return Fraction(float(kind.smallest_normal)) * 2 if info.flushes else 2 * step
 
 
 def _lost_in(name: str, ch: Channel, scales: Scales) -> Fraction:
-    """Return by how much an underflow of ``x - mean`` is magnified: where eps is larger, no rescue is due (S10)."""
+    """Return the factor that magnifies an underflow of ``x - mean``, which S10 tolerates where eps dominates."""
     root = Fraction(ch.root) / Fraction(2) ** scales.x
     if name == "y":
         return root * abs(Fraction(ch.gamma)) * Fraction(2) ** scales.y

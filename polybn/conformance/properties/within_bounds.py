@@ -26,12 +26,12 @@ SAFETY = 1 + 1e-6
 
 
 def everything(adapter: Adapter, info: Info, case: Case) -> float:
-    """Hold all results of one call to their bounds."""
+    """Make one call: every result lies within its bound of the exact one."""
     return certified(info, case, run(adapter, info, case)).ratio
 
 
 class Affine(NamedTuple):
-    """A call, and the same one with ``factor * x + shift``, which is exact."""
+    """A call, and the same call with ``factor * x + shift``, computed without rounding."""
 
     case: Case
     other: Case
@@ -53,7 +53,7 @@ def affines(draw: st.DrawFn, info: Info, *, eps: float = 2.0**-7, factors: tuple
 
 
 def equivariant(adapter: Adapter, info: Info, pair: Affine) -> float:
-    """Shift and scale x: y keeps its values, and takes the sign of the factor."""
+    """Shift and scale x: y stays the same, apart from the sign of the factor."""
     first, second = (run(adapter, info, case, gradients=False) for case in (pair.case, pair.other))
     a, c = certified(info, pair.case, first), certified(info, pair.other, second)
     apart = np.abs(np.sign(pair.factor) * rows(first.y, 1) - rows(second.y, 1))
@@ -69,9 +69,9 @@ def _demand(name: str, error: Floats, bound: Floats, words: str) -> float:
 
 
 def spread(adapter: Adapter, info: Info, case: Case) -> float:
-    """Measure mean and variance of y.
+    """Measure y: it has mean beta and variance ``gamma^2 v / (v + eps)``.
 
-    The variance of y + e is within ``2 sqrt(var(y) mean(e^2)) + mean(e^2)`` of that of y.
+    The variance of y + e differs from that of y by at most ``2 sqrt(var(y) mean(e^2)) + mean(e^2)``.
     """
     outcome, worst = run(adapter, info, case, gradients=False), 0.0
     envelope = certified(info, case, outcome).y
@@ -88,10 +88,10 @@ def spread(adapter: Adapter, info: Info, case: Case) -> float:
 
 
 def twice(adapter: Adapter, info: Info, case: Case) -> float:
-    """Normalize what has been normalized.
+    """Normalize twice: the result is that of normalizing once, with eps counted twice.
 
-    An error e of the argument becomes ``r (|e_i| + mean|e| + |xhat_i| mean|e xhat|)`` to first order.
-    ``|xhat| <= sqrt(m)``; the hundredth covers the second order.
+    To first order, an error e of the argument becomes ``r (|e_i| + mean|e| + |xhat_i| mean|e xhat|)``, and
+    ``|xhat| <= sqrt(m)``. The factor 1.01 covers the second order.
     """
     assert case.gamma is not None
     first = case._replace(gamma=np.ones_like(case.gamma), beta=np.zeros_like(case.gamma))
@@ -114,7 +114,7 @@ def twice(adapter: Adapter, info: Info, case: Case) -> float:
 
 
 def orthogonal(adapter: Adapter, info: Info, case: Case) -> float:
-    """Add up dx, and multiply it with ``x - mean``: both sums are known, to the sums of the bounds on dx."""
+    """Differentiate: dx has the sum 0 and a known product with ``x - mean``, up to the sums of the bounds on dx."""
     outcome, worst = run(adapter, info, case), 0.0
     assert outcome.dx is not None
     envelope = certified(info, case, outcome).dx
@@ -151,7 +151,7 @@ def with_seeds(draw: st.DrawFn, info: Info) -> CaseAndSeed:
 
 
 def adjoint(adapter: Adapter, info: Info, pair: CaseAndSeed) -> float:
-    """Compare ``<J u, dy>`` with ``<u, dx>``; J is the exact formula, so no finite difference is needed."""
+    """Differentiate: ``<u, dx>`` is ``<J u, dy>`` for random u, where J is the exact derivative."""
     case, rng = pair.case, np.random.default_rng(pair.seed)
     outcome, worst, zero = run(adapter, info, case), 0.0, Fraction(0)
     assert outcome.dx is not None
@@ -170,7 +170,7 @@ def adjoint(adapter: Adapter, info: Info, pair: CaseAndSeed) -> float:
 
 
 class Chain(NamedTuple):
-    """Batches one after the other."""
+    """A first batch, and seeds that shuffle its values into the following batches."""
 
     case: Case
     seeds: tuple[int, ...]
@@ -184,7 +184,7 @@ def chains(draw: st.DrawFn, info: Info) -> Chain:
 
 
 def many_batches(adapter: Adapter, info: Info, chain: Chain) -> float:
-    """Train on one batch after the other, beside the exact model."""
+    """Train on one batch after the other: the running statistics are those of the closed form."""
     case, worst = chain.case, 0.0
     assert case.running_mean is not None
     assert case.running_var is not None
@@ -214,7 +214,7 @@ def inference_is_affine(adapter: Adapter, info: Info, pair: CaseAndSeed) -> floa
         slope = Fraction(float(_gamma(case)[c]))
         slope *= oracle.inverse_root(Fraction(float(case.running_var[c])) + Fraction(case.eps))
         rises = oracle.combine(Fraction(0), (slope, oracle.row(x1.tolist())), (-slope, oracle.row(x2.tolist())))
-        # y1 - y2 is formed here, in float64: one rounding more.
+        # The subtraction y1 - y2 below, in float64, adds one rounding.
         bound = envelope[c] + 2.0**-52 * (np.abs(y1) + np.abs(y2))
         words = f"inference must be one slope, gamma / sqrt(running_var + eps), in channel {c}"
         worst = max(worst, _demand("y1 - y2", np.asarray(rises.distances((y1 - y2).tolist())), bound * SAFETY, words))
@@ -222,12 +222,12 @@ def inference_is_affine(adapter: Adapter, info: Info, pair: CaseAndSeed) -> floa
 
 
 def frozen(adapter: Adapter, info: Info, case: Case) -> float:
-    """Differentiate inference: no statistic depends on x there."""
+    """Differentiate inference: gradients lie within their bounds, with statistics that do not depend on x."""
     return certified(info, case, run(adapter, info, case, gradients=True)).ratio
 
 
 def by_running(adapter: Adapter, info: Info, case: Case) -> float:
-    """Train, and compare y with inference by the statistics that came back."""
+    """Train: y is that of inference with the updated running statistics."""
     outcome = run(adapter, info, case, gradients=False)
     inference = case._replace(training=False, running_mean=outcome.running_mean, running_var=outcome.running_var)
     return certified(info, inference, outcome).ratio
@@ -235,14 +235,6 @@ def by_running(adapter: Adapter, info: Info, case: Case) -> float:
 
 def _by_batch(info: Info) -> str | None:
     return None if info.trains_by == "running" else "the adapter declares that training normalizes by the batch"
-
-
-def _any_call(info: Info) -> st.SearchStrategy[Case]:
-    return served.cases(info, training=None if info.infers else True)
-
-
-def _no_float32(info: Info) -> str | None:
-    return None if "float32" in info.dtypes else "the adapter declares no float32"
 
 
 def _only_halves(info: Info) -> str | None:
@@ -255,19 +247,19 @@ def _wide(info: Info) -> st.SearchStrategy[Case]:
 
 @st.composite
 def _idempotency(draw: st.DrawFn, info: Info) -> Case:
-    """Draw calls near zero: the bound on BN(BN(x)) magnifies that on BN(x)."""
+    """Draw calls with a large eps: otherwise the second normalization magnifies the bound on the first too much."""
     return draw(served.cases(info, dtypes=("float32", "float64"), eps=(1e-3, 0.2, 3.0)))
 
 
 PROPERTIES: Sequence[Property] = (
     Property("P22", "y, running statistics and gradients of random data are within a rigorous bound of the exact ones.",
-             "S2 S3 S4 S5 S6 S13", everything, _any_call),
+             "S2 S3 S4 S5 S6 S13", everything, served.any_call),
     Property("P23", "Adding a constant to x, exactly, changes y by no more than its bounds.",
-             "S2 S3", equivariant, affines, (), _no_float32),
+             "S2 S3", equivariant, affines, (), served.no_float32),
     Property("P24", "BN(a x + c), with eps a^2, is BN(x) with the sign of a.",
-             "S2 S3", equivariant, lambda info: affines(info, factors=(-7, -1, 3, 5)), (), _no_float32),
+             "S2 S3", equivariant, lambda info: affines(info, factors=(-7, -1, 3, 5)), (), served.no_float32),
     Property("P25", "With eps = 0, which is allowed, BN(a x + c) is BN(x) with the sign of a.",
-             "S3", equivariant, lambda info: affines(info, eps=0.0, factors=(-7, -1, 3, 5)), (), _no_float32),
+             "S3", equivariant, lambda info: affines(info, eps=0.0, factors=(-7, -1, 3, 5)), (), served.no_float32),
     Property("P26", "y has mean beta and variance gamma^2 v / (v + eps), which is not gamma^2.",
              "S3", spread, _wide, (), _only_halves),
     Property("P27", "Normalizing twice counts eps twice.",

@@ -1,1 +1,1 @@
-"""The commands that train LeNet and show what came of it; :mod:`polybn.cli` puts them together."""
+"""The commands that train LeNet and show the results; :mod:`polybn.cli` makes one program of all commands."""

@@ -21,14 +21,14 @@ class LeftOut(NamedTuple):
     path: Path
     """The path that was given, or the directory of the run."""
     reason: str
-    """Why it is not shown."""
+    """Why the run is not shown."""
     is_fault: bool = True
-    """Whether something is wrong; it is not with a run that has only begun."""
+    """Whether something is wrong; False for a run that has no finished epoch yet."""
 
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Directories of runs, or directories that hold such ones.")
+        list[Path], typer.Argument(metavar="RUN...", help="Directories of runs, or directories that hold runs.")
     ],
     picture: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="The picture to write: .png, .svg or .pdf.")
@@ -36,8 +36,7 @@ def compare(
 ) -> None:
     """Draw the learning curves of several runs, and print them side by side.
 
-    What can be shown is shown, and the rest is named with the reason. The exit code is 1 if something named there is
-    missing or damaged.
+    A run that cannot be shown is named, with the reason. The exit code is 1 if a run is missing or damaged.
 
     [dim]polybn compare runs
     polybn compare runs/numpy-spec-lr1-seed0 runs/numpy-none-lr1-seed0 --out curves.svg[/dim]
@@ -60,7 +59,7 @@ def compare(
 
 
 def _expand(path: Path) -> list[Path]:
-    """Return the runs in a directory that is none itself; else the path."""
+    """Return the runs in a directory, or the path itself if it is a run or holds none."""
     if saved.is_run(path) or not path.is_dir():
         return [path]
     return sorted(inner for inner in path.iterdir() if saved.is_run(inner)) or [path]
@@ -81,7 +80,7 @@ def _read(paths: dict[Path, None]) -> tuple[dict[Path, list[Epoch]], list[LeftOu
 
 
 def _short_names(runs: list[Path]) -> list[str]:
-    """Return the last parts of the paths where they tell the runs apart, else the paths."""
+    """Return the last parts of the paths if they differ, else the whole paths."""
     names = [path.resolve().name for path in runs]
     return names if len(set(names)) == len(names) else [str(path) for path in runs]
 

@@ -1,4 +1,4 @@
-"""``polybn data``, and what all commands that read the data share."""
+"""``polybn data``, and the option and the function that all commands use to read the data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def data(
         Path, typer.Option("--out", metavar="FILE", help="The picture to write: .png, .svg or .pdf.")
     ] = Path("fashion-mnist.png"),
 ) -> None:
-    """Show where the data is, verify every byte of it, and draw a contact sheet of labelled images.
+    """Show where the data is, verify every byte, and draw a contact sheet of labelled images.
 
     [dim]polybn data
     polybn data --data sample --out sample.svg[/dim]
@@ -50,7 +50,7 @@ def data(
 
 
 def load(where: str | None, *, explain: bool = False) -> Dataset:
-    """Read the data; where only the sample is left, say so in one line, or with all reasons."""
+    """Read the data; if there is only the sample, say so in one line, or with all reasons."""
     dataset, reason = fashion_mnist.load_or_sample(where, progress=err.is_terminal)
     if reason is not None:
         short = f"no full copy can be had ({hint('data')} says why; apt install dataset-fashion-mnist brings one)"

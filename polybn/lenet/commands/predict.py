@@ -1,4 +1,4 @@
-"""``polybn predict``: what a trained network takes the test images for."""
+"""``polybn predict``: the labels that a trained network gives to the test images."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Labels = NDArray[np.uint8]
 
 
 class Score(NamedTuple):
-    """How a network did on one class."""
+    """A network's results on one class."""
 
     right: int
-    """How many images of the class it labelled right."""
+    """The number of images of the class with the right label."""
     of: int
-    """How many images the class has."""
+    """The number of images of the class."""
     taken_for: str
-    """The wrong label that it gave most often, and how often; empty if it made no mistake."""
+    """The most frequent wrong label, and its number; empty if there was no mistake."""
 
 
 def predict(

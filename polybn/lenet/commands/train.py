@@ -1,4 +1,4 @@
-"""``polybn train``: begin a run, or go on with one."""
+"""``polybn train``: begin a run, or continue one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from polybn.atomic import make_directory
 from polybn.console import err, hint, out
-from polybn.lenet import fashion_mnist, networks, runs, training
+from polybn.lenet import fashion_mnist, networks, runs, team, training
 from polybn.lenet.commands.data import DataOption, load
 from polybn.lenet.display import EpochDisplay
 from polybn.lenet.editions import SAMPLE
@@ -20,6 +20,7 @@ from polybn.lenet.fashion_mnist import Dataset
 from polybn.lenet.networks import BatchNorm, Network
 from polybn.lenet.recipe import Recipe
 from polybn.lenet.runs import Saved
+from polybn.lenet.team import Team
 from polybn.spec import DomainError
 
 Norm = Literal["spec", "native", "none"]
@@ -36,14 +37,14 @@ def train(
     backend: Annotated[
         str, typer.Option(envvar="POLYBN_BACKEND", help="Library to train with; polybn info lists them.")
     ] = "numpy",
-    epochs: Annotated[int, typer.Option(help="Epochs in all, those of a resumed run included.")] = 10,
+    epochs: Annotated[int, typer.Option(help="Total number of epochs, finished ones included.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Images in a training step.")] = 256,
     lr: Annotated[float, typer.Option(help="Learning rate of plain SGD.")] = 1.0,
     norm: Annotated[
         Norm, typer.Option(help="Batch norm: spec is PolyBN's, native is the library's own, none leaves it out.")
     ] = "spec",
-    seed: Annotated[int, typer.Option(help="Draws the weights and the order of the images.")] = 0,
-    devices: Annotated[int, typer.Option(help="Devices that share each step (jax); they divide the batch size.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and of the order of the images.")] = 0,
+    devices: Annotated[int, typer.Option(help="Devices that share each step (jax); must divide the batch size.")] = 1,
     last_batch: Annotated[
         Literal["keep", "drop"],
         typer.Option(help="Images left over after the last whole batch: keep makes a small batch of them."),
@@ -51,7 +52,7 @@ def train(
     data: DataOption = None,
     out_dir: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="New directory for the run. Default: runs/ and what it is."),
+        typer.Option("--out", metavar="DIR", help="New directory for the run. Default: runs/ and its options."),
     ] = None,
     resume: Annotated[
         Path | None,
@@ -59,25 +60,35 @@ def train(
             "--resume",
             metavar="DIR",
             callback=_no_option,
-            help="Go on with the run in this directory from its last finished epoch; it knows its other options.",
+            help="Continue the run in this directory from its last finished epoch, with the options it began with.",
         ),
     ] = None,
+    coordinator: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where the processes of one run meet (jax): at process 0.")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="How many processes share the run.")] = None,
+    process: Annotated[int | None, typer.Option(help="The number of this process, from 0.")] = None,
 ) -> None:
     """Train LeNet on Fashion-MNIST.
 
-    Each epoch is saved; Ctrl-C stops, and [bold]--resume[/bold] goes on to exactly the same result. A directory
-    belongs to the process that trains in it.
+    Each epoch is saved; Ctrl-C stops, and [bold]--resume[/bold] continues to exactly the same result. Only one process
+    at a time can train in a directory.
 
     [dim]polybn train                             ten epochs with batch norm
     polybn train --norm none                 the same without
     polybn train --resume runs/numpy-spec-lr1-seed0 --epochs 20    ten more epochs
     polybn train --data sample --epochs 2    a quick look[/dim]
     """
+    own = team.team_of(coordinator, processes, process)
     if resume is not None:
-        _resume(resume, context, epochs=epochs if _is_given(context, "epochs") else None, where=data)
+        _resume(resume, context, own, epochs=epochs if _is_given(context, "epochs") else None, where=data)
         return
     network = networks.lenet(None if norm == "none" else norm)
     recipe = Recipe(network, backend, batch_size, lr, seed, devices, last_batch)
+    team.join(backend, own)
+    if not team.writes(backend):
+        training.train(**vars(recipe), epochs=epochs, data=lambda: load(data))
+        return
     with (
         _directory(out_dir, recipe, data) as directory,
         _displayed(directory, network, backend, epochs, data) as callbacks,
@@ -87,17 +98,19 @@ def train(
 
 
 class Callbacks(NamedTuple):
-    """What the command hands to :func:`polybn.train`, to show how it goes."""
+    """The functions that the command passes to :func:`polybn.train`, to show progress."""
 
     data: Callable[[], Dataset]
-    """Reads the data, and says what is going to be trained."""
+    """A function that reads the data, and prints what will be trained."""
     on_steps: training.OnSteps
-    """Moves the progress bar."""
+    """A function that moves the progress bar."""
     on_epoch: training.OnEpoch
-    """Writes the line of an epoch."""
+    """A function that prints the line of an epoch."""
 
 
-def _resume(directory: Path, context: typer.Context, *, epochs: int | None, where: str | None) -> None:
+def _resume(
+    directory: Path, context: typer.Context, own: Team | None, *, epochs: int | None, where: str | None
+) -> None:
     runs.require(directory)
     saved = runs.read(directory)
     _check_same_options(saved, context)
@@ -107,13 +120,17 @@ def _resume(directory: Path, context: typer.Context, *, epochs: int | None, wher
         out.print(f"{directory} has {finished} finished epochs, and {goal} were asked for; {more} adds ten")
         return
     recipe = saved.recipe
+    team.join(recipe.backend, own)
+    if not team.writes(recipe.backend):
+        training.resume(directory, epochs=goal, data=lambda: load(where or saved.where))
+        return
     with _displayed(directory, recipe.network, recipe.backend, goal, where or saved.where) as callbacks:
         training.resume(directory, epochs=goal, **callbacks._asdict())
     out.print(f"Saved in {directory}; {hint('compare', directory)} draws its curves")
 
 
 def _check_same_options(saved: Saved, context: typer.Context) -> None:
-    """Refuse options that differ from those of the run, naming each."""
+    """Refuse options that differ from those of the run."""
     if context.params["out_dir"] is not None:
         raise DomainError(
             f"polybn train: --resume must be given without --out; got --out {context.params['out_dir']} "
@@ -141,7 +158,7 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 @contextlib.contextmanager
 def _displayed(directory: Path, network: Network, backend: str, epochs: int, where: str | None) -> Iterator[Callbacks]:
-    """Show how training goes, and what to do after Ctrl-C."""
+    """Show the progress of training, and after Ctrl-C how to continue."""
     shown = EpochDisplay(out, epochs)
 
     def read() -> Dataset:
@@ -166,7 +183,7 @@ def _displayed(directory: Path, network: Network, backend: str, epochs: int, whe
 
 @contextlib.contextmanager
 def _directory(wanted: Path | None, recipe: Recipe, where: str | None) -> Iterator[Path]:
-    """Yield the directory that was asked for, or a new one in runs/ that nobody else can take at the same time."""
+    """Yield the wanted directory, or a new one in runs/ that no other process can take at the same time."""
     if wanted is not None:
         yield wanted
         return
@@ -180,13 +197,13 @@ def _directory(wanted: Path | None, recipe: Recipe, where: str | None) -> Iterat
     try:
         yield path
     finally:
-        with contextlib.suppress(OSError):  # what holds a run is not empty, and stays
+        with contextlib.suppress(OSError):  # a directory that holds a run is not empty, and stays
             for empty in (path, *reversed(made)):
                 empty.rmdir()
 
 
 def _name_of(recipe: Recipe, where: str | None) -> str:
-    """Name a run by everything that tells it from others; options that are rarely given, only if they are."""
+    """Name a run by its options; rarely used options appear only if they differ from the default."""
     plain = Recipe(recipe.network)
     used = fashion_mnist.find(where).used
     rare = {

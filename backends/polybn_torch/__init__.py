@@ -1,0 +1,86 @@
+"""The PyTorch backend: tensors of any device and dtype, autograd through the call, and modules in PyTorch's words.
+
+In host memory the compiled loops of :mod:`polybn_host` compute; elsewhere PyTorch's own operations do, in the form of
+:mod:`polybn_array_api`. ``polybn_torch.BatchNorm2d`` stands where ``torch.nn.BatchNorm2d`` stood, and
+``polybn_torch.convert`` swaps all of a model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from polybn.spec import Description, Traits
+from polybn_torch.batch_norm import backward, double_backward, fold, forward, merge_moments, moments
+from polybn_torch.host import operators_only, view
+
+name = "torch"
+traits = Traits(library="PyTorch", variants={"operators": operators_only})
+
+
+def why_not() -> str | None:
+    """Return None if a computation ran and came back, else the reason why not."""
+    doubled = to_numpy(asarray(np.array([1.0, 3.0])) * 2)
+    return None if doubled.tolist() == [2, 6] else f"twice [1, 3] gave {doubled.tolist()}"
+
+
+def describe() -> dict[str, str]:
+    """Return the versions and the default device that results depend on."""
+    return {"torch": torch.__version__, "numpy": np.__version__, "device": str(torch.get_default_device())}
+
+
+def inspect(value: object, /) -> Description | None:
+    """Describe a dense tensor or parameter; None for all else, such as sparse and quantized tensors."""
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.is_quantized:
+        return None
+    return Description(
+        tuple(value.shape), _NAMES.get(value.dtype) or str(value.dtype).removeprefix("torch."), str(value.device)
+    )
+
+
+def asarray(host: NDArray[Any], /) -> torch.Tensor:
+    """Copy a NumPy array, of bfloat16, too, to the default device."""
+    if host.dtype.name == "bfloat16":
+        tensor = torch.from_numpy(np.array(host).view(np.int16)).view(torch.bfloat16)
+    else:
+        tensor = torch.from_numpy(np.array(host))
+    return tensor.to(torch.get_default_device())
+
+
+def to_numpy(array: torch.Tensor, /) -> NDArray[Any]:
+    """Copy a tensor to the host; bfloat16 as that of ``ml_dtypes``."""
+    return np.array(view(array.detach().cpu().resolve_conj().resolve_neg()))
+
+
+_NAMES = {
+    getattr(torch, word): word for word in ("float16", "bfloat16", "float32", "float64", "int32", "int64", "bool")
+}  # a name from PyTorch itself takes a microsecond
+
+
+def __getattr__(name: str) -> Any:
+    """Import what people of PyTorch use when they ask for it: it stands above the public functions."""
+    if name not in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "convert"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from polybn_torch import nn
+
+    return getattr(nn, name)
+
+
+__all__ = [
+    "asarray",
+    "backward",
+    "describe",
+    "double_backward",
+    "fold",
+    "forward",
+    "inspect",
+    "merge_moments",
+    "moments",
+    "name",
+    "to_numpy",
+    "traits",
+    "why_not",
+]

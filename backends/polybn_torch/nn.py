@@ -1,0 +1,141 @@
+"""Batch norm as modules in PyTorch's words: its momentum, its unbiased running variance, its state and its errors.
+
+Each module is a subclass of the one whose place it takes, so that initialisation, ``state_dict`` and what other code
+asks of ``torch.nn.BatchNorm2d`` stay as they are. What changes is how the numbers are computed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+
+from polybn.arguments import Arrays, Options, check_batch_norm, check_moments
+from polybn.spec import Arguments, Description, DomainError
+from polybn_torch import ops
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+class _BatchNorm:
+    """The forward call that the three modules share."""
+
+    def forward(self: Any, input: torch.Tensor) -> torch.Tensor:
+        """Normalize by the batch's statistics in training, or where there are no running ones."""
+        self._check_input_dim(input)
+        tracks = self.training and self.track_running_stats and self.running_mean is not None
+        arguments = self._arguments(input, self.training or self.running_mean is None)
+        y, mean, var, *_ = torch.ops.polybn.normalize(*arguments[1:7], **ops.options_of(arguments))
+        if tracks:
+            with torch.no_grad():
+                self.running_mean.copy_(mean)
+                self.running_var.copy_(var)
+                self.num_batches_tracked.add_(1)
+        return y
+
+    def _check_training(self: Any, x: torch.Tensor) -> None:
+        """Refuse what PyTorch refuses, and the specification would do."""
+        word = f"polybn_torch.{type(self).__name__}"
+        if self.eps <= 0:
+            raise DomainError(f"{word}: eps must be positive in training; got {self.eps!r} (1e-5 is the default)")
+        if x.dim() > 1 and x.numel() == x.shape[1] > 0:
+            raise DomainError(
+                f"{word}: input must have more than 1 value per channel in training; got shape {tuple(x.shape)} "
+                "(the variance of one value is 0, and its unbiased variance is not defined)"
+            )
+
+    def _arguments(self: Any, x: torch.Tensor, training: bool) -> Arguments:
+        """Check a call as the public functions do, and put it into one record."""
+        share = self.momentum
+        if share is None:  # the mean over all batches
+            share = 1.0 / (float(self.num_batches_tracked) + 1.0) if training and self.track_running_stats else 0.0
+        momentum = 1.0 - share
+        used = self.running_mean is not None and (not training or self.track_running_stats)
+        vectors = self.weight, self.bias, *((self.running_mean, self.running_var) if used else (None, None))
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        # A model may have been cast to a half type as a whole: statistics and parameters never compute in it (S6).
+        vectors = tuple(v.to(wide) if v is not None and v.dtype in _HALVES else v for v in vectors)
+        word = type(self).__name__
+        if training:
+            self._check_training(x)
+        options = Options(training, momentum, self.eps, 1, "unbiased")
+        described = Arrays(*(None if z is None else _describe(z) for z in (x, *vectors)))
+        if torch.compiler.is_compiling():  # Dynamo would warn that it looks past what the full check remembers
+            known = check_moments(word, described, 1)
+        else:
+            known = check_batch_norm(word, described, options)
+        return Arguments(word, *Arrays(x, *vectors), training, momentum, self.eps, True, *known)
+
+
+class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
+    """:class:`torch.nn.BatchNorm1d` by :mod:`polybn.spec`: input of shape ``(N, C)`` or ``(N, C, L)``.
+
+    Examples
+    --------
+    >>> import torch, polybn_torch
+    >>> norm = polybn_torch.BatchNorm1d(1)
+    >>> y = norm(torch.tensor([[1e4], [1e4 + 2]]))
+    >>> [round(value, 4) for value in y.flatten().tolist()]
+    [-1.0, 1.0]
+    """
+
+
+class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
+    """:class:`torch.nn.BatchNorm2d` by :mod:`polybn.spec`: input of shape ``(N, C, H, W)``."""
+
+
+class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
+    """:class:`torch.nn.BatchNorm3d` by :mod:`polybn.spec`: input of shape ``(N, C, D, H, W)``."""
+
+
+PAIRS: dict[type[Any], type[Any]] = {
+    torch.nn.BatchNorm1d: BatchNorm1d,
+    torch.nn.BatchNorm2d: BatchNorm2d,
+    torch.nn.BatchNorm3d: BatchNorm3d,
+}
+"""PyTorch's modules, and those that take their places."""
+
+
+def convert(model: Model, *, back: bool = False) -> Model:
+    """Swap the batch norms of a model for those of PolyBN, in place, or back; parameters and statistics stay.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A model, or one batch norm. Subclasses of PyTorch's batch norms, such as ``SyncBatchNorm``, stay as they are.
+    back : bool, default False
+        Put PyTorch's own modules into the places of PolyBN's.
+
+    Returns
+    -------
+    torch.nn.Module
+        The same model; where it is itself a batch norm, the module that takes its place.
+
+    Examples
+    --------
+    >>> import torch, polybn_torch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 5), torch.nn.BatchNorm2d(3))
+    >>> type(polybn_torch.convert(model)[1]).__module__
+    'polybn_torch.nn'
+    """
+    pairs = {new: old for old, new in PAIRS.items()} if back else PAIRS
+    made = {norm: _exchanged(norm, pairs[type(norm)]) for norm in model.modules() if type(norm) in pairs}
+    for module in list(model.modules()):
+        for name, child in module._modules.items():  # a module may have several names
+            if child in made:
+                module._modules[name] = made[child]
+    return made.get(model, model)
+
+
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def _exchanged(module: Any, kind: type[Any]) -> Any:
+    """Return a module of another kind with the same parameters, buffers, hooks and mode."""
+    other = object.__new__(kind)
+    other.__dict__.update(module.__dict__)
+    return other
+
+
+def _describe(tensor: torch.Tensor) -> Description:
+    return Description(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.device.type)

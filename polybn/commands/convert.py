@@ -1,0 +1,110 @@
+"""``polybn convert``: the batch norms of a model in the words of another framework, or folded away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from polybn.atomic import write_atomic
+from polybn.console import err, out
+from polybn.spec import DomainError
+
+if TYPE_CHECKING:
+    from polybn.model_files.fold import Folded
+
+SHOWN = 3
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The model, as for polybn inspect.")],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUTPUT", help="What to write; the ending picks the format: .safetensors, .npz, .msgpack, .params."
+        ),
+    ],
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="DIALECT", help="Whose words; polybn dialects lists the names.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="DIALECT", help="Whose words FILE has, where its names do not tell."),
+    ] = None,
+    count: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[LAYER=]N",
+            help="Values per channel in a training batch, images times places, for Bessel's correction; of one layer, "
+            "or of all that are not named. May be given several times.",
+        ),
+    ] = None,
+    fold: Annotated[
+        bool,
+        typer.Option("--fold", help="Instead: write the whole ONNX model, batch norms folded into what comes before."),
+    ] = False,
+) -> None:
+    """Write the batch norms of a model under the names of another framework, and say what is not exact.
+
+    Statistics and parameters get the target's names, its sense of variance and its way of storing. Without --count,
+    inference is the same and the running variance stays as it is; with it, the variance becomes the one that the
+    target would have kept. What cannot be exact is said, and nothing is guessed.
+
+    [dim]polybn convert model.safetensors batch-norms.npz --to keras3
+    polybn convert model.keras batch-norms.msgpack --to flax_linen
+    polybn convert model.onnx folded.onnx --fold[/dim]
+    """
+    from polybn import dialects, model_files
+    from polybn.model_files import writing
+
+    if fold:
+        _fold(file, output)
+        return
+    if to is None:
+        raise DomainError(
+            "polybn.convert: --to must name a dialect; got none (`polybn dialects` lists them; or --fold)"
+        )
+    target = dialects.find(to, function="convert", argument="--to")
+    here = None if source is None else dialects.find(source, function="convert", argument="--from")
+    writing.check_ending(output)
+    model = model_files.read(file)
+    if not model.norms:
+        raise DomainError(f"polybn.convert: FILE must hold a batch norm; got none in {file} ({model.format})")
+    made = writing.convert_norms(model, target, source=here, counts=_counts(count or []))
+    names = writing.write(made.norms, output)
+    words = ", ".join(sorted({norm.dialect for norm in model.norms})) if here is None else here.name
+    out.print(f"{len(made.norms)} batch norms, from {words} to {target.name}, are in {output}: {names[0]}, ...")
+    options = {f"{word}={value}" for norm in made.norms for word, value in norm.options.items() if word != "axis"}
+    if options:
+        out.print(f"Make the layers with {', '.join(sorted(options))}.")
+    for note, layers in made.notes:
+        out.print(f"{_some(layers)}: {note}")
+
+
+def _counts(given: list[str]) -> dict[str, int]:
+    """Read the values of --count: by layer, and under an empty name for all others."""
+    counts = {}
+    for text in given:
+        layer, _, number = text.rpartition("=")
+        if not number.isdecimal() or int(number) < 2:
+            raise DomainError(f"polybn.convert: --count must be N or LAYER=N, N of 2 or more; got {text!r}")
+        counts[layer] = int(number)
+    return counts
+
+
+def _fold(file: Path, output: Path) -> None:
+    from polybn.model_files import reading
+
+    folded: Folded = reading.fold(file)
+    write_atomic(output, folded.model.SerializeToString())
+    total = len(folded.into) + len(folded.kept)
+    out.print(f"{len(folded.into)} of {total} batch norms are folded, in {output}.")
+    reasons = dict.fromkeys(why for _, why in folded.kept)
+    for reason in reasons:
+        err.print(f"{_some(tuple(name for name, why in folded.kept if why == reason))}: kept, because {reason}.")
+
+
+def _some(layers: tuple[str, ...]) -> str:
+    shown = ", ".join(layers[:SHOWN])
+    return shown if len(layers) <= SHOWN else f"{shown} and {len(layers) - SHOWN} more"

@@ -1,0 +1,61 @@
+"""The tests of ``pytest --polybn NAME,...``: every check of the kit for each batch norm, then each pair of them."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+
+from polybn.conformance.adapters import resolve
+from polybn.conformance.agree import Agreement, adapter_name, agree
+from polybn.conformance.plugin import judge, names_of
+from polybn.conformance.subject import Subject, prepare
+from polybn.spec import DomainError
+
+CALLS = 60
+_subjects = dict[str, Subject]()
+
+
+def subjects(config: pytest.Config) -> dict[str, Subject]:
+    """Prepare the batch norms that the command line names, once."""
+    for name in filter(None, config.getoption("--polybn").split(",")):
+        if name not in _subjects:
+            try:
+                adapter = resolve(adapter_name(name))
+            except (DomainError, ImportError) as error:
+                raise pytest.UsageError(f"--polybn: {error}") from error
+            _subjects[name] = prepare(adapter, config.getoption("--polybn-profile"))
+    return _subjects
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make a test of each check of each batch norm, and of each pair."""
+    found = subjects(metafunc.config)
+    if "what" in metafunc.fixturenames:
+        each = [(name, what) for name, subject in found.items() for what in names_of(subject)]
+        metafunc.parametrize(("name", "what"), each, ids=[f"{name}-{what}" for name, what in each])
+    if "pair" in metafunc.fixturenames:
+        pairs = list(combinations(found, 2))
+        metafunc.parametrize("pair", pairs, ids=[f"{a}-{b}" for a, b in pairs])
+
+
+@pytest.fixture(scope="session")
+def agreement(request: pytest.FixtureRequest) -> Agreement:
+    """Give all batch norms the same calls, once."""
+    return agree(list(subjects(request.config)), cases=CALLS)
+
+
+def test_conformance(name: str, what: str) -> None:
+    """The batch norm agrees with the specification."""
+    judge(_subjects[name], what)
+
+
+def test_agreement(agreement: Agreement, pair: tuple[str, str]) -> None:
+    """No result of the two differs by more than the sum of their error bounds."""
+    worst = agreement.worst(*pair)
+    if worst.share > 1:
+        pytest.fail(
+            f"{worst.quantity} of {worst.dtype} differs by {worst.ulps:.3g} units in the last place, {worst.share:.3g} "
+            f"times the sum of both bounds\n\nTo repeat it:\n\n{worst.program}",
+            pytrace=False,
+        )

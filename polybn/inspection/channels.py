@@ -1,0 +1,93 @@
+"""One batch norm of a file in the specification's terms: vectors by role, in float64."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from polybn.dialects import DIALECTS, POLYBN, convert
+from polybn.dialects.said import to_old
+from polybn.spec import DomainError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from polybn.dialects import Dialect
+    from polybn.model_files import Norm
+
+    Floats = NDArray[np.float64]
+
+
+class Channels(NamedTuple):
+    """What inference uses, and what the file says of it."""
+
+    name: str
+    dialect: Dialect
+    gamma: Floats
+    beta: Floats
+    mean: Floats
+    var: Floats
+    eps: float
+    """The file's, or the dialect's own if it says nothing."""
+    eps_known: bool
+    momentum: float | None
+    """The weight of the old value; None if the file says nothing."""
+    batches: int | None
+    """How many batches the statistics have seen, where they are counted."""
+    training: bool
+    lacks: str
+
+    @property
+    def root(self) -> Floats:
+        """The inverse root, NaN where the variance is negative."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray((self.var + self.eps) ** -0.5)
+
+    @property
+    def ratio(self) -> Floats:
+        """How many deviations the mean is from 0; infinite where there is none."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(np.abs(self.mean) / np.sqrt(self.var))
+
+
+def channels_of(norm: Norm) -> Channels | None:
+    """Return the channels of a batch norm, or None if its statistics are not in the file."""
+    dialect = DIALECTS[norm.dialect]
+    words = {dialect.eps_word: "eps", dialect.momentum_word: "momentum"}
+    said = {words[word]: value for word, value in norm.options.items() if word in words}
+    mean = _find(norm, dialect, "running_mean")
+    if mean is None or _find(norm, dialect, "running_var") is None:
+        return None
+    state = _neutral(norm, dialect)
+    count = _find(norm, dialect, "count")
+    return Channels(
+        name=norm.name,
+        dialect=dialect,
+        gamma=np.asarray(state.get("gamma", np.ones(mean.size)), np.float64),
+        beta=np.asarray(state.get("beta", np.zeros(mean.size)), np.float64),
+        mean=np.asarray(state["running_mean"], np.float64),
+        var=np.asarray(state["running_var"], np.float64),
+        eps=float(said.get("eps", dialect.eps)),
+        eps_known="eps" in said,
+        momentum=to_old(dialect, said["momentum"]) if "momentum" in said else None,
+        batches=None if count is None else int(count.reshape(-1)[0]),
+        training=norm.training,
+        lacks=norm.lacks,
+    )
+
+
+def _find(norm: Norm, dialect: Dialect, role: Any) -> NDArray[Any] | None:
+    return norm.state.get(dialect.names[role]) if role in dialect.names else None
+
+
+def _neutral(norm: Norm, dialect: Dialect) -> dict[str, NDArray[Any]]:
+    """Return a state in PolyBN's words; one that is not whole keeps what there is."""
+    options = {"fix_gamma": False} if dialect.fix_gamma else {}
+    try:
+        return convert(norm.state, dialect, POLYBN, options=options).state
+    except DomainError:
+        if not norm.lacks:
+            raise
+        roles = {own: role for role, own in dialect.names.items()}
+        return {roles[own]: array for own, array in norm.state.items()}

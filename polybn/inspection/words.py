@@ -1,0 +1,96 @@
+"""The findings of a model in the lines that a person reads: the one useful sentence first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from polybn.inspection.channels import channels_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from polybn.inspection.findings import Finding
+    from polybn.model_files import Model, Norm
+
+HEADINGS = ("batch norm", "channels", "mean", "variance", "gamma", "beta", "eps", "")
+"""The columns of the table."""
+SHOWN = 3
+"""How many batch norms with the same finding are told one by one."""
+
+
+def headline(name: str, model: Model, findings: list[Finding]) -> str:
+    """Return the one sentence that the model's author needs."""
+    if not model.norms:
+        folded = "; exporters fold it into convolutions" if model.format == "ONNX" else ""
+        return f"{name} ({model.format}, {_count(model.tensors, 'array')}) holds no batch norm{folded}."
+    what = f"{name} ({model.format}): {_count(len(model.norms), 'batch norm')} with {_count(model.channels, 'channel')}"
+    worst = [finding for finding in findings if finding.level == findings[0].level]
+    if not findings or worst[0].level == "note":
+        return f"{what}, nothing wrong with {'them' if len(model.norms) > 1 else 'it'}."
+    layers = list(dict.fromkeys(finding.norm for finding in worst))
+    verb = {"error": ("is broken", "are broken"), "warning": ("needs a look", "need a look")}[worst[0].level]
+    return f"{what}; {len(layers)} {verb[len(layers) > 1]}: {_kinds(worst)}."
+
+
+def _kinds(findings: list[Finding]) -> str:
+    """Say what is wrong in most layers, and where; then what else is."""
+    layers = dict[str, list[str]]()
+    for finding in findings:
+        layers.setdefault(finding.kind, [])
+        if finding.norm not in layers[finding.kind]:
+            layers[finding.kind].append(finding.norm)
+    ranked = sorted(layers.items(), key=lambda item: -len(item[1]))
+    said = [f"{kind} in {own[0]}{f' and {len(own) - 1} more' if len(own) > 1 else ''}" for kind, own in ranked]
+    return "; ".join(said[:2]) + (f"; and {len(said) - 2} other things" if len(said) > 2 else "")
+
+
+def table(model: Model, findings: list[Finding]) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each batch norm, in the order of :data:`HEADINGS`."""
+    levels = {finding.norm: finding.level for finding in reversed(findings)}
+    for norm in model.norms:
+        c = channels_of(norm)
+        if c is None:
+            yield (norm.name, "", *[""] * 5, "")
+            continue
+        ranges = (_range(values) for values in (c.mean, c.var, c.gamma, c.beta))
+        eps = f"{c.eps:g}" if c.eps_known else "not said"
+        yield (norm.name, f"{c.mean.size}", *ranges, eps, levels.get(norm.name, ""))
+
+
+def lines(findings: list[Finding]) -> Iterator[str]:
+    """Yield a line for each finding; of many of a kind the first ones, and how many more there are."""
+    kinds = dict.fromkeys((finding.level, finding.kind) for finding in findings)
+    for level, kind in kinds:
+        alike = [finding for finding in findings if (finding.level, finding.kind) == (level, kind)]
+        yield from (f"{level}: {finding.sentence}" for finding in alike[:SHOWN])
+        if len(alike) > SHOWN:
+            rest = alike[SHOWN:]
+            yield f"{level}: {kind} in {len(rest)} more: {', '.join(f.norm for f in rest[:SHOWN])}" + (
+                ", ..." if len(rest) > SHOWN else ""
+            )
+
+
+def to_plain(norm: Norm) -> dict[str, Any]:
+    """Return a batch norm in JSON's types; NaN and infinity as words."""
+    arrays = {name: _plain(array) for name, array in norm.state.items()}
+    return {"name": norm.name, "dialect": norm.dialect, "options": dict(norm.options), "state": arrays}
+
+
+def _plain(array: NDArray[Any]) -> Any:
+    if array.ndim == 0:
+        return array.item()
+    return [value if np.isfinite(value) else str(value) for value in array.tolist()]
+
+
+def _range(values: NDArray[np.float64]) -> str:
+    if not values.size:
+        return ""
+    least, most = values.min(), values.max()
+    return f"{least:.2g}" if least == most else f"{least:.2g}..{most:.2g}"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"

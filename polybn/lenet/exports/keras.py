@@ -1,0 +1,78 @@
+"""The whole network as a Keras 3 model, from images (N, H, W, C) of 0 to 255 to class scores."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from polybn import dialects
+from polybn.lenet import networks
+from polybn.lenet.exports.layouts import Layers, Layout, to_layers
+from polybn.lenet.exports.trained import Trained
+from polybn.lenet.networks import Row
+from polybn.model_files.errors import ModelFileError, need
+
+LAYOUT = Layout(dialects.KERAS3, "kernel", channels_last=True)
+NOTE = "polybn.json"
+"""A member of the archive that Keras passes over."""
+
+
+def files(trained: Trained) -> dict[str, bytes]:
+    """Let Keras write the model, and put the note beside its members."""
+    if "keras" not in sys.modules:
+        os.environ.setdefault("KERAS_BACKEND", "numpy")  # it computes nothing here, and NumPy is there
+    keras = need("keras", "files of Keras", "keras")
+    layers = to_layers(trained.network, trained.state, LAYOUT, trained.steps)
+    rows = networks.rows(trained.network)
+    channels, height, width = trained.network.input_shape
+    made = [layer for row in rows for layer in _layers(keras, row)]
+    model = keras.Sequential(
+        [keras.Input((height, width, channels), name="images"), keras.layers.Rescaling(1 / 255), *made], name="lenet"
+    )
+    for layer in model.layers:
+        if layer.name in layers:
+            layer.set_weights(list(layers[layer.name].values()))
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "lenet.keras")
+        model.save(path)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(NOTE, trained.note)
+        return {".keras": path.read_bytes()}
+
+
+def read(data: bytes) -> tuple[str | None, Layers]:
+    """Return the note and the arrays."""
+    from polybn.model_files import keras
+
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    if NOTE not in archive.namelist():
+        raise ModelFileError(f"hold a member {NOTE}; got none (polybn export writes it)")
+    note = archive.read(NOTE).decode()
+    tensors = keras.read_weights(io.BytesIO(archive.read(keras.WEIGHTS)))
+    layers: Layers = {}
+    for full in tensors.shapes:
+        layer, _, place = full.rpartition("/")
+        kind = "norm" if layer.startswith("norm") else "other"
+        names = list(LAYOUT.dialect.names.values()) if kind == "norm" else [LAYOUT.weight, "bias"]
+        layers.setdefault(layer, {})[names[int(place)]] = tensors.read(full)
+    return note, layers
+
+
+def _layers(keras: Any, row: Row) -> list[Any]:
+    match row.layer:
+        case networks.Convolution(channels, kernel):
+            return [keras.layers.Conv2D(channels, kernel, name=row.name)]
+        case networks.Dense(features):
+            flat = [keras.layers.Flatten()] if len(row.input_shape) == 3 else []
+            return [*flat, keras.layers.Dense(features, name=row.name)]
+        case networks.BatchNorm(_, momentum, eps):
+            return [keras.layers.BatchNormalization(-1, momentum=momentum, epsilon=eps, name=row.name)]
+        case networks.MaxPool(size):
+            return [keras.layers.MaxPooling2D(size, name=row.name)]
+        case networks.Sigmoid():
+            return [keras.layers.Activation("sigmoid", name=row.name)]

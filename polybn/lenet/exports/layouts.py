@@ -1,0 +1,126 @@
+"""Where frameworks put the axes of arrays, and what they call them; batch norm is left to :mod:`polybn.dialects`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polybn import dialects
+from polybn.lenet import networks
+from polybn.lenet.networks import BatchNorm, Convolution, Dense, Network, Row, State
+
+Array: TypeAlias = NDArray[Any]
+Layers: TypeAlias = dict[str, dict[str, Array]]
+"""Arrays by layer, then by the framework's own names."""
+
+
+class Layout(NamedTuple):
+    """How a framework keeps the arrays of layers."""
+
+    dialect: dialects.Dialect
+    """What it means by batch norm."""
+    weight: str = "weight"
+    """What it calls the weight of a convolution or a dense layer."""
+    channels_last: bool = False
+    """Whether images have shape (N, H, W, C), and weights their outputs last."""
+
+
+def to_layers(network: Network, state: State, layout: Layout, steps: int) -> Layers:
+    """Return the arrays of a network as a framework keeps them.
+
+    Parameters
+    ----------
+    network : Network
+    state : dict of str to ndarray
+        float32, by the names of PolyBN.
+    layout : Layout
+    steps : int
+        How many batches the running statistics have seen.
+
+    Returns
+    -------
+    dict of str to dict
+
+    Examples
+    --------
+    >>> from polybn import dialects
+    >>> lenet = networks.lenet()
+    >>> keras = Layout(dialects.KERAS3, "kernel", channels_last=True)
+    >>> to_layers(lenet, networks.initial_state(lenet, 0), keras, 0)["conv2"]["kernel"].shape
+    (5, 5, 6, 16)
+    """
+    layers: Layers = {}
+    for row, before in _with_images(network):
+        own = {name.partition(".")[2]: array for name, array in state.items() if name.startswith(f"{row.name}.")}
+        if isinstance(row.layer, BatchNorm):
+            layers[row.name] = dialects.convert(own, dialects.POLYBN, layout.dialect, steps=steps).state
+        elif own:
+            layers[row.name] = {layout.weight: _turned(own["weight"], row, before, layout), "bias": own["bias"]}
+    return layers
+
+
+def from_layers(network: Network, layers: Mapping[str, Mapping[str, Array]], layout: Layout) -> State:
+    """Return the state that :func:`to_layers` was given, to the bit.
+
+    Parameters
+    ----------
+    network : Network
+    layers : mapping of str to mapping
+    layout : Layout
+
+    Returns
+    -------
+    dict of str to ndarray
+
+    Examples
+    --------
+    >>> from polybn import dialects
+    >>> lenet, torch = networks.lenet(), Layout(dialects.PYTORCH)
+    >>> state = networks.initial_state(lenet, 0)
+    >>> from_layers(lenet, to_layers(lenet, state, torch, 9), torch).keys() == state.keys()
+    True
+    """
+    state: State = {}
+    for row, before in _with_images(network):
+        if not row.parameters:
+            continue
+        own = layers[row.name]
+        if isinstance(row.layer, BatchNorm):
+            made = dialects.convert(own, layout.dialect, dialects.POLYBN).state
+            arrays = {name: made[name] for name in ("gamma", "beta", "running_mean", "running_var")}
+        else:
+            weight = _turned_back(np.asarray(own[layout.weight]), row, before, layout)
+            arrays = {"weight": weight, "bias": np.asarray(own["bias"])}
+        state |= {f"{row.name}.{name}": np.ascontiguousarray(array) for name, array in arrays.items()}
+    return state
+
+
+def _with_images(network: Network) -> list[tuple[Row, tuple[int, ...]]]:
+    """Pair each row with the shape of its input, images or not."""
+    return [(row, row.input_shape) for row in networks.rows(network)]
+
+
+def _turned(weight: Array, row: Row, before: tuple[int, ...], layout: Layout) -> Array:
+    if not layout.channels_last:
+        return weight
+    if isinstance(row.layer, Convolution):
+        return weight.transpose(2, 3, 1, 0)
+    # Flattened images come as H, W, C there, and as C, H, W here.
+    images = weight.reshape(-1, *before)
+    turned = images.transpose(0, 2, 3, 1) if len(before) == 3 else images
+    return turned.reshape(weight.shape).T
+
+
+def _turned_back(weight: Array, row: Row, before: tuple[int, ...], layout: Layout) -> Array:
+    if not layout.channels_last:
+        return weight
+    if isinstance(row.layer, Convolution):
+        return weight.transpose(3, 2, 0, 1)
+    assert isinstance(row.layer, Dense)
+    if len(before) != 3:
+        return weight.T
+    channels, height, width = before
+    return weight.T.reshape(-1, height, width, channels).transpose(0, 3, 1, 2).reshape(weight.shape[::-1])

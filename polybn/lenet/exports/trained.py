@@ -1,0 +1,91 @@
+"""A trained network as it leaves: layers, state, and a note about what it wants and where it comes from."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from polybn.lenet.fashion_mnist import CLASSES
+from polybn.lenet.plain import from_plain, to_plain
+from polybn.lenet.recipe import Recipe
+from polybn.model_files.errors import ModelFileError
+from polybn.version import __version__
+
+if TYPE_CHECKING:
+    from polybn.lenet.networks import Network, State
+    from polybn.lenet.runs import Run
+
+MOST_NOTE = 2**16
+
+
+class Trained(NamedTuple):
+    """What an export holds."""
+
+    network: Network
+    """The layers."""
+    state: State
+    """Every parameter and running statistic."""
+    steps: int
+    """How many batches the running statistics have seen."""
+    note: str
+    """JSON: how images are prepared, the names of the classes, the layers, and the run."""
+
+
+def of_run(run: Run) -> Trained:
+    """Take a network from its run.
+
+    Parameters
+    ----------
+    run : Run
+
+    Returns
+    -------
+    Trained
+
+    Examples
+    --------
+    >>> import polybn
+    >>> run = polybn.train(polybn.networks.lenet(), data=polybn.fashion_mnist.load("sample"), epochs=1)
+    >>> of_run(run).steps
+    24
+    """
+    recipe = Recipe.from_config(run.config)
+    shape = " x ".join(map(str, recipe.network.input_shape))
+    note = {
+        "polybn": __version__,
+        "images": f"uint8, {shape} (channels, height, width), divided by 255 before the first layer",
+        "classes": list(CLASSES),
+        "network": to_plain(recipe.network),
+        "backend": recipe.backend,
+        "epochs": len(run.epochs),
+        "test_accuracy": run.epochs[-1].test_accuracy if run.epochs else None,
+    }
+    return Trained(recipe.network, run.state, sum(map(len, run.losses)), json.dumps(note))
+
+
+def network_of(note: str | None) -> Network:
+    """Return the layers that a note tells of.
+
+    Parameters
+    ----------
+    note : str or None
+
+    Returns
+    -------
+    Network
+
+    Raises
+    ------
+    ModelFileError
+        If it tells of none.
+
+    Examples
+    --------
+    >>> from polybn.lenet import networks
+    >>> network_of(json.dumps({"network": to_plain(networks.lenet())})) == networks.lenet()
+    True
+    """
+    if note is None or len(note) > MOST_NOTE:
+        raise ModelFileError("hold the note that `polybn export` writes; got none")
+    told: Any = json.loads(note)
+    return from_plain(told["network"])

@@ -1,0 +1,10 @@
+"""Files that other frameworks keep models in: read without running any code of theirs, and written.
+
+:func:`read` finds the batch norms of a model; each file format is a module of its own.
+"""
+
+from polybn.model_files.errors import ModelFileError
+from polybn.model_files.model import Model, Norm
+from polybn.model_files.reading import read
+
+__all__ = ["Model", "ModelFileError", "Norm", "read"]

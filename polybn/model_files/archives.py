@@ -1,0 +1,45 @@
+"""Zip archives of anybody's making: the list of members is bounded before it is read, and each member, too."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+from typing import BinaryIO
+
+from polybn.model_files.errors import ModelFileError
+
+MOST_LISTED = 2**24
+"""Bytes of the list of members; each takes some 60 and its name."""
+MOST_STORED, MOST_PACKED = 2**30, 2**28
+"""Bytes of a member that is read: as it lies in the file, and compressed, where a few bytes make many."""
+_END, _END64 = b"PK\5\6", b"PK\6\6"
+
+
+def open_archive(file: BinaryIO) -> zipfile.ZipFile:
+    """Open an archive whose list of members is short enough."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 2**16 - 22, 0))
+    tail = file.read()
+    place = tail.rfind(_END)
+    if place < 0 or len(tail) < place + 22:
+        raise ModelFileError("end as a zip archive; got another end (it may be cut off)")
+    (listed,) = struct.unpack_from("<I", tail, place + 12)
+    if listed == 2**32 - 1:
+        place = tail.rfind(_END64)
+        (listed,) = struct.unpack_from("<Q", tail, place + 40) if 0 <= place <= len(tail) - 48 else (size,)
+    if listed > MOST_LISTED:
+        raise ModelFileError(f"list its members in at most {MOST_LISTED:,} bytes; got {listed:,}")
+    archive = zipfile.ZipFile(file)
+    if len(set(archive.namelist())) != len(archive.namelist()):
+        raise ModelFileError("hold each member once; got one twice")
+    return archive
+
+
+def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Read a member that is not too large."""
+    info = archive.getinfo(name)
+    most = MOST_STORED if info.compress_type == zipfile.ZIP_STORED else MOST_PACKED
+    if info.file_size > most:
+        raise ModelFileError(f"have members of at most {most:,} bytes; got {info.file_size:,} in {name:.80}")
+    return archive.read(info)

@@ -1,0 +1,93 @@
+"""What goes wrong with the file of a model, and the libraries that some files need."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from polybn.atomic import StrPath, UnfitFileError
+from polybn.spec import DomainError
+
+
+class ModelFileError(DomainError):
+    """A model file is damaged, larger than it may be, or of a kind that is not read."""
+
+
+def need(module: str, purpose: str, requirement: str) -> Any:
+    """Import a library, or say what needs it and what installs it.
+
+    Parameters
+    ----------
+    module : str
+        Such as ``"onnx.helper"``.
+    purpose : str
+        What needs it, such as ``"ONNX files"``.
+    requirement : str
+        The argument of ``pip install``.
+
+    Returns
+    -------
+    module
+
+    Raises
+    ------
+    ImportError
+        If it cannot be imported.
+
+    Examples
+    --------
+    >>> need("math", "sums", "nothing").fsum([1, 2])
+    3.0
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a library deprecates in itself is no news about a file
+            return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"polybn: {purpose} need the library {module.partition('.')[0]}; got {error} (pip install {requirement})",
+            name=module,
+        ) from error
+
+
+@contextlib.contextmanager
+def naming(function: str, path: StrPath, kind: str) -> Iterator[None]:
+    """Turn whatever a parser answers damage with into one sentence that names the file.
+
+    Parameters
+    ----------
+    function : str
+        The public function, such as ``"model_files.read"``.
+    path : path
+        The file.
+    kind : str
+        What it must be, such as ``"an ONNX model"``.
+
+    Raises
+    ------
+    ModelFileError
+        For all but errors of the system and missing libraries.
+    """
+    begins = f"polybn.{function}: {os.fspath(path)} must"
+    try:
+        yield
+    except UnfitFileError as error:
+        raise ModelFileError(f"polybn.{function}: {error}") from None
+    except ModelFileError as error:
+        raise ModelFileError(f"{begins} {error}") from None
+    except ImportError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:  # without a number it came from a parser
+            raise
+        raise ModelFileError(f"{begins} be {kind}; got {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    words = " ".join(f"{error}".split())
+    name = type(error).__name__
+    return f"{name}: {words:.160}" if words else name

@@ -1,0 +1,99 @@
+"""Inference folded into what comes before: a convolution or a dense layer takes the batch norm's scale and shift.
+
+ONNX says in the file which layer that is. Computed in float64 and rounded once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polybn.model_files.errors import need
+from polybn.model_files.onnx import Found, decode, find
+from polybn.model_files.tensors import Array
+
+
+class Folded(NamedTuple):
+    """What became of the batch norms of a model."""
+
+    model: Any
+    """The ONNX model, changed."""
+    into: list[tuple[str, str]]
+    """Batch norms that are gone, and the layers that took them."""
+    kept: list[tuple[str, str]]
+    """Batch norms that are still there, and why."""
+
+
+def fold(model: Any) -> Folded:
+    """Fold every batch norm of an ONNX model that can be; the model is changed in place."""
+    folded = Folded(model, [], [])
+    for found in find(model):
+        name = found.norm.name
+        layer, why_not = _layer_before(found)
+        if layer is None:
+            folded.kept.append((name, why_not))
+        else:
+            _absorb(found, layer)
+            folded.into.append((name, layer.name or layer.op_type))
+    return folded
+
+
+def _layer_before(found: Found) -> tuple[Any, str]:
+    """Return the node that can take a batch norm, or None and why there is none."""
+    graph, node, norm = found
+    if norm.training or len([output for output in node.output if output]) > 1:
+        return None, "it normalizes by the statistics of the batch"
+    if norm.lacks:
+        return None, norm.lacks
+    maker = next((other for other in graph.node if node.input[0] in other.output), None)
+    if maker is None:
+        return None, "it comes first"
+    if maker.op_type not in ("Conv", "Gemm"):
+        return None, f"what comes before it is {maker.op_type}, neither Conv nor Gemm"
+    uses = Counter(name for other in graph.node for name in other.input)
+    values = {tensor.name for tensor in graph.initializer}
+    if uses[node.input[0]] > 1 or node.input[0] in {output.name for output in graph.output}:
+        return None, f"{maker.op_type} before it has other users"
+    if any(name not in values or uses[name] > 1 for name in maker.input[1:] if name):
+        return None, f"{maker.op_type} before it shares its weights, or computes them"
+    plain = {attribute.name: attribute.f for attribute in maker.attribute if attribute.name in ("alpha", "beta")}
+    if any(value != 1 for value in plain.values()):
+        return None, "Gemm before it has alpha or beta"
+    return maker, ""
+
+
+def _absorb(found: Found, layer: Any) -> None:
+    """Scale a layer's weight and shift its bias, and take the batch norm out of the graph."""
+    graph, node, norm = found
+    gamma, beta, mean, var = (array.astype(np.float64) for array in norm.state.values())
+    scale = gamma / np.sqrt(var + norm.options["epsilon"])
+    onnx = need("onnx", "ONNX files", "onnx")
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    weight = decode(onnx, tensors[layer.input[1]])
+    given = len(layer.input) > 2 and layer.input[2] != ""
+    bias = decode(onnx, tensors[layer.input[2]]).reshape(-1) if given else np.zeros(len(scale))
+    outputs = 1 if layer.op_type == "Gemm" and not _flag(layer, "transB") else 0
+    shape = [1] * weight.ndim
+    shape[outputs] = -1
+    _replace(tensors[layer.input[1]], weight * scale.reshape(shape), weight.dtype)
+    shifted = beta + (bias - mean) * scale
+    name = layer.input[2] if given else f"{norm.name}.folded_bias"
+    if not given:
+        del layer.input[2:]
+        layer.input.append(name)
+        graph.initializer.add(name=name)
+        tensors[name] = graph.initializer[-1]
+    _replace(tensors[name], shifted, weight.dtype)
+    layer.output[0] = node.output[0]
+    graph.node.remove(node)
+
+
+def _replace(tensor: Any, values: Array, dtype: np.dtype[Any]) -> None:
+    onnx = need("onnx", "ONNX files", "onnx")
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(dtype), tensor.name))
+
+
+def _flag(node: Any, name: str) -> bool:
+    return any(attribute.name == name and attribute.i for attribute in node.attribute)

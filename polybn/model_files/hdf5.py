@@ -1,0 +1,62 @@
+"""HDF5 files, as Keras writes weights: a tree of groups with datasets, walked along hard links alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from polybn.model_files.errors import ModelFileError, need
+from polybn.model_files.tensors import MOST_TENSORS, Array, Tensors
+
+MOST_DEPTH = 32
+MOST_VALUES = 2**28
+"""How many values a dataset may have that is read: a packed one of a few bytes can claim any number."""
+
+
+def read(file: BinaryIO) -> tuple[Tensors, dict[str, str]]:
+    """Return the datasets by their paths, and the attribute ``name`` of each group that has one, by its path."""
+    h5py = need("h5py", "HDF5 files (.keras, .h5)", "h5py")
+    root = h5py.File(file, "r")
+    datasets, names = dict[str, Any](), dict[str, str]()
+    for path, item in _walk(h5py, root, "", 0, set()):
+        if isinstance(item, h5py.Dataset):
+            datasets[path] = item
+        elif isinstance(name := item.attrs.get("name"), str):
+            names[path] = name
+
+    def value(path: str) -> Array:
+        dataset = datasets[path]
+        _check(path, dataset)
+        return np.asarray(dataset[()])
+
+    shapes = {path: tuple(dataset.shape or ()) for path, dataset in datasets.items()}
+    return Tensors(shapes, value), names
+
+
+def _walk(h5py: Any, group: Any, prefix: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Yield groups before what is in them. A soft or an external link may lead to another file: it is left alone."""
+    seen.add(h5py.h5o.get_info(group.id).addr)
+    if depth > MOST_DEPTH or len(seen) > MOST_TENSORS:
+        raise ModelFileError(f"have groups at most {MOST_DEPTH} deep, and {MOST_TENSORS:,} of them; got more")
+    for key in group:
+        if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+            continue
+        item, path = group[key], f"{prefix}{key}"
+        if isinstance(item, h5py.Group):
+            if h5py.h5o.get_info(item.id).addr in seen:
+                raise ModelFileError(f"hold a tree of groups; got a circle at {path!r:.80}")
+            yield path, item
+            yield from _walk(h5py, item, f"{path}/", depth + 1, seen)
+        elif isinstance(item, h5py.Dataset):
+            yield path, item
+
+
+def _check(path: str, dataset: Any) -> None:
+    if dataset.is_virtual or dataset.external:
+        raise ModelFileError(f"hold the values of {path!r:.80} itself; got a dataset that lies in other files")
+    if dataset.dtype.kind not in "biuf" or dataset.size is None or dataset.size > MOST_VALUES:
+        raise ModelFileError(
+            f"hold at most {MOST_VALUES:,} numbers as {path!r:.80}; got {dataset.size} values of {dataset.dtype}"
+        )

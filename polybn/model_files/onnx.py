@@ -1,0 +1,125 @@
+"""ONNX: the batch norms among the nodes of a graph, with their initializers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polybn.dialects import ONNX9, ONNX15
+from polybn.model_files.errors import ModelFileError, need
+from polybn.model_files.model import Norm, vector
+from polybn.model_files.tensors import MOST_BYTES, MOST_CHANNELS, Array
+
+MOST_DEPTH = 16
+_ENDINGS = (".running_mean", "_running_mean", "/moving_mean", ".input_mean", ".mean", "_mean")
+"""What names of statistics end in; what stands before is the layer's name to the people who made it."""
+
+
+class Found(NamedTuple):
+    """A batch norm in its graph."""
+
+    graph: Any
+    node: Any
+    norm: Norm
+
+
+def parse(data: bytes) -> Any:
+    """Parse a model; values that it keeps in other files are not looked for."""
+    onnx = need("onnx", "ONNX files", "onnx")
+    model = onnx.ModelProto()
+    model.ParseFromString(data)
+    if not model.graph.node and not model.graph.initializer:
+        raise ModelFileError("be an ONNX model; got one without a graph")
+    return model
+
+
+def find(model: Any) -> list[Found]:
+    """List the batch norms of a model, those in branches and loops, too."""
+    version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 1)
+    budget, found = MOST_BYTES, list[Found]()
+    for graph in _graphs(model.graph, 0):
+        values = {tensor.name: tensor for tensor in graph.initializer}
+        makers = {output: node for node in graph.node for output in node.output}
+        for node in graph.node:
+            if node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx"):
+                found.append(Found(graph, node, _norm(node, version, values, makers)))
+                budget -= sum(array.nbytes for array in found[-1].norm.state.values())
+                if budget < 0:
+                    raise ModelFileError(f"have batch norms of at most {MOST_BYTES:,} bytes in all; got more")
+    return found
+
+
+def _graphs(graph: Any, depth: int) -> Iterator[Any]:
+    if depth > MOST_DEPTH:
+        raise ModelFileError(f"have graphs in graphs at most {MOST_DEPTH} deep; got more")
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _graphs(inner, depth + 1)
+
+
+def _norm(node: Any, version: int, values: dict[str, Any], makers: dict[str, Any]) -> Norm:
+    if len(node.input) != 5:
+        raise ModelFileError(f"give 5 inputs to BatchNormalization; got {len(node.input)} for {_name(node)!r:.80}")
+    dialect = ONNX15 if version >= 14 else ONNX9
+    given = {attribute.name: attribute for attribute in node.attribute}
+    options = {
+        "momentum": _short(given["momentum"].f) if "momentum" in given else dialect.momentum,
+        "epsilon": _short(given["epsilon"].f) if "epsilon" in given else dialect.eps,
+    }
+    state, missing = dict[str, Array](), list[str]()
+    for own, name in zip(dialect.names.values(), node.input[1:], strict=True):
+        value = _value(name, values, makers)
+        if value is None:
+            missing.append(own)
+        else:
+            state[own] = vector(value)
+    lacks = f"{', '.join(missing)} are computed by the graph" if missing else ""
+    training = "training_mode" in given and given["training_mode"].i == 1
+    return Norm(_name(node), dialect.name, state, options, training, lacks)
+
+
+def _short(number: float) -> float:
+    """Return the shortest decimal that is this float32: 0.1 comes back as 0.1."""
+    return float(str(np.float32(number)))
+
+
+def _name(node: Any) -> str:
+    mean = node.input[3] if len(node.input) > 3 else ""
+    ending = next((ending for ending in _ENDINGS if mean.endswith(ending)), None)
+    return mean.removesuffix(ending) if ending else node.name or next(iter(node.output), "")
+
+
+def _value(name: str, values: dict[str, Any], makers: dict[str, Any]) -> Array | None:
+    """Return a tensor that is an initializer, or a constant that the graph spells out; None for all else."""
+    onnx = need("onnx", "ONNX files", "onnx")
+    if name in values:
+        return _bounded(onnx, values[name])
+    node = makers.get(name)
+    attributes = {attribute.name: attribute for attribute in node.attribute} if node is not None else {}
+    if node is not None and node.op_type == "Constant" and "value" in attributes:
+        return _bounded(onnx, attributes["value"].t)
+    if node is not None and node.op_type == "ConstantOfShape" and node.input[0] in values:
+        shape = _bounded(onnx, values[node.input[0]])
+        fill = _bounded(onnx, attributes["value"].t) if "value" in attributes else np.zeros(1, np.float32)
+        if shape.size <= 4 and (shape >= 0).all() and float(np.prod(shape.astype(float))) <= MOST_CHANNELS:
+            return np.full(tuple(shape.tolist()), fill.reshape(-1)[0])
+    return None
+
+
+def _bounded(onnx: Any, tensor: Any) -> Array:
+    """Decode a tensor that is no larger than a batch norm's."""
+    if float(np.prod([float(size) for size in tensor.dims])) > MOST_CHANNELS:
+        raise ModelFileError(f"have at most {MOST_CHANNELS:,} channels; got shape {list(tensor.dims)}"[:200])
+    return decode(onnx, tensor)
+
+
+def decode(onnx: Any, tensor: Any) -> Array:
+    """Decode a tensor whose values are in the file, all of them."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        raise ModelFileError(f"hold the values of {tensor.name!r:.80} itself; got a reference to another file")
+    array: Array = onnx.numpy_helper.to_array(tensor)
+    return array if array.dtype.kind in "biuf" else array.astype(np.float32)

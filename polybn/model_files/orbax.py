@@ -1,0 +1,53 @@
+"""Orbax, which Flax's users keep checkpoints with: a directory, read by Orbax itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polybn.model_files.errors import ModelFileError, need
+from polybn.model_files.tensors import Array, Tensors, from_arrays
+
+MOST_BYTES = 2**30
+"""Bytes of all arrays together: a checkpoint is read as a whole."""
+
+
+def read(directory: Path) -> Tensors:
+    """Read a checkpoint once its metadata say that it is not too large; names are as in ``params/bn1/scale``."""
+    if not any((directory / name).exists() for name in ("_METADATA", "_CHECKPOINT_METADATA", "checkpoint")):
+        raise ModelFileError("hold _METADATA of Orbax; got a directory without")
+    orbax = need("orbax.checkpoint", "checkpoints of Orbax", "orbax-checkpoint")
+    checkpointer = orbax.PyTreeCheckpointer()
+    metadata = checkpointer.metadata(directory.resolve())
+    tree = getattr(getattr(metadata, "item_metadata", metadata), "tree", metadata)
+    sizes = {name: math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for name, leaf in _leaves(tree, "")}
+    if sum(sizes.values()) > MOST_BYTES:
+        raise ModelFileError(f"hold at most {MOST_BYTES:,} bytes; got {sum(sizes.values()):,}")
+    as_numpy = {name: orbax.RestoreArgs(restore_type=np.ndarray) for name in sizes}
+    restored = checkpointer.restore(directory.resolve(), restore_args=_like(tree, as_numpy, ""))
+    arrays: dict[str, Array] = {name: np.asarray(leaf) for name, leaf in _leaves(restored, "")}
+    return from_arrays(arrays)
+
+
+def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _leaves(value, f"{prefix}{key}/")
+    elif isinstance(tree, list | tuple):
+        for number, value in enumerate(tree):
+            yield from _leaves(value, f"{prefix}{number}/")
+    elif getattr(tree, "shape", None) is not None and hasattr(tree, "dtype"):
+        yield prefix.removesuffix("/"), tree
+
+
+def _like(tree: Any, by_name: Mapping[str, Any], prefix: str) -> Any:
+    """Return a tree of the same form, with other leaves."""
+    if isinstance(tree, Mapping):
+        return {key: _like(value, by_name, f"{prefix}{key}/") for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_like(value, by_name, f"{prefix}{number}/") for number, value in enumerate(tree)]
+    return by_name.get(prefix.removesuffix("/"))

@@ -1,0 +1,51 @@
+"""PyTorch's ``.pt`` and ``.pth``, read by PyTorch itself, which unpickles tensors and plain containers alone."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from polybn.model_files.archives import open_archive
+from polybn.model_files.errors import ModelFileError, need
+from polybn.model_files.tensors import Array, Tensors
+
+MOST_DEPTH = 16
+
+
+def read(file: BinaryIO) -> Tensors:
+    """Read the state dicts of a file, wherever in its dicts they are, as names ``state_dict.bn1.weight``."""
+    torch = need("torch", "files of PyTorch", "torch")
+    archive = open_archive(file)
+    if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+        raise ModelFileError("hold members as torch.save writes them; got compressed ones")
+    if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+        raise ModelFileError("hold a state dict; got a TorchScript program (save the module's state_dict())")
+    file.seek(0)
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if "weights_only" not in f"{error}" and "Weights only" not in f"{error}":
+            raise
+        raise ModelFileError(
+            "hold tensors and plain containers alone; got a pickle that names other types, which is not run "
+            "(save the module's state_dict(), not the module)"
+        ) from error
+    tensors = dict(_tensors(torch, content, "", 0))
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return Tensors(shapes, lambda name: _to_numpy(torch, tensors[name]))
+
+
+def _tensors(torch: Any, content: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+    if isinstance(content, torch.Tensor):
+        yield prefix.removesuffix("."), content
+    elif isinstance(content, Mapping) and depth < MOST_DEPTH:
+        for key, value in content.items():
+            yield from _tensors(torch, value, f"{prefix}{key}.", depth + 1)
+
+
+def _to_numpy(torch: Any, tensor: Any) -> Array:
+    plain = tensor.detach().contiguous()
+    return np.array((plain.float() if plain.dtype == torch.bfloat16 else plain).numpy())

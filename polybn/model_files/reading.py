@@ -1,0 +1,147 @@
+"""From a path to the batch norms of a model: what a file holds decides how it is read, not its name, where it can."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from polybn.atomic import StrPath, open_regular
+from polybn.model_files import flax, gluon, keras, names, npz, onnx, orbax, pytorch, safetensors
+from polybn.model_files import fold as folding
+from polybn.model_files.archives import open_archive
+from polybn.model_files.errors import ModelFileError, naming
+from polybn.model_files.fold import Folded
+from polybn.model_files.model import Model
+from polybn.model_files.tensors import Tensors
+
+KINDS = ".safetensors, .pt, .pth, .keras, .h5, .msgpack, .params, .onnx, .npz, or a directory of Orbax"
+WHOLE, MOST_BYTES = ("ONNX", "Flax"), 2**31
+"""The kinds that are parsed as a whole, and how many bytes they may have; 2 GiB is the most that ONNX allows."""
+
+
+def read(path: StrPath) -> Model:
+    """Read the batch norms of a model: names, statistics, and what the file says of momentum and eps.
+
+    Parameters
+    ----------
+    path : path
+        A file of PyTorch, Keras, Flax, MXNet, ONNX or NumPy, or a directory of Orbax. Nothing in it is run, and what it
+        claims is checked before memory is taken for it.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    ModelFileError
+        If the file is damaged, too large, or of another kind.
+    ImportError
+        If a library is needed that is not installed; the message says what installs it.
+    OSError
+        If it cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = f"{directory}/model.npz"
+    ...     np.savez(path, **{"bn1/avg_mean": np.ones(3), "bn1/avg_var": np.ones(3), "bn1/gamma": np.ones(3)})
+    ...     model = read(path)
+    >>> model.norms[0].name, model.norms[0].dialect
+    ('bn1', 'chainer')
+    """
+    if Path(path).is_dir():
+        with naming("model_files.read", path, "a checkpoint of Orbax"):
+            return _of_tensors("Orbax", orbax.read(Path(path)))
+    with naming("model_files.read", path, "the file of a model"), open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        kind = _kind(file, Path(path).suffix.lower())
+    with naming("model_files.read", path, f"an undamaged file of {kind}"), open_regular(path) as file:
+        if kind in WHOLE and size > MOST_BYTES:
+            raise ModelFileError(f"have at most {MOST_BYTES:,} bytes; got {size:,}")
+        return _READERS[kind](file, size)
+
+
+def fold(path: StrPath) -> Folded:
+    """Read an ONNX model, and fold its batch norms into the layers before them.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    Folded
+        The model, changed, and what became of each batch norm.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is damaged, too large, or not ONNX.
+    """
+    with naming("model_files.fold", path, "an ONNX model"), open_regular(path) as file:
+        if _kind(file, Path(path).suffix.lower()) != "ONNX" or os.fstat(file.fileno()).st_size > MOST_BYTES:
+            raise ModelFileError("be an ONNX model; got another file (only ONNX says which layer comes before)")
+        file.seek(0)
+        return folding.fold(onnx.parse(file.read()))
+
+
+def _kind(file: BinaryIO, suffix: str) -> str:
+    """Tell what a file is by how it begins; those of ONNX and Flax begin with nothing of their own."""
+    start = file.read(9)
+    if not start:
+        raise ModelFileError("be the file of a model; got an empty one")
+    if start.startswith(b"PK\3\4"):
+        return _kind_of_archive(set(open_archive(file).namelist()))
+    if start.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "HDF5"
+    if start.startswith(b"\x12\1\0\0\0\0\0\0"):
+        return "MXNet"
+    if start.endswith(b"{") and len(start) == 9:
+        return "safetensors"
+    named = {".onnx": "ONNX", ".msgpack": "Flax", ".safetensors": "safetensors", ".params": "MXNet"}.get(suffix)
+    if named is None and start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5":
+        raise ModelFileError("be of another kind; got a pickle, which can run any code: it is not opened")
+    if named is None:
+        raise ModelFileError(f"be one of {KINDS}; got {start!r} as its beginning")
+    return named
+
+
+def _kind_of_archive(members: set[str]) -> str:
+    if keras.CONFIG in members:
+        return "Keras"
+    if any(member.endswith("data.pkl") for member in members):
+        return "PyTorch"
+    if any(member.endswith(".npy") for member in members):
+        return "NumPy"
+    raise ModelFileError(f"be an archive of PyTorch, Keras or NumPy; got members {', '.join(sorted(members)):.120}")
+
+
+def _of_tensors(format: str, tensors: Tensors, first: tuple[str, ...] = ()) -> Model:
+    return Model(format, names.find(tensors, first), len(tensors.shapes))
+
+
+def _safetensors(file: BinaryIO, size: int) -> Model:
+    tensors = safetensors.read(file, size)
+    return _of_tensors("safetensors", tensors, ("mlx",) if tensors.metadata.get("format") == "mlx" else ())
+
+
+def _onnx(file: BinaryIO, size: int) -> Model:  # noqa: ARG001
+    model = onnx.parse(file.read())
+    return Model("ONNX", [found.norm for found in onnx.find(model)], len(model.graph.initializer))
+
+
+_READERS: dict[str, Callable[[BinaryIO, int], Model]] = {
+    "safetensors": _safetensors,
+    "PyTorch": lambda file, size: _of_tensors("PyTorch", pytorch.read(file)),  # noqa: ARG005
+    "Keras": lambda file, size: Model("Keras", *keras.find_archive(file)),  # noqa: ARG005
+    "HDF5": lambda file, size: Model("Keras weights", *keras.find_weights(file)),  # noqa: ARG005
+    "Flax": lambda file, size: _of_tensors("Flax", flax.read(file, size)),
+    "MXNet": lambda file, size: _of_tensors("MXNet", gluon.read(file, size), ("gluon", "mxnet_native")),
+    "ONNX": _onnx,
+    "NumPy": lambda file, size: _of_tensors("NumPy", npz.read(file)),  # noqa: ARG005
+}

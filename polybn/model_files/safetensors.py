@@ -1,0 +1,74 @@
+"""The format safetensors: the length of a JSON header, the header, and the bytes of all tensors in a row.
+
+Its specification is at https://github.com/huggingface/safetensors. Names of tensors are free; what a file from PyTorch
+calls ``bn1.running_mean``, one from Flax may call ``batch_stats.bn1.mean``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from polybn.model_files.errors import ModelFileError
+from polybn.model_files.tensors import Array, Tensors, widen_bfloat16
+
+MOST_HEADER = 2**24
+"""Bytes of a header; it takes some 100 for each tensor."""
+DTYPES = {
+    **{f"F{8 * size}": f"<f{size}" for size in (2, 4, 8)},
+    **{f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)},
+    "BOOL": "|b1",
+    "BF16": "<u2",
+}
+_NAMES = {np.dtype(code): name for name, code in DTYPES.items() if name != "BF16"}
+
+
+def encode(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
+    """Write tensors, the widest dtypes first, so that each is aligned."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    parts, offset = list[bytes](), 0
+    for name, array in sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize):
+        dtype = array.dtype.newbyteorder("<")
+        parts.append(np.ascontiguousarray(array, dtype).tobytes())
+        end = offset + len(parts[-1])
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(array.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + b"".join(parts)
+
+
+def read(file: BinaryIO, size: int) -> Tensors:
+    """Read the header; values are read when they are asked for, so that the file may be larger than memory."""
+    start = file.read(8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if not 2 <= length <= min(MOST_HEADER, size - 8):
+        most = f"2 to {min(MOST_HEADER, max(size - 8, 0)):,} bytes"
+        raise ModelFileError(f"have a header of {most}; got {length:,}")
+    header = json.loads(file.read(length))
+    metadata = header.pop("__metadata__", {})
+    places = {name: _place(name, entry, size - 8 - length) for name, entry in header.items()}
+
+    def value(name: str) -> Array:
+        code, shape, begin, end = places[name]
+        file.seek(8 + length + begin)
+        found = np.frombuffer(file.read(end - begin), DTYPES[code]).reshape(shape)
+        return widen_bfloat16(found) if code == "BF16" else found
+
+    shapes = {name: place[1] for name, place in places.items()}
+    return Tensors(shapes, value, {str(key): str(text) for key, text in metadata.items()})
+
+
+def _place(name: str, entry: dict[str, Any], size: int) -> tuple[str, tuple[int, ...], int, int]:
+    """Check where a tensor is: within the file, and as many bytes as its shape says."""
+    code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)) or not begin <= end <= size:
+        raise ModelFileError(f"hold {name!r:.80} within its {size:,} bytes of data; got {entry!r:.200}")
+    if code in DTYPES and math.prod(shape) * np.dtype(DTYPES[code]).itemsize != end - begin:
+        raise ModelFileError(f"hold as many bytes of {name!r:.80} as its shape says; got {entry!r:.200}")
+    return code, shape, begin, end

@@ -1,0 +1,166 @@
+"""The states of batch norms in a file of another framework, under the names that its users expect."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from polybn.atomic import StrPath, write_atomic
+from polybn.dialects import DIALECTS, convert, convert_options
+from polybn.model_files import flax, gluon, safetensors
+from polybn.model_files.errors import ModelFileError
+from polybn.model_files.model import Norm
+from polybn.spec import DomainError
+
+if TYPE_CHECKING:
+    from polybn.dialects import Dialect
+    from polybn.model_files.model import Model
+    from polybn.model_files.tensors import Array
+
+ENDINGS = (".safetensors", ".npz", ".msgpack", ".params")
+"""What the name of a written file ends in; it picks the format."""
+SEPARATORS = {"keras3": "/", "tf_fused": "/", "flax_linen": "/", "flax_nnx": "/", "haiku": "/", "chainer": "/"}
+"""What these dialects write between a layer and its arrays; all others write a dot."""
+STATISTICS = {"mean", "var"}
+
+
+class Converted(NamedTuple):
+    """What became of a model's batch norms."""
+
+    norms: list[Norm]
+    """In the words of the target."""
+    notes: list[tuple[str, tuple[str, ...]]]
+    """What is not exact: a sentence, and the layers that it is about."""
+
+
+def convert_norms(
+    model: Model, target: Dialect, *, source: Dialect | None = None, counts: Mapping[str, int] | None = None
+) -> Converted:
+    """Carry all batch norms of a model to a framework.
+
+    Parameters
+    ----------
+    model : Model
+    target : Dialect
+    source : Dialect, optional
+        Whose words the file has, where that is not what its names say.
+    counts : mapping of str to int, optional
+        Number of values per channel in a training batch, as for :func:`polybn.dialects.convert`, by the name of the
+        layer; that of layers which are not named is under ``""``.
+
+    Returns
+    -------
+    Converted
+
+    Raises
+    ------
+    DomainError
+        If the state of one is not whole, or cannot be converted with what is known.
+
+    Examples
+    --------
+    >>> from polybn import dialects
+    >>> state = {"running_mean": np.ones(2), "running_var": np.ones(2)}
+    >>> from polybn.model_files.model import Model
+    >>> made = convert_norms(Model("safetensors", [Norm("bn1", "pytorch", state)], 2), dialects.KERAS3)
+    >>> sorted(made.norms[0].state)
+    ['moving_mean', 'moving_variance']
+    """
+    known = counts or {}
+    _check_layers(known, model)
+    made, notes = list[Norm](), dict[str, list[str]]()
+    for norm in model.norms:
+        if norm.lacks:
+            raise DomainError(f"polybn.convert: the state of {norm.name} must be whole; got one where {norm.lacks}")
+        here = source or DIALECTS[norm.dialect]
+        options = {
+            **norm.options,
+            **({"fix_gamma": False} if here.fix_gamma and "fix_gamma" not in norm.options else {}),
+        }
+        carried = convert(norm.state, here, target, known.get(norm.name, known.get("")), options=options)
+        words = convert_options(norm.options, here, target).options if norm.options else {}
+        made.append(Norm(norm.name, target.name, carried.state, words))
+        for note in carried.notes:
+            notes.setdefault(note, []).append(norm.name)
+    return Converted(made, [(note, tuple(layers)) for note, layers in notes.items()])
+
+
+def _check_layers(counts: Mapping[str, int], model: Model) -> None:
+    names = [norm.name for norm in model.norms]
+    unknown = [layer for layer in counts if layer and layer not in names]
+    if unknown:
+        raise DomainError(
+            f"polybn.convert: counts must name layers of the model, {', '.join(names):.200}; got {unknown[0]!r}"
+        )
+
+
+def write(norms: list[Norm], path: StrPath) -> list[str]:
+    """Write states to a file whose ending picks the format, and return the names in it.
+
+    Parameters
+    ----------
+    norms : list of Norm
+        All of one dialect.
+    path : path
+        Ends in ``.safetensors``, ``.npz``, ``.msgpack`` (Flax) or ``.params`` (MXNet).
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    ModelFileError
+        If the ending is another one.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     write([Norm("bn1", "keras3", {"moving_mean": np.ones(2)})], f"{directory}/bn.npz")
+    ['bn1/moving_mean']
+    """
+    arrays = {
+        f"{norm.name}{SEPARATORS.get(norm.dialect, '.')}{own}": array
+        for norm in norms
+        for own, array in norm.state.items()
+    }
+    write_atomic(path, _encode(norms, arrays, Path(path).suffix.lower(), path))
+    return list(arrays)
+
+
+def check_ending(path: StrPath) -> None:
+    """Refuse a name that picks no format, before work is done."""
+    if Path(path).suffix.lower() not in ENDINGS:
+        raise ModelFileError(
+            f"polybn.convert: OUTPUT must end in {', '.join(ENDINGS)}; got {path} (it picks the format)"
+        )
+
+
+def _encode(norms: list[Norm], arrays: dict[str, Array], ending: str, path: StrPath) -> bytes:
+    check_ending(path)
+    if ending == ".safetensors":
+        return safetensors.encode(arrays, {"polybn": norms[0].dialect} if norms else {})
+    if ending == ".params":
+        return gluon.encode({name: np.atleast_1d(array) for name, array in arrays.items()})
+    if ending == ".msgpack":
+        return flax.encode(_tree(norms))
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _tree(norms: list[Norm]) -> dict[str, Any]:
+    """Put statistics and parameters into the collections that Flax has for them, layer in layer."""
+    tree: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    for norm in norms:
+        for own, array in norm.state.items():
+            place = tree["batch_stats" if own in STATISTICS else "params"]
+            for part in norm.name.replace(".", "/").split("/"):
+                place = place.setdefault(part, {})
+            place[own] = array
+    return tree

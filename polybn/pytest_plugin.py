@@ -1,0 +1,36 @@
+"""The pytest plug-in: ``pytest --polybn numpy,jax`` grades these batch norms by the kit and compares each two.
+
+Pytest loads it wherever PolyBN is installed, so it imports nothing until the option asks for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of the suite."""
+    group = parser.getgroup("polybn", "batch normalization")
+    group.addoption(
+        "--polybn",
+        metavar="NAME,...",
+        help="run PolyBN's conformance kit on these backends or adapters (polybn check --list names them; "
+        "my_module:MyAdapter is yours), and compare each two; alone, or beside the paths that are given",
+    )
+    group.addoption(
+        "--polybn-profile", choices=("dev", "ci", "nightly"), default="dev", help="how much the kit tries (dev)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Collect the suite: instead of the current folder, or after the paths on the command line."""
+    if not config.getoption("--polybn"):
+        return
+    from polybn.conformance import suite
+
+    suite.subjects(config)  # a wrong name is an error of usage, before anything is collected
+    given = config.args_source is type(config).ArgsSource.ARGS
+    config.args[:] = [*(config.args if given else []), suite.__file__]

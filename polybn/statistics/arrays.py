@@ -1,0 +1,181 @@
+"""Arrays in files: NumPy's ``.npy`` and ``.npz``, and IDX, the format of MNIST, compressed or not.
+
+What is not compressed is mapped into memory, and only the block at hand is read; what is in an archive is read as a
+stream. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+import numpy as np
+from numpy.lib import format as npy
+
+from polybn.lenet.errors import DataIntegrityError
+from polybn.lenet.idx import TYPES
+from polybn.spec import ShapeError
+from polybn.statistics.parts import LIMIT, Array, Layout, Part, blocks, channels_last, check_dtype
+
+NPY, ZIP, GZIP = b"\x93NUMPY", b"PK\x03\x04", b"\x1f\x8b"
+DAMAGE = (ValueError, EOFError, struct.error, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile)
+"""What comes of bytes that are not what they claim to be."""
+
+
+class Header(NamedTuple):
+    """What the first bytes of an array in a file say of the rest."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran: bool
+    length: int
+    """Bytes of the header itself."""
+
+    @property
+    def size(self) -> int:
+        """The number of bytes of the values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def parts_of(path: Path, layout: Layout) -> list[Part] | None:
+    """Return the parts of a file of arrays, which its first bytes make known; None if it is none."""
+    with path.open("rb") as file:
+        start = file.read(6)
+    try:
+        if start.startswith(NPY):
+            return _mapped(path, layout, _npy_header)
+        if start.startswith(ZIP):
+            return _npz(path, layout)
+        if start.startswith(GZIP):
+            return _streamed(path, f"{path}", layout, partial(_open_packed, path), _idx_header)
+        if start[:2] == b"\0\0" and len(start) > 3 and start[2] in TYPES:
+            return _mapped(path, layout, _idx_header)
+    except ShapeError:  # --axis is wrong, and not the file
+        raise
+    except DAMAGE as error:
+        raise DataIntegrityError(f"polybn stats: {path} must be a whole file of arrays; got {error}") from error
+    return None
+
+
+def _npy_header(file: IO[bytes]) -> Header:
+    version = npy.read_magic(file)
+    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+    if read is None:
+        raise ValueError(f"version {version} of the format, whose dtypes have names")
+    shape, fortran, dtype = read(file)
+    return Header(shape, dtype, fortran, file.tell())
+
+
+def _idx_header(file: IO[bytes]) -> Header:
+    start = file.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in TYPES or start[3] == 0:
+        raise ValueError(f"{start!r} where the magic number of an IDX file should be")
+    sizes = file.read(4 * start[3])
+    return Header(
+        struct.unpack(f">{start[3]}I", sizes), np.dtype(TYPES[start[2]]).newbyteorder(">"), False, file.tell()
+    )
+
+
+def _channel_axis(name: str, layout: Layout, header: Header, read: Callable[[IO[bytes]], Header]) -> int | None:
+    """Images in IDX files are grey."""
+    check_dtype(name, header.dtype)
+    grey = read is _idx_header and len(header.shape) <= 3
+    return layout.channel_axis(name, header.shape, default="none" if grey else None)
+
+
+def _mapped(path: Path, layout: Layout, read: Callable[[IO[bytes]], Header]) -> list[Part]:
+    with path.open("rb") as file:
+        header = read(file)
+    axis, found = _channel_axis(f"{path}", layout, header, read), path.stat().st_size - header.length
+    if found != header.size:
+        raise ValueError(
+            f"{found:,} bytes of values, where shape {header.shape} of {header.dtype} needs {header.size:,}"
+        )
+    if not header.size:
+        return []
+    array = _map(path, header)
+    cut = list(blocks(array, axis))
+    named = {f"{path}{'' if len(cut) == 1 else _words(index)}": index for index in cut}
+    return [Part(name, header.size // len(cut), partial(_read, path, header, i, axis)) for name, i in named.items()]
+
+
+def _words(index: tuple[slice, ...]) -> str:
+    return f"[{', '.join(f'{part.start}:{part.stop}' for part in index)}]"
+
+
+def _map(path: Path, header: Header) -> Array:
+    order = "F" if header.fortran else "C"
+    return np.memmap(path, header.dtype, "r", header.length, header.shape, order)  # type: ignore[call-overload, no-any-return]
+
+
+def _read(path: Path, header: Header, index: tuple[slice, ...], axis: int | None) -> Iterator[Array]:
+    yield channels_last(_map(path, header)[index], axis)
+
+
+def _npz(path: Path, layout: Layout) -> list[Part]:
+    with zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    name = pick(f"{path}", names, layout.array)
+    return _streamed(path, f"{path}[{name}]", layout, partial(_open_member, path, f"{name}.npy"), _npy_header)
+
+
+def pick(path: str, names: list[str], wanted: str | None) -> str:
+    """Choose one of several arrays: the one that was named, or the only one."""
+    if wanted in names:
+        return wanted
+    if wanted is None and len(names) == 1:
+        return names[0]
+    raise DataIntegrityError(
+        f"polybn stats: --array must name one of the arrays of {path}; got {wanted or 'nothing'} "
+        f"(they are {', '.join(names) or 'none'})"
+    )
+
+
+def _open_packed(path: Path) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.open(path))
+
+
+def _open_member(path: Path, member: str) -> IO[bytes]:
+    return zipfile.ZipFile(path).open(member)
+
+
+def _streamed(
+    path: Path, name: str, layout: Layout, start: Callable[[], IO[bytes]], read: Callable[[IO[bytes]], Header]
+) -> list[Part]:
+    with start() as file:
+        header = read(file)
+    axis = _channel_axis(name, layout, header, read)
+    return [Part(name, path.stat().st_size, partial(_stream, start, header, axis))] if header.size else []
+
+
+def _stream(start: Callable[[], IO[bytes]], header: Header, axis: int | None) -> Iterator[Array]:
+    """Read row by row of the first axis, unless that is the channels' or the last in memory; then as a whole."""
+    rows, at_once = header.shape[0] if header.shape else 1, header.fortran or axis == 0
+    step = rows if at_once else max(1, LIMIT // (header.size // rows))
+    with start() as file:
+        file.read(header.length)
+        for low in range(0, rows, step):
+            count = min(step, rows - low)
+            data = _exactly(file, count * (header.size // rows))
+            shape = (count, *header.shape[1:]) if header.shape else ()
+            yield channels_last(np.ndarray(shape, header.dtype, data, order="F" if header.fortran else "C"), axis)
+        if file.read(1):
+            raise ValueError(f"more bytes than shape {header.shape} needs")
+
+
+def _exactly(file: IO[bytes], size: int) -> bytes:
+    """Read so many bytes, in small steps: a header may promise more than there is."""
+    steps, left = [], size
+    while left:
+        steps.append(file.read(min(left, 1 << 24)))
+        if not steps[-1]:
+            raise ValueError(f"an end, {left:,} bytes too early")
+        left -= len(steps[-1])
+    return b"".join(steps)

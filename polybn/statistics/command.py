@@ -1,0 +1,180 @@
+"""``polybn stats``: the channel statistics of a data set."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from polybn.atomic import write_atomic
+from polybn.console import err, out
+from polybn.lenet import pictures
+from polybn.lenet.errors import DataIntegrityError
+from polybn.spec import DomainError
+
+if TYPE_CHECKING:
+    from polybn.statistics.measure import Measured, Spread
+
+SHOWN = 20
+"""Names of what was left out that are printed; the file of ``--json`` has all."""
+
+
+def _axis(word: str) -> int | str:
+    """Read an axis: an integer, or the word for a single channel."""
+    if word == "none":
+        return word
+    try:
+        return int(word)
+    except ValueError:
+        raise typer.BadParameter(f"{word!r} is neither an integer nor none") from None
+
+
+def stats(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...",
+            help="A folder of images or of .npy and .npz files, a file of these kinds, an IDX file as MNIST has them, "
+            "compressed or not, or a Zarr store. Several are measured together.",
+        ),
+    ],
+    axis: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|none",
+            help="Where arrays have their channels: 1 after the first axis, -1 last, none if all is one channel. It "
+            "must be given for arrays of rank 3 or more; images and IDX files tell it themselves.",
+        ),
+    ] = None,
+    scale: Annotated[
+        float, typer.Option(help="Divide by this number: 255 brings bytes to 0..1, as most training code does.")
+    ] = 1.0,
+    mode: Annotated[
+        str | None, typer.Option(help="Convert images first, in Pillow's words: RGB, or L for one grey channel.")
+    ] = None,
+    array: Annotated[str | None, typer.Option(metavar="NAME", help="Which array of an .npz file or a store.")] = None,
+    unbiased: Annotated[
+        bool, typer.Option("--unbiased", help="Divide the variance by count - 1 instead of count.")
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that read. The number changes no digit of the result.")
+    ] = 0,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Let a Dask cluster read instead, such as tcp://host:8786. Its workers must have PolyBN, and see the "
+            "files where this machine does.",
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the histogram of each channel: .png, .svg or .pdf.")
+    ] = None,
+    json_: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers with all digits; - prints them.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Save what polybn.Statistics.load reads, to go on later.")
+    ] = None,
+) -> None:
+    """Measure a data set: mean, standard deviation, count, smallest and largest value of each channel.
+
+    The numbers are right whatever the type, the size and the order of the files: sums of integers are exact, nothing
+    overflows, and nothing cancels far from zero. Large arrays are read block by block. What cannot be read is left out
+    and named, and the exit code is then 1.
+
+    [dim]polybn stats photos --scale 255 --workers 4
+    polybn stats train.npy --axis -1 --picture histogram.png
+    polybn stats train-images-idx3-ubyte.gz --json -[/dim]
+    """
+    from polybn.statistics import picture as drawing
+    from polybn.statistics.measure import measure, parts_of
+    from polybn.statistics.parts import Layout
+
+    if not 0 < scale < float("inf"):
+        raise DomainError(f"polybn stats: --scale must be a positive number; got {scale} (values are divided by it)")
+    if picture is not None:
+        pictures.check_target(picture)
+        pictures.new_figure()  # matplotlib is there, or that is said now
+    spread = _spread(workers, scheduler)
+    layout = Layout(None if axis is None else _axis(axis), array)
+    seen = paths if scheduler is None else [path.absolute() for path in paths]
+    parts = [part for path in seen for part in parts_of(path, layout, mode)]
+    with _progress() as bar:
+        task = bar.add_task("reading", total=sum(part.size for part in parts))
+        found = measure(parts, spread, histogram=picture is not None, progress=lambda size: bar.advance(task, size))
+    if not found.statistics.channels or not found.statistics.count.any():
+        reason = f"{len(parts)} parts" if not found.left_out else ": ".join(found.left_out[0])
+        raise DataIntegrityError(f"polybn stats: a data set must have values that can be read; got none ({reason})")
+    _report(found, scale, unbiased, json_)
+    if picture is not None:
+        drawing.draw(found.statistics, found.histogram, picture, scale=scale)
+        err.print(f"Histograms drawn in {picture}")
+    if save is not None:
+        found.statistics.save(save)
+        err.print(f"Saved in {save}, before --scale")
+    if found.left_out:
+        raise typer.Exit(1)
+
+
+def _spread(workers: int, scheduler: str | None) -> Spread:
+    """Choose who reads."""
+    from polybn.statistics.measure import in_processes, on_cluster
+
+    if scheduler is None:
+        return partial(in_processes, workers=workers) if workers else map
+    if workers:
+        raise DomainError(
+            f"polybn stats: --workers must be left out with --scheduler; got {workers} (the cluster has its own)"
+        )
+    return partial(on_cluster, address=scheduler)
+
+
+def _progress() -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+
+
+def _report(found: Measured, scale: float, unbiased: bool, target: Path | None) -> None:
+    numbers = _numbers(found, scale, unbiased)
+    if target is None or target != Path("-"):
+        out.print(_table(numbers))
+    for name, reason in found.left_out[:SHOWN]:
+        err.print(f"Left out: {name}: {reason}")
+    if len(found.left_out) > SHOWN:
+        err.print(f"Left out: {len(found.left_out) - SHOWN:,} more")
+    if target is not None:
+        text = json.dumps(numbers, indent=1)
+        if target == Path("-"):
+            out.print(text)
+        else:
+            write_atomic(target, f"{text}\n".encode())
+
+
+def _numbers(found: Measured, scale: float, unbiased: bool) -> dict[str, Any]:
+    s = found.statistics
+    return {
+        "count": s.count.tolist(),
+        "mean": (s.mean / scale).tolist(),
+        "std": (s.std(unbiased=unbiased) / scale).tolist(),
+        "min": (s.min / scale).tolist(),
+        "max": (s.max / scale).tolist(),
+        "scale": scale,
+        "unbiased": unbiased,
+        "left_out": [one._asdict() for one in found.left_out],
+    }
+
+
+def _table(numbers: dict[str, Any]) -> Table:
+    table = Table("channel", "mean", "std", "min", "max", "count", box=None)
+    for column in table.columns:
+        column.justify = "right"
+    rows = zip(*(numbers[name] for name in ("mean", "std", "min", "max", "count")), strict=True)
+    for c, (*values, count) in enumerate(rows):
+        table.add_row(str(c), *(f"{value:.9g}" for value in values), f"{count:,}")
+    return table

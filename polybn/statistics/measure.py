@@ -1,0 +1,145 @@
+"""From paths to statistics: find the parts, measure them in one process or several, and put them together in order."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from polybn.lenet.errors import DataIntegrityError
+from polybn.spec import ShapeError
+from polybn.statistics import arrays, images, zarr_stores
+from polybn.statistics.accumulator import Statistics
+from polybn.statistics.histogram import Histogram
+from polybn.statistics.parts import Layout, LeftOut, Part
+
+
+class Measured(NamedTuple):
+    """What was found in a data set, or in a part of it."""
+
+    statistics: Statistics
+    histogram: Histogram
+    left_out: list[LeftOut]
+    """What could not be read."""
+
+
+Work: TypeAlias = Callable[[Part], Measured]
+Spread: TypeAlias = Callable[[Work, list[Part]], Iterable[Measured]]
+"""Has the work done for each part, and returns the results in the order of the parts."""
+
+
+def parts_of(path: Path, layout: Layout, mode: str | None) -> list[Part]:
+    """Return the parts of a file, a folder or a store, in an order that the names decide."""
+    if path.is_dir():
+        return zarr_stores.parts_of(path, layout) if zarr_stores.is_store(path) else _in_folder(path, layout, mode)
+    if path.exists() and not path.is_file():
+        raise DataIntegrityError(f"polybn stats: {path} must be a file or a folder; got neither of them")
+    found = arrays.parts_of(path, layout)
+    return images.parts_of([path], mode) if found is None else found
+
+
+def _in_folder(folder: Path, layout: Layout, mode: str | None) -> list[Part]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    pictures = [path for path in files if path.suffix.lower() in images.SUFFIXES]
+    found = [part for path in files if path.suffix in (".npy", ".npz") for part in arrays.parts_of(path, layout) or ()]
+    if not pictures and not found:
+        raise DataIntegrityError(
+            f"polybn stats: {folder} must hold images, .npy or .npz files, or be a Zarr store; "
+            f"got {len(files):,} other files"
+        )
+    return found + (images.parts_of(pictures, mode) if pictures else [])
+
+
+def measure(
+    parts: list[Part], spread: Spread = map, *, histogram: bool = False, progress: Callable[[int], None] | None = None
+) -> Measured:
+    """Measure all parts, and put them together in their order, so that it does not matter, to the bit, who reads.
+
+    ``spread`` hands the parts to those who read; ``progress`` is told of the bytes of each part.
+    """
+    total = Measured(Statistics(axis=-1), Histogram(), [])
+    work = partial(_measure_part, histogram=histogram)
+    for part, found in zip(parts, spread(work, parts), strict=True):
+        try:
+            total.statistics.merge(found.statistics)
+        except ShapeError as error:  # it has other channels
+            total.left_out.append(LeftOut(part.name, f"{error}"))
+        else:
+            total.histogram.merge(found.histogram)
+            total.left_out.extend(found.left_out)
+        if progress is not None:
+            progress(part.size)
+    return total
+
+
+def in_processes(work: Work, parts: list[Part], *, workers: int) -> Iterator[Measured]:
+    """Let worker processes of this machine read."""
+    # New processes rather than forks: a fork of a process with threads may hang.
+    number = max(1, min(workers, len(parts)))
+    pool = ProcessPoolExecutor(number, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
+    try:
+        yield from pool.map(work, parts)
+    except BrokenProcessPool as error:
+        raise OSError(
+            "polybn stats: a worker process must not end before its work; one did (if memory ran out, ask for fewer "
+            "--workers)"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def on_cluster(work: Work, parts: list[Part], *, address: str) -> Iterator[Measured]:
+    """Let the workers of a Dask cluster read, which must see the files under the same names.
+
+    What a worker that is lost has read is read again by others.
+    """
+    try:
+        from distributed import Client, KilledWorker
+    except ImportError as error:
+        raise ImportError(
+            f"polybn stats: --scheduler needs Dask: {sys.executable} -m pip install 'dask[distributed]'"
+        ) from error
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"polybn stats: --scheduler must be the address of a Dask scheduler that answers; got {address} ({error})"
+        ) from error
+    with client:
+        try:
+            for future in client.map(work, parts, pure=False):
+                yield future.result()
+        except KilledWorker as error:
+            raise OSError(
+                f"polybn stats: a part must not bring workers down; one did, again and again ({error})"
+            ) from error
+
+
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C to the process that the user has started."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _measure_part(part: Part, *, histogram: bool) -> Measured:
+    """Measure a part, or leave it out as a whole."""
+    found = Measured(Statistics(axis=-1), Histogram(), [])
+    try:
+        for values in part.read():
+            if isinstance(values, LeftOut):
+                found.left_out.append(values)
+                continue
+            wide = values.astype(np.float64) if values.dtype.kind == "f" else values
+            found.statistics.update(wide)
+            if histogram:
+                found.histogram.update(wide)
+    except (*arrays.DAMAGE, OSError) as error:
+        return Measured(Statistics(axis=-1), Histogram(), [LeftOut(part.name, f"{error}")])
+    return found

@@ -1,0 +1,263 @@
+"""Small models of each framework, trained a little and saved by it; with each, what must be read from its file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+States: TypeAlias = dict[str, dict[str, NDArray[Any]]]
+"""The states of batch norms by layer."""
+
+
+class Made(NamedTuple):
+    """A file, and what is in it."""
+
+    path: Path
+    dialect: str
+    states: States
+    options: Mapping[str, Any] = MappingProxyType({})
+    """Of the first batch norm, where the file has them."""
+
+
+def batches(*shape: int) -> list[NDArray[np.float32]]:
+    """Draw values whose mean is far from 0 and whose scale is far from 1."""
+    rng = np.random.default_rng(11)
+    return [rng.normal(-30, 700, shape).astype(np.float32) for _ in range(3)]
+
+
+def _torch_net() -> Any:
+    import torch
+
+    torch.manual_seed(1)
+    net: Any = torch.nn.Sequential()
+    net.add_module("conv", torch.nn.Conv2d(3, 7, 3))
+    net.add_module("bn", torch.nn.BatchNorm2d(7, eps=1e-3, momentum=0.3))
+    net.add_module("flat", torch.nn.Flatten())
+    net.add_module("fc", torch.nn.Linear(7 * 9, 11))
+    net.add_module("last", torch.nn.BatchNorm1d(11, affine=False))
+    for x in batches(13, 3, 5, 5):
+        net(torch.from_numpy(x))
+    with torch.no_grad():
+        for parameter in net.bn.parameters():
+            parameter.add_(torch.randn(7))
+    return net.eval()
+
+
+def _torch_states(net: Any) -> States:
+    return {
+        layer: {name: array.numpy() for name, array in getattr(net, layer).state_dict().items()}
+        for layer in ("bn", "last")
+    }
+
+
+def pt(folder: Path) -> Made:
+    import torch
+
+    net = _torch_net()
+    torch.save(net.state_dict(), folder / "model.pt")
+    return Made(folder / "model.pt", "pytorch", _torch_states(net))
+
+
+def safetensors(folder: Path) -> Made:
+    from safetensors.torch import save_file
+
+    net = _torch_net()
+    save_file(net.state_dict(), folder / "model.safetensors")
+    return Made(folder / "model.safetensors", "pytorch", _torch_states(net))
+
+
+def onnx(folder: Path) -> Made:
+    """Written node by node, in the way of PyTorch's exporter."""
+    import onnx as library
+
+    net = _torch_net()
+    helper, own = library.helper, {k: v.numpy() for k, v in net.state_dict().items() if "tracked" not in k}
+    own |= {"last.weight": np.ones(11, np.float32), "last.bias": np.zeros(11, np.float32)}
+    four = ("weight", "bias", "running_mean", "running_var")
+    nodes = [
+        helper.make_node("Conv", ["x", "conv.weight", "conv.bias"], ["a"], "Conv_0"),
+        helper.make_node("BatchNormalization", ["a", *(f"bn.{n}" for n in four)], ["b"], epsilon=1e-3, momentum=0.7),
+        helper.make_node("Flatten", ["b"], ["c"]),
+        helper.make_node("Gemm", ["c", "fc.weight", "fc.bias"], ["d"], "Gemm_3", transB=1),
+        helper.make_node("BatchNormalization", ["d", *(f"last.{name}" for name in four)], ["y"]),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [value("x", 1, ["N", 3, 5, 5])],
+        [value("y", 1, ["N", 11])],
+        [library.numpy_helper.from_array(array, name) for name, array in own.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
+    library.checker.check_model(model)
+    library.save(model, folder / "model.onnx")
+    words = ("scale", "B", "input_mean", "input_var")
+    states = {n: {w: own[f"{n}.{f}"] for w, f in zip(words, four, strict=True)} for n in ("bn", "last")}
+    return Made(folder / "model.onnx", "onnx15", states, {"momentum": 0.7, "epsilon": 1e-3})
+
+
+def _keras_net() -> tuple[Any, States]:
+    os.environ.setdefault("KERAS_BACKEND", "numpy")
+    import keras
+
+    layers = keras.layers
+    inner = keras.Sequential(
+        [keras.Input((5, 5, 3)), layers.Conv2D(7, 3), layers.BatchNormalization(momentum=0.7, name="bn")], name="inner"
+    )
+    x = keras.Input((5, 5, 3))
+    y = layers.BatchNormalization(scale=False, name="last")(layers.Dense(11)(layers.Flatten()(inner(x))))
+    net = keras.Model(x, y)
+    for batch in batches(13, 5, 5, 3):
+        net(batch, training=True)
+    names = {"inner/bn": inner.get_layer("bn"), "last": net.get_layer("last")}
+    words = {"moving_variance": "moving_variance", "moving_mean": "moving_mean", "gamma": "gamma", "beta": "beta"}
+    states = {n: {words[w.name]: np.asarray(w.numpy()) for w in layer.weights} for n, layer in names.items()}
+    return net, states
+
+
+def keras(folder: Path) -> Made:
+    net, states = _keras_net()
+    net.save(folder / "model.keras")
+    return Made(folder / "model.keras", "keras3", states, {"momentum": 0.7, "epsilon": 1e-3, "axis": -1})
+
+
+def keras_weights(folder: Path) -> Made:
+    """Weights alone do not say whether gamma or beta is missing: no more than the statistics are known."""
+    net, states = _keras_net()
+    net.save_weights(folder / "model.weights.h5")
+    states["last"] = {name: states["last"][name] for name in ("moving_mean", "moving_variance")}
+    return Made(folder / "model.weights.h5", "keras3", states)
+
+
+def keras2(folder: Path) -> Made:
+    """Written as ``tf.keras`` 2 did, with h5py alone."""
+    import h5py
+
+    rng = np.random.default_rng(2)
+    names = ("gamma", "beta", "moving_mean", "moving_variance")
+    states = {f"bn_{n}": {w: rng.normal(50, 9, n).astype(np.float32) for w in names} for n in (5, 3)}
+    with h5py.File(folder / "model.h5", "w") as file:
+        for layer, state in states.items():
+            for name, array in state.items():
+                file[f"model_weights/{layer}/{layer}/{name}:0"] = array
+    return Made(folder / "model.h5", "keras3", {f"model_weights/{n}/{n}": state for n, state in states.items()})
+
+
+def _flax_variables() -> tuple[Any, States]:
+    import jax
+    from flax import linen
+
+    class Net(linen.Module):
+        @linen.compact
+        def __call__(self, x: Any) -> Any:
+            x = linen.BatchNorm(use_running_average=False, name="bn")(linen.Conv(7, (3, 3))(x))
+            return linen.BatchNorm(use_running_average=False, use_scale=False, name="last")(
+                linen.Dense(11)(x.reshape(len(x), -1))
+            )
+
+    first, *rest = batches(13, 5, 5, 3)
+    variables = Net().init(jax.random.PRNGKey(0), first)
+    for x in rest:
+        _, changed = Net().apply(variables, x, mutable=["batch_stats"])
+        variables = {**variables, **changed}
+    plain = jax.tree_util.tree_map(np.asarray, variables)
+    both = [plain["params"], plain["batch_stats"]]
+    return plain, {n: {k: v for part in both for k, v in part.get(n, {}).items()} for n in ("bn", "last")}
+
+
+def flax(folder: Path) -> Made:
+    from flax import serialization
+
+    variables, states = _flax_variables()
+    (folder / "model.msgpack").write_bytes(serialization.to_bytes(variables))
+    return Made(folder / "model.msgpack", "flax_linen", states)
+
+
+def flax_safetensors(folder: Path) -> Made:
+    from safetensors.numpy import save_file
+
+    variables, states = _flax_variables()
+    flat = {
+        f"{kind}.{layer}.{name}": np.ascontiguousarray(array)
+        for kind, layers in variables.items()
+        for layer, own in layers.items()
+        for name, array in own.items()
+    }
+    save_file(flat, folder / "flax.safetensors")
+    return Made(folder / "flax.safetensors", "flax_linen", states)
+
+
+def orbax(folder: Path) -> Made:
+    import orbax.checkpoint
+
+    variables, states = _flax_variables()
+    orbax.checkpoint.PyTreeCheckpointer().save((folder / "orbax").resolve(), variables)
+    return Made(folder / "orbax", "flax_linen", states)
+
+
+def _gluon_net() -> tuple[Any, States]:
+    from polybn_mxnet.compat import mxnet as mx
+
+    net = mx.gluon.nn.HybridSequential(prefix="net_")
+    with net.name_scope():
+        net.add(mx.gluon.nn.Conv2D(7, 3, in_channels=3), mx.gluon.nn.BatchNorm(in_channels=7, prefix="bn_"))
+    net.initialize()
+    net.hybridize()
+    for x in batches(13, 3, 5, 5):
+        with mx.autograd.record():
+            y = net(mx.nd.array(x))
+        y.backward()
+    names = ("gamma", "beta", "running_mean", "running_var")
+    return net, {"": {name: getattr(net[1], name).data().asnumpy() for name in names}}
+
+
+def gluon(folder: Path) -> Made:
+    net, states = _gluon_net()
+    net.save_parameters(str(folder / "model.params"))
+    return Made(folder / "model.params", "gluon", {"1": states[""]})
+
+
+def gluon_export(folder: Path) -> Made:
+    net, states = _gluon_net()
+    net.export(str(folder / "model"))
+    return Made(folder / "model-0000.params", "gluon", {"net_bn": states[""]})
+
+
+def npz(folder: Path) -> Made:
+    """As Chainer writes it, compressed."""
+    rng = np.random.default_rng(2)
+    states = {"bn1": {w: rng.normal(50, 9, 5).astype(np.float32) for w in ("gamma", "beta", "avg_mean", "avg_var")}}
+    states["bn1"]["N"] = np.array(3)
+    arrays: dict[str, Any] = {f"bn1/{name}": array for name, array in states["bn1"].items()}
+    np.savez_compressed(folder / "model.npz", **arrays)
+    return Made(folder / "model.npz", "chainer", states)
+
+
+MAKERS: dict[str, Callable[[Path], Made]] = {
+    made.__name__: made
+    for made in (
+        *(pt, safetensors, onnx, keras, keras_weights, keras2, flax, flax_safetensors, orbax, gluon, gluon_export, npz),
+    )
+}
+LIBRARIES = {
+    "pt": ("torch",),
+    "safetensors": ("torch", "safetensors"),
+    "onnx": ("torch", "onnx"),
+    "keras": ("keras", "h5py"),
+    "keras_weights": ("keras", "h5py"),
+    "keras2": ("h5py",),
+    "flax": ("flax", "msgpack"),
+    "flax_safetensors": ("flax", "safetensors"),
+    "orbax": ("flax", "orbax"),
+    "gluon": ("mxnet",),
+    "gluon_export": ("mxnet",),
+    "npz": (),
+}
+"""What must be installed to make a file, and to read it."""

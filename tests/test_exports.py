@@ -1,0 +1,207 @@
+"""A trained LeNet in the files of other frameworks: the same labels there, scores within bounds, and the bits back."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polybn import cli, dialects
+from polybn.lenet import exports, fashion_mnist, networks, training
+from polybn.lenet.exports import layouts, trained
+from polybn.lenet.runs import Run
+from polybn.model_files.errors import ModelFileError
+from polybn.spec import DomainError
+from tests.support import exported
+from tests.support import reference_lenet as reference
+from tests.support.training_worker import slice_of_sample
+
+DATA = slice_of_sample(train=1009, test=211)
+
+
+def needs(*libraries: str) -> pytest.MarkDecorator:
+    missing = [library for library in libraries if importlib.util.find_spec(library) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} is not installed")
+
+
+FORMATS = [pytest.param(name, marks=needs(*exported.LIBRARIES[name])) for name in exports.FORMATS]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, Run]:
+    """Train with and without batch norm, so few steps that running statistics are far from the batch's."""
+    options: dict[str, Any] = {"data": DATA, "epochs": 2, "batch_size": 127, "seed": 5}
+    norms = {"spec": networks.lenet(), "none": networks.lenet(None)}
+    return {name: training.train(network, "numpy", **options) for name, network in norms.items()}
+
+
+def exact(run: Run) -> tuple[reference.Values, reference.Values]:
+    """Return the scores of the test images, and how far float32 may be off."""
+    network, images = exports.trained.of_run(run).network, DATA.test_images
+
+    def measure(rounded: reference.Rounded) -> reference.Named:
+        return {"logits": reference.forward(network, run.state, images, training=False, rounded=rounded).logits}
+
+    return measure(reference.exact)["logits"], reference.allowed(measure)["logits"]
+
+
+@pytest.mark.parametrize("norm", ["spec", "none"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_another_framework_gives_the_same_labels_and_scores_within_the_bound(
+    format: str, norm: str, runs: dict[str, Run], tmp_path: Path
+) -> None:
+    files = exports.export(runs[norm], tmp_path / "lenet", format)
+    scores = exported.SCORE[format](files, DATA.test_images)
+    right, allowed = exact(runs[norm])
+    assert (scores.argmax(axis=1) == right.argmax(axis=1)).all()
+    assert np.max(abs(scores - right) / allowed) <= 1
+
+
+@pytest.mark.parametrize("norm", ["spec", "none"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_comes_back_has_the_same_bits(format: str, norm: str, runs: dict[str, Run], tmp_path: Path) -> None:
+    run = runs[norm]
+    network, state = exports.load(exports.export(run, tmp_path / "lenet", format)[-1])
+    assert network == trained.of_run(run).network
+    assert {name: array.tobytes() for name, array in state.items()} == {k: v.tobytes() for k, v in run.state.items()}
+    assert {name: array.shape for name, array in state.items()} == {k: v.shape for k, v in run.state.items()}
+    assert all(array.flags.c_contiguous and array.dtype == np.float32 for array in state.values())
+
+
+def test_pytorch_is_told_how_many_batches_there_were(runs: dict[str, Run]) -> None:
+    told = trained.of_run(runs["spec"])
+    assert told.steps == 2 * -(-1009 // 127)
+    layers = layouts.to_layers(told.network, told.state, layouts.Layout(dialects.PYTORCH), told.steps)
+    assert layers["norm1"]["num_batches_tracked"] == told.steps
+
+
+def test_the_note_says_what_a_program_needs_to_know(runs: dict[str, Run]) -> None:
+    note = json.loads(trained.of_run(runs["spec"]).note)
+    assert note["images"] == "uint8, 1 x 28 x 28 (channels, height, width), divided by 255 before the first layer"
+    assert note["classes"] == list(fashion_mnist.CLASSES)
+    assert note["epochs"] == 2
+    assert note["test_accuracy"] == runs["spec"].epochs[-1].test_accuracy
+
+
+OTHER = networks.Network(
+    (1, 28, 28),
+    (
+        networks.BatchNorm("spec", 0.8, 0.3),
+        networks.MaxPool(4),
+        networks.Convolution(3, 2),
+        networks.BatchNorm("spec", 0.7, 0.01),
+        networks.Dense(10),
+        networks.BatchNorm("spec", 0.5, 1e-3),
+    ),
+)
+"""Options that no framework has by itself, and batch norm in all places."""
+
+
+@pytest.mark.parametrize("format", [p for p in FORMATS if p.values[0] in ("onnx", "keras", "gluon")])
+def test_a_whole_network_keeps_the_options_of_its_batch_norms(format: str, tmp_path: Path) -> None:
+    run = training.train(OTHER, data=DATA, epochs=1, learning_rate=0.1)
+    files = exports.export(run, tmp_path / "other", format)
+    right, allowed = exact(run)
+    assert np.max(abs(exported.SCORE[format](files, DATA.test_images) - right) / allowed) <= 1
+    assert exports.load(files[-1])[0] == OTHER
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnx") is None, reason="onnx is not installed")
+def test_onnx_says_momentum_and_eps_in_its_own_words(tmp_path: Path) -> None:
+    import onnx
+
+    run = training.train(OTHER, data=DATA, epochs=1, learning_rate=0.1)
+    (file,) = exports.export(run, tmp_path / "other", "onnx")
+    nodes = [node for node in onnx.load(file).graph.node if node.op_type == "BatchNormalization"]
+    said = [{attribute.name: round(attribute.f, 6) for attribute in node.attribute} for node in nodes]
+    assert said == [{"momentum": m, "epsilon": eps} for m, eps in ((0.8, 0.3), (0.7, 0.01), (0.5, 0.001))]
+
+
+# Names and errors.
+
+
+@pytest.mark.parametrize("name", ["lenet", "lenet.safetensors"])
+def test_the_ending_is_put_to_the_name_once(name: str, runs: dict[str, Run], tmp_path: Path) -> None:
+    assert exports.export(runs["spec"], tmp_path / name, "safetensors") == [tmp_path / "lenet.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["lenet.safetensors"]
+
+
+def test_a_name_with_dots_keeps_them(runs: dict[str, Run], tmp_path: Path) -> None:
+    assert exports.export(runs["spec"], tmp_path / "lr0.5", "safetensors") == [tmp_path / "lr0.5.safetensors"]
+
+
+def test_an_unknown_format_is_refused(runs: dict[str, Run], tmp_path: Path) -> None:
+    with pytest.raises(DomainError, match=r"format must be one of onnx, safetensors, .*; got 'caffe'"):
+        exports.export(runs["spec"], tmp_path / "lenet", "caffe")
+    with pytest.raises(DomainError, match=r"path must end in one of \.onnx, .*; got .*lenet\.bin"):
+        exports.load(tmp_path / "lenet.bin")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "text"])
+def test_a_damaged_export_is_one_sentence(format: str, damage: str, runs: dict[str, Run], tmp_path: Path) -> None:
+    file = exports.export(runs["spec"], tmp_path / "lenet", format)[-1]
+    data = file.read_bytes()
+    file.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "zeros": bytes(999), "text": b"hello " * 9}[damage])
+    with pytest.raises(ModelFileError, match=r"^polybn\.exports\.load: .*lenet.* must .*; got ") as caught:
+        exports.load(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_another_origin_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "other.safetensors"
+    file.write_bytes(exports.safetensors.safetensors.encode({"w": np.zeros(2, np.float32)}, {}))  # type: ignore[attr-defined]
+    with pytest.raises(ModelFileError, match=r"must hold the note that `polybn export` writes; got none"):
+        exports.load(file)
+
+
+# The command.
+
+
+@pytest.fixture
+def polybn_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["polybn", *arguments])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        return int(exit.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_export_names_its_files_and_their_use(polybn_: Callable[..., Any], tmp_path: Path) -> None:
+    training.train(networks.lenet(), data=DATA, epochs=1, out=tmp_path / "runs" / "mine")
+    code, out, err = polybn_("export", "runs/mine", "--to", "gluon")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "Epoch 1 of runs/mine is in mine-0000.params and mine-symbol.json. In a program:",
+        '    mxnet.gluon.SymbolBlock.imports("mine-symbol.json", ["data"], "mine-0000.params")',
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine-0000.params", "mine-symbol.json", "runs"]
+
+
+def test_export_refuses_what_is_no_run(polybn_: Callable[..., Any]) -> None:
+    code, out, err = polybn_("export", "nowhere", "--to", "onnx")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: polybn: nowhere must hold a checkpoint; got none")
+
+
+def test_a_missing_library_is_one_sentence_with_what_installs_it(
+    polybn_: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training.train(networks.lenet(), data=DATA, epochs=1, out=tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    code, _, err = polybn_("export", "run", "--to", "onnx")
+    assert code == 2
+    assert err.startswith("error: polybn: ONNX files need the library onnx; got ")
+    assert err.endswith("(pip install onnx)\n")
+    assert err.count("\n") == 1

@@ -1,0 +1,272 @@
+"""Files of other frameworks: their batch norms are found, with every bit, and carried to others."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polybn import cli, dialects, inspection, model_files
+from polybn.model_files import Model, ModelFileError, Norm, fold, reading, safetensors, writing
+from polybn.spec import DomainError
+from tests.support import models
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+
+
+def missing(libraries: tuple[str, ...]) -> list[str]:
+    return [library for library in libraries if importlib.util.find_spec(library) is None]
+
+
+KINDS = [
+    pytest.param(kind, marks=pytest.mark.skipif(bool(missing(needed)), reason=f"{missing(needed)} not installed"))
+    for kind, needed in models.LIBRARIES.items()
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batch_norms_are_found_with_every_bit(kind: str, tmp_path: Path) -> None:
+    made = models.MAKERS[kind](tmp_path)
+    model = model_files.read(made.path)
+    assert sorted(norm.name for norm in model.norms) == sorted(made.states)
+    for norm in model.norms:
+        assert norm.dialect == made.dialect
+        assert norm.state.keys() == made.states[norm.name].keys()
+        for name, array in made.states[norm.name].items():
+            assert norm.state[name].dtype == array.dtype
+            assert norm.state[name].tobytes() == array.tobytes()
+            assert norm.state[name].shape == (array.shape if array.ndim == 0 else (array.size,))
+    if made.options:
+        assert {norm.name: dict(norm.options) for norm in model.norms}[next(iter(made.states))] == made.options
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_read_can_be_inspected(kind: str, tmp_path: Path) -> None:
+    """A layer that was trained has statistics, and none of them is wrong."""
+    findings = inspection.inspect(model_files.read(models.MAKERS[kind](tmp_path).path))
+    assert [finding for finding in findings if finding.level == "error"] == []
+
+
+def test_weights_alone_do_not_say_whether_gamma_is_missing(tmp_path: Path) -> None:
+    if missing(models.LIBRARIES["keras_weights"]):
+        pytest.skip("keras is not installed")
+    model = model_files.read(models.keras_weights(tmp_path).path)
+    (last,) = [norm for norm in model.norms if norm.name == "last"]
+    assert last.lacks.startswith("gamma or beta is missing")
+    with pytest.raises(DomainError, match=r"the state of last must be whole; got one where gamma or beta is missing"):
+        writing.convert_norms(model, dialects.PYTORCH)
+
+
+# Names.
+
+
+def states(*names: str, size: int = 5) -> dict[str, Any]:
+    rng = np.random.default_rng(len(names))
+    return {name: rng.normal(9, 2, size).astype(np.float32) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("names", "layer", "dialect"),
+    [
+        (("a.running_mean", "a.running_var"), "a", "pytorch"),
+        (("a.b.weight", "a.b.bias", "a.b.running_mean", "a.b.running_var"), "a.b", "pytorch"),
+        (("running_mean", "running_var", "weight", "bias"), "", "pytorch"),
+        (("a.gamma", "a.running_mean", "a.running_var"), "a", "polybn"),
+        (("a/gamma:0", "a/moving_mean:0", "a/moving_variance:0"), "a", "keras3"),
+        (("bn_gamma", "bn_beta", "bn_moving_mean", "bn_moving_var"), "bn", "mxnet_native"),
+        (("params.a.scale", "batch_stats.a.mean", "batch_stats.a.var"), "a", "flax_linen"),
+        (("params/x/a/bias", "batch_stats/x/a/mean", "batch_stats/x/a/var"), "x/a", "flax_linen"),
+    ],
+)
+def test_names_tell_the_dialect(names: tuple[str, ...], layer: str, dialect: str) -> None:
+    arrays = states(*names)
+    (norm,) = model_files.names.find(model_files.tensors.from_arrays(arrays))
+    assert (norm.name, norm.dialect, len(norm.state)) == (layer, dialect, len(names))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a.weight", "a.bias"),
+        ("a.running_mean",),
+        ("image.mean", "image.var"),
+        ("a.running_mean", "b.running_var"),
+        ("arunning_mean", "arunning_var"),
+    ],
+)
+def test_other_names_are_left_alone(names: tuple[str, ...]) -> None:
+    assert model_files.names.find(model_files.tensors.from_arrays(states(*names))) == []
+
+
+def test_arrays_of_other_sizes_do_not_belong_together() -> None:
+    arrays = states("a.running_mean", "a.running_var") | states("a.weight", size=3)
+    assert model_files.names.find(model_files.tensors.from_arrays(arrays)) == []
+
+
+def test_a_mean_of_images_is_no_batch_norm() -> None:
+    arrays = {name: np.zeros((3, 4), np.float32) for name in ("a.running_mean", "a.running_var")}
+    assert model_files.names.find(model_files.tensors.from_arrays(arrays)) == []
+
+
+def test_bfloat16_is_read_as_float32(tmp_path: Path) -> None:
+    header = b'{"a.running_mean":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]},'
+    header += b'"a.running_var":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}'
+    data = np.array([0x3FC0, 0xC2F7], "<u2").tobytes() + np.array([4, 9], "<f4").tobytes()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
+    (norm,) = model_files.read(tmp_path / "a.safetensors").norms
+    assert norm.state["running_mean"].tolist() == [1.5, -123.5]
+
+
+# Conversion.
+
+
+def test_a_file_is_carried_to_every_dialect_and_back(tmp_path: Path) -> None:
+    state = states("running_mean", "running_var", "weight", "bias")
+    model = Model("safetensors", [Norm("a.bn", "pytorch", state)], 4)
+    for target, ending in (("keras3", ".npz"), ("flax_linen", ".msgpack"), ("gluon", ".params"), ("onnx15", ".npz")):
+        if ending == ".msgpack" and missing(("msgpack",)):
+            continue
+        made = writing.convert_norms(model, dialects.DIALECTS[target], counts={"": 7})
+        writing.write(made.norms, tmp_path / f"{target}{ending}")
+        if target == "onnx15":
+            continue  # its names are those of a node's inputs: no file has them
+        again = model_files.read(tmp_path / f"{target}{ending}")
+        assert [norm.dialect for norm in again.norms] == [target]
+        back = writing.convert_norms(again, dialects.PYTORCH, counts={"": 7}).norms[0]
+        for name, array in state.items():
+            assert np.allclose(back.state[name], array, rtol=1e-6, atol=0)
+
+
+def test_a_count_belongs_to_a_layer() -> None:
+    state = {"running_mean": np.ones(3), "running_var": np.full(3, 12.0)}
+    model = Model("safetensors", [Norm("a", "pytorch", state), Norm("b", "pytorch", state)], 4)
+    made = writing.convert_norms(model, dialects.KERAS3, counts={"": 3, "b": 4})
+    assert [norm.state["moving_variance"].tolist() for norm in made.norms] == [[8.0] * 3, [9.0] * 3]
+    with pytest.raises(DomainError, match=r"counts must name layers of the model, a, b; got 'c'"):
+        writing.convert_norms(model, dialects.KERAS3, counts={"c": 4})
+
+
+def test_options_are_said_in_the_words_of_the_target() -> None:
+    state = {"running_mean": np.ones(3), "running_var": np.ones(3)}
+    model = Model("Keras", [Norm("a", "pytorch", state, {"momentum": 0.3, "eps": 1e-3})], 2)
+    options = writing.convert_norms(model, dialects.KERAS3).norms[0].options
+    assert options == {"momentum": 0.7, "epsilon": 1e-3, "axis": 1}
+
+
+# Folding.
+
+
+@pytest.mark.skipif(bool(missing(("onnx", "onnxruntime", "torch"))), reason="onnx, onnxruntime or torch is missing")
+def test_a_folded_model_computes_the_same_without_batch_norms(tmp_path: Path) -> None:
+    import onnx
+    import onnxruntime
+
+    path = models.onnx(tmp_path).path
+    folded = reading.fold(path)
+    assert (folded.into, folded.kept) == ([("bn", "Conv_0"), ("last", "Gemm_3")], [])
+    onnx.checker.check_model(folded.model)
+    assert [node.op_type for node in folded.model.graph.node] == ["Conv", "Flatten", "Gemm"]
+    onnx.save(folded.model, tmp_path / "folded.onnx")
+    x = models.batches(13, 3, 5, 5)[0]
+    before, after = (
+        onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for file in (path, tmp_path / "folded.onnx")
+    )
+    assert abs(before - after).max() < 1e-5 * abs(before).max()
+
+
+@pytest.mark.skipif(bool(missing(("onnx", "torch"))), reason="onnx or torch is missing")
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda graph: graph.node.insert(1, _relu("a", "r")), "Conv before it has other users"),
+        (
+            lambda graph: setattr(graph.node[0], "op_type", "Relu"),
+            "what comes before it is Relu, neither Conv nor Gemm",
+        ),
+        (lambda graph: graph.node[1].attribute.append(_training()), "it normalizes by the statistics of the batch"),
+        (lambda graph: graph.initializer.remove(graph.initializer[0]), "Conv before it shares its weights, or"),
+        (lambda graph: graph.node.remove(graph.node[0]), "it comes first"),
+    ],
+)
+def test_what_cannot_be_folded_stays_and_is_named(change: Callable[[Any], Any], why: str, tmp_path: Path) -> None:
+    model = model_files.onnx.parse(models.onnx(tmp_path).path.read_bytes())
+    change(model.graph)
+    folded = fold.fold(model)
+    assert folded.into == [("last", "Gemm_3")]
+    assert [(name, reason[: len(why)]) for name, reason in folded.kept] == [("bn", why)]
+
+
+def _relu(x: str, y: str) -> Any:
+    import onnx
+
+    return onnx.helper.make_node("Relu", [x], [y])
+
+
+def _training() -> Any:
+    import onnx
+
+    return onnx.helper.make_attribute("training_mode", 1)
+
+
+# The command.
+
+
+@pytest.fixture
+def polybn_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["polybn", *arguments])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        return int(exit.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    path.write_bytes(safetensors.encode(state, {}))
+
+
+def test_convert_says_what_it_did_and_what_is_not_exact(polybn_: Callable[..., Any], tmp_path: Path) -> None:
+    save(tmp_path / "a.safetensors", states("bn.running_mean", "bn.running_var"))
+    code, out, err = polybn_("convert", "a.safetensors", "b.npz", "--to", "keras3")
+    assert (code, err) == (0, "")
+    first, second = out.splitlines()
+    assert first == "1 batch norms, from pytorch to keras3, are in b.npz: bn/moving_mean, ..."
+    assert second.startswith("bn: keras3 goes on with the biased variance where pytorch kept the unbiased one.")
+    with np.load(tmp_path / "b.npz") as arrays:
+        assert sorted(arrays) == ["bn/moving_mean", "bn/moving_variance"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("b.npz",), "--to must name a dialect; got none"),
+        (("b.npz", "--to", "keras"), "--to must be one of "),
+        (("b.txt", "--to", "keras3"), "OUTPUT must end in .safetensors, .npz, .msgpack, .params; got b.txt"),
+        (("b.npz", "--to", "keras3", "--count", "1"), "--count must be N or LAYER=N, N of 2 or more; got '1'"),
+        (("b.npz", "--to", "keras3", "--count", "x=y"), "--count must be N or LAYER=N, N of 2 or more; got 'x=y'"),
+        (("b.onnx", "--fold"), "a.safetensors must be an ONNX model; got another file"),
+    ],
+)
+def test_convert_refuses_in_one_sentence(
+    arguments: tuple[str, ...], words: str, polybn_: Callable[..., Any], tmp_path: Path
+) -> None:
+    save(tmp_path / "a.safetensors", states("bn.running_mean", "bn.running_var"))
+    code, out, err = polybn_("convert", "a.safetensors", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_later_kind_is_refused_with_those_that_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(50))
+    with pytest.raises(ModelFileError, match=r"a\.gguf must be one of \.safetensors, .*; got b'GGUF"):
+        model_files.read(tmp_path / "a.gguf")

@@ -1,0 +1,80 @@
+"""``pytest --polybn``: the suite that comes with the package, in pytest runs of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BAD = """
+from tests.support import kit_adapters
+
+
+class Off(kit_adapters.Right):
+    def train(self, x, *args, **options):
+        y, mean, var = super().train(x, *args, **options)
+        return y, mean, None if var is None else var * (1 + 2**-20)
+"""
+
+
+def run(folder: Path, *arguments: str) -> tuple[int, str]:
+    path = os.pathsep.join([str(folder), str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")])
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    # The plug-in is named, so that the test needs no installation newer than itself.
+    command = [sys.executable, "-m", "pytest", "-p", "polybn.pytest_plugin", "-p", "no:cacheprovider", *arguments]
+    if _is_installed():
+        command = [word for word in command if word != "polybn.pytest_plugin"]
+        command.remove("-p")
+    ran = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env=environment | {"PYTHONPATH": path}, check=False
+    )
+    return ran.returncode, ran.stdout + ran.stderr
+
+
+def _is_installed() -> bool:
+    from importlib.metadata import entry_points
+
+    return any(entry.value == "polybn.pytest_plugin" for entry in entry_points(group="pytest11"))
+
+
+def test_it_runs_the_kit_and_the_comparison_and_nothing_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "test_theirs.py").write_text("def test_of_theirs():\n    raise AssertionError\n")
+    code, output = run(
+        tmp_path, "--polybn", "numpy,tests.support.kit_adapters:Right", "-v", "-k", "P4 or P16 or agreement"
+    )
+    assert code == 0, output
+    assert "test_conformance[numpy-P16] PASSED" in output
+    assert "test_agreement[numpy-tests.support.kit_adapters:Right] PASSED" in output
+    assert "theirs" not in output
+
+
+def test_a_batch_norm_that_is_off_is_named_with_a_program(tmp_path: Path) -> None:
+    (tmp_path / "off.py").write_text(BAD)
+    code, output = run(tmp_path, "--polybn", "numpy,off:Off", "-k", "agreement")
+    assert code == 1, output
+    assert "test_agreement[numpy-off:Off]" in output
+    assert "running_var" in output
+    assert "To repeat it:" in output
+
+
+def test_paths_that_are_given_are_run_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "test_theirs.py").write_text("def test_of_theirs():\n    pass\n")
+    code, output = run(tmp_path, "--polybn", "numpy", "-v", "-k", "P16 or theirs", "test_theirs.py")
+    assert code == 0, output
+    assert "test_theirs.py::test_of_theirs PASSED" in output
+    assert "test_conformance[numpy-P16] PASSED" in output
+
+
+def test_a_name_that_is_unknown_is_an_error_in_words(tmp_path: Path) -> None:
+    code, output = run(tmp_path, "--polybn", "nmupy")
+    assert code == 4, output
+    assert "adapter must be one of" in output
+    assert "Traceback" not in output
+
+
+def test_the_plugin_itself_imports_next_to_nothing() -> None:
+    script = "import sys, polybn.pytest_plugin; print(*{'numpy', 'hypothesis', 'polybn.conformance'} & {*sys.modules})"
+    ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == ""

@@ -1,0 +1,438 @@
+"""``polybn stats``: exact numbers from every kind of data set, whatever the parts; bad files in one sentence."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import signal
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from matplotlib.image import imread
+
+from polybn import Statistics, cli
+from polybn.statistics import arrays, images, measure, parts, zarr_stores
+from polybn.statistics.histogram import Histogram
+from polybn.statistics.parts import Part
+
+Array = np.ndarray[Any, Any]
+Image: Any = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+
+RNG = np.random.default_rng(11)
+IMAGES = RNG.integers(0, 256, (61, 13, 7, 3), np.uint8)  # channels last
+IMAGES[..., 2] //= 17
+GREY = RNG.integers(-3000, 3000, (61, 13, 7), np.int16)
+DEEP = GREY[0].astype(np.uint16)
+FLOATS = (1e6 + RNG.normal(0, 1, (61, 3, 5))).astype(np.float32)
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Stats = Callable[..., Said]
+
+
+@pytest.fixture
+def stats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Stats:
+    """Run ``polybn stats`` in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["polybn", "stats", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        code = exit.value.code
+        assert isinstance(code, int)
+        return Said(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut everything into blocks of a kilobyte."""
+    for module in (parts, arrays, images, zarr_stores):
+        monkeypatch.setattr(module, "LIMIT", 1 << 10)
+    monkeypatch.setattr(images, "GROUP", 5)
+
+
+def exact(channels: list[Array]) -> dict[str, list[float]]:
+    """Return what must come out, from integer arithmetic: floats are integers in units of ``2^-20``."""
+    found: dict[str, list[float]] = {name: [] for name in ("count", "mean", "std", "min", "max")}
+    for channel in channels:
+        unit = 1 if channel.dtype.kind in "iu" else 2**20
+        values = [int(v * unit) for v in channel.ravel().tolist()]
+        n, s, q = len(values), sum(values), sum(v * v for v in values)
+        numbers = (n, s / (n * unit), ((q * n - s * s) / (n * unit) ** 2) ** 0.5, channel.min(), channel.max())
+        for name, number in zip(found, numbers, strict=True):
+            found[name].append(float(number))
+    return found
+
+
+def assert_exact(numbers: dict[str, Any], channels: list[Array]) -> None:
+    for name, right in exact(channels).items():
+        np.testing.assert_allclose(numbers[name], right, rtol=1e-15, atol=0, err_msg=name)
+
+
+def of(array: Array, axis: int | None) -> list[Array]:
+    return [array] if axis is None else list(np.moveaxis(array, axis, 0))
+
+
+def idx(array: Array) -> bytes:
+    code = {"uint8": 8, "int16": 11, "float32": 13}[array.dtype.name]
+    header = struct.pack(f">HBB{array.ndim}I", 0, code, array.ndim, *array.shape)
+    return header + array.astype(array.dtype.newbyteorder(">")).tobytes()
+
+
+def packed(kind: str, *arrays: Array, **named: Array) -> bytes:
+    data = io.BytesIO()
+    write: dict[str, Any] = {"npy": np.save, "npz": np.savez, "npzc": np.savez_compressed}
+    write[kind](data, *arrays, **named)
+    return data.getvalue()
+
+
+def written(kind: str, *arrays: Array, **named: Array) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(packed(kind, *arrays, **named))
+
+
+def make_folder(path: Path) -> None:
+    (path / "deeper").mkdir(parents=True)
+    for k, image in enumerate(IMAGES):
+        Image.fromarray(image).save(path / ("deeper" if k % 3 else "") / f"{k}.png")
+    (path / "labels.csv").write_text("no image")
+    (path / ".hidden.png").write_text("no image")
+
+
+def make_store(path: Path, *, group: bool, format: int) -> None:
+    zarr = pytest.importorskip("zarr", reason="Zarr is not installed")
+    options = {"shape": IMAGES.shape, "chunks": (16, 5, 7, 1), "dtype": "u1"}
+    if group:
+        zarr.create_group(path, zarr_format=format).create_array("images", **options)[:] = IMAGES
+    else:
+        zarr.create_array(path, zarr_format=format, **options)[:] = IMAGES
+
+
+CASES: dict[str, tuple[Callable[[Path], object], list[str], list[Array]]] = {
+    "folder": (make_folder, [], of(IMAGES, -1)),
+    "npy": (written("npy", IMAGES), ["--axis", "-1"], of(IMAGES, -1)),
+    "npy, channels second": (written("npy", FLOATS), ["--axis", "1"], of(FLOATS, 1)),
+    "npy, Fortran order": (written("npy", np.asfortranarray(FLOATS)), ["--axis", "1"], of(FLOATS, 1)),
+    "npy, channels first": (written("npy", FLOATS.T), ["--axis", "0"], of(FLOATS.T, 0)),
+    "npy, big-endian": (written("npy", GREY.astype(">i2")), ["--axis", "none"], [GREY]),
+    "npy, rank 2": (written("npy", GREY[0]), [], of(GREY[0], 1)),
+    "npy, rank 1": (written("npy", GREY[0, 0]), [], [GREY[0, 0]]),
+    "npz": (written("npz", x=IMAGES), ["--axis", "-1"], of(IMAGES, -1)),
+    "npz, one of two": (written("npzc", a=GREY, x=IMAGES), ["--axis", "-1", "--array", "x"], of(IMAGES, -1)),
+    "npz, Fortran order": (written("npzc", np.asfortranarray(FLOATS)), ["--axis", "1"], of(FLOATS, 1)),
+    "npz, channels first": (written("npz", FLOATS.T.copy()), ["--axis", "0"], of(FLOATS.T, 0)),
+    "idx": (lambda path: path.write_bytes(idx(GREY)), [], [GREY]),
+    "idx of floats": (lambda path: path.write_bytes(idx(FLOATS)), ["--axis", "1"], of(FLOATS, 1)),
+    "idx.gz": (lambda path: path.write_bytes(gzip.compress(idx(IMAGES[..., 0]))), [], [IMAGES[..., 0]]),
+    "zarr 3": (partial(make_store, group=False, format=3), ["--axis", "-1"], of(IMAGES, -1)),
+    "zarr 2": (partial(make_store, group=False, format=2), ["--axis", "3"], of(IMAGES, -1)),
+    "zarr group": (partial(make_store, group=True, format=3), ["--axis", "-1"], of(IMAGES, -1)),
+    "image": (lambda path: Image.fromarray(IMAGES[0]).save(path, "png"), [], of(IMAGES[0], -1)),
+    "image of 16 bits": (lambda path: Image.fromarray(DEEP).save(path, "png"), [], [DEEP]),
+}
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("case", CASES)
+def test_small_parts_give_the_exact_numbers(stats: Stats, case: str, tmp_path: Path) -> None:
+    make, options, channels = CASES[case]
+    make(tmp_path / "data")
+    said = stats("data", *options, "--json", "-")
+    assert (said.code, said.err) == (0, "")
+    numbers = json.loads(said.out)
+    assert_exact(numbers, channels)
+    assert numbers["left_out"] == []
+
+
+@pytest.mark.parametrize("case", ["folder", "npy", "zarr 3", "idx.gz"])
+def test_workers_change_no_digit(stats: Stats, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts are read in other processes, and put together in the same order."""
+    make, options, channels = CASES[case]
+    make(tmp_path / "data")
+    monkeypatch.setattr(parts, "LIMIT", 1 << 12)
+    monkeypatch.setattr(zarr_stores, "LIMIT", 1 << 12)
+    monkeypatch.setattr(images, "GROUP", 16)
+    alone, shared = (stats("data", *options, "--json", "-", "--workers", n) for n in (0, 2))
+    assert alone == shared
+    assert_exact(json.loads(alone.out), channels)
+
+
+def test_what_is_printed_written_drawn_and_saved(stats: Stats, tmp_path: Path) -> None:
+    np.save("bytes.npy", IMAGES)
+    outputs = ("--picture", "h.png", "--json", "numbers.json", "--save", "all.npz")
+    said = stats("bytes.npy", "--axis", "-1", "--scale", 255, "--unbiased", *outputs)
+    assert said.code == 0
+    assert said.out.split()[:6] == ["channel", "mean", "std", "min", "max", "count"]
+    assert said.out.splitlines()[1].split()[-1] == "5,551"
+    assert said.err == "Histograms drawn in h.png\nSaved in all.npz, before --scale\n"
+    numbers = json.loads(Path("numbers.json").read_text())
+    right = exact(of(IMAGES, -1))
+    for name, factor in (("mean", 255), ("std", 255 * (5550 / 5551) ** 0.5), ("min", 255), ("max", 255), ("count", 1)):
+        np.testing.assert_allclose(np.array(numbers[name]) * factor, right[name], rtol=1e-14)
+    assert (numbers["scale"], numbers["unbiased"]) == (255, True)
+    assert imread("h.png").shape[2] == 4
+    saved = Statistics.load("all.npz")
+    assert saved.mean.tolist() == right["mean"]
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_the_histogram_is_that_of_all_parts(tmp_path: Path) -> None:
+    make_folder(tmp_path / "photos")
+    found = measure.measure(measure.parts_of(tmp_path / "photos", parts.Layout(), None), histogram=True).histogram
+    assert (found.exponent, found.first) == (0, 0)
+    for counts, channel in zip(found.counts, of(IMAGES, -1), strict=True):
+        assert counts.tolist() == np.bincount(channel.ravel(), minlength=256).tolist()
+
+
+def test_several_paths_are_one_data_set(stats: Stats) -> None:
+    np.save("a.npy", IMAGES[:20])
+    np.savez("b.npz", IMAGES[20:])
+    numbers = json.loads(stats("a.npy", "b.npz", "--axis", "-1", "--json", "-").out)
+    assert_exact(numbers, of(IMAGES, -1))
+
+
+# Images.
+
+
+def test_images_of_other_channels_and_damaged_ones_are_left_out(stats: Stats, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    make_folder(folder)
+    Image.fromarray(IMAGES[0, ..., 0]).save(folder / "grey.png")
+    (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:90])
+    (folder / "text.jpg").write_text("no image")
+    for workers in (0, 2):
+        said = stats("photos", "--json", "numbers.json", "--workers", workers)
+        assert said.code == 1
+        left = [line.split(": ")[1] for line in said.err.splitlines()]
+        assert left == ["photos/cut.png", "photos/grey.png", "photos/text.jpg"]
+        assert "it has 1 channels, the first image 3 (--mode RGB brings all to three)" in said.err
+        numbers = json.loads(Path("numbers.json").read_text())
+        assert_exact(numbers, of(IMAGES, -1))
+        assert [one["name"] for one in numbers["left_out"]] == left
+
+
+def test_modes(stats: Stats, tmp_path: Path) -> None:
+    """A palette is looked up; --mode converts; two colours are 0 and 255."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(IMAGES[0]).convert("P", palette=Image.Palette.ADAPTIVE).save(folder / "a.png")
+    Image.fromarray(IMAGES[1, ..., 0]).save(folder / "b.png")
+    right = [np.asarray(Image.open(folder / f"{name}.png").convert("RGB")) for name in "ab"]
+    numbers = json.loads(stats("photos", "--mode", "RGB", "--json", "-").out)
+    assert_exact(numbers, of(np.stack(right), -1))
+    Image.fromarray(IMAGES[0, ..., 0] > 99).save("two.png")
+    assert_exact(json.loads(stats("two.png", "--json", "-").out), [(IMAGES[0, ..., 0] > 99) * np.uint8(255)])
+
+
+# Bad files and options.
+
+
+def refused(said: Said, words: str) -> None:
+    assert said.code == 2
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert words in said.err
+
+
+def damaged(data: bytes) -> bytes:
+    return data[:9000] + bytes(4) + data[9004:]
+
+
+BAD: dict[str, tuple[Callable[[], bytes], str]] = {
+    "empty": (lambda: b"", "one file must be an image that can be read; got none"),
+    "text": (lambda: b"some text, and more of it", "one file must be an image that can be read; got none"),
+    "npy cut": (lambda: packed("npy", IMAGES)[:-1], "data must be a whole file of arrays; got"),
+    "npy too long": (lambda: packed("npy", IMAGES) + b"1", "data must be a whole file of arrays; got"),
+    "npy header cut": (lambda: packed("npy", IMAGES)[:30], "data must be a whole file of arrays; got"),
+    "npy of objects": (lambda: packed("npy", np.array([{}], object)), "must hold integers or floating-point numbers"),
+    "npy of truth values": (lambda: packed("npy", IMAGES > 7), "must hold integers or floating-point numbers"),
+    "npy without values": (lambda: packed("npy", IMAGES[:0]), "a data set must have values that can be read; got none"),
+    "npz cut": (lambda: packed("npz", IMAGES)[:-200], "data must be a whole file of arrays; got"),
+    "npz empty": (lambda: b"PK\x05\x06" + bytes(18), "one file must be an image"),
+    "npz damaged": (lambda: damaged(packed("npzc", IMAGES)), "got none (data[arr_0]: "),
+    "idx cut": (lambda: idx(GREY)[:-3], "data must be a whole file of arrays; got"),
+    "idx header cut": (lambda: idx(GREY)[:9], "data must be a whole file of arrays; got"),
+    "idx.gz cut": (lambda: gzip.compress(idx(GREY))[:-900], "got none (data: "),
+    "idx.gz too short": (lambda: gzip.compress(idx(GREY)[:-3]), "got none (data: an end, 3 bytes too early)"),
+    "idx.gz too long": (lambda: gzip.compress(idx(GREY) + b"1"), "got none (data: more bytes than shape"),
+    "gz of text": (lambda: gzip.compress(b"some text"), "data must be a whole file of arrays; got"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_files_get_one_sentence(stats: Stats, kind: str) -> None:
+    make, words = BAD[kind]
+    Path("data").write_bytes(make())
+    refused(stats("data", "--axis", "none"), words)
+
+
+def test_bad_options_and_places_get_one_sentence(stats: Stats, tmp_path: Path) -> None:
+    np.save("x.npy", IMAGES)
+    np.savez("two.npz", a=GREY, b=GREY)
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "zarr.json").write_text("{")
+    os.mkfifo("pipe")
+    refused(stats("x.npy"), "--axis must say where the channels are; got nothing (x.npy has shape (61, 13, 7, 3): ")
+    refused(stats("x.npy", "--axis", 4), "--axis must lie in [-4, 4); got 4 (x.npy has shape (61, 13, 7, 3))")
+    refused(stats("two.npz"), "--array must name one of the arrays of two.npz; got nothing (they are a, b)")
+    refused(stats("two.npz", "--array", "c"), "--array must name one of the arrays of two.npz; got c (they are a, b)")
+    refused(stats("x.npy", "--scale", 0), "--scale must be a positive number; got 0.0")
+    refused(stats("x.npy", "--picture", "h.txt"), "the name of a picture must end in one of .png, .svg, .pdf")
+    refused(stats("nothing"), "nothing must hold images, .npy or .npz files, or be a Zarr store; got 0 other files")
+    refused(stats("nowhere"), "No such file or directory: nowhere")
+    refused(stats("pipe"), "pipe must be a file or a folder; got neither of them")
+    refused(stats("store"), "store must be a Zarr store; got ")
+    assert stats("x.npy", "--axis", "last").code == 2
+
+
+@pytest.mark.parametrize(("root", "data", "words"), [("PIL", "a.png", "images need Pillow"), ("zarr", "store", "zarr")])
+def test_what_is_not_installed_is_named(
+    stats: Stats, root: str, data: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(IMAGES[0]).save("a.png")
+    Path("store").mkdir()
+    Path("store/.zarray").write_text("")
+    monkeypatch.setitem(sys.modules, root, None)
+    refused(stats(data), f"{words}")
+
+
+def test_a_worker_that_dies_is_reported() -> None:
+    with pytest.raises(OSError, match="a worker process must not end before its work; one did"):
+        measure.measure([Part("dies", 1, partial(os._exit, 3))], partial(measure.in_processes, workers=1))
+
+
+# A cluster.
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster:
+        yield cluster
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_cluster_gives_the_same_digits(stats: Stats, cluster: Any, tmp_path: Path) -> None:
+    make, options, channels = CASES["folder"]
+    make(tmp_path / "data")
+    alone, shared = (
+        stats("data", *options, "--json", "-", *more) for more in ((), ("--scheduler", cluster.scheduler_address))
+    )
+    assert (alone.code, alone.out) == (shared.code, shared.out)
+    assert_exact(json.loads(shared.out), channels)
+    (tmp_path / "data" / "bad.png").write_text("no image")
+    said = stats("data", "--scheduler", cluster.scheduler_address)
+    assert (said.code, said.err.split(": ")[1]) == (1, str(tmp_path / "data" / "bad.png"))
+
+
+def slowly(low: int) -> Iterator[Array]:
+    time.sleep(0.2)
+    yield IMAGES[low : low + 3]
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_a_lost_worker_has_read_is_read_again(cluster: Any) -> None:
+    """One worker is killed in the middle; every value counts once."""
+    shares = [Part(f"{low}", 1, partial(slowly, low)) for low in range(0, 61, 3)]
+    killed = []
+
+    def kill(size: int) -> None:
+        if not killed:
+            killed.append(cluster.workers[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    spread = partial(measure.on_cluster, address=cluster.scheduler_address)
+    found = measure.measure(shares, spread, progress=kill)
+    assert killed
+    assert found.left_out == []
+    assert found.statistics.count.tolist() == [61 * 13 * 7] * 3
+    assert found.statistics.mean.tolist() == exact(of(IMAGES, -1))["mean"]
+
+
+def test_a_scheduler_that_is_not_there(stats: Stats, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed", reason="Dask is not installed")
+    np.save("x.npy", IMAGES)
+    refused(stats("x.npy", "--axis", "-1", "--scheduler", "nonsense://"), "--scheduler must be the address of a Dask ")
+    refused(
+        stats("x.npy", "--axis", "-1", "--scheduler", "tcp://a:1", "--workers", 2), "--workers must be left out with"
+    )
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    refused(stats("x.npy", "--axis", "-1", "--scheduler", "tcp://a:1"), "--scheduler needs Dask: ")
+
+
+# Blocks and bins.
+
+
+@given(
+    shape=st.lists(st.integers(0, 9), min_size=1, max_size=4),
+    limit=st.integers(1, 400),
+    fortran=st.booleans(),
+    number=st.integers(0, 4),
+)
+@example(shape=[5, 7], limit=1, fortran=False, number=1)
+def test_blocks_cover_an_array_once(shape: list[int], limit: int, fortran: bool, number: int) -> None:
+    """No block is larger than the limit, unless a single step of the other axes is."""
+    axis = number if number < len(shape) else None
+    array = np.zeros(shape, np.uint8, order="F" if fortran else "C")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "LIMIT", limit)
+        for index in parts.blocks(array, axis):
+            array[index] += 1
+            smallest = 1 if axis is None else shape[axis]
+            assert array[index].size <= max(limit, smallest)
+            assert axis is None or array[index].shape[axis] == shape[axis]
+    assert (array == 1).all()
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    dtype=st.sampled_from(("uint8", "int16", "float32", "float64")),
+    scales=st.lists(st.sampled_from((0.0, 1e-3, 1.0, 30.0)), min_size=1, max_size=4),
+    mean=st.sampled_from((0.0, 100.0)),
+)
+def test_histograms_count_exactly(seed: int, dtype: str, scales: list[float], mean: float) -> None:
+    """Whatever the parts: the counts are those that NumPy finds between the same edges."""
+    rng, found = np.random.default_rng(seed), Histogram()
+    pieces = [(mean + scale * np.abs(rng.normal(0, 1, (17, 2)))).astype(dtype) for scale in scales]
+    for piece in pieces:
+        part = Histogram()
+        part.update(piece)
+        found.merge(part)
+    edges = found.edges()
+    assert len(edges) - 1 == found.counts.shape[1] <= 512
+    for c in range(2):
+        column = np.concatenate([piece[:, c] for piece in pieces]).astype(float)
+        assert found.counts[c].sum() == len(column)
+        # The last bin of NumPy's includes its right edge, where no value lies.
+        assert np.array_equal(np.histogram(column, edges)[0], found.counts[c])
+
+
+def test_a_histogram_leaves_out_what_is_no_number() -> None:
+    found = Histogram()
+    found.update(np.array([[np.nan, 1.0], [np.inf, 2.0], [-np.inf, np.nan]]))
+    assert found.counts.sum(axis=1).tolist() == [0, 2]
+    found.update(np.full((2, 2), np.nan))
+    found.update(np.array([[1e300, -1e300]]))
+    found.update(np.array([[5e-324, 0.0]]))
+    assert found.counts.sum(axis=1).tolist() == [2, 4]

@@ -1,0 +1,283 @@
+"""PyTorch's words: modules, their state, dtypes and layouts, autograd, compilation, and how a model is converted."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polybn
+from tests.conftest import REASONS
+
+if REASONS.get("torch", "absent") is not None:
+    pytest.skip(f"torch: {REASONS.get('torch', 'absent')}", allow_module_level=True)
+
+import torch
+
+import polybn_torch
+from polybn_torch import ops
+
+KINDS = [(polybn_torch.BatchNorm1d, (7, 3)), (polybn_torch.BatchNorm2d, (7, 3, 5, 11))]
+KINDS += [(polybn_torch.BatchNorm1d, (7, 3, 13)), (polybn_torch.BatchNorm3d, (7, 3, 5, 2, 3))]
+FORMS = [nullcontext, polybn.backend("torch").traits.variants["operators"]]
+HALVES = [torch.float16, torch.bfloat16]
+
+
+def far(shape: tuple[int, ...], seed: int = 0, dtype: Any = torch.float32) -> torch.Tensor:
+    return (
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mul(3).add(50).to(dtype)
+    )
+
+
+def peers(kind: Any, **options: Any) -> tuple[Any, Any]:
+    mine = kind(3, **options)
+    theirs = getattr(torch.nn, kind.__name__)(3, **options)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in mine.parameters():
+            parameter.copy_(torch.randn(3, generator=generator))
+    theirs.load_state_dict(mine.state_dict())
+    return mine, theirs
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"momentum": 0.3, "eps": 0.01}, {"affine": False},
+                                     {"track_running_stats": False}])  # fmt: skip
+@pytest.mark.parametrize(("kind", "shape"), KINDS)
+def test_digits_and_state_are_those_of_pytorch(kind: Any, shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    mine, theirs = (module.double() for module in peers(kind, **options))
+    for seed in range(3):
+        x = far(shape, seed, torch.float64)
+        torch.testing.assert_close(mine(x), theirs(x), atol=1e-12, rtol=1e-12)
+    assert repr(mine) == repr(theirs)
+    mine.eval(), theirs.eval()
+    torch.testing.assert_close(mine(x), theirs(x), atol=1e-12, rtol=1e-12)
+    for key, value in theirs.state_dict().items():
+        torch.testing.assert_close(mine.state_dict()[key], value, atol=1e-12, rtol=1e-12)
+    assert list(mine.state_dict()) == list(theirs.state_dict())
+
+
+def test_state_is_saved_and_loaded_either_way() -> None:
+    mine, theirs = peers(polybn_torch.BatchNorm2d)
+    mine(far((7, 3, 5, 11)))
+    for source, target in ((mine, theirs), (theirs, copy.deepcopy(mine))):
+        file = io.BytesIO()
+        torch.save(source.state_dict(), file)
+        target.load_state_dict(torch.load(io.BytesIO(file.getvalue())))
+        assert all(torch.equal(value, target.state_dict()[key]) for key, value in source.state_dict().items())
+    assert theirs.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("scope", FORMS)
+def test_far_from_zero_the_module_is_accurate_where_pytorch_is_not(scope: Any) -> None:
+    x = far((31, 3, 5, 7)) / 3 + 1e4
+    exact = torch.nn.functional.batch_norm(x.double(), None, None, training=True)
+    with scope():
+        mine = polybn_torch.BatchNorm2d(3)(x)
+    assert (mine - exact).abs().max() < 1e-6
+    assert (torch.nn.BatchNorm2d(3)(x) - exact).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("scope", FORMS)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("cast", [True, False])
+def test_half_types_store_and_do_not_compute(dtype: Any, cast: bool, scope: Any) -> None:
+    """Both ways that models have: parameters in float32, or the whole module cast."""
+    x = far((7, 3, 5, 11), dtype=dtype).requires_grad_()
+    module = polybn_torch.BatchNorm2d(3)
+    module = module.to(dtype) if cast else module
+    with scope():
+        y = module(x)
+        y.sum().backward()
+    expected = torch.nn.functional.batch_norm(x.detach().double(), None, None, training=True)
+    assert y.dtype == dtype
+    assert (y - expected).abs().max() <= 4 * torch.finfo(dtype).eps
+    assert module.running_mean.dtype == (dtype if cast else torch.float32)
+    assert x.grad is not None
+    assert x.grad.dtype == dtype
+    assert module.weight.grad.dtype == module.weight.dtype
+
+
+@pytest.mark.parametrize("scope", FORMS)
+@pytest.mark.parametrize("training", [True, False])
+def test_channels_last_stays_so(training: bool, scope: Any) -> None:
+    x = far((7, 3, 5, 11))
+    last = x.to(memory_format=torch.channels_last).requires_grad_()
+    module = polybn_torch.BatchNorm2d(3).train(training)
+    with scope():
+        y = module(last)
+        y.square().sum().backward()
+        assert torch.equal(y, module(x)) or training  # in training the running statistics moved, y did not
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert last.grad is not None
+    assert last.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("scope", FORMS)
+def test_the_function_is_differentiated_twice(training: bool, masked: bool, scope: Any) -> None:
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(4, 3, 5, dtype=torch.float64, generator=generator).add(3).requires_grad_()
+    vectors = [torch.rand(3, dtype=torch.float64, generator=generator).add(0.5) for _ in range(4)]
+    for vector in vectors[: 2 if training else 4]:
+        vector.requires_grad_()
+    where = torch.rand(4, 1, 5, generator=generator) < 0.8 if masked else None
+
+    def function(*arrays: Any) -> Any:
+        return polybn.batch_norm(*arrays, training=training, where=where).y
+
+    with scope():
+        assert torch.autograd.gradcheck(function, (x, *vectors))
+        assert torch.autograd.gradgradcheck(function, (x, *vectors))
+
+
+def test_what_is_derived_from_statistics_is_differentiable_too() -> None:
+    x = far((5, 3), dtype=torch.float64).requires_grad_()
+    vectors = [
+        torch.rand(3, dtype=torch.float64, generator=torch.Generator().manual_seed(k)).add(0.5).requires_grad_()
+        for k in range(4)
+    ]
+    assert torch.autograd.gradcheck(lambda x: polybn.moments(x)[1:], (x,))
+    assert torch.autograd.gradcheck(lambda *v: polybn.fold(*v), vectors)
+    assert torch.autograd.gradcheck(
+        lambda a, b: polybn.merge_moments(polybn.moments(a), polybn.moments(b))[1:],
+        (x, x.detach()[:2].mul(2).requires_grad_()),
+    )
+
+
+def test_running_statistics_carry_no_gradient_and_no_third_derivative_is_claimed() -> None:
+    x = far((5, 3)).requires_grad_()
+    gamma = torch.ones(3, requires_grad=True)
+    result = polybn.batch_norm(x, gamma, None, torch.zeros(3), torch.ones(3), training=True)
+    assert result.y.requires_grad
+    assert result.running_mean is not None
+    assert not result.running_mean.requires_grad
+    first = torch.autograd.grad(result.y.pow(3).sum(), x, create_graph=True)[0]
+    second = torch.autograd.grad(first.pow(2).sum(), x, create_graph=True)[0]
+    with pytest.raises(NotImplementedError, match="backward must be asked for at most twice"):
+        torch.autograd.grad(second.sum(), x)
+
+
+def test_a_training_step_may_be_followed_by_another_before_backward() -> None:
+    """Running statistics are written in place; the derivative of the step before does not need them."""
+    module, theirs = (module.double() for module in peers(polybn_torch.BatchNorm1d))
+    batches = [far((7, 3), seed, torch.float64).requires_grad_() for seed in range(2)]
+    for norm in (module, theirs):
+        sum(norm(x).pow(3).sum() for x in batches).backward()
+    torch.testing.assert_close(module.weight.grad, theirs.weight.grad, atol=1e-11, rtol=1e-11)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_compilation_finds_no_break(training: bool) -> None:
+    module = polybn_torch.BatchNorm2d(3).train(training)
+    reference = copy.deepcopy(module)
+    x, z = (far((7, 3, 5, 11)).requires_grad_() for _ in range(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled = torch.compile(lambda x: module(x * 2) + 1, fullgraph=True, backend="aot_eager")
+        y, expected = compiled(x), reference(z * 2) + 1
+    y.pow(3).sum().backward()
+    expected.pow(3).sum().backward()
+    assert torch.equal(y, expected)
+    assert torch.equal(x.grad, z.grad)
+    assert torch.equal(module.running_mean, reference.running_mean)
+    assert torch.equal(module.running_var, reference.running_var)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_pytorch_finds_the_operators_well_formed(training: bool) -> None:
+    x = far((7, 3, 5), dtype=torch.float64).requires_grad_()
+    vectors = [torch.rand(3, dtype=torch.float64).add(0.5) for _ in range(4)]
+    options = {
+        "training": training,
+        "momentum": 0.9,
+        "eps": 1e-5,
+        "unbiased": True,
+        "axis": 1,
+        "function": "batch_norm",
+    }
+    torch.library.opcheck(torch.ops.polybn.normalize, (x, *vectors, None), options)
+    saved = torch.ops.polybn.normalize(x, *vectors, None, **options)[3]
+    torch.library.opcheck(torch.ops.polybn.differentiate, (x, *vectors, None, saved, None, x.detach() * 2), options)
+    assert ops.FIVE.count("Tensor") == 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "error", "words"),
+    [
+        (polybn_torch.BatchNorm1d, (7, 3, 5, 11), ValueError, "expected 2D or 3D input"),
+        (polybn_torch.BatchNorm2d, (7, 3), ValueError, "expected 4D input"),
+        (polybn_torch.BatchNorm3d, (7, 3, 5, 11), ValueError, "expected 5D input"),
+        (polybn_torch.BatchNorm2d, (1, 3, 1, 1), ValueError, "input must have more than 1 value per channel"),
+        (polybn_torch.BatchNorm2d, (7, 4, 5, 11), polybn.ShapeError, r"gamma must have shape \(4,\); got \(3,\)"),
+    ],
+)
+def test_errors(kind: Any, shape: tuple[int, ...], error: type[Exception], words: str) -> None:
+    module = kind(3)
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(error, match=words):
+        module(far(shape))
+    assert all(torch.equal(module.state_dict()[key], value) for key, value in before.items())
+
+
+def model() -> Any:
+    norm = torch.nn.BatchNorm2d(3)
+    inner = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.ReLU())
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 3, 2), norm, inner, norm, torch.nn.Flatten(), torch.nn.BatchNorm1d(36)
+    )
+
+
+def test_convert_swaps_the_norms_of_a_model_and_back() -> None:
+    net = model().double()
+    x = far((7, 1, 5, 4), dtype=torch.float64)
+    parameters, state = list(net.parameters()), copy.deepcopy(net.state_dict())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    other = copy.deepcopy(net)
+    assert polybn_torch.convert(net) is net
+    norms = [module for module in net.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    assert [type(norm).__module__ for norm in norms] == ["polybn_torch.nn"] * 3
+    assert net[1] is net[3]  # a module in two places stays one
+    assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
+    assert all(torch.equal(net.state_dict()[key], value) for key, value in state.items())
+    torch.testing.assert_close(net(x), other(x), atol=1e-12, rtol=1e-12)
+    net(x).pow(3).sum().backward()
+    optimizer.step()  # the optimizer holds the parameters that the model has
+    assert not torch.equal(net.state_dict()["1.weight"], state["1.weight"])
+    polybn_torch.convert(net, back=True)
+    assert {type(module).__module__.partition(".")[0] for module in net.modules()} == {"torch"}
+    alone = torch.nn.BatchNorm1d(3).eval()
+    assert type(polybn_torch.convert(alone)) is polybn_torch.BatchNorm1d
+    assert not polybn_torch.convert(alone).training
+
+
+def test_convert_keeps_hooks_and_leaves_subclasses_alone() -> None:
+    class Mine(torch.nn.BatchNorm2d):
+        pass
+
+    seen: list[Any] = []
+    net = torch.nn.Sequential(torch.nn.BatchNorm2d(3), Mine(3))
+    net[0].register_forward_hook(lambda module, inputs, output: seen.append(type(module)))
+    polybn_torch.convert(net)(far((7, 3, 5, 11)))
+    assert seen == [polybn_torch.BatchNorm2d]
+    assert type(net[1]) is Mine
+
+
+def test_tensors_that_are_no_plain_memory() -> None:
+    """Expanded, transposed and conjugated views, parameters, and other kinds of tensors."""
+    x = far((7, 3))
+    expected = polybn.batch_norm(x.numpy(), training=True).y
+    assert np.array_equal(polybn.batch_norm(x.T.contiguous().T, training=True).y.numpy(), expected)
+    assert np.array_equal(polybn.batch_norm(torch.nn.Parameter(x), training=True).y.detach().numpy(), expected)
+    assert np.array_equal(polybn.batch_norm((-x).neg(), training=True).y.numpy(), expected)
+    wide = x[:, :, None].expand(7, 3, 4).requires_grad_()
+    polybn.batch_norm(wide, training=True).y.sum().backward()
+    with pytest.raises(polybn.BackendError, match="x must be a plain PyTorch array"):
+        polybn.batch_norm(x.to_sparse(), training=True)
+    with pytest.raises(polybn.BackendError, match="one device"):
+        polybn.batch_norm(x, torch.ones(3, device="meta"), training=True)
