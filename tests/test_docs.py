@@ -1,4 +1,4 @@
-"""What the documentation is generated from, and the checks that its build makes."""
+"""The sources of generated documentation, and the checks during its build."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_record_is_kept_of_a_report_and_is_a_row_like_it(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("path", sorted(support.RESULTS.glob("check-*.json")), ids=lambda path: path.name)
 def test_a_record_holds_no_more_than_is_shown(path: Path) -> None:
-    """To make it so: python -m docs._ext.records PATH."""
+    """Records are trimmed; `python -m docs._ext.records PATH` trims one."""
     kept = json.loads(path.read_text(encoding="utf-8"))
     assert records.trim(kept) == kept
 
@@ -231,7 +231,7 @@ def test_the_exact_wave_is_the_recorded_one() -> None:
 
 @pytest.mark.parametrize("name", [name for name in RECORDED if name in ADAPTERS])
 def test_a_library_returns_the_recorded_wave(name: str) -> None:
-    """By this version of the library, on this kind of machine; another version has a record of its own to make."""
+    """A library of the recorded version returns the recorded wave, on this kind of machine."""
     recorded = RECORDED[name]
     if not recorded["y"]:
         pytest.skip(f"not recorded: {recorded['why_not']}")

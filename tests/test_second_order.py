@@ -1,4 +1,4 @@
-"""Clause S13, second order: ``pullback.vjp`` against a complex step through the formulas of the first."""
+"""Clause S13, second order: ``pullback.vjp`` against a complex step through the formulas of the first order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ABSENT: tuple[tuple[str, ...], ...] = ((), ("gamma",), ("beta",), ("gamma", "bet
 
 
 class Cotangents(NamedTuple):
-    """Of dx, dgamma, dbeta, drunning_mean and drunning_var; of one channel, or arrays of all."""
+    """Cotangents of dx, dgamma, dbeta, drunning_mean and drunning_var: of one channel, or arrays for all."""
 
     x: Any
     gamma: Any
@@ -39,7 +39,7 @@ class Cotangents(NamedTuple):
 
 
 def second(backend: str, case: Case, cotangents: Cotangents) -> SecondGradients:
-    """Differentiate the pullback of a call on a backend; host arrays in and out."""
+    """Differentiate the pullback of a call on a backend, with host arrays as arguments and results."""
     b = polybn.backend(backend)
 
     def device(array: Array | None) -> Any:
@@ -55,7 +55,7 @@ def second(backend: str, case: Case, cotangents: Cotangents) -> SecondGradients:
 
 
 def pulled(z: Sequence[complex], m: int, weights: Cotangents, eps: float, *, training: bool) -> complex:
-    """Weigh the gradients of S13; z holds dy, x, gamma and the running statistics, analytic in each."""
+    """Return the weighted sum of S13's gradients; z holds dy, x, gamma and the running statistics, analytic in each."""
     g, x, gamma = z[:m], z[m : 2 * m], z[2 * m]
     mean, variance = sum(x) / m, sum((v - sum(x) / m) ** 2 for v in x) / m
     if not training:
@@ -76,7 +76,7 @@ def pulled(z: Sequence[complex], m: int, weights: Cotangents, eps: float, *, tra
 
 
 def stepped(point: list[float], at: int) -> list[complex]:
-    """Step aside at one coordinate."""
+    """Add a complex step to one coordinate."""
     return [complex(v, STEP if i == at else 0.0) for i, v in enumerate(point)]
 
 
@@ -195,7 +195,7 @@ def test_second_order(
 @pytest.mark.parametrize("training", [True, False])
 @given(seed=st.integers(0, 2**32))
 def test_second_order_of_what_is_left(backend: str, training: bool, seed: int) -> None:
-    """With ``where``, second derivatives are as if the rest were deleted, NaN in it included; 0 in deleted places."""
+    """With ``where``, second derivatives are as if the rest, even NaN, were deleted, and 0 in deleted places."""
     case = sample(seed, "float64", (7, 3, 2), kappa=3.0, training=training)
     where = np.random.default_rng(seed).random(case.x.shape) < 0.6
     where[:2], where[:, 2] = True, seed % 2 == 0
@@ -226,7 +226,7 @@ def test_absent_cotangents_are_zero(backend: str, training: bool) -> None:
 @pytest.mark.clause("S3", "S13")
 @pytest.mark.parametrize("training", [True, False])
 def test_second_order_at_gamma_zero(backend: str, training: bool) -> None:
-    """Nothing divides by gamma: at gamma = 0 all second derivatives are as right as anywhere."""
+    """Second derivatives are right at gamma = 0 too, because nothing divides by gamma."""
     case = sample(12, "float64", (7, 3, 2), training=training)
     assert case.gamma is not None
     assert_second(backend, case._replace(gamma=np.zeros_like(case.gamma)), random_cotangents(case, 12))
