@@ -31,7 +31,7 @@ def inspect(
         typer.Option("--for", metavar="DIALECT", help="Where the model is to go; polybn dialects lists the names."),
     ] = None,
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all statistics and findings: to a file as JSON.")
+        Path | None, typer.Option(metavar="FILE", help="Write all statistics and findings, as JSON.")
     ] = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the statistics, layer after layer: .png, .svg or .pdf.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +71,7 @@ def flax(files: list[Path], images: Images) -> Scores:
 
     variables = serialization.msgpack_restore(files[0].read_bytes())
     del variables["polybn"]
-    normalized, pool = "norm1" in variables["params"], linen.max_pool
+    normalized, pool = "norm1" in variables["params"], cast(Any, linen.max_pool)
 
     class LeNet(linen.Module):
         @linen.compact

@@ -42,7 +42,7 @@ def export(run: Run, path: StrPath, format: str) -> list[Path]:
     path : path
         The file. The ending of the format is appended if it is missing.
     format : str
-        A key of :data:`FORMATS`.
+        A key of :data:`~polybn.lenet.exports.FORMATS`.
 
     Returns
     -------
