@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Generator
+from contextlib import nullcontext
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -18,29 +21,29 @@ from hypothesis import HealthCheck, currently_in_test_context, reject, settings
 
 from polybn import dispatch
 from polybn.spec import DTypeError, traits_of
+from tests.support.drawing import few_forms
 from tests.support.emulation import UNSEEN_VALUES
 
-os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX has float64 only if it is told so before it makes an array
+os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX reads it before its first array, and has no float64 without it
 
-# Those of this tree: a backend that is deleted is no longer tested, and nothing else changes.
+# Only the backends of this tree, so that deleting one removes its tests and nothing else.
 BACKENDS = tuple(name for name in dispatch._names() if not dispatch._is_foreign(dispatch._entries()[name]))
 REASONS = {name: dispatch.why_not(name) for name in BACKENDS}
 TRAITS = {name: traits_of(dispatch.backend(name)) for name, reason in REASONS.items() if reason is None}
 COMPILING = {name for name, traits in TRAITS.items() if traits.jit is not None}
 BLIND = {name for name, traits in TRAITS.items() if not traits.sees_values}
 TRAINS = {name for name in TRAITS if hasattr(dispatch.backend(name), "compile")}
-SHARE = 100
-"""A compiling library is given the hundredth part of the examples, and two at least."""
+MAPS = 30_000
 
 OF_NETWORKS = {"test_training", "test_program", "test_fashion_mnist_training"}
-"""Modules of tests that train: a backend without ``compile`` does not."""
+"""Modules of tests that train, for backends with ``compile`` only."""
 
 OF_DTYPES = {"test_conformance", "test_protocol"}
-"""Modules of tests that find out themselves which dtypes a library has."""
+"""Modules of tests that find the dtypes of a library themselves."""
 
 
 def _lacks(name: str) -> set[str]:
-    """Return the half types that a library refuses to hold."""
+    """Return the half types that a library does not have."""
     found = set()
     for dtype in ("float16", "bfloat16"):
         try:
@@ -52,8 +55,8 @@ def _lacks(name: str) -> set[str]:
 
 LACKS = {name: _lacks(name) for name in TRAITS}
 
-# dev is quick, ci is repeatable, nightly looks for news. Deadlines are off: speed is no matter of tests.
-_SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much]  # half of the examples have a dtype that a library lacks
+# dev is quick, ci is repeatable, nightly draws new cases. Deadlines are off, because tests do not judge speed.
+_SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much]  # half types may be lacking
 _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": _SLOW}
 settings.register_profile("dev", max_examples=50, **_COMMON)
 settings.register_profile("ci", max_examples=300, derandomize=True, print_blob=True, **_COMMON)
@@ -71,25 +74,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Draw fewer cases where a library compiles for every shape and option, which may take half a second."""
-    backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")  # type: ignore[attr-defined]
-    usual, share = settings.default, SHARE if backend in COMPILING else 1
-    assert usual is not None
-    settings.register_profile("share", usual, max_examples=max(2, usual.max_examples // share))
-    settings.register_profile("whole", usual)
-    settings.load_profile("share")
-    try:
+    """Draw few forms of a call where a library compiles for each, which may take half a second."""
+    parameters = getattr(item, "callspec", None)
+    backend = parameters and parameters.params.get("backend")
+    with few_forms(backend in COMPILING) if backend else nullcontext():
         return (yield)
-    finally:
-        settings.load_profile("whole")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs() -> Generator[None, None, None]:
-    """Free what JAX has compiled for a module: a program takes some 120 memory maps, a process may have 65,530."""
+    """Free what JAX has compiled before memory maps run out: a program takes some 120, a process may have 65,530."""
     yield
-    if "jax" in sys.modules:
-        sys.modules["jax"].clear_caches()
+    if "jax" in sys.modules and Path("/proc/self/maps").exists():
+        with Path("/proc/self/maps").open("rb") as maps:
+            if sum(1 for _ in maps) > MAPS:
+                sys.modules["jax"].clear_caches()
 
 
 def pytest_report_header() -> list[str]:
@@ -99,7 +98,7 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    # Parameters, not a fixture: Hypothesis rightly objects to function-scoped fixtures.
+    # Not a fixture: Hypothesis refuses function-scoped fixtures.
     if "backend" in metafunc.fixturenames:
         trained = metafunc.module.__name__.rpartition(".")[2] in OF_NETWORKS
         metafunc.parametrize("backend", [name for name in TRAITS if not trained or name in TRAINS])
@@ -125,6 +124,7 @@ def pass_over_dtypes_that_a_library_lacks(request: pytest.FixtureRequest, monkey
     module = dispatch.backend(parameters["backend"])
     asarray = module.asarray
 
+    @wraps(asarray)
     def convert(host: Any) -> Any:
         if host.dtype.name in lacks and currently_in_test_context():
             reject()
@@ -137,7 +137,7 @@ def pass_over_dtypes_that_a_library_lacks(request: pytest.FixtureRequest, monkey
 
 @pytest.fixture
 def as_readers_have_it(monkeypatch: pytest.MonkeyPatch) -> Generator[None, None, None]:
-    """For examples of pages and docstrings: JAX's own default, which is no float64; Keras on NumPy, as pages say."""
+    """Give examples in pages and docstrings the settings of a reader: JAX without float64, Keras on NumPy."""
     monkeypatch.setenv("KERAS_BACKEND", "numpy")
     if REASONS.get("jax", "absent") is not None:
         yield

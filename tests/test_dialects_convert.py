@@ -147,6 +147,8 @@ def test_a_plain_average_goes_on_as_one_whatever_debiases() -> None:
     assert notes == ()
     assert found["mean_ema/counter"] == ENDLESS
     assert found["var_ema/hidden"].tolist() == [8]
+    trained = PYTORCH | {"num_batches_tracked": np.int64(3)}
+    assert convert(trained, "pytorch", "haiku").state["mean_ema/counter"] == ENDLESS  # its average is plain
     assert ENDLESS + 2**20 < 2**31  # it counts on
     assert np.float32(1 - 2.0**-20) ** np.float32(ENDLESS) == 0
 

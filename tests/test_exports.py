@@ -113,7 +113,7 @@ def test_a_whole_network_keeps_the_options_of_its_batch_norms(format: str, tmp_p
     assert exports.load(files[-1])[0] == OTHER
 
 
-@needs("onnx")
+@pytest.mark.skipif(importlib.util.find_spec("onnx") is None, reason="onnx is not installed")
 def test_onnx_says_momentum_and_eps_in_its_own_words(tmp_path: Path) -> None:
     import onnx
 

@@ -1,4 +1,4 @@
-"""What pages tell a reader to type is typed: the `polybn` commands of their shell blocks, page by page, in order."""
+"""The `polybn` commands in the shell blocks of pages run, page by page, in order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COMMANDS: dict[str, list[str]] = {
 
 
 class Expected(NamedTuple):
-    """The exit code of a command, and a file that it leaves or a word that it prints."""
+    """The exit code of a command, with a file that it writes or a word that it prints."""
 
     code: int
     leaves: str = ""
@@ -63,23 +63,23 @@ ELSEWHERE = {
     "polybn bench --quick": "it takes a minute: test_bench.py runs the command on small shapes",
     "polybn bench --busy --json docs/results/bench-cpu.json": "it takes minutes: test_bench.py",
 }
-"""What is not typed here, and what runs it or why nothing does."""
+"""Commands that do not run here, with the test that runs them, or the reason."""
 
 SHELL = [
     page
     for page, commands in COMMANDS.items()
-    if EXPECTED.keys() & set(commands) and "polybn train" not in commands  # what follows it needs its result
+    if EXPECTED.keys() & set(commands) and "polybn train" not in commands  # later commands need its result
 ]
 
 
 def test_every_command_is_typed_or_run_elsewhere() -> None:
-    """A command that is new on a page is to be decided about; one that is gone is to be forgotten."""
+    """Every command is in one of the two tables, and the tables have no other commands."""
     assert {c for commands in COMMANDS.values() for c in commands} == EXPECTED.keys() | ELSEWHERE.keys()
     assert "docs/start.md" in SHELL
 
 
 def adapters(page: str) -> dict[str, str]:
-    """Return the files that a page tells its reader to write."""
+    """Return the files that a page asks its reader to write."""
     files = {}
     for block in blocks_of(TEXT[page]):
         if "class Mine" in block.body:
@@ -96,7 +96,7 @@ def missing_for(page: str) -> str | None:
 
 
 def leave_out(text: str) -> str:
-    """Take colours out."""
+    """Remove colours."""
     return re.sub(r"\x1b\[[\d;]*m", "", text)
 
 

@@ -6,9 +6,11 @@ import gzip
 import io
 import json
 import os
+import signal
 import struct
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -316,7 +318,67 @@ def test_what_is_not_installed_is_named(
 
 def test_a_worker_that_dies_is_reported() -> None:
     with pytest.raises(OSError, match="a worker process must not end before its work; one did"):
-        measure.measure([Part("dies", 1, partial(os._exit, 3))], workers=1)
+        measure.measure([Part("dies", 1, partial(os._exit, 3))], partial(measure.in_processes, workers=1))
+
+
+# A cluster.
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster:
+        yield cluster
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_cluster_gives_the_same_digits(stats: Stats, cluster: Any, tmp_path: Path) -> None:
+    make, options, channels = CASES["folder"]
+    make(tmp_path / "data")
+    alone, shared = (
+        stats("data", *options, "--json", "-", *more) for more in ((), ("--scheduler", cluster.scheduler_address))
+    )
+    assert (alone.code, alone.out) == (shared.code, shared.out)
+    assert_exact(json.loads(shared.out), channels)
+    (tmp_path / "data" / "bad.png").write_text("no image")
+    said = stats("data", "--scheduler", cluster.scheduler_address)
+    assert (said.code, said.err.split(": ")[1]) == (1, str(tmp_path / "data" / "bad.png"))
+
+
+def slowly(low: int) -> Iterator[Array]:
+    time.sleep(0.2)
+    yield IMAGES[low : low + 3]
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_a_lost_worker_has_read_is_read_again(cluster: Any) -> None:
+    """One worker is killed in the middle; every value counts once."""
+    shares = [Part(f"{low}", 1, partial(slowly, low)) for low in range(0, 61, 3)]
+    killed = []
+
+    def kill(size: int) -> None:
+        if not killed:
+            killed.append(cluster.workers[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    spread = partial(measure.on_cluster, address=cluster.scheduler_address)
+    found = measure.measure(shares, spread, progress=kill)
+    assert killed
+    assert found.left_out == []
+    assert found.statistics.count.tolist() == [61 * 13 * 7] * 3
+    assert found.statistics.mean.tolist() == exact(of(IMAGES, -1))["mean"]
+
+
+def test_a_scheduler_that_is_not_there(stats: Stats, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed", reason="Dask is not installed")
+    np.save("x.npy", IMAGES)
+    refused(stats("x.npy", "--axis", "-1", "--scheduler", "nonsense://"), "--scheduler must be the address of a Dask ")
+    refused(
+        stats("x.npy", "--axis", "-1", "--scheduler", "tcp://a:1", "--workers", 2), "--workers must be left out with"
+    )
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    refused(stats("x.npy", "--axis", "-1", "--scheduler", "tcp://a:1"), "--scheduler needs Dask: ")
 
 
 # Blocks and bins.

@@ -75,7 +75,7 @@ class Binding:
                 f"polybn.asarray: host must have a dtype that {self.traits.library} has; got {host.dtype.name} "
                 "(nothing is converted)"
             )
-        return self.xp.asarray(host.copy())
+        return self.xp.asarray(np.array(host))
 
     def to_numpy(self, array: Array, /) -> NDArray[Any]:
         """Copy an array to the host."""

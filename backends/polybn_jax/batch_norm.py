@@ -90,9 +90,9 @@ def _forward(operands: Operands, numbers: Numbers, *, plan: Plan) -> tuple[Batch
     x, gamma, beta, running_mean, running_var, where = operands
     view = kernels.view(x, where, plan.axis, plan.axis_name)
     if plan.training:
-        s = kernels.batch_statistics(view.x, view.kept, view.counts, numbers.eps, plan.axis_name)
+        s = kernels.batch_statistics(view.x, view.kept, view.counts, gamma, numbers.eps, plan.axis_name)
     else:
-        s = kernels.running_statistics(running_mean, running_var, numbers.eps)
+        s = kernels.running_statistics(running_mean, running_var, gamma, numbers.eps)
     y = kernels.normalize(view.x, gamma, beta, s, view.kept, view.counts if plan.training else None, plan.axis_name)
     y = y.reshape(x.shape).astype(x.dtype)
     return BatchNormResult(y, *_update(operands, numbers, plan, view, s)), s
@@ -102,7 +102,7 @@ def _forward(operands: Operands, numbers: Numbers, *, plan: Plan) -> tuple[Batch
 def _moments(operands: Operands, *, plan: Plan) -> Moments:
     view = kernels.view(operands.x, operands.where, plan.axis, plan.axis_name)
     eps = jnp.zeros((), view.counts.dtype)
-    s = kernels.batch_statistics(view.x, view.kept, view.counts, eps, plan.axis_name)
+    s = kernels.batch_statistics(view.x, view.kept, view.counts, None, eps, plan.axis_name)
     lost = view.tally == jnp.iinfo(view.tally.dtype).max
     n = jnp.where(view.empty, 0, jnp.where(lost, jnp.nan, view.counts))
     low = lax.stop_gradient(((s.m1 - s.mean * s.scale) + s.delta) / s.scale)

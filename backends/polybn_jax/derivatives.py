@@ -9,11 +9,14 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from polybn.spec import Arguments, Gradients, SecondGradients
 from polybn_jax import kernels
 from polybn_jax.call import Operands, Plan, number, operands_of, plan_of
-from polybn_jax.kernels import Statistics
+from polybn_jax.kernels import Statistics, View, centered, largest, mask
+from polybn_jax.reductions import spread, totals, varies_over
+from polybn_jax.scaling import power_of_two, two_factors
 
 
 def backward(arguments: Arguments, residuals: Statistics, dy: jax.Array) -> Gradients:
@@ -38,10 +41,47 @@ def _backward(dy: jax.Array, operands: Operands, s: Statistics, *, plan: Plan) -
     view = kernels.view(x, operands.where, plan.axis, plan.axis_name)
     counts = view.counts if plan.training else None
     given = (view.x, gamma, beta, s)
-    _, transpose = jax.vjp(lambda *t: kernels.tangent(view.x, gamma, s, view.kept, counts, plan.axis_name, t), *given)
-    dx, dgamma, dbeta, ds = transpose(dy.reshape(view.x.shape).astype(view.x.dtype))
+    _, transpose = jax.vjp(lambda *t: kernels.tangent(view.x, s, view.kept, counts, plan.axis_name, t), *given)
+    wide = dy.reshape(view.x.shape).astype(view.x.dtype)
+    dx, dgamma, dbeta, ds = transpose(wide)
     running = (None, None) if plan.training else (ds.mean, ds.variance)
-    return Gradients(dx.reshape(x.shape).astype(x.dtype), dgamma, dbeta, *running)
+    usual = Gradients(dx.reshape(x.shape).astype(x.dtype), dgamma, dbeta, *running)
+    # In shard_map a sum over devices may be a part of these, and no branch that only some of them take can hold it.
+    return usual if plan.training or varies_over(view.x) else _rescued(usual, mask(wide, view.kept), view, gamma, s)
+
+
+def _rescued(usual: Gradients, dy: jax.Array, view: View, gamma: jax.Array | None, s: Statistics) -> Gradients:
+    """Add up again, with ``dy`` and ``x`` near 1, where sums or their terms have left the range (S10)."""
+    sums = [z for z in usual[1:] if z is not None]
+    if not sums:
+        return usual
+    lost = jnp.any(jnp.stack([~jnp.isfinite(z) for z in sums]), axis=0)
+    if usual.running_var is not None:  # normalized values may be tiny there
+        product = usual.running_var if usual.gamma is None else usual.gamma
+        info = jnp.finfo(product.dtype)
+        lost |= (jnp.abs(product) < info.tiny / info.eps) | (s.slope < info.tiny**0.25)
+
+    def again() -> list[jax.Array]:
+        x = centered(view.x, s, view.kept)
+        of_dy, of_x = (power_of_two(largest(z)) for z in (dy, x))
+        g = dy / spread(of_dy, dy)
+        sum_g, sum_gx = totals(g, g * (x / spread(of_x, x)))
+        factors = [] if gamma is None else [gamma]
+        found = (
+            _times(sum_gx, of_dy, of_x, s.r),
+            _times(sum_g, of_dy),
+            _times(-sum_g, of_dy, s.slope, *factors),
+            _times(-sum_gx / 2, of_dy, of_x, s.r, s.slope, s.slope, *factors),
+        )
+        return [jnp.where(lost, z, old) for z, old in zip(found, usual[1:], strict=True) if old is not None]
+
+    chosen = iter(lax.cond(lost.any(), again, lambda: sums))
+    return Gradients(usual.x, *(None if z is None else next(chosen) for z in usual[1:]))
+
+
+def _times(z: jax.Array, *factors: jax.Array) -> jax.Array:
+    first, second = two_factors(*factors)
+    return z * first * second
 
 
 @partial(jax.jit, static_argnames="plan")
@@ -53,9 +93,9 @@ def _double_backward(
     ) -> Gradients:
         if plan.training:
             view = kernels.view(x, operands.where, plan.axis, plan.axis_name)
-            again = kernels.batch_statistics(view.x, view.kept, view.counts, eps, plan.axis_name)
+            again = kernels.batch_statistics(view.x, view.kept, view.counts, gamma, eps, plan.axis_name)
         else:
-            again = kernels.running_statistics(mean, variance, eps)
+            again = kernels.running_statistics(mean, variance, gamma, eps)
         return _backward(dy, operands._replace(x=x, gamma=gamma), again, plan=plan)
 
     # What is wide stays wide until the end: halves would be rounded at each place that contributes to them.

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from polybn_jax.reductions import spread, spread_both, total, totals
+from polybn_jax.scaling import in_range, power_of_two, two_factors
 
 AxisName: TypeAlias = Any
 """A name of a mapped or mesh axis, or a tuple of them, over which statistics are synchronised; None for none."""
@@ -55,7 +55,7 @@ def view(x: jax.Array, where: jax.Array | None, axis: int, axis_name: AxisName) 
 class Statistics(NamedTuple):
     """Statistics in the form of S2 and S3; ``m1``, ``delta`` and ``r`` describe the values times ``scale``.
 
-    ``scale`` is 1 but for the channels that S10 rescues.
+    ``scale`` is a power of two, and 1 but for the channels that S10 rescues.
     """
 
     m1: jax.Array
@@ -68,28 +68,41 @@ class Statistics(NamedTuple):
     variance: jax.Array
     v: jax.Array
     """The variance of the values times ``scale``: it fits the range where that of the values does not."""
-    power: jax.Array
-    """What normalized values lack in inference: a power of two, so that they stay in the range. 1 in training."""
+    first: jax.Array
+    second: jax.Array
+    """``first * second`` is gamma ``slope``, and gamma ``r`` in inference: one factor might leave the range."""
 
 
-def running_statistics(mean: jax.Array | None, variance: jax.Array | None, eps: jax.Array) -> Statistics:
+def running_statistics(
+    mean: jax.Array | None, variance: jax.Array | None, gamma: jax.Array | None, eps: jax.Array
+) -> Statistics:
     """Take running statistics in place of the batch's (S5)."""
     assert mean is not None
     assert variance is not None
-    slope, zero = inverse_root(variance, eps), jnp.zeros_like(mean)
-    # No factor above 1 before gamma: what gamma brings back into the range has not left it. A branch for the sake of
-    # XLA, as in batch_statistics.
-    r, power = lax.cond(
-        (slope > 1).any(),
-        lambda: (slope / _power_above(slope), _power_above(slope)),
-        lambda: (slope, jnp.where(slope > 1, slope, 1)),
-    )
-    return Statistics(mean, zero, r, zero + 1, slope, mean, variance, variance, power)
+    slope, far = inverse_root(variance, eps), _is_far(mean)
+    gamma, one = _or_one(gamma, slope), _ones(mean, far)
+    product = slope * gamma
+    fits = ~far & in_range(product, slope, gamma)
+
+    def rescue() -> tuple[jax.Array, ...]:
+        half = jnp.where(far, 0.5, one)
+        return mean * half, slope / half, half, *_factors(slope / half, gamma)
+
+    # A branch for the sake of XLA, as in batch_statistics.
+    m1, r, scale, *factors = lax.cond(fits.all(), lambda: (mean, slope, one, product, _ones(slope, fits)), rescue)
+    return Statistics(m1, jnp.zeros_like(mean), r, scale, slope, mean, variance, variance, *factors)
 
 
-def _power_above(z: jax.Array) -> jax.Array:
-    """Return the power of two above each value that is larger than 1, else 1."""
-    return jnp.where(z > 1, 2 * power_of_two(z), 1)
+def _is_far(mean: jax.Array) -> jax.Array:
+    """Tell whether the difference between a value and its mean may overflow."""
+    info = jnp.finfo(mean.dtype)
+    return jnp.abs(mean) > info.max * info.eps / 4
+
+
+def largest(x: jax.Array, axis_name: AxisName = None) -> jax.Array:
+    """Return the largest magnitude of each channel."""
+    found = jnp.max(jnp.abs(lax.stop_gradient(x)), axis=(0, 2), initial=0)
+    return found if axis_name is None else lax.pmax(found, axis_name)
 
 
 def mask(z: jax.Array, kept: jax.Array | None) -> jax.Array:
@@ -119,38 +132,46 @@ def standardized(x: jax.Array, s: Statistics, kept: jax.Array | None) -> jax.Arr
     return centered(x, s, kept) * spread(s.r, x)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(4,))
+@partial(jax.custom_jvp, nondiff_argnums=(5,))
 def batch_statistics(
-    x: jax.Array, kept: jax.Array | None, counts: jax.Array, eps: jax.Array, axis_name: AxisName
+    x: jax.Array,
+    kept: jax.Array | None,
+    counts: jax.Array,
+    gamma: jax.Array | None,
+    eps: jax.Array,
+    axis_name: AxisName,
 ) -> Statistics:
     """Measure each channel (S2), scaled into the range first where it leaves it (S10)."""
     if x.size == 0:
         zero = jnp.zeros_like(counts)
-        return Statistics(zero, zero, zero, zero + 1, zero, zero, zero, zero, zero + 1)
+        return Statistics(*[zero] * 3, zero + 1, *[zero] * 6)
     x = mask(x, kept)
     m1, delta, v = _measure(x, kept, counts, axis_name)
-    square = v + eps
+    square, gamma = v + eps, _or_one(gamma, v)
     info = jnp.finfo(x.dtype)
     strayed = ~jnp.isfinite(square) | (square < info.tiny * 2.0**64)
+    usual = _usual(m1, delta, v, gamma, eps, strayed)
+    fits = ~strayed & in_range(usual.first, usual.r, gamma)
     # Both branches return finished statistics: XLA repeats arithmetic on vectors in each loop over x that reads its
     # result, once for every value, but not what a branch returns.
     return lax.cond(
-        strayed.any(),
-        lambda: _rescue(x, kept, counts, eps, strayed, axis_name),
-        lambda: _usual(m1, delta, v, eps, strayed),
+        fits.all(),
+        lambda: usual,
+        lambda: _rescue(x, kept, counts, gamma, eps, strayed, axis_name),
     )
 
 
 @batch_statistics.defjvp
 def _batch_statistics_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
-    x, kept, counts, eps = primals
-    s = batch_statistics(x, kept, counts, eps, axis_name)
+    x, kept, counts, gamma, eps = primals
+    s = batch_statistics(x, kept, counts, gamma, eps, axis_name)
     a = mask(tangents[0], kept)
     mean, product = averages(a, a * centered(x, s, kept), counts, axis_name)
     inner = s.slope * (s.r * product)
     zero, variance = jnp.zeros_like(mean), 2 * product / s.scale
-    v = 2 * product * s.scale
-    return s, Statistics(mean * s.scale, zero, -s.r * inner, zero, -s.slope * inner, mean, variance, v, zero)
+    v, slope = 2 * product * s.scale, -s.slope * inner
+    first = slope / s.second if gamma is None else slope * (gamma / s.second) + tangents[3] * (s.slope / s.second)
+    return s, Statistics(mean * s.scale, zero, -s.r * inner, zero, slope, mean, variance, v, first, zero)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(6,))
@@ -168,11 +189,12 @@ def normalize(
     ``s`` are statistics of the batch (``counts`` given), or running statistics. The tangent rule is that of the whole
     call: in training the tangent of ``x`` stands for that of ``s``, too.
     """
-    y = standardized(x, s, kept)
     if counts is None:
-        gamma = s.power if gamma is None else gamma * s.power
-    if gamma is not None:
-        y = y * spread(gamma, y)
+        y = centered(x, s, kept) * spread(s.first, x) * spread(s.second, x)
+    elif gamma is None:
+        y = standardized(x, s, kept)
+    else:
+        y = standardized(x, s, kept) * spread(gamma, x)
     if beta is not None:
         y = y + spread(beta, y)
     return mask(y, kept)
@@ -180,28 +202,40 @@ def normalize(
 
 @normalize.defjvp
 def _normalize_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
-    x, gamma, _, s, kept, counts = primals
+    x, _, _, s, kept, counts = primals
     y = normalize(*primals, axis_name)
-    return y, tangent(x, gamma, s, kept, counts, axis_name, tangents[:4])
+    return y, tangent(x, s, kept, counts, axis_name, tangents[:4])
 
 
-def tangent(x, gamma, s, kept, counts, axis_name, tangents) -> jax.Array:  # type: ignore[no-untyped-def]
+def tangent(x, s, kept, counts, axis_name, tangents) -> jax.Array:  # type: ignore[no-untyped-def]
     """Map tangents of the arguments to that of ``y``; its transpose is S13."""
     dx, dgamma, dbeta, ds = tangents
     xhat = standardized(x, s, kept)
-    scale = s.slope if gamma is None else s.slope * gamma
-    a = mask(dx, kept) * spread(scale, xhat)
-    zero = jnp.zeros_like(scale)
+    first, second = (s.first if counts is not None else s.first * s.scale), s.second
+    a = mask(dx, kept) * spread(first, xhat) * spread(second, xhat)
+    zero = jnp.zeros_like(first)
     shift, stretch = (zero if z is None else z for z in (dbeta, dgamma))
     if counts is not None:
         mean, product = averages(a, a * xhat, counts, axis_name)
         shift, stretch = shift - mean, stretch - product
     else:
-        shift = shift - scale * ds.mean
-        stretch = (stretch - scale * (s.slope * ds.variance) / 2) * s.power
+        shift = shift - ds.mean * first * second
+        stretch = stretch - ds.variance * s.slope * first * second / 2
     shift, stretch = spread_both(shift, stretch, a)
     dy = (a + shift) + xhat * stretch
     return mask(dy, kept)
+
+
+def _or_one(gamma: jax.Array | None, like: jax.Array) -> jax.Array:
+    return jnp.ones_like(like) if gamma is None else gamma
+
+
+def _factors(*factors: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Write a product as two factors; the second one is 1 where the product has all its digits."""
+    whole: jax.Array = math.prod(factors)  # type: ignore[assignment]
+    fits = in_range(whole, *factors)
+    first, second = two_factors(*factors)
+    return jnp.where(fits, whole, first), jnp.where(fits, 1, second)
 
 
 def _measure(
@@ -213,10 +247,12 @@ def _measure(
     return m1, delta, jnp.maximum(square - delta * delta, 0)
 
 
-def _usual(m1: jax.Array, delta: jax.Array, v: jax.Array, eps: jax.Array, strayed: jax.Array) -> Statistics:
+def _usual(
+    m1: jax.Array, delta: jax.Array, v: jax.Array, gamma: jax.Array, eps: jax.Array, strayed: jax.Array
+) -> Statistics:
     r = inverse_root(v, eps)
     one = _ones(v, strayed)
-    return Statistics(m1, delta, r, one, r, m1 + delta, v, v, one)
+    return Statistics(m1, delta, r, one, r, m1 + delta, v, v, r * gamma, _ones(r * gamma, strayed))
 
 
 def _ones(v: jax.Array, strayed: jax.Array) -> jax.Array:
@@ -228,28 +264,20 @@ def _rescue(
     x: jax.Array,
     kept: jax.Array | None,
     counts: jax.Array,
+    gamma: jax.Array,
     eps: jax.Array,
     strayed: jax.Array,
     axis_name: AxisName,
 ) -> Statistics:
-    largest = jnp.max(jnp.abs(x), axis=(0, 2))
-    largest = jnp.maximum(largest if axis_name is None else lax.pmax(largest, axis_name), jnp.sqrt(eps))
-    scale = jnp.where(strayed, 1 / power_of_two(largest), 1)
+    size = jnp.maximum(largest(x, axis_name), jnp.sqrt(eps))
+    scale = jnp.where(strayed, 1 / power_of_two(size), 1)
     m1, delta, v = _measure(x * spread(scale, x), kept, counts, axis_name)
     unit = 1 / scale
     r = inverse_root(v, (eps * scale) * scale)
     slope = jnp.where(v == 0, inverse_root(v, jnp.broadcast_to(eps, v.shape)), r * scale)
-    return Statistics(m1, delta, r, scale, slope, (m1 + delta) * unit, (v * unit) * unit, v, _ones(v, strayed))
-
-
-def power_of_two(z: jax.Array) -> jax.Array:
-    """Return the power of two at or below each value, where it and its inverse are normal; 1 for what is not finite."""
-    info = jnp.finfo(z.dtype)
-    bits = lax.bitcast_convert_type(z, jnp.int32 if info.bits == 32 else jnp.int64)
-    exponent = bits & ~np.array((1 << info.nmant) - 1, bits.dtype)
-    power = lax.bitcast_convert_type(exponent, z.dtype)
-    most = 2.0 ** (info.maxexp - 2)
-    return jnp.where(jnp.isfinite(z), jnp.clip(power, 1 / most, most), 1)
+    known = in_range(slope, r)
+    factors = _factors(jnp.where(known, slope, r), jnp.where(known, 1, scale), gamma)
+    return Statistics(m1, delta, r, scale, slope, (m1 + delta) * unit, (v * unit) * unit, v, *factors)
 
 
 @jax.custom_jvp

@@ -15,8 +15,9 @@ import numpy as np
 from jax import lax
 
 from polybn.lenet.networks import BatchNorm
-from polybn_jax.kernels import inverse_root, power_of_two
+from polybn_jax.kernels import inverse_root
 from polybn_jax.layers import repeat
+from polybn_jax.scaling import power_of_two
 
 Axis: TypeAlias = str | None
 """The mesh axis along which devices share a batch, if any."""

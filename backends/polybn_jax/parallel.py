@@ -30,9 +30,9 @@ def choose(devices: int, batch_size: int) -> Mesh | None:
     """
     if devices < 1:
         raise DomainError(f"polybn.train: devices must be 1 or more; got {devices} (they share each batch)")
-    if devices == 1:
-        return None
     found = jax.devices()
+    if devices == 1 and jax.process_count() == 1:
+        return None
     if devices > len(found):
         raise BackendError(
             f"polybn.train: devices must be at most {len(found)}, which JAX finds here; got {devices} "
@@ -41,7 +41,7 @@ def choose(devices: int, batch_size: int) -> Mesh | None:
     if jax.process_count() > 1 and devices != len(found):
         raise DomainError(
             f"polybn.train: devices must be all {len(found)} of the {jax.process_count()} processes; got {devices} "
-            "(a process without a device would wait for ever)"
+            "(each takes part with all of its devices)"
         )
     if batch_size % devices:
         raise DomainError(

@@ -19,6 +19,7 @@ from polybn.lenet.program import Steps
 from polybn_jax import parallel
 from polybn_jax.chain import Chain, Values, forward, stages
 from polybn_jax.processes import check_process
+from polybn_jax.team import together
 
 # A stretch reports when it is done, and each length is compiled once: at most this many steps, a divisor of the epoch.
 LONGEST = 20
@@ -68,10 +69,11 @@ class JaxProgram:
             steps, n = batches.shape
             split = self._mesh is not None and n % self._mesh.size == 0
             placed = parallel.put(batches, self._mesh, parallel.BY_IMAGE if split else parallel.EVERYWHERE)
-            self._state, report = _train(
-                self._state, data, placed, rate, chain=self._chain, mesh=self._mesh, split=split
-            )
-            loss, correct = (np.asarray(parallel.here(values)) for values in report)
+            with together():
+                self._state, report = _train(
+                    self._state, data, placed, rate, chain=self._chain, mesh=self._mesh, split=split
+                )
+                loss, correct = (np.asarray(parallel.here(values)) for values in report)
             yield Steps(loss.astype(np.float64), correct.astype(np.int64), np.full(steps, n))
 
     def logits(self, data: Data) -> NDArray[np.float32]:

@@ -74,13 +74,13 @@ def _varying(v: jax.Array, like: jax.Array) -> jax.Array:
 
     JAX would do so where both meet, in full size, and would add up arrays of full size over devices in the transpose.
     """
-    missing = tuple(sorted(_varies_over(like) - _varies_over(v), key=str))
+    missing = tuple(sorted(varies_over(like) - varies_over(v), key=str))
     if not missing:
         return v
     return lax.pcast(v, missing, to="varying") if hasattr(lax, "pcast") else lax.pvary(v, missing)
 
 
-def _varies_over(z: jax.Array) -> frozenset[Any]:
+def varies_over(z: jax.Array) -> frozenset[Any]:
     """Return the mesh axes over which ``shard_map`` knows an array to differ."""
     kind: Any = jax.typeof(z)
     axes: frozenset[Any] = kind.mat.varying if hasattr(kind, "mat") else kind.vma  # JAX 0.10, and before

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from polybn.spec import Description, Traits
 from polybn_torch.batch_norm import backward, double_backward, fold, forward, merge_moments, moments
-from polybn_torch.host import BFLOAT16, operators_only, view
+from polybn_torch.host import operators_only, view
 
 name = "torch"
 traits = Traits(library="PyTorch", variants={"operators": operators_only})
@@ -36,22 +36,23 @@ def inspect(value: object, /) -> Description | None:
     """Describe a dense tensor or parameter; None for all else, such as sparse and quantized tensors."""
     if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.is_quantized:
         return None
-    return Description(tuple(value.shape), _NAMES.get(value.dtype) or str(value.dtype), str(value.device))
+    return Description(
+        tuple(value.shape), _NAMES.get(value.dtype) or str(value.dtype).removeprefix("torch."), str(value.device)
+    )
 
 
 def asarray(host: NDArray[Any], /) -> torch.Tensor:
     """Copy a NumPy array, of bfloat16, too, to the default device."""
     if host.dtype.name == "bfloat16":
-        tensor = torch.from_numpy(host.copy().view(np.int16)).view(torch.bfloat16)
+        tensor = torch.from_numpy(np.array(host).view(np.int16)).view(torch.bfloat16)
     else:
-        tensor = torch.from_numpy(host.copy())
+        tensor = torch.from_numpy(np.array(host))
     return tensor.to(torch.get_default_device())
 
 
 def to_numpy(array: torch.Tensor, /) -> NDArray[Any]:
-    """Copy a tensor to the host; bfloat16 as that of ``ml_dtypes``, or as float32 without it."""
-    array = array.detach().cpu().resolve_conj().resolve_neg()
-    return np.array(view(array.float() if array.dtype == torch.bfloat16 and BFLOAT16 is None else array))
+    """Copy a tensor to the host; bfloat16 as that of ``ml_dtypes``."""
+    return np.array(view(array.detach().cpu().resolve_conj().resolve_neg()))
 
 
 _NAMES = {

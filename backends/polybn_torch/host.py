@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,13 +16,7 @@ import polybn_numpy
 from polybn.spec import Arguments, Gradients, SecondGradients
 from polybn_numpy.call import Residuals
 
-try:
-    import ml_dtypes
-except ImportError:
-    BFLOAT16 = None
-else:
-    BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-"""NumPy's name for bfloat16, where it has one."""
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 LINES = 5
 """Lines of saved statistics."""
@@ -41,7 +36,7 @@ def operators_only() -> Iterator[None]:
 
 def serves(x: torch.Tensor) -> bool:
     """Tell whether the memory of a tensor can be computed on from here."""
-    return x.device.type == "cpu" and (x.dtype != torch.bfloat16 or BFLOAT16 is not None) and not _operators_only.get()
+    return x.device.type == "cpu" and not _operators_only.get()
 
 
 def saved_dtype(x: torch.Tensor) -> torch.dtype:  # noqa: ARG001
@@ -49,9 +44,11 @@ def saved_dtype(x: torch.Tensor) -> torch.dtype:  # noqa: ARG001
     return torch.float64
 
 
-def view(tensor: torch.Tensor) -> NDArray[Any]:
-    """Look at the memory of a CPU tensor."""
-    tensor = tensor.detach()
+def view(tensor: torch.Tensor | None) -> NDArray[Any] | None:
+    """Look at the memory of a CPU tensor; None stays None."""
+    if tensor is None:
+        return None
+    tensor = tensor.detach().resolve_neg()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(BFLOAT16)
     return tensor.numpy()

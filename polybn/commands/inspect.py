@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from polybn.atomic import write_atomic
 from polybn.console import out
+
+WIDE = 200
+"""Columns that the table may take: a name that is cut off is no help."""
 
 
 def inspect(
@@ -59,7 +63,7 @@ def inspect(
         table = Table(*words.HEADINGS, box=None)
         for row in words.table(model, findings):
             table.add_row(*row)
-        out.print(table)
+        Console(width=WIDE, markup=False, emoji=False, highlight=False).print(table)
     for line in words.lines(findings):
         out.print(line)
     if json is not None:

@@ -1,6 +1,7 @@
 """Hypothesis strategies for calls of batch norm, which any test suite can use.
 
 - :func:`cases`: random calls at any distance from zero and any scale.
+- :func:`values`: the same, all of one dtype, shape and mode, for a library that compiles.
 - :func:`lattices`: calls whose answers are exact, to be compared with ``==``.
 - :func:`shapes`: shapes of unequal primes, with a channel axis.
 - :func:`layouts`: the same array in other memory layouts.
@@ -165,6 +166,43 @@ def cases(
     """
     dtype = draw(st.sampled_from(dtypes))
     shape, axis = draw(shapes(ranks=ranks, second=second))
+    mode = draw(st.booleans()) if training is None else training
+    case = draw(values(dtype, shape, axis, training=mode, largest_kappa=largest_kappa))
+    case = case._replace(running_variance=draw(st.sampled_from(("biased", "unbiased"))))
+    absent: dict[str, Any] = {name: None for name in ("gamma", "beta") if draw(st.integers(0, 3)) == 0}
+    if case.training and draw(st.integers(0, 3)) == 0:
+        absent |= {"running_mean": None, "running_var": None}
+    return case._replace(**absent)
+
+
+@st.composite
+def values(
+    draw: st.DrawFn, dtype: str, shape: tuple[int, ...], axis: int, *, training: bool, largest_kappa: float = math.inf
+) -> Case:
+    """Draw the numbers of a random call of one form, for a library that compiles each form.
+
+    Parameters
+    ----------
+    dtype : str
+        Of x.
+    shape : tuple of int
+        Of x.
+    axis : int
+        Of the channels.
+    training : bool
+        Training, or inference.
+    largest_kappa : float, default inf
+        How many standard deviations a mean may be, about; limited by the dtype, too.
+
+    Returns
+    -------
+    SearchStrategy of Case
+        With all vectors and the biased variance; no channel is constant.
+
+    Examples
+    --------
+    >>> strategy = values("float32", (7, 3, 5), 1, training=True)
+    """
     limit = min(LARGEST_KAPPA[dtype], largest_kappa)
     kappas = [k for k in (0.0, 1.0, 10.0, 1e2, 1e3, 1e4, 1e6, 1e9, 1e13) if k <= limit]
     case = sample(
@@ -174,16 +212,12 @@ def cases(
         axis,
         kappa=draw(st.sampled_from(kappas)),
         scale=draw(st.sampled_from(SCALES[dtype])),
-        training=draw(st.booleans()) if training is None else training,
+        training=training,
         momentum=draw(st.sampled_from((0.9, 0.1, 0.75, 0.999, 1 / 3))),
         eps=draw(st.sampled_from((0.0, 1e-5, 1e-3, 0.2))),
-        running_variance=draw(st.sampled_from(("biased", "unbiased"))),
     )
     assume((np.ptp(rows(case.x, axis), axis=1) > 0).all())
-    absent: dict[str, Any] = {name: None for name in ("gamma", "beta") if draw(st.integers(0, 3)) == 0}
-    if case.training and draw(st.integers(0, 3)) == 0:
-        absent |= {"running_mean": None, "running_var": None}
-    return case._replace(**absent)
+    return case
 
 
 @st.composite
@@ -223,15 +257,22 @@ def lattices(
     >>> strategy = lattices(("float32",), ranks=(4,), second=True)
     """
     dtype = draw(st.sampled_from([d for d in dtypes if not wide or d in WIDE]))
-    low, high = (WIDE if wide else POWERS)[dtype]
-    power = draw(st.sampled_from((low, high)) if wide else st.integers(low, high))
     channels, size = draw(st.integers(1, 7)), draw(st.sampled_from(ranks)) - 1
     rest = draw(_odd_sizes(size) if odd and training else _even_sizes(size))
     axis = 1 if second else draw(st.integers(0, size))
-    offset, rho = draw(st.sampled_from((0, 1, 17, OFFSETS[dtype]))), draw(st.sampled_from((0.0, 0.25, 0.5, 0.75, 1.0)))
+    power, offset, rho = draw(lattice_values(dtype, wide=wide))
     made = lattice(draw(st.integers(0, 2**32)), dtype, channels, rest, axis, power, offset)
     made = made._replace(case=made.case._replace(momentum=rho))
     return made if training else in_inference(made, draw(st.integers(0, 2**32)))
+
+
+@st.composite
+def lattice_values(draw: st.DrawFn, dtype: str, *, wide: bool) -> tuple[int, int, float]:
+    """Draw the power of two, the offset and the momentum of a lattice call."""
+    low, high = (WIDE if wide else POWERS)[dtype]
+    power = draw(st.sampled_from((low, high)) if wide else st.integers(low, high))
+    offset = draw(st.sampled_from((0, 1, 17, OFFSETS[dtype])))
+    return power, offset, draw(st.sampled_from((0.0, 0.25, 0.5, 0.75, 1.0)))
 
 
 def _even_sizes(size: int) -> st.SearchStrategy[tuple[int, ...]]:
@@ -270,4 +311,4 @@ def layouts(array: Array) -> st.SearchStrategy[Array]:
     return laid if zero is None else st.one_of(laid, st.just(zero))
 
 
-__all__ = ["cases", "lattices", "layouts", "sample", "shapes"]
+__all__ = ["cases", "lattices", "layouts", "sample", "shapes", "values"]

@@ -23,7 +23,7 @@ FUNCTION = "polybn.dialects.convert"
 
 
 class Converted(NamedTuple):
-    """What :func:`convert` returns."""
+    """What :func:`polybn.dialects.convert` returns."""
 
     state: dict[str, NDArray[Any]]
     """Under the target's own names. Arrays of channels have shape ``(C,)``."""

@@ -11,7 +11,7 @@ from polybn.dialects.said import Options, read_options, to_old
 
 
 class ConvertedOptions(NamedTuple):
-    """What :func:`convert_options` returns."""
+    """What :func:`polybn.dialects.convert_options` returns."""
 
     options: dict[str, Any]
     """In the words of the target."""

@@ -24,15 +24,27 @@ SHOWN = 3
 def headline(name: str, model: Model, findings: list[Finding]) -> str:
     """Return the one sentence that the model's author needs."""
     if not model.norms:
-        return f"{name} ({model.format}, {_count(model.tensors, 'array')}) holds no batch norm."
+        folded = "; exporters fold it into convolutions" if model.format == "ONNX" else ""
+        return f"{name} ({model.format}, {_count(model.tensors, 'array')}) holds no batch norm{folded}."
     what = f"{name} ({model.format}): {_count(len(model.norms), 'batch norm')} with {_count(model.channels, 'channel')}"
     worst = [finding for finding in findings if finding.level == findings[0].level]
     if not findings or worst[0].level == "note":
         return f"{what}, nothing wrong with {'them' if len(model.norms) > 1 else 'it'}."
     layers = list(dict.fromkeys(finding.norm for finding in worst))
     verb = {"error": ("is broken", "are broken"), "warning": ("needs a look", "need a look")}[worst[0].level]
-    rest = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
-    return f"{what}; {len(layers)} {verb[len(layers) > 1]}: {worst[0].kind} in {layers[0]}{rest}."
+    return f"{what}; {len(layers)} {verb[len(layers) > 1]}: {_kinds(worst)}."
+
+
+def _kinds(findings: list[Finding]) -> str:
+    """Say what is wrong in most layers, and where; then what else is."""
+    layers = dict[str, list[str]]()
+    for finding in findings:
+        layers.setdefault(finding.kind, [])
+        if finding.norm not in layers[finding.kind]:
+            layers[finding.kind].append(finding.norm)
+    ranked = sorted(layers.items(), key=lambda item: -len(item[1]))
+    said = [f"{kind} in {own[0]}{f' and {len(own) - 1} more' if len(own) > 1 else ''}" for kind, own in ranked]
+    return "; ".join(said[:2]) + (f"; and {len(said) - 2} other things" if len(said) > 2 else "")
 
 
 def table(model: Model, findings: list[Finding]) -> Iterator[tuple[str, ...]]:
@@ -77,7 +89,7 @@ def _range(values: NDArray[np.float64]) -> str:
     if not values.size:
         return ""
     least, most = values.min(), values.max()
-    return f"{least:.3g}" if least == most else f"{least:.3g} to {most:.3g}"
+    return f"{least:.2g}" if least == most else f"{least:.2g}..{most:.2g}"
 
 
 def _count(number: int, word: str) -> str:

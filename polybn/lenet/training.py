@@ -10,13 +10,14 @@ import contextlib
 import hashlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from polybn.dispatch import backend as find_backend
-from polybn.lenet import fashion_mnist, folder, networks
+from polybn.lenet import fashion_mnist, folder, networks, runs, team
 from polybn.lenet.errors import DivergenceError
 from polybn.lenet.fashion_mnist import Dataset
 from polybn.lenet.networks import BatchNorm
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from polybn.atomic import StrPath
     from polybn.lenet.folder import Folder
     from polybn.lenet.networks import Network
+    from polybn.lenet.runs import Saved
 
 __all__ = ["resume", "train"]
 
@@ -100,7 +102,8 @@ def train(
         Images left over after the last whole batch of an epoch: "keep" makes a smaller batch of them, "drop" leaves
         them out of this epoch.
     out : path, optional
-        A new or empty directory for the run, which no other process can train in until the call returns.
+        A new or empty directory for the run, which no other process can train in until the call returns. Where several
+        processes share the run, the first one writes.
         :func:`~polybn.lenet.training.resume` continues it. Without a directory nothing is written.
     on_steps : callable, optional
         Called with the number of the epoch and each report of the program.
@@ -150,7 +153,7 @@ def begin(
 ) -> Run:
     """Train with options that are already checked; see :func:`polybn.train`."""
     goal = _check_epochs(epochs)
-    with contextlib.nullcontext() if out is None else folder.begin(out) as own:
+    with folder.begin(out) if out is not None and team.writes(recipe.backend) else contextlib.nullcontext() as own:
         return _go_on(_prepare(recipe, None, data), goal, own, Watch(on_steps, on_epoch))
 
 
@@ -198,12 +201,24 @@ def resume(
     ...     len(polybn.training.resume(out, epochs=2).epochs)
     2
     """
-    with folder.reopen(out) as (own, saved):
+    with _reopened(out) as (own, saved):
         goal = _check_epochs(saved.epochs if epochs is None else epochs)
         read = (lambda: fashion_mnist.load(saved.where)) if data is None else data
         job = _prepare(saved.recipe, saved.run, read)
         saved.check_same_data(job.data.source, job.run.config["data_sha256"])
         return _go_on(job, goal, own, Watch(on_steps, on_epoch))
+
+
+@contextlib.contextmanager
+def _reopened(out: StrPath) -> Iterator[tuple[Folder | None, Saved]]:
+    """Own the directory of a run, or only read it where another process of the same run owns it."""
+    runs.require(Path(out))
+    saved = runs.read(out)
+    if not team.writes(saved.recipe.backend):
+        yield None, saved
+        return
+    with folder.reopen(out) as found:
+        yield found
 
 
 def _prepare(recipe: Recipe, saved: Run | None, data: Data) -> Job:

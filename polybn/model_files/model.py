@@ -40,7 +40,7 @@ class Model(NamedTuple):
     @property
     def channels(self) -> int:
         """How many channels all batch norms have together."""
-        return sum(max(array.size for array in norm.state.values()) for norm in self.norms)
+        return sum(max((array.size for array in norm.state.values()), default=0) for norm in self.norms)
 
 
 def vector(array: NDArray[Any]) -> NDArray[Any]:

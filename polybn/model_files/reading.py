@@ -60,9 +60,9 @@ def read(path: StrPath) -> Model:
     with naming("model_files.read", path, "the file of a model"), open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         kind = _kind(file, Path(path).suffix.lower())
+    with naming("model_files.read", path, f"an undamaged file of {kind}"), open_regular(path) as file:
         if kind in WHOLE and size > MOST_BYTES:
             raise ModelFileError(f"have at most {MOST_BYTES:,} bytes; got {size:,}")
-        file.seek(0)
         return _READERS[kind](file, size)
 
 
@@ -93,6 +93,8 @@ def fold(path: StrPath) -> Folded:
 def _kind(file: BinaryIO, suffix: str) -> str:
     """Tell what a file is by how it begins; those of ONNX and Flax begin with nothing of their own."""
     start = file.read(9)
+    if not start:
+        raise ModelFileError("be the file of a model; got an empty one")
     if start.startswith(b"PK\3\4"):
         return _kind_of_archive(set(open_archive(file).namelist()))
     if start.startswith(b"\x89HDF\r\n\x1a\n"):

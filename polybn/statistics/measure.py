@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -28,6 +29,11 @@ class Measured(NamedTuple):
     histogram: Histogram
     left_out: list[LeftOut]
     """What could not be read."""
+
+
+Work: TypeAlias = Callable[[Part], Measured]
+Spread: TypeAlias = Callable[[Work, list[Part]], Iterable[Measured]]
+"""Has the work done for each part, and returns the results in the order of the parts."""
 
 
 def parts_of(path: Path, layout: Layout, mode: str | None) -> list[Part]:
@@ -53,15 +59,15 @@ def _in_folder(folder: Path, layout: Layout, mode: str | None) -> list[Part]:
 
 
 def measure(
-    parts: list[Part], *, workers: int = 0, histogram: bool = False, progress: Callable[[int], None] | None = None
+    parts: list[Part], spread: Spread = map, *, histogram: bool = False, progress: Callable[[int], None] | None = None
 ) -> Measured:
-    """Measure all parts; the result does not depend on the number of worker processes, to the bit.
+    """Measure all parts, and put them together in their order, so that it does not matter, to the bit, who reads.
 
-    With 0 workers, this process reads. ``progress`` is told of the bytes of each part.
+    ``spread`` hands the parts to those who read; ``progress`` is told of the bytes of each part.
     """
     total = Measured(Statistics(axis=-1), Histogram(), [])
     work = partial(_measure_part, histogram=histogram)
-    for part, found in zip(parts, _each(work, parts, workers), strict=True):
+    for part, found in zip(parts, spread(work, parts), strict=True):
         try:
             total.statistics.merge(found.statistics)
         except ShapeError as error:  # it has other channels
@@ -74,13 +80,11 @@ def measure(
     return total
 
 
-def _each(work: Callable[[Part], Measured], parts: list[Part], workers: int) -> Iterable[Measured]:
-    return _in_processes(work, parts, min(workers, len(parts))) if workers else map(work, parts)
-
-
-def _in_processes(work: Callable[[Part], Measured], parts: list[Part], workers: int) -> Iterator[Measured]:
+def in_processes(work: Work, parts: list[Part], *, workers: int) -> Iterator[Measured]:
+    """Let worker processes of this machine read."""
     # New processes rather than forks: a fork of a process with threads may hang.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
+    number = max(1, min(workers, len(parts)))
+    pool = ProcessPoolExecutor(number, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
     try:
         yield from pool.map(work, parts)
     except BrokenProcessPool as error:
@@ -90,6 +94,33 @@ def _in_processes(work: Callable[[Part], Measured], parts: list[Part], workers: 
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def on_cluster(work: Work, parts: list[Part], *, address: str) -> Iterator[Measured]:
+    """Let the workers of a Dask cluster read, which must see the files under the same names.
+
+    What a worker that is lost has read is read again by others.
+    """
+    try:
+        from distributed import Client, KilledWorker
+    except ImportError as error:
+        raise ImportError(
+            f"polybn stats: --scheduler needs Dask: {sys.executable} -m pip install 'dask[distributed]'"
+        ) from error
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"polybn stats: --scheduler must be the address of a Dask scheduler that answers; got {address} ({error})"
+        ) from error
+    with client:
+        try:
+            for future in client.map(work, parts, pure=False):
+                yield future.result()
+        except KilledWorker as error:
+            raise OSError(
+                f"polybn stats: a part must not bring workers down; one did, again and again ({error})"
+            ) from error
 
 
 def _ignore_interrupts() -> None:

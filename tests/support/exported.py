@@ -71,7 +71,7 @@ def flax(files: list[Path], images: Images) -> Scores:
 
     variables = serialization.msgpack_restore(files[0].read_bytes())
     del variables["polybn"]
-    normalized = "norm1" in variables["params"]
+    normalized, pool = "norm1" in variables["params"], linen.max_pool
 
     class LeNet(linen.Module):
         @linen.compact
@@ -83,7 +83,7 @@ def flax(files: list[Path], images: Images) -> Scores:
 
             for number, features in ((1, 6), (2, 16)):
                 x = linen.Conv(features, (5, 5), padding="VALID", name=f"conv{number}")(x)
-                x = linen.max_pool(linen.sigmoid(norm(x, f"norm{number}")), (2, 2), (2, 2))
+                x = pool(linen.sigmoid(norm(x, f"norm{number}")), (2, 2), (2, 2))
             x = x.reshape(len(x), -1)
             for number, features in ((1, 120), (2, 84)):
                 x = linen.Dense(features, name=f"dense{number}")(x)

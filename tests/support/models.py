@@ -35,7 +35,7 @@ def _torch_net() -> Any:
     import torch
 
     torch.manual_seed(1)
-    net = torch.nn.Sequential()
+    net: Any = torch.nn.Sequential()
     net.add_module("conv", torch.nn.Conv2d(3, 7, 3))
     net.add_module("bn", torch.nn.BatchNorm2d(7, eps=1e-3, momentum=0.3))
     net.add_module("flat", torch.nn.Flatten())
@@ -181,12 +181,16 @@ def flax(folder: Path) -> Made:
 
 
 def flax_safetensors(folder: Path) -> Made:
-    from flax import traverse_util
     from safetensors.numpy import save_file
 
     variables, states = _flax_variables()
-    flat = traverse_util.flatten_dict(variables, sep=".")
-    save_file({name: np.ascontiguousarray(array) for name, array in flat.items()}, folder / "flax.safetensors")
+    flat = {
+        f"{kind}.{layer}.{name}": np.ascontiguousarray(array)
+        for kind, layers in variables.items()
+        for layer, own in layers.items()
+        for name, array in own.items()
+    }
+    save_file(flat, folder / "flax.safetensors")
     return Made(folder / "flax.safetensors", "flax_linen", states)
 
 
@@ -231,8 +235,8 @@ def npz(folder: Path) -> Made:
     rng = np.random.default_rng(2)
     states = {"bn1": {w: rng.normal(50, 9, 5).astype(np.float32) for w in ("gamma", "beta", "avg_mean", "avg_var")}}
     states["bn1"]["N"] = np.array(3)
-    named = {f"bn1/{name}": array for name, array in states["bn1"].items()}
-    np.savez_compressed(folder / "model.npz", allow_pickle=False, **named)
+    arrays: dict[str, Any] = {f"bn1/{name}": array for name, array in states["bn1"].items()}
+    np.savez_compressed(folder / "model.npz", **arrays)
     return Made(folder / "model.npz", "chainer", states)
 
 

@@ -12,7 +12,7 @@ import typer
 
 from polybn.atomic import make_directory
 from polybn.console import err, hint, out
-from polybn.lenet import fashion_mnist, networks, runs, training
+from polybn.lenet import fashion_mnist, networks, runs, team, training
 from polybn.lenet.commands.data import DataOption, load
 from polybn.lenet.display import EpochDisplay
 from polybn.lenet.editions import SAMPLE
@@ -20,6 +20,7 @@ from polybn.lenet.fashion_mnist import Dataset
 from polybn.lenet.networks import BatchNorm, Network
 from polybn.lenet.recipe import Recipe
 from polybn.lenet.runs import Saved
+from polybn.lenet.team import Team
 from polybn.spec import DomainError
 
 Norm = Literal["spec", "native", "none"]
@@ -62,6 +63,11 @@ def train(
             help="Continue the run in this directory from its last finished epoch, with the options it began with.",
         ),
     ] = None,
+    coordinator: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where the processes of one run meet (jax): at process 0.")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="How many processes share the run.")] = None,
+    process: Annotated[int | None, typer.Option(help="The number of this process, from 0.")] = None,
 ) -> None:
     """Train LeNet on Fashion-MNIST.
 
@@ -73,11 +79,16 @@ def train(
     polybn train --resume runs/numpy-spec-lr1-seed0 --epochs 20    ten more epochs
     polybn train --data sample --epochs 2    a quick look[/dim]
     """
+    own = team.team_of(coordinator, processes, process)
     if resume is not None:
-        _resume(resume, context, epochs=epochs if _is_given(context, "epochs") else None, where=data)
+        _resume(resume, context, own, epochs=epochs if _is_given(context, "epochs") else None, where=data)
         return
     network = networks.lenet(None if norm == "none" else norm)
     recipe = Recipe(network, backend, batch_size, lr, seed, devices, last_batch)
+    team.join(backend, own)
+    if not team.writes(backend):
+        training.train(**vars(recipe), epochs=epochs, data=lambda: load(data))
+        return
     with (
         _directory(out_dir, recipe, data) as directory,
         _displayed(directory, network, backend, epochs, data) as callbacks,
@@ -97,7 +108,9 @@ class Callbacks(NamedTuple):
     """A function that prints the line of an epoch."""
 
 
-def _resume(directory: Path, context: typer.Context, *, epochs: int | None, where: str | None) -> None:
+def _resume(
+    directory: Path, context: typer.Context, own: Team | None, *, epochs: int | None, where: str | None
+) -> None:
     runs.require(directory)
     saved = runs.read(directory)
     _check_same_options(saved, context)
@@ -107,6 +120,10 @@ def _resume(directory: Path, context: typer.Context, *, epochs: int | None, wher
         out.print(f"{directory} has {finished} finished epochs, and {goal} were asked for; {more} adds ten")
         return
     recipe = saved.recipe
+    team.join(recipe.backend, own)
+    if not team.writes(recipe.backend):
+        training.resume(directory, epochs=goal, data=lambda: load(where or saved.where))
+        return
     with _displayed(directory, recipe.network, recipe.backend, goal, where or saved.where) as callbacks:
         training.resume(directory, epochs=goal, **callbacks._asdict())
     out.print(f"Saved in {directory}; {hint('compare', directory)} draws its curves")
