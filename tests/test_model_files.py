@@ -270,3 +270,18 @@ def test_a_later_kind_is_refused_with_those_that_are_read(tmp_path: Path) -> Non
     (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(50))
     with pytest.raises(ModelFileError, match=r"a\.gguf must be one of \.safetensors, .*; got b'GGUF"):
         model_files.read(tmp_path / "a.gguf")
+
+
+# Public models.
+
+
+@pytest.mark.skipif(bool(missing(("onnx",))), reason="onnx is not installed")
+def test_the_page_shows_what_is_said_of_a_public_model(polybn_: Callable[..., Any]) -> None:
+    spec = importlib.util.find_spec("onnx")
+    assert spec is not None
+    model = Path(str(spec.origin)).parent / "backend/test/data/light/light_densenet121.onnx"
+    if not model.exists():
+        pytest.skip("this version of onnx does not come with the model")
+    code, out, _ = polybn_("inspect", str(model))
+    assert code == 0
+    assert f"```text\n{out.splitlines()[0]}\n```" in (Path(__file__).parents[1] / "docs/model-files.md").read_text()

@@ -32,7 +32,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("**/*.md") if "_build" not in p.parts)]
 LIBRARIES = {
-    "cupy", "flax", "hypothesis", "jax", "keras", "ml_dtypes", "mxnet", "onnx", "onnxruntime", "optax", "torch",
+    "cupy", "flax", "hypothesis", "jax", "keras", "ml_dtypes", "msgpack", "mxnet", "onnx", "onnxruntime", "optax",
+    "safetensors", "torch",
 }  # fmt: skip
 """Libraries that a page may need and a machine may lack."""
 BACKENDS = {"cupy", "jax", "mxnet"}
@@ -107,6 +108,7 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@pytest.mark.filterwarnings("ignore:.*copy keyword:DeprecationWarning")  # Keras on NumPy 2
 @pytest.mark.usefixtures("as_readers_have_it")
 @pytest.mark.parametrize("path", WITH_PYTHON, ids=name_of)
 def test_the_examples_of_a_page_run_and_print_what_is_shown(

@@ -114,7 +114,7 @@ def _placeholders(c: Channels) -> Iterator[Finding]:
     if c.mean.size > 1 and not _initial(c) and all(np.ptp(values) == 0 for values in vectors):
         values = f"mean {c.mean[0]:g}, variance {c.var[0]:g}, gamma {c.gamma[0]:g}, beta {c.beta[0]:g}"
         yield _all(
-            c, "warning", "all channels are the same", f"{values}; no training makes that: were weights stripped?"
+            c, "warning", "all channels are the same", f"{values}; as of weights that were stripped or never loaded"
         )
 
 
