@@ -298,9 +298,9 @@ def test_options_that_are_left_out_are_the_sources_defaults() -> None:
         {"momentum": 0.01, "eps": 1e-3},
         ("The channel axis -1 becomes 1, the only one of pytorch: move the data's axis.",),
     )
-    assert convert_options({}, "d2l_mxnet", "tf_fused").notes == (
-        "eps 1e-12 becomes 1.001e-05, the least that tf_fused takes.",
-    )
+    found, notes = convert_options({}, "d2l_mxnet", "tf_fused")
+    assert found["epsilon"] == 1.001e-5
+    assert notes == ("eps 1e-12 becomes 1.001e-05, the least that tf_fused takes.",)
     assert convert_options({}, "mxnet_native", "mxnet_cudnn").options["fix_gamma"] is True
     assert convert_options({}, "pytorch", "mxnet_cudnn").options["fix_gamma"] is False
     assert "momentum" in convert_options({}, "haiku", "pytorch").notes[0]
