@@ -355,7 +355,7 @@ def slowly(low: int) -> Iterator[Array]:
 def test_what_a_lost_worker_has_read_is_read_again(cluster: Any) -> None:
     """One worker is killed in the middle; every value counts once."""
     shares = [Part(f"{low}", 1, partial(slowly, low)) for low in range(0, 61, 3)]
-    killed = []
+    killed: list[int] = []
 
     def kill(size: int) -> None:
         if not killed:
