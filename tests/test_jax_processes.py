@@ -91,7 +91,7 @@ def test_one_of_them_writes_and_a_run_of_them_is_resumed(processes: int, tmp_pat
     )
     got, right = (runs.load(path) for path in (out, alone))
     assert got.config["devices"] == processes
-    for a, b in zip(chain.from_iterable(got.losses), chain.from_iterable(right.losses), strict=True):
+    for a, b in zip(chain(*got.losses), chain(*right.losses), strict=True):
         assert abs(a - b) <= 2e-4
 
 

@@ -212,9 +212,8 @@ def resume(
 @contextlib.contextmanager
 def _reopened(out: StrPath) -> Iterator[tuple[Folder | None, Saved]]:
     """Own the directory of a run, or only read it where another process of the same run owns it."""
-    path = Path(out)
-    runs.require(path)
-    saved = runs.read(path)
+    runs.require(Path(out))
+    saved = runs.read(Path(out))
     if not team.writes(saved.recipe.backend):
         yield None, saved
         return
