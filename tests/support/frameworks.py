@@ -6,6 +6,7 @@ channels, the momentum in the framework's own sense, and eps; if its library is 
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -342,6 +343,7 @@ FRAMEWORKS: dict[str, Callable[[int, float, float], Living]] = {
 """By the names of their dialects."""
 
 
+@functools.cache
 def why_not(name: str) -> str | None:
     """Return why a framework cannot run here, or None."""
     try:
