@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from polybn import cli, dialects, inspection, model_files
-from polybn.model_files import Model, ModelFileError, Norm, fold, reading, safetensors, writing
+from polybn.model_files import Model, ModelFileError, Norm, fold, gluon, reading, safetensors, writing
 from polybn.spec import DomainError
 from tests.support import models
 
@@ -156,6 +157,27 @@ def test_options_are_said_in_the_words_of_the_target() -> None:
     model = Model("Keras", [Norm("a", "pytorch", state, {"momentum": 0.3, "eps": 1e-3})], 2)
     options = writing.convert_norms(model, dialects.KERAS3).norms[0].options
     assert options == {"momentum": 0.7, "epsilon": 1e-3, "axis": 1}
+
+
+@pytest.mark.parametrize(("attributes", "taken"), [({"fix_gamma": "False"}, 3.0), ({}, 1.0), (None, None)])
+def test_gamma_is_taken_for_1_where_the_symbol_says_so(
+    attributes: dict[str, str] | None, taken: float | None, tmp_path: Path
+) -> None:
+    names = ("gamma", "beta", "moving_mean", "moving_var")
+    (tmp_path / "net-0000.params").write_bytes(
+        gluon.encode({f"bn_{name}": np.full(4, 3, np.float32) for name in names})
+    )
+    if attributes is not None:
+        nodes: list[Any] = [{"op": "null", "name": name} for name in ("x", *(f"bn_{name}" for name in names))]
+        nodes.append({"op": "BatchNorm", "name": "bn", "inputs": [[n, 0, 0] for n in range(5)], "attrs": attributes})
+        (tmp_path / "net-symbol.json").write_text(json.dumps({"nodes": nodes}))
+    model = model_files.read(tmp_path / "net-0000.params")
+    if taken is None:
+        with pytest.raises(DomainError, match=r"options must have fix_gamma where gamma is not 1; got none"):
+            writing.convert_norms(model, dialects.PYTORCH)
+        return
+    assert dict(model.norms[0].options) == {"momentum": 0.9, "eps": 1e-3, "axis": 1, "fix_gamma": attributes == {}}
+    assert writing.convert_norms(model, dialects.PYTORCH).norms[0].state["weight"].tolist() == [taken] * 4
 
 
 # Folding.

@@ -83,7 +83,7 @@ def _find(norm: Norm, dialect: Dialect, role: Any) -> NDArray[Any] | None:
 
 def _neutral(norm: Norm, dialect: Dialect) -> dict[str, NDArray[Any]]:
     """Return a state in PolyBN's words; one that is not whole keeps what there is."""
-    options = {"fix_gamma": False} if dialect.fix_gamma else {}
+    options = {"fix_gamma": norm.options.get("fix_gamma", False)} if dialect.fix_gamma else {}
     try:
         return convert(norm.state, dialect, POLYBN, options=options).state
     except DomainError:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from polybn.atomic import StrPath, open_regular
-from polybn.model_files import flax, gluon, keras, names, npz, onnx, orbax, pytorch, safetensors
+from polybn.model_files import flax, gluon, keras, names, npz, onnx, orbax, pytorch, safetensors, symbol
 from polybn.model_files import fold as folding
 from polybn.model_files.archives import open_archive
 from polybn.model_files.errors import ModelFileError, naming
@@ -63,7 +63,8 @@ def read(path: StrPath) -> Model:
     with naming("model_files.read", path, f"an undamaged file of {kind}"), open_regular(path) as file:
         if kind in WHOLE and size > MOST_BYTES:
             raise ModelFileError(f"have at most {MOST_BYTES:,} bytes; got {size:,}")
-        return _READERS[kind](file, size)
+        model = _READERS[kind](file, size)
+        return symbol.with_options(model, Path(path)) if kind == "MXNet" else model
 
 
 def fold(path: StrPath) -> Folded:

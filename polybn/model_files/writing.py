@@ -77,11 +77,7 @@ def convert_norms(
         if norm.lacks:
             raise DomainError(f"polybn.convert: the state of {norm.name} must be whole; got one where {norm.lacks}")
         here = source or DIALECTS[norm.dialect]
-        options = {
-            **norm.options,
-            **({"fix_gamma": False} if here.fix_gamma and "fix_gamma" not in norm.options else {}),
-        }
-        carried = convert(norm.state, here, target, known.get(norm.name, known.get("")), options=options)
+        carried = convert(norm.state, here, target, known.get(norm.name, known.get("")), options=norm.options)
         words = convert_options(norm.options, here, target).options if norm.options else {}
         made.append(Norm(norm.name, target.name, carried.state, words))
         for note in carried.notes:

@@ -207,7 +207,9 @@ def _gluon_net() -> tuple[Any, States]:
 
     net = mx.gluon.nn.HybridSequential(prefix="net_")
     with net.name_scope():
-        net.add(mx.gluon.nn.Conv2D(7, 3, in_channels=3), mx.gluon.nn.BatchNorm(in_channels=7, prefix="bn_"))
+        net.add(
+            mx.gluon.nn.Conv2D(7, 3, in_channels=3), mx.gluon.nn.BatchNorm(epsilon=1e-3, in_channels=7, prefix="bn_")
+        )
     net.initialize()
     net.hybridize()
     for x in batches(13, 3, 5, 5):
@@ -227,7 +229,8 @@ def gluon(folder: Path) -> Made:
 def gluon_export(folder: Path) -> Made:
     net, states = _gluon_net()
     net.export(str(folder / "model"))
-    return Made(folder / "model-0000.params", "gluon", {"net_bn": states[""]})
+    options = {"momentum": 0.9, "epsilon": 1e-3, "axis": 1}
+    return Made(folder / "model-0000.params", "gluon", {"net_bn": states[""]}, options)
 
 
 def npz(folder: Path) -> Made:
