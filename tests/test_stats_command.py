@@ -193,6 +193,15 @@ def test_what_is_printed_written_drawn_and_saved(stats: Stats, tmp_path: Path) -
     assert saved.mean.tolist() == right["mean"]
 
 
+def test_what_is_no_number_makes_its_channel_none(stats: Stats) -> None:
+    """NaN is shown as such, and is null in JSON; the other channel has its numbers."""
+    np.save("x.npy", np.array([[1.0, np.nan], [3.0, 2.0]]))
+    said = stats("x.npy", "--json", "numbers.json")
+    assert said.out.splitlines()[2].split() == ["1", "nan", "nan", "nan", "nan", "2"]
+    numbers = json.loads(Path("numbers.json").read_text())
+    assert (numbers["mean"], numbers["std"], numbers["max"]) == ([2, None], [1, None], [3, None])
+
+
 @pytest.mark.usefixtures("small_parts")
 def test_the_histogram_is_that_of_all_parts(tmp_path: Path) -> None:
     make_folder(tmp_path / "photos")
@@ -355,7 +364,7 @@ def slowly(low: int) -> Iterator[Array]:
 def test_what_a_lost_worker_has_read_is_read_again(cluster: Any) -> None:
     """One worker is killed in the middle; every value counts once."""
     shares = [Part(f"{low}", 1, partial(slowly, low)) for low in range(0, 61, 3)]
-    killed: list[int] = []
+    killed = list[int]()
 
     def kill(size: int) -> None:
         if not killed:

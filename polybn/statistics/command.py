@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -149,7 +150,7 @@ def _report(found: Measured, scale: float, unbiased: bool, target: Path | None) 
     if len(found.left_out) > SHOWN:
         err.print(f"Left out: {len(found.left_out) - SHOWN:,} more")
     if target is not None:
-        text = json.dumps(numbers, indent=1)
+        text = json.dumps({name: _plain(value) for name, value in numbers.items()}, indent=1, allow_nan=False)
         if target == Path("-"):
             out.print(text)
         else:
@@ -168,6 +169,13 @@ def _numbers(found: Measured, scale: float, unbiased: bool) -> dict[str, Any]:
         "unbiased": unbiased,
         "left_out": [one._asdict() for one in found.left_out],
     }
+
+
+def _plain(value: Any) -> Any:
+    """Put null in the place of NaN and infinity, which JSON lacks."""
+    if not isinstance(value, list):
+        return value
+    return [None if isinstance(one, float) and not math.isfinite(one) else one for one in value]
 
 
 def _table(numbers: dict[str, Any]) -> Table:

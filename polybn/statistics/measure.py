@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -74,7 +74,7 @@ def measure(
             total.left_out.append(LeftOut(part.name, f"{error}"))
         else:
             total.histogram.merge(found.histogram)
-            total.left_out.extend(found.left_out)
+        total.left_out.extend(found.left_out)
         if progress is not None:
             progress(part.size)
     return total
@@ -107,8 +107,9 @@ def on_cluster(work: Work, parts: list[Part], *, address: str) -> Iterator[Measu
         raise ImportError(
             f"polybn stats: --scheduler needs Dask: {sys.executable} -m pip install 'dask[distributed]'"
         ) from error
+    connect: Any = Client
     try:
-        client = Client(address, timeout=10)
+        client = connect(address, timeout=10)
     except (OSError, ValueError) as error:
         raise OSError(
             f"polybn stats: --scheduler must be the address of a Dask scheduler that answers; got {address} ({error})"
