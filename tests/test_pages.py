@@ -29,11 +29,11 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("**/*.md") if "_build" not in p.parts)]
 LIBRARIES = {
-    "cupy", "flax", "hypothesis", "jax", "keras", "ml_dtypes", "msgpack", "mxnet", "onnx", "onnxruntime", "optax",
-    "safetensors", "torch",
+    "array_api_strict", "cupy", "dask", "flax", "hypothesis", "jax", "keras", "ml_dtypes", "msgpack", "mxnet", "onnx",
+    "onnxruntime", "optax", "safetensors", "torch",
 }  # fmt: skip
 """Libraries that a page may need and a machine may lack."""
-BACKENDS = {"cupy", "jax", "mxnet"}
+BACKENDS = {"array_api_strict", "cupy", "dask", "jax", "mxnet", "torch"}
 
 
 class Block(NamedTuple):

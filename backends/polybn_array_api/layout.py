@@ -134,7 +134,11 @@ def _part(z: Array, axis: int, start: int, stop: int) -> Array:
 def layout_of(xp: Any, arguments: Arguments, like: Array) -> Layout:
     """Look at the arrays of a call; ``like`` is one of them."""
     device = array_api_compat.device(like)
-    wide = xp.float64 if "float64" in xp.__array_namespace_info__().dtypes(device=device) else xp.float32
+    wide = (
+        xp.float64
+        if "float64" in xp.__array_namespace_info__().dtypes(device=device, kind="real floating")
+        else xp.float32
+    )
     x = arguments.x
     shape = (1, *like.shape) if x is None else tuple(x.shape)
     narrow = wide == xp.float64 and arguments.dtype == "float32"
