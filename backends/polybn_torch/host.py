@@ -44,10 +44,8 @@ def saved_dtype(x: torch.Tensor) -> torch.dtype:  # noqa: ARG001
     return torch.float64
 
 
-def view(tensor: torch.Tensor | None) -> NDArray[Any] | None:
-    """Return a NumPy view of a CPU tensor; None stays None."""
-    if tensor is None:
-        return None
+def view(tensor: torch.Tensor) -> NDArray[Any]:
+    """Return a NumPy view of a CPU tensor."""
     tensor = tensor.detach().resolve_neg()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(BFLOAT16)
