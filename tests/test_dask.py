@@ -28,7 +28,7 @@ CHUNKS = [
     ((0, 3, 0, 4), (1, 1, 1), (11,)),  # empty blocks
     ((1,) * 7, (3,), (1,) * 11),
 ]
-TWO, BLOCK = 2 * 2**30, 16 * 2**20
+WHOLE, BLOCK = 5 * 2**28, 16 * 2**20
 """Bytes."""
 
 
@@ -177,9 +177,9 @@ def cluster() -> Iterator[Any]:
 
 
 def test_an_array_that_no_worker_could_hold(cluster: Any) -> None:
-    """2 GB of generated blocks under 512 MiB a worker."""
-    x = virtual(TWO // BLOCK)
-    assert x.nbytes > 0.99 * TWO
+    """1.25 GiB of generated blocks, under 512 MiB for each of two workers."""
+    x = virtual(WHOLE // BLOCK)
+    assert x.nbytes > 0.99 * WHOLE
     some = polybn.batch_norm(x, training=True).y.blocks[::50]
     (count, mean, m2), y = cluster.compute([polybn.moments(x), some], sync=True)
     expected = by_parts(x)

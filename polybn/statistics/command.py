@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from polybn.statistics.measure import Measured, Spread
 
 SHOWN = 20
-"""Names of what was left out that are printed; the file of ``--json`` has all."""
+"""The number of names of skipped files that are printed; the file of ``--json`` has all."""
 
 
 def _axis(word: str) -> int | str:
@@ -101,7 +101,7 @@ def stats(
         raise DomainError(f"polybn stats: --scale must be a positive number; got {scale} (values are divided by it)")
     if picture is not None:
         pictures.check_target(picture)
-        pictures.new_figure()  # matplotlib is there, or that is said now
+        pictures.new_figure()  # fails early without matplotlib
     spread = _spread(workers, scheduler)
     layout = Layout(None if axis is None else _axis(axis), array)
     seen = paths if scheduler is None else [path.absolute() for path in paths]
@@ -124,7 +124,7 @@ def stats(
 
 
 def _spread(workers: int, scheduler: str | None) -> Spread:
-    """Choose who reads."""
+    """Return the function that distributes parts to readers."""
     from polybn.statistics.measure import in_processes, on_cluster
 
     if scheduler is None:
