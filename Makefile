@@ -46,7 +46,10 @@ docs: .venv/docs  ## build the documentation into docs/_build/html; whatever doe
 	rm -rf docs/_build
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
 
-lane-torch: .venv-torch/test  ## grade the example of a third party's backend, and run the pages that need PyTorch, Keras or ONNX
+lane-torch: .venv-torch/test  ## test PyTorch, Dask and array-api-strict, a third party's backend, and the pages that need PyTorch, Keras or ONNX
+	POLYBN_REQUIRE=torch,dask,array_api_strict $(call PYTEST,.venv-torch) -k "torch or array_api_strict or dask" \
+	    tests/test_torch_peers.py tests/test_torch_modules.py tests/test_dask.py tests/test_conformance.py tests/test_protocol.py \
+	    tests/test_faults.py tests/test_where.py tests/test_moments.py tests/test_range.py tests/test_second_order.py $(ARGS)
 	$(call PYTEST,.venv-torch) tests/test_example_backend.py tests/test_conformance_page.py tests/test_pages.py \
 	    tests/test_shell_blocks.py tests/test_leaving_mxnet.py tests/test_adapters.py $(ARGS)
 
@@ -75,7 +78,7 @@ clean:  ## remove what the other targets made, runs excepted
 
 # MXNet's metadata asks for NumPy 1, hence --no-deps; requests and graphviz are what it imports.
 .venv/test: pyproject.toml | .venv/pip
-	$(BIN)/python -m pip install --quiet --editable ".[all,array_api_strict,dask]" --group test "numpy>=2" optax requests graphviz "setuptools>=77"
+	$(BIN)/python -m pip install --quiet --editable ".[all]" --group test "numpy>=2" optax requests graphviz "setuptools>=77"
 	$(BIN)/python -m pip install --quiet --no-deps mxnet==1.9.1
 	touch $@ .venv/train
 
@@ -97,7 +100,7 @@ clean:  ## remove what the other targets made, runs excepted
 .venv-torch/test: pyproject.toml docs/examples/polybn_xarray/pyproject.toml
 	$(PYTHON) -m venv .venv-torch
 	.venv-torch/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	.venv-torch/bin/python -m pip install --quiet --editable ".[all]" --group test torch==2.13.0 keras onnx onnxruntime requests graphviz \
+	.venv-torch/bin/python -m pip install --quiet --editable ".[all,array_api_strict,dask,torch]" --group test torch==2.13.0 expecttest "distributed>=2025.1" keras onnx onnxruntime requests graphviz \
 	    "setuptools>=77" ./docs/examples/polybn_xarray
 	.venv-torch/bin/python -m pip install --quiet --no-deps mxnet==1.9.1
 	touch $@

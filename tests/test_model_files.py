@@ -1,4 +1,4 @@
-"""Files of other frameworks: their batch norms are found, with every bit, and carried to others."""
+"""Files of other frameworks: their batch norms are found, with every bit, and converted to others."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_batch_norms_are_found_with_every_bit(kind: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_read_can_be_inspected(kind: str, tmp_path: Path) -> None:
-    """A layer that was trained has statistics, and none of them is wrong."""
+    """A trained layer has statistics without faults."""
     findings = inspection.inspect(model_files.read(models.MAKERS[kind](tmp_path).path))
     assert [finding for finding in findings if finding.level == "error"] == []
 
@@ -135,7 +135,7 @@ def test_a_file_is_carried_to_every_dialect_and_back(tmp_path: Path) -> None:
         made = writing.convert_norms(model, dialects.DIALECTS[target], counts={"": 7})
         writing.write(made.norms, tmp_path / f"{target}{ending}")
         if target == "onnx15":
-            continue  # its names are those of a node's inputs: no file has them
+            continue  # its names are those of a node's inputs, which no file has
         again = model_files.read(tmp_path / f"{target}{ending}")
         assert [norm.dialect for norm in again.norms] == [target]
         back = writing.convert_norms(again, dialects.PYTORCH, counts={"": 7}).norms[0]

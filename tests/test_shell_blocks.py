@@ -47,6 +47,7 @@ EXPECTED = {
         1, "report.html", "does not conform"
     ),
     "polybn check --adapter my_adapter:MyBatchNorm --at-least K": Expected(1, prints="class"),
+    "polybn dialects pytorch keras3": Expected(0, prints="unbiased"),
     "JAX_ENABLE_X64=1 polybn check --backend jax --jit --only grade-float32": Expected(0, prints="class S"),
 }
 ELSEWHERE = {

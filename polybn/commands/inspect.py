@@ -1,4 +1,4 @@
-"""``polybn inspect``: what the statistics of a model's batch norms tell of it."""
+"""``polybn inspect``: the statistics of a model's batch norms, and faults that they show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from polybn.atomic import write_atomic
 from polybn.console import out
 
 WIDE = 200
-"""Columns that the table may take: a name that is cut off is no help."""
+"""The largest width of the table, wide enough for whole names."""
 
 
 def inspect(

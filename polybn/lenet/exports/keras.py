@@ -20,13 +20,13 @@ from polybn.model_files.errors import ModelFileError, need
 
 LAYOUT = Layout(dialects.KERAS3, "kernel", channels_last=True)
 NOTE = "polybn.json"
-"""A member of the archive that Keras passes over."""
+"""The member of the archive with the note, which Keras ignores."""
 
 
 def files(trained: Trained) -> dict[str, bytes]:
-    """Let Keras write the model, and put the note beside its members."""
+    """Let Keras write the model, and add the note to the archive."""
     if "keras" not in sys.modules:
-        os.environ.setdefault("KERAS_BACKEND", "numpy")  # it computes nothing here, and NumPy is there
+        os.environ.setdefault("KERAS_BACKEND", "numpy")  # nothing is computed, and NumPy is always installed
     keras = need("keras", "files of Keras", "keras")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Keras on NumPy calls what NumPy 2 deprecates
