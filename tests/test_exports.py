@@ -22,7 +22,7 @@ from tests.support import exported
 from tests.support import reference_lenet as reference
 from tests.support.training_worker import slice_of_sample
 
-DATA = slice_of_sample(train=509, test=97)
+DATA = slice_of_sample(train=503, test=97)
 
 
 def needs(*libraries: str) -> pytest.MarkDecorator:
@@ -86,7 +86,7 @@ def test_what_comes_back_has_the_same_bits(format: str, norm: str, runs: dict[st
 
 def test_pytorch_is_told_how_many_batches_there_were(runs: dict[str, Run]) -> None:
     told = trained.of_run(runs["spec"])
-    assert told.steps == 2 * -(-509 // 127)
+    assert told.steps == 2 * -(-503 // 127)
     layers = layouts.to_layers(told.network, told.state, layouts.Layout(dialects.PYTORCH), told.steps)
     assert layers["norm1"]["num_batches_tracked"] == told.steps
 
