@@ -1,4 +1,4 @@
-"""A trained LeNet in the files of other frameworks: the same labels there, scores within bounds, and the bits back."""
+"""A trained LeNet in files of other frameworks: equal labels, scores within bounds, and the same bits back."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 
 @pytest.fixture(scope="module")
 def runs() -> dict[str, Run]:
-    """Train with and without batch norm, so few steps that running statistics are far from the batch's."""
+    """Train with and without batch norm for so few steps that running statistics are far from the batch's."""
     options: dict[str, Any] = {"data": DATA, "epochs": 2, "batch_size": 127, "seed": 5}
     norms = {"spec": networks.lenet(), "none": networks.lenet(None)}
     return {name: training.train(network, "numpy", **options) for name, network in norms.items()}
 
 
 def exact(run: Run) -> tuple[reference.Values, reference.Values]:
-    """Return the scores of the test images, and how far float32 may be off."""
+    """Return the scores of the test images, and the bounds of float32's errors."""
     network, images = exports.trained.of_run(run).network, DATA.test_images
 
     def measure(rounded: reference.Rounded) -> reference.Named:
@@ -101,7 +101,7 @@ OTHER = networks.Network(
         networks.BatchNorm("spec", 0.5, 1e-3),
     ),
 )
-"""Options that no framework has by itself, and batch norm in all places."""
+"""A network with options that are no framework's defaults, and batch norm in all places."""
 
 
 @pytest.mark.parametrize("format", [p for p in FORMATS if p.values[0] in ("onnx", "keras", "gluon")])

@@ -35,6 +35,7 @@ def start(devices_here: int, **options: Any) -> subprocess.Popen[str]:
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices_here}",
         "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "backends")]),
     }
     return subprocess.Popen(
@@ -46,7 +47,7 @@ def start(devices_here: int, **options: Any) -> subprocess.Popen[str]:
 def finish(workers: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
     """Return what they printed; leave none running, whatever happens."""
     try:
-        said = [worker.communicate(timeout=240) for worker in workers]
+        said = [worker.communicate(timeout=600) for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
@@ -107,7 +108,7 @@ def test_more_devices_than_there_are() -> None:
 @needs_jax
 def test_devices_that_do_not_divide_the_batch() -> None:
     worker = start(2, **OPTIONS | {"batch_size": 61}, devices=[2])
-    _, errors = worker.communicate(timeout=240)
+    _, errors = worker.communicate(timeout=600)
     assert worker.returncode == 1
     assert "DomainError: polybn.train: devices must divide the batch size; got 2, and 61 images in a step" in errors
 

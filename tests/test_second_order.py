@@ -108,13 +108,13 @@ def shares(x: Array, case: Case, c: int) -> tuple[Array, float, float]:
     nested. The complex step runs in float64 without the correction of S2: its mean errs by ``g(m) mean|x|``.
     """
     values, f, m = oracle.row(x.tolist()), forms.FORMATS[case.x.dtype.name], len(x)
-    old = [None if v is None else v[c : c + 1] for v in (case.running_mean, case.running_var)]
+    old_mean, old_var = (None if v is None else v[c : c + 1] for v in (case.running_mean, case.running_var))
     column = x[:, None].astype(case.x.dtype)
-    alone = Case(column, None, None, *old, column, training=case.training, eps=case.eps)
+    alone = Case(column, None, None, old_mean, old_var, column, training=case.training, eps=case.eps)
     (e,) = errors(alone)
     s = oracle.batch_statistics(values, Fraction(case.eps))
     if not case.training:
-        mean, variance = (Fraction(float(v[0])) for v in old if v is not None)
+        mean, variance = (Fraction(float(v[0])) for v in (old_mean, old_var) if v is not None)
         s = oracle.given_statistics(m, mean, variance, Fraction(case.eps))
     r, xhat = float(s.root), np.asarray(oracle.centered(values, s).floats()) * float(s.root)
     eta = max(float((e.xhat / (e.size + 1)).max()), e.root / r)
@@ -187,7 +187,8 @@ def test_second_order(
     """Cotangents of dy, x, gamma and, in inference, of the running statistics are the derivatives of S13."""
     dtype, shape, absent = form
     case = sample(seed, dtype, *shape, kappa=kappa, scale=0.8, eps=eps, training=training)
-    case = case._replace(**dict.fromkeys(absent))
+    nothing: dict[str, Any] = dict.fromkeys(absent)
+    case = case._replace(**nothing)
     assert_second(backend, case, random_cotangents(case, seed))
 
 

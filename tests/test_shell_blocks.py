@@ -41,13 +41,23 @@ EXPECTED = {
     "polybn train --data sample --epochs 2": Expected(0, "runs/*/metrics.jsonl"),
     "polybn train --data sample --epochs 2 --norm none": Expected(0, "runs/*none*/metrics.jsonl"),
     "polybn compare runs/*": Expected(0, prints="spec"),
+    "polybn train --data sample --epochs 2 --out runs/mine": Expected(0, "runs/mine/metrics.jsonl"),
+    "polybn export runs/mine --to safetensors --out lenet.safetensors": Expected(0, "lenet.safetensors", "load_state"),
     "polybn check --adapter mine:Mine --dtype float32 --html report.html": Expected(
         1, "report.html", "does not conform"
     ),
     "polybn check --adapter my_adapter:MyBatchNorm --at-least K": Expected(1, prints="class"),
+    "polybn dialects pytorch keras3": Expected(0, prints="unbiased"),
     "JAX_ENABLE_X64=1 polybn check --backend jax --jit --only grade-float32": Expected(0, prints="class S"),
 }
 ELSEWHERE = {
+    "polybn export runs/mine --to onnx": "it needs a library: test_exports.py",
+    "polybn inspect light_densenet121.onnx": "test_model_files.py inspects it",
+    "polybn convert model.npz batch-norms.safetensors --to keras3": "test_model_files.py converts such files",
+    "polybn convert model.safetensors batch-norms.npz --to keras3 --count 256 --count conv1.bn=147456": (
+        "test_model_files.py converts such files"
+    ),
+    "polybn convert model.onnx folded.onnx --fold": "test_model_files.py folds a model, and runs it",
     "polybn train": "ten epochs take minutes: test_fashion_mnist_training.py",
     "polybn train --norm none": "ten epochs take minutes: test_fashion_mnist_training.py",
     "polybn check --backend torch": "test_example_backend.py installs the package and runs the kit on it",

@@ -1,8 +1,8 @@
-"""The PyTorch backend: tensors of any device and dtype, autograd through the call, and modules in PyTorch's words.
+"""The PyTorch backend: tensors of any device and dtype, autograd, and modules with PyTorch's interface.
 
-In host memory the compiled loops of :mod:`polybn_host` compute; elsewhere PyTorch's own operations do, in the form of
-:mod:`polybn_array_api`. ``polybn_torch.BatchNorm2d`` stands where ``torch.nn.BatchNorm2d`` stood, and
-``polybn_torch.convert`` swaps all of a model.
+For host memory it uses the compiled loops of :mod:`polybn_host`; for other devices PyTorch's operations, in the form of
+:mod:`polybn_array_api`. ``polybn_torch.BatchNorm2d`` replaces ``torch.nn.BatchNorm2d``, and
+``polybn_torch.convert`` replaces all of a model's batch norms.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def inspect(value: object, /) -> Description | None:
 
 
 def asarray(host: NDArray[Any], /) -> torch.Tensor:
-    """Copy a NumPy array, of bfloat16, too, to the default device."""
+    """Copy a NumPy array to the default device, also one of bfloat16."""
     if host.dtype.name == "bfloat16":
         tensor = torch.from_numpy(np.array(host).view(np.int16)).view(torch.bfloat16)
     else:
@@ -57,11 +57,11 @@ def to_numpy(array: torch.Tensor, /) -> NDArray[Any]:
 
 _NAMES = {
     getattr(torch, word): word for word in ("float16", "bfloat16", "float32", "float64", "int32", "int64", "bool")
-}  # a name from PyTorch itself takes a microsecond
+}  # str() of a dtype takes a microsecond
 
 
 def __getattr__(name: str) -> Any:
-    """Import what people of PyTorch use when they ask for it: it stands above the public functions."""
+    """Import the modules for PyTorch's users on first use, because they import the public functions."""
     if name not in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "convert"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from polybn_torch import nn

@@ -1,4 +1,4 @@
-"""CPU tensors: host memory is host memory, so the functions that serve NumPy serve it where it lies."""
+"""CPU tensors: the functions for NumPy arrays compute on their memory, without a copy."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from polybn_numpy.call import Residuals
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 LINES = 5
-"""Lines of saved statistics."""
+"""The number of rows of the saved statistics."""
 
 _operators_only = ContextVar("polybn_torch_operators_only", default=False)
 
 
 @contextmanager
 def operators_only() -> Iterator[None]:
-    """Compute by PyTorch's operations within this block, on the CPU, too: the form that other devices run."""
+    """Compute by PyTorch's operations within this block even on the CPU, as for other devices."""
     token = _operators_only.set(True)
     try:
         yield
@@ -35,7 +35,7 @@ def operators_only() -> Iterator[None]:
 
 
 def serves(x: torch.Tensor) -> bool:
-    """Tell whether the memory of a tensor can be computed on from here."""
+    """Return whether the host can compute on the memory of a tensor."""
     return x.device.type == "cpu" and not _operators_only.get()
 
 
@@ -44,10 +44,8 @@ def saved_dtype(x: torch.Tensor) -> torch.dtype:  # noqa: ARG001
     return torch.float64
 
 
-def view(tensor: torch.Tensor | None) -> NDArray[Any] | None:
-    """Look at the memory of a CPU tensor; None stays None."""
-    if tensor is None:
-        return None
+def view(tensor: torch.Tensor) -> NDArray[Any]:
+    """Return a NumPy view of a CPU tensor."""
     tensor = tensor.detach().resolve_neg()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(BFLOAT16)
@@ -55,12 +53,12 @@ def view(tensor: torch.Tensor | None) -> NDArray[Any] | None:
 
 
 def view_or_none(tensor: torch.Tensor | None) -> NDArray[Any] | None:
-    """Look at the memory of a CPU tensor; None stays None."""
+    """Return a NumPy view of a CPU tensor; None stays None."""
     return None if tensor is None else view(tensor)
 
 
 def forward(arguments: Arguments) -> tuple[torch.Tensor, Any, Any, torch.Tensor, torch.Tensor | None]:
-    """Return ``y``, the running statistics, and what the derivative needs: saved statistics and counts."""
+    """Return ``y``, the running statistics, and for the derivative the saved statistics and counts."""
     y = torch.empty_like(arguments.x)
     result, residuals = polybn_numpy.forward(seen(arguments)._replace(own={"out": view(y)}), differentiable=True)
     running = (None if new is None else torch.from_numpy(new) for new in (result.running_mean, result.running_var))
@@ -87,7 +85,7 @@ def double_backward(
 
 
 def tensor(host: NDArray[Any] | None) -> torch.Tensor | None:
-    """Turn an array into the tensor of its memory; None stays None."""
+    """Return a tensor that shares the memory of an array; None stays None."""
     if host is None:
         return None
     if host.dtype == BFLOAT16:
@@ -96,6 +94,6 @@ def tensor(host: NDArray[Any] | None) -> torch.Tensor | None:
 
 
 def seen(arguments: Arguments) -> Arguments:
-    """Put views of their memory in the place of tensors."""
+    """Replace tensors by views of their memory."""
     x, gamma, beta, mean, var, where = map(view_or_none, arguments[1:7])
     return arguments._replace(x=x, gamma=gamma, beta=beta, running_mean=mean, running_var=var, where=where)

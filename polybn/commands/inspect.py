@@ -1,4 +1,4 @@
-"""``polybn inspect``: what the statistics of a model's batch norms tell of it."""
+"""``polybn inspect``: the statistics of a model's batch norms, and faults that they show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from polybn.atomic import write_atomic
 from polybn.console import out
 
 WIDE = 200
-"""Columns that the table may take: a name that is cut off is no help."""
+"""The largest width of the table, wide enough for whole names."""
 
 
 def inspect(
@@ -31,7 +31,7 @@ def inspect(
         typer.Option("--for", metavar="DIALECT", help="Where the model is to go; polybn dialects lists the names."),
     ] = None,
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all statistics and findings: to a file as JSON.")
+        Path | None, typer.Option(metavar="FILE", help="Write all statistics and findings, as JSON.")
     ] = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the statistics, layer after layer: .png, .svg or .pdf.")

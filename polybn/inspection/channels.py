@@ -1,4 +1,4 @@
-"""One batch norm of a file in the specification's terms: vectors by role, in float64."""
+"""One batch norm of a file in the terms of the specification: vectors by role, in float64."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Channels(NamedTuple):
-    """What inference uses, and what the file says of it."""
+    """The values for inference, and the facts in the file."""
 
     name: str
     dialect: Dialect
@@ -29,24 +29,24 @@ class Channels(NamedTuple):
     mean: Floats
     var: Floats
     eps: float
-    """The file's, or the dialect's own if it says nothing."""
+    """The eps in the file, or else the dialect's default."""
     eps_known: bool
     momentum: float | None
-    """The weight of the old value; None if the file says nothing."""
+    """The weight of the old value; None if the file has no momentum."""
     batches: int | None
-    """How many batches the statistics have seen, where they are counted."""
+    """The number of batches so far, if the file counts them."""
     training: bool
     lacks: str
 
     @property
     def root(self) -> Floats:
-        """The inverse root, NaN where the variance is negative."""
+        """The inverse root; NaN for a negative variance."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray((self.var + self.eps) ** -0.5)
 
     @property
     def ratio(self) -> Floats:
-        """How many deviations the mean is from 0; infinite where there is none."""
+        """The distance of the mean from 0 in standard deviations; infinite if these are 0."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(np.abs(self.mean) / np.sqrt(self.var))
 
@@ -82,8 +82,8 @@ def _find(norm: Norm, dialect: Dialect, role: Any) -> NDArray[Any] | None:
 
 
 def _neutral(norm: Norm, dialect: Dialect) -> dict[str, NDArray[Any]]:
-    """Return a state in PolyBN's words; one that is not whole keeps what there is."""
-    options = {"fix_gamma": False} if dialect.fix_gamma else {}
+    """Return a state under PolyBN's names; a state with missing arrays keeps the others."""
+    options = {"fix_gamma": norm.options.get("fix_gamma", False)} if dialect.fix_gamma else {}
     try:
         return convert(norm.state, dialect, POLYBN, options=options).state
     except DomainError:

@@ -1,4 +1,4 @@
-"""What is wrong, or may be, with the batch norms of a model: one sentence for each thing, the worst first."""
+"""Faults and possible faults of a model's batch norms: one sentence for each, the worst first."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ Level: TypeAlias = Literal["error", "warning", "note"]
 Rule: TypeAlias = Callable[[Channels], Iterable["Finding"]]
 
 LARGE, TINY = 100.0, 1e-10
-"""A factor by which inference may blow up what it is given; and a variance that is rounding, or a decayed 1."""
+"""A large factor of inference; and a variance so small that it is a rounding error or a decayed initial 1."""
 FEW_DIGITS = 3
-"""Of float32's seven; fewer that are sure are worth a word."""
+"""The number of certain digits, of float32's seven, below which there is a finding."""
 FAR = 100.0
-"""Deviations from 0 of a mean, below which no digit is lost that anybody misses."""
+"""The distance of a mean from 0, in standard deviations, below which the loss of digits does not matter."""
 
 
 class Finding(NamedTuple):
-    """Something to know about one batch norm."""
+    """A fault, a possible fault or a remarkable fact of one batch norm."""
 
     level: Level
-    """error: inference is wrong; warning: it may be; note: so it is, and may be meant."""
+    """error if inference is wrong, warning if it may be, note for a fact that may be intended."""
     norm: str
     """The layer's name."""
     kind: str
-    """The same for all findings of a sort, such as ``"variance is negative"``."""
+    """The kind of finding, such as ``"variance is negative"``."""
     sentence: str
-    """What it is, with figures, and what to do."""
+    """The finding with figures, and advice."""
     channels: tuple[int, ...] = ()
-    """Which channels; none stands for all."""
+    """The channels; empty if the finding is about all."""
 
 
 def inspect(model: Model, target: Dialect | None = None) -> list[Finding]:
-    """Look for what harms the batch norms of a model, there or after a move to another framework.
+    """Look for faults of a model's batch norms, in its framework or after conversion to another one.
 
     Parameters
     ----------
     model : Model
-        As :func:`polybn.model_files.read` returns it.
+        A model, as from :func:`polybn.model_files.read`.
     target : Dialect, optional
-        Where the model is to go.
+        The dialect of the framework that the model will be moved to.
 
     Returns
     -------
@@ -114,7 +114,7 @@ def _placeholders(c: Channels) -> Iterator[Finding]:
     if c.mean.size > 1 and not _initial(c) and all(np.ptp(values) == 0 for values in vectors):
         values = f"mean {c.mean[0]:g}, variance {c.var[0]:g}, gamma {c.gamma[0]:g}, beta {c.beta[0]:g}"
         yield _all(
-            c, "warning", "all channels are the same", f"{values}; no training makes that: were weights stripped?"
+            c, "warning", "all channels are the same", f"{values}; as of weights that were stripped or never loaded"
         )
 
 

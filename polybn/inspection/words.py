@@ -1,4 +1,4 @@
-"""The findings of a model in the lines that a person reads: the one useful sentence first."""
+"""The findings of a model as lines of text, the most useful sentence first."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 HEADINGS = ("batch norm", "channels", "mean", "variance", "gamma", "beta", "eps", "")
 """The columns of the table."""
 SHOWN = 3
-"""How many batch norms with the same finding are told one by one."""
+"""The number of batch norms with the same finding that get a line each."""
 
 
 def headline(name: str, model: Model, findings: list[Finding]) -> str:
-    """Return the one sentence that the model's author needs."""
+    """Return the most useful sentence for the model's author."""
     if not model.norms:
         folded = "; exporters fold it into convolutions" if model.format == "ONNX" else ""
         return f"{name} ({model.format}, {_count(model.tensors, 'array')}) holds no batch norm{folded}."
@@ -36,7 +36,7 @@ def headline(name: str, model: Model, findings: list[Finding]) -> str:
 
 
 def _kinds(findings: list[Finding]) -> str:
-    """Say what is wrong in most layers, and where; then what else is."""
+    """Return the fault of most layers with their names, and then the other faults."""
     layers = dict[str, list[str]]()
     for finding in findings:
         layers.setdefault(finding.kind, [])
@@ -61,7 +61,7 @@ def table(model: Model, findings: list[Finding]) -> Iterator[tuple[str, ...]]:
 
 
 def lines(findings: list[Finding]) -> Iterator[str]:
-    """Yield a line for each finding; of many of a kind the first ones, and how many more there are."""
+    """Yield a line for each finding; if many are of one kind, the first ones and the number of the others."""
     kinds = dict.fromkeys((finding.level, finding.kind) for finding in findings)
     for level, kind in kinds:
         alike = [finding for finding in findings if (finding.level, finding.kind) == (level, kind)]
@@ -74,7 +74,7 @@ def lines(findings: list[Finding]) -> Iterator[str]:
 
 
 def to_plain(norm: Norm) -> dict[str, Any]:
-    """Return a batch norm in JSON's types; NaN and infinity as words."""
+    """Return a batch norm in JSON's types, with NaN and infinity as text."""
     arrays = {name: _plain(array) for name, array in norm.state.items()}
     return {"name": norm.name, "dialect": norm.dialect, "options": dict(norm.options), "state": arrays}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from polybn.statistics.measure import Measured, Spread
 
 SHOWN = 20
-"""Names of what was left out that are printed; the file of ``--json`` has all."""
+"""The number of names of skipped files that are printed; the file of ``--json`` has all."""
 
 
 def _axis(word: str) -> int | str:
@@ -100,7 +101,7 @@ def stats(
         raise DomainError(f"polybn stats: --scale must be a positive number; got {scale} (values are divided by it)")
     if picture is not None:
         pictures.check_target(picture)
-        pictures.new_figure()  # matplotlib is there, or that is said now
+        pictures.new_figure()  # fails early without matplotlib
     spread = _spread(workers, scheduler)
     layout = Layout(None if axis is None else _axis(axis), array)
     seen = paths if scheduler is None else [path.absolute() for path in paths]
@@ -123,7 +124,7 @@ def stats(
 
 
 def _spread(workers: int, scheduler: str | None) -> Spread:
-    """Choose who reads."""
+    """Return the function that distributes parts to readers."""
     from polybn.statistics.measure import in_processes, on_cluster
 
     if scheduler is None:
@@ -149,7 +150,7 @@ def _report(found: Measured, scale: float, unbiased: bool, target: Path | None) 
     if len(found.left_out) > SHOWN:
         err.print(f"Left out: {len(found.left_out) - SHOWN:,} more")
     if target is not None:
-        text = json.dumps(numbers, indent=1)
+        text = json.dumps({name: _plain(value) for name, value in numbers.items()}, indent=1, allow_nan=False)
         if target == Path("-"):
             out.print(text)
         else:
@@ -168,6 +169,13 @@ def _numbers(found: Measured, scale: float, unbiased: bool) -> dict[str, Any]:
         "unbiased": unbiased,
         "left_out": [one._asdict() for one in found.left_out],
     }
+
+
+def _plain(value: Any) -> Any:
+    """Put null in the place of NaN and infinity, which JSON lacks."""
+    if not isinstance(value, list):
+        return value
+    return [None if isinstance(one, float) and not math.isfinite(one) else one for one in value]
 
 
 def _table(numbers: dict[str, Any]) -> Table:
