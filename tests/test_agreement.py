@@ -27,14 +27,14 @@ from polybn.conformance.strategies import sample
 from polybn.lenet import networks
 from polybn.lenet.program import compile
 from polybn.spec import Gradients, Moments
-from tests.conftest import COMPILING, REASONS, TRAITS
+from tests.conftest import COMPILING, LACKS, TRAITS
 from tests.support import faults
 from tests.support.cases import errors, run
 from tests.support.drawing import cases, few_forms, lattices
 from tests.support.training_worker import slice_of_sample
 from tests.test_second_order import Cotangents, majorants, random_cotangents, second, shares
 
-RUNNING = [name for name, reason in REASONS.items() if reason is None]
+RUNNING = [name for name in TRAITS if not LACKS[name]]
 pytestmark = pytest.mark.skipif(len(RUNNING) < 2, reason=f"agreement needs two backends that run; here: {RUNNING}")
 FLUSHING = any(TRAITS[name].flushes_subnormals for name in RUNNING)
 
