@@ -1,4 +1,4 @@
-# Each target creates .venv and installs what it needs; PYTHON picks the interpreter (3.11 to 3.13).
+# Each target creates .venv and installs what it needs; PYTHON picks the interpreter (3.11 to 3.14).
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -25,14 +25,17 @@ lane-older: .venv-older/test  ## test on NumPy 1 with the JAX and the MXNet that
 	    tests/test_protocol.py tests/test_layer.py tests/test_purity.py tests/test_jax_program.py \
 	    tests/test_jax_transformations.py tests/test_jax_nnx.py tests/test_mxnet_*.py tests/test_range.py $(ARGS)
 
-lane-pythons:  ## test NumPy and the kit on every other Python that is here: 3.12, 3.13, 3.14
+lane-pythons:  ## test NumPy, JAX and the kit on every other Python that is here: 3.12, 3.13, 3.14
 	@for version in 3.12 3.13 3.14; do \
-	    if ! python$$version --version > /dev/null 2>&1; then echo "Python $$version: not found here"; continue; fi; \
-	    python$$version -m venv .venv-$$version && \
-	    .venv-$$version/bin/python -m pip install --quiet --editable ".[plot]" --group test && \
-	    echo "Python $$version:" && \
-	    OPENBLAS_NUM_THREADS=1 POLYBN_REQUIRE=numpy .venv-$$version/bin/python -m pytest -n 2 -q \
-	        tests/test_protocol.py tests/test_layer.py tests/test_layer_uses.py tests/test_dispatch.py tests/test_conformance.py \
+	    for python in python$$version $$HOME/.pyenv/versions/$$version.*/bin/python none; do \
+	        $$python --version > /dev/null 2>&1 && break; \
+	    done; \
+	    if [ $$python = none ]; then echo "Python $$version: not found here"; continue; fi; \
+	    echo "Python $$version: $$python"; \
+	    $$python -m venv .venv-$$version && .venv-$$version/bin/python -m pip install --quiet --upgrade "pip>=25.1" && \
+	    .venv-$$version/bin/python -m pip install --quiet --editable ".[plot,jax]" --group test && \
+	    OPENBLAS_NUM_THREADS=1 POLYBN_REQUIRE=numpy,jax .venv-$$version/bin/python -m pytest -n 2 -q \
+	        tests/test_protocol.py tests/test_layer.py tests/test_dispatch.py tests/test_conformance.py tests/test_agreement.py \
 	        tests/test_purity.py $(ARGS) || exit 1; \
 	done
 
@@ -43,7 +46,10 @@ docs: .venv/docs  ## build the documentation into docs/_build/html; whatever doe
 	rm -rf docs/_build
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
 
-lane-torch: .venv-torch/test  ## grade the example of a third party's backend, and run the pages that need PyTorch, Keras or ONNX
+lane-torch: .venv-torch/test  ## test PyTorch, Dask and array-api-strict, a third party's backend, and the pages that need PyTorch, Keras or ONNX
+	POLYBN_REQUIRE=torch,dask,array_api_strict $(call PYTEST,.venv-torch) -k "torch or array_api_strict or dask" \
+	    tests/test_torch_peers.py tests/test_torch_modules.py tests/test_dask.py tests/test_conformance.py tests/test_protocol.py \
+	    tests/test_faults.py tests/test_where.py tests/test_moments.py tests/test_range.py tests/test_second_order.py $(ARGS)
 	$(call PYTEST,.venv-torch) tests/test_example_backend.py tests/test_conformance_page.py tests/test_pages.py \
 	    tests/test_shell_blocks.py tests/test_leaving_mxnet.py tests/test_adapters.py $(ARGS)
 
@@ -91,11 +97,11 @@ clean:  ## remove what the other targets made, runs excepted
 	$(BIN)/python -m pip install --quiet --group docs
 	touch $@
 
-.venv-torch/test: pyproject.toml docs/examples/polybn_torch/pyproject.toml
+.venv-torch/test: pyproject.toml docs/examples/polybn_xarray/pyproject.toml
 	$(PYTHON) -m venv .venv-torch
 	.venv-torch/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	.venv-torch/bin/python -m pip install --quiet --editable ".[all]" --group test torch==2.13.0 keras onnx onnxruntime requests graphviz \
-	    "setuptools>=77" ./docs/examples/polybn_torch
+	.venv-torch/bin/python -m pip install --quiet --editable ".[all,array_api_strict,dask,torch]" --group test torch==2.13.0 expecttest "distributed>=2025.1" keras onnx onnxruntime requests graphviz \
+	    "setuptools>=77" ./docs/examples/polybn_xarray
 	.venv-torch/bin/python -m pip install --quiet --no-deps mxnet==1.9.1
 	touch $@
 

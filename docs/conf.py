@@ -26,7 +26,7 @@ exclude_patterns = ["_build", "examples"]
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(numpy|typing|collections|hypothesis|fractions)\..*")]
 
-highlight_language = "none"  # a block without a language is output
+highlight_language = "none"  # for blocks without a language, which hold output
 
 html_theme = "furo"
 html_title = f"PolyBN {__version__}"
@@ -41,7 +41,7 @@ myst_heading_anchors = 3
 
 linkcode_resolve = sources.link
 
-# Shapes are what a reader needs of an array, and no annotation says them: the docstrings do.
+# Readers need the shapes of arrays, which docstrings give and annotations do not.
 autodoc_typehints = "none"
 numpydoc_show_class_members = False
 # All checks but these: sections that a docstring may do without (EX01, SA01, ES01), what tests/test_docstrings.py
@@ -51,7 +51,7 @@ numpydoc_validation_checks = {
     "all", "EX01", "SA01", "ES01", "GL08", "PR01", "PR04", "PR07", "RT03", "GL02", "SS03", "SS06", "PR08", "RT04",
 }  # fmt: skip
 
-# Modules for authors of backends and of tests: a line for each function says what it does.
+# In modules for authors of backends and of tests, one line for each function is enough.
 numpydoc_validation_exclude = {r"conformance\.oracle\.", r"polybn\.(arguments|options)\.", r"spec\.traits_of$"}
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "

@@ -29,16 +29,16 @@ from polybn.spec import (
 from polybn.version import __version__
 
 if TYPE_CHECKING:
-    from polybn import conformance, dialects, spec
-    from polybn.lenet import checkpoints, fashion_mnist, networks, runs, training
+    from polybn import conformance, dialects, inspection, model_files, spec
+    from polybn.lenet import checkpoints, exports, fashion_mnist, networks, runs, training
     from polybn.lenet.runs import Run
     from polybn.lenet.training import train
     from polybn.statistics.accumulator import Statistics
 
 # These need NumPy and are imported on first use. The modules that train LeNet live in polybn.lenet; the public ones can
 # be reached from here, too.
-_LENET = ("checkpoints", "contact_sheet", "fashion_mnist", "networks", "runs", "training")
-_LAZY_MODULES = {name: f"polybn.{name}" for name in ("cli", "conformance", "dialects")} | {
+_LENET = ("checkpoints", "contact_sheet", "exports", "fashion_mnist", "networks", "runs", "training")
+_LAZY_MODULES = {name: f"polybn.{name}" for name in ("cli", "conformance", "dialects", "inspection", "model_files")} | {
     name: f"polybn.lenet.{name}" for name in _LENET
 }
 _LAZY_NAMES = {
@@ -86,9 +86,12 @@ __all__ = [
     "checkpoints",
     "conformance",
     "dialects",
+    "exports",
     "fashion_mnist",
     "fold",
+    "inspection",
     "merge_moments",
+    "model_files",
     "moments",
     "networks",
     "runs",

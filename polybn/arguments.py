@@ -172,8 +172,18 @@ def check_moments(function: str, given: Arrays, axis: Any, *, integers: bool = F
     if given.where is not None:
         _check_where(function, given.where, shape)
     check_devices(function, given._asdict())
+    _check_known(function, shape)
     rest = shape[:index] + shape[index + 1 :]
     return Known(index, shape[index], math.prod(rest), known[dtype])
+
+
+def _check_known(function: str, shape: tuple[Any, ...]) -> None:
+    """Refuse sizes that a lazy library does not know yet: it has None or NaN for them."""
+    if any(size is None or (isinstance(size, float) and math.isnan(size)) for size in shape):
+        raise ShapeError(
+            f"polybn.{function}: x must have a shape that is known; got {shape} "
+            "(let the library compute its sizes before the call, as compute_chunk_sizes() does in Dask)"
+        )
 
 
 def check_devices(function: str, given: Mapping[str, Description | None]) -> None:

@@ -41,7 +41,7 @@ def read_whole(path: StrPath, most: int) -> bytes:
     path : path
         The file.
     most : int
-        How many bytes it may have; no more are read.
+        The largest number of bytes; no more are read.
 
     Returns
     -------
@@ -53,7 +53,7 @@ def read_whole(path: StrPath, most: int) -> bytes:
     UnfitFileError
         If it is a directory, a pipe or a device, or has more bytes.
     OSError
-        As it came from the system.
+        The system's own error.
 
     Examples
     --------

@@ -160,8 +160,8 @@ def moments(x: Array, *, axis: int = 1, where: Array | None = None, **own: Any) 
     Parameters
     ----------
     x : array, shape (N, C, ...)
-        Of a dtype that :func:`polybn.batch_norm` takes; on backends that declare it, such as NumPy, of integers, too:
-        their moments are exact, rounded once to float64.
+        An array of a dtype that :func:`polybn.batch_norm` takes. Backends that declare it, such as NumPy, also take
+        integers, whose moments are exact, rounded once to float64.
     axis : int, default 1
         The channel axis.
     where : array of bool, optional
@@ -207,7 +207,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     Parameters
     ----------
     a, b : Moments
-        What :func:`polybn.moments` returned for arrays of one backend, one number of channels and one dtype.
+        Results of :func:`polybn.moments` for arrays of one backend, one number of channels and one dtype.
 
     Returns
     -------

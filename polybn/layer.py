@@ -129,7 +129,7 @@ class BatchNorm:
         Raises
         ------
         BackendError, ShapeError, DTypeError, DomainError
-            As :func:`polybn.batch_norm`; the layer is then unchanged.
+            As in :func:`polybn.batch_norm`; the layer is then unchanged.
         """
         with self._guard():
             result = batch_norm(x, *self._state(), training=training, where=where, **self._options())
@@ -157,7 +157,7 @@ class BatchNorm:
         Raises
         ------
         BackendError, ShapeError, DTypeError, DomainError
-            As :func:`polybn.batch_norm`; the layer is then unchanged.
+            As in :func:`polybn.batch_norm`; the layer is then unchanged.
         """
         with self._guard():
             result, pullback = batch_norm_vjp(x, *self._state(), training=training, where=where, **self._options())
@@ -187,7 +187,7 @@ class BatchNorm:
         ShapeError
             If there is no batch, or one does not have C channels.
         BackendError, DTypeError
-            As :func:`polybn.moments`.
+            As in :func:`polybn.moments`.
 
         Examples
         --------

@@ -1,4 +1,4 @@
-"""What a layer's options mean in a dialect, and which of them were said at all."""
+"""The meaning of a layer's options in a dialect, and which of them were given."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class _Unsaid:
-    """A default that looks like its value; a dialect's own takes its place where nothing was said."""
+    """A default that equals its value, so that a dialect's default can replace an option that was not given."""
 
 
 class _Number(_Unsaid, float):
@@ -33,22 +33,22 @@ AXIS: int = _Whole(1)
 RUNNING_VARIANCE: RunningVariance = _Word("biased")  # type: ignore[assignment]
 
 CUMULATIVE = ("polybn", "pytorch", "pytorch_sync")
-"""The dialects in which a momentum of None weighs all batches alike."""
+"""The dialects in which a momentum of None gives all batches equal weights."""
 ENDLESS = 2**30
-"""A step so late that the weight of the old value has grown to the momentum."""
+"""A step so late that the weight of the old value equals the momentum."""
 
 
 class Manner(NamedTuple):
-    """What a dialect changes in a layer beside its options."""
+    """The changes that a dialect makes to a layer, beside its options."""
 
     dialect: str | None = None
-    """Its name, where momentum depends on the step."""
+    """The name of the dialect, if momentum depends on the step."""
     mean: float = 0.0
     """The running mean before training."""
     var: float = 1.0
     """The running variance before training."""
     fix_gamma: bool = False
-    """Whether gamma is taken for 1, so that there is none."""
+    """Whether gamma counts as 1, so that the layer has no gamma."""
 
     def momentum(self, momentum: float | None, updates: int) -> float:
         """Return the weight of the old value after a number of updates."""
@@ -62,12 +62,12 @@ class Manner(NamedTuple):
 
 
 def said(value: Any) -> bool:
-    """Tell whether an option was given."""
+    """Return whether an option was given."""
     return not isinstance(value, _Unsaid)
 
 
 def in_dialect(dialect: Dialect | str, options: dict[str, Any]) -> tuple[dict[str, Any], Manner]:
-    """Return a layer's options in PolyBN's sense, and what else the dialect changes; ``options`` are those said."""
+    """Return the given ``options`` in PolyBN's sense, and the other changes that the dialect makes to a layer."""
     from polybn.dialects import find
     from polybn.dialects.calls import arguments
 

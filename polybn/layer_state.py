@@ -13,17 +13,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NAMES = ("gamma", "beta", "running_mean", "running_var")
-ELSEWHERE = {
-    "weight": "gamma",
-    "bias": "beta",
-    "scale": "gamma",
-    "mean": "running_mean",
-    "var": "running_var",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-    "moving_var": "running_var",
-}
-"""What other frameworks call these arrays."""
 
 
 def check_state(state: Mapping[str, NDArray[Any]], own: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -31,7 +20,7 @@ def check_state(state: Mapping[str, NDArray[Any]], own: Mapping[str, NDArray[Any
     import numpy as np
 
     if set(state) != set(own):
-        known = ", ".join(f"{name} is {ELSEWHERE[name]} here" for name in sorted(state) if name in ELSEWHERE)
+        known = ", ".join(f"{name} is {role} here" for name, role in _elsewhere().items() if name in state)
         _refuse(
             DomainError, f"state must have the names {', '.join(own)}; got {', '.join(sorted(state)) or 'none'}", known
         )
@@ -50,6 +39,14 @@ def check_state(state: Mapping[str, NDArray[Any]], own: Mapping[str, NDArray[Any
         got = f"got {float(state['running_var'][first])!r} in channel {first}"
         _refuse(DomainError, f"{rule}; {got}", "no batch has such a variance, except one that holds NaN or overflows")
     return {name: state[name].astype(value.dtype) for name, value in own.items()}
+
+
+def _elsewhere() -> dict[str, str]:
+    """Return what other frameworks call these arrays."""
+    from polybn.dialects import DIALECTS
+
+    roles = {name: role for dialect in DIALECTS.values() for role, name in dialect.names.items() if role in NAMES}
+    return {name: role for name, role in sorted(roles.items()) if name not in NAMES}
 
 
 def _refuse(error: type[Exception], words: str, because: str) -> None:

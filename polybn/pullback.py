@@ -64,14 +64,14 @@ class Pullback:
         Returns
         -------
         Gradients
-            As a call returns them.
+            The gradients, as from a call.
         SecondPullback
             Maps cotangents of the gradients to :class:`polybn.SecondGradients`.
 
         Raises
         ------
         BackendError, ShapeError, DTypeError
-            As a call, or if the backend has no second derivatives.
+            As in a call, or if the backend has no second derivatives.
         """
         if not hasattr(backend(self._name), "double_backward"):
             raise BackendError(

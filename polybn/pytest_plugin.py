@@ -1,4 +1,4 @@
-"""The pytest plug-in: ``pytest --polybn numpy,jax`` grades these batch norms by the kit and compares each two.
+"""The pytest plug-in: ``pytest --polybn numpy,jax`` grades these batch norms with the kit and compares every two.
 
 Pytest loads it wherever PolyBN is installed, so it imports nothing until the option asks for it.
 """
@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Collect the suite: instead of the current folder, or after the paths on the command line."""
+    """Collect the suite in place of the current folder, or after the paths on the command line."""
     if not config.getoption("--polybn"):
         return
     from polybn.conformance import suite

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Generator
 from contextlib import nullcontext
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from polybn.spec import DTypeError, traits_of
 from tests.support.drawing import few_forms
 from tests.support.emulation import UNSEEN_VALUES
 
-os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX has float64 only if it is told so before it makes an array
+os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX reads it before its first array, and has no float64 without it
 
-# Those of this tree: a backend that is deleted is no longer tested, and nothing else changes.
+# Only the backends of this tree, so that deleting one removes its tests and nothing else.
 BACKENDS = tuple(name for name in dispatch._names() if not dispatch._is_foreign(dispatch._entries()[name]))
 REASONS = {name: dispatch.why_not(name) for name in BACKENDS}
 TRAITS = {name: traits_of(dispatch.backend(name)) for name, reason in REASONS.items() if reason is None}
@@ -35,14 +36,14 @@ TRAINS = {name for name in TRAITS if hasattr(dispatch.backend(name), "compile")}
 MAPS = 30_000
 
 OF_NETWORKS = {"test_training", "test_program", "test_fashion_mnist_training"}
-"""Modules of tests that train: a backend without ``compile`` does not."""
+"""Modules of tests that train, for backends with ``compile`` only."""
 
 OF_DTYPES = {"test_conformance", "test_protocol"}
-"""Modules of tests that find out themselves which dtypes a library has."""
+"""Modules of tests that find the dtypes of a library themselves."""
 
 
 def _lacks(name: str) -> set[str]:
-    """Return the half types that a library refuses to hold."""
+    """Return the half types that a library does not have."""
     found = set()
     for dtype in ("float16", "bfloat16"):
         try:
@@ -54,8 +55,8 @@ def _lacks(name: str) -> set[str]:
 
 LACKS = {name: _lacks(name) for name in TRAITS}
 
-# dev is quick, ci is repeatable, nightly looks for news. Deadlines are off: speed is no matter of tests.
-_SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much]  # half of the examples have a dtype that a library lacks
+# dev is quick, ci is repeatable, nightly draws new cases. Deadlines are off, because tests do not judge speed.
+_SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much]  # half types may be lacking
 _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": _SLOW}
 settings.register_profile("dev", max_examples=50, **_COMMON)
 settings.register_profile("ci", max_examples=300, derandomize=True, print_blob=True, **_COMMON)
@@ -97,7 +98,7 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    # Parameters, not a fixture: Hypothesis rightly objects to function-scoped fixtures.
+    # Not a fixture: Hypothesis refuses function-scoped fixtures.
     if "backend" in metafunc.fixturenames:
         trained = metafunc.module.__name__.rpartition(".")[2] in OF_NETWORKS
         metafunc.parametrize("backend", [name for name in TRAITS if not trained or name in TRAINS])
@@ -115,7 +116,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pass_over_dtypes_that_a_library_lacks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests name the four dtypes of clause S6; not every library has them all."""
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    lacks = LACKS.get(parameters.get("backend"), ())
+    lacks = LACKS.get(parameters.get("backend", ""), ())
     if not lacks or request.node.path.stem in OF_DTYPES:
         return
     if any(isinstance(value, str) and value in lacks for value in parameters.values()):
@@ -123,6 +124,7 @@ def pass_over_dtypes_that_a_library_lacks(request: pytest.FixtureRequest, monkey
     module = dispatch.backend(parameters["backend"])
     asarray = module.asarray
 
+    @wraps(asarray)
     def convert(host: Any) -> Any:
         if host.dtype.name in lacks and currently_in_test_context():
             reject()
@@ -135,7 +137,7 @@ def pass_over_dtypes_that_a_library_lacks(request: pytest.FixtureRequest, monkey
 
 @pytest.fixture
 def as_readers_have_it(monkeypatch: pytest.MonkeyPatch) -> Generator[None, None, None]:
-    """For examples of pages and docstrings: JAX's own default, which is no float64; Keras on NumPy, as pages say."""
+    """Give examples in pages and docstrings the settings of a reader: JAX without float64, Keras on NumPy."""
     monkeypatch.setenv("KERAS_BACKEND", "numpy")
     if REASONS.get("jax", "absent") is not None:
         yield

@@ -1,4 +1,4 @@
-"""Clauses S2 to S6 on random data: every value within a rigorous bound of the exact result, at any kappa."""
+"""Clauses S2 to S6 on random data: every value is within a rigorous bound of the exact result, at any kappa."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.support.drawing import cases
 from tests.support.within import within, within_one
 
 TABLE = (64, 4, 28, 28)
-"""The shape of the accuracy table: LeNet's first batch norm, of four channels."""
+"""The shape for the accuracy table: LeNet's first batch norm, with four channels."""
 
 
 @pytest.mark.clause("S2", "S3", "S4", "S5", "S6", "S13")
 @given(case=cases())
 def test_everything_within_the_envelope(backend: str, case: Case) -> None:
-    """Y, running statistics and all gradients, value by value, in training and inference."""
+    """y, running statistics and all gradients are within their bounds, in training and inference."""
     certify(case, run(polybn.backend(backend), case))
 
 
@@ -35,7 +35,7 @@ def exact_rows(x: Array, eps: float) -> list[oracle.ExactRow]:
 
 
 def largest_error(backend: str, x: Array) -> float:
-    """Return max |error of y| of a plain call, gamma and beta absent."""
+    """Return max |error of y| of a call without gamma and beta."""
     b = polybn.backend(backend)
     y = rows(b.to_numpy(polybn.batch_norm(b.asarray(x), training=True).y), 1)
     return max(max(exact.distances(got)) for exact, got in zip(exact_rows(x, 1e-5), y.tolist(), strict=True))
@@ -44,7 +44,7 @@ def largest_error(backend: str, x: Array) -> float:
 @pytest.mark.clause("S2", "S3", "S10")
 @pytest.mark.parametrize(("mean", "scale"), [(0, 1), (10, 1), (1e3, 1), (1e4, 1), (1e4, 1e-2), (1e6, 1), (0, 1e25)])
 def test_accuracy_table(backend: str, mean: float, scale: float) -> None:
-    """float32: max |error of y| <= 1e-6, at kappa from 1 to 1e6, and at scale 1e25."""
+    """In float32, max |error of y| <= 1e-6 for kappa from 1 to 1e6, and at scale 1e25."""
     x = (mean + scale * np.random.default_rng(0).normal(size=TABLE)).astype(np.float32)
     assert largest_error(backend, x) <= 1e-6
 
@@ -65,7 +65,7 @@ def test_accuracy_table_constant(backend: str, dtype: str, value: float) -> None
 @pytest.mark.clause("S2", "S3")
 @pytest.mark.parametrize("mean", [0, 10, 1e3, 1e4, 1e6, 1e12])
 def test_accuracy_table_float64(backend: str, mean: float) -> None:
-    """The table for float64: 1e-6 is 17 roundings of float32, and 2e-15 as many of float64."""
+    """In float64, max |error of y| <= 2e-15, which is as many roundings, 17, as 1e-6 is in float32."""
     x = mean + np.random.default_rng(0).normal(size=(16, 4, 28, 28))
     assert largest_error(backend, x) <= 2e-15
 
@@ -75,7 +75,7 @@ def test_accuracy_table_float64(backend: str, mean: float) -> None:
     ("dtype", "mean"), [("float16", 0), ("float16", 10), ("float16", 1e3), ("bfloat16", 0), ("bfloat16", 10)]
 )
 def test_accuracy_table_halves(backend: str, dtype: str, mean: float) -> None:
-    """The table for stored halves: the correct rounding of a value within 1e-6 of the exact one."""
+    """Half types hold the correct rounding of a value that is within 1e-6 of the exact one."""
     b = polybn.backend(backend)
     x = (mean + np.random.default_rng(0).normal(size=TABLE)).astype(DTYPES[dtype])
     y = rows(b.to_numpy(polybn.batch_norm(b.asarray(x), training=True).y), 1)
@@ -88,7 +88,7 @@ def test_accuracy_table_halves(backend: str, dtype: str, mean: float) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kappa", [0.0, 10.0, 1e3, 1e6])
 def test_large_maps(backend: str, dtype: str, kappa: float) -> None:
-    """The same on a channel of several thousand values, forward and backward."""
+    """The bounds also hold on a channel of several thousand values, forward and backward."""
     most = {"float16": 30.0, "bfloat16": 5.0}.get(dtype, kappa)
     case = sample(int(kappa), dtype, (13, 3, 19, 17), kappa=min(kappa, most), scale=2.3)
     certify(case, run(polybn.backend(backend), case))

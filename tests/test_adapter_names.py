@@ -1,4 +1,4 @@
-"""Finding and making adapters: libraries are imported late, and what is missing or wrong teaches."""
+"""Finding and making adapters: libraries are imported late, and errors say what is missing or wrong."""
 
 from __future__ import annotations
 

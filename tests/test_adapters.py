@@ -1,4 +1,4 @@
-"""Adapters hand over arrays, whole and unharmed, and libraries do what their adapters declare, to the bit."""
+"""Adapters pass arrays on unchanged, and libraries do what their adapters declare, to the bit."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ LIBRARIES = {
     "onnx-reference": ("onnx",),
 }
 NO_STATISTICS = ("jax-standardize",)
-"""A function without running statistics: its adapter hands back what it was given."""
+"""Functions without running statistics, whose adapters return the given ones."""
 
 
 def why_not(name: str) -> str | None:
-    """Say why an adapter is skipped here: its library is not installed, or Keras runs on its other backend."""
+    """Return why an adapter is skipped here: its library is not installed, or Keras runs on another backend."""
     if name.startswith("polybn-"):
         return dispatch.why_not(name.split("-")[1])
     keras = os.environ.get("KERAS_BACKEND", "numpy")
@@ -61,12 +61,12 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def call(method: Callable[..., Any], *arrays: Array, **options: Any) -> list[Array]:
-    """Call, and check that inputs are as they were and that outputs are arrays of their own."""
+    """Make a call, and check that its inputs are unchanged and that its outputs are arrays of their own."""
     before = [a.copy() for a in arrays]
     for a in arrays:
         a.setflags(write=False)
     with warnings.catch_warnings():
-        # Of no values NumPy's mean warns; that the answer is NaN is the library's business.
+        # NumPy's mean of no values warns. Whether the result may be NaN is for the library to decide.
         warnings.simplefilter("ignore")
         got = method(*arrays, **options)
     results = [got] if isinstance(got, np.ndarray) else list(got)
@@ -103,7 +103,7 @@ def test_infer_gives_the_exact_output_from_running_statistics(name: str) -> None
     def check(data: st.DataObject) -> None:
         p = data.draw(problems(adapter.info()))
         statistics = (v.astype(p.gamma.dtype) for v in (p.mean, p.variance))
-        # Zeros have other statistics than those given: batch statistics would show.
+        # The statistics of zeros differ from the given ones, so that batch statistics would show.
         x, rows = (p.x, p.rows) if data.draw(st.booleans()) else (np.zeros_like(p.x), p.rows * 0)
         (y,) = call(adapter.infer, laid_out(data.draw, x), p.gamma, p.beta, *statistics, eps=p.eps, axis=p.axis)
         assert equal(y, output(p, rows), p.x.dtype)
@@ -128,7 +128,7 @@ def test_vjp_gives_the_exact_gradients(name: str) -> None:
 
 
 def running_statistics(p: Problem, momentum: float) -> Iterator[tuple[str, str, Array, Array]]:
-    """Yield what each pair of conventions makes of the running statistics."""
+    """Yield each pair of conventions with the running statistics that it leads to."""
     m, rho = p.rows.shape[1], Fraction(momentum)
     for (sense, old), (kind, factor) in itertools.product(
         (("old", rho), ("new", 1 - rho)), (("biased", Fraction(1)), ("unbiased", Fraction(m, m - 1)))
@@ -171,7 +171,7 @@ def attempt(function: Callable[[], list[Array]]) -> list[Array] | Exception:
     try:
         return function()
     except (AssertionError, AttributeError, TypeError, ShapeError):
-        raise  # the adapter's own mistakes, or this file's
+        raise  # a fault of the adapter, or of this file
     except Exception as error:
         return error
 

@@ -1,7 +1,7 @@
-"""One drawn call goes to all backends that run here, and every pair of results is compared.
+"""Random calls go to all backends that run here, and every two results are compared.
 
 On lattices, where answers are exact, results are equal bit by bit. Elsewhere two results that each lie within their
-error bound of the exact one differ by the sum of both bounds at most.
+error bound of the exact one differ by at most the sum of both bounds.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ def pairs(found: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
 
 
 def assert_equal(found: dict[str, Any]) -> None:
-    """Demand the same bits of named tuples of arrays; signs of zero apart."""
+    """Assert that named tuples of arrays have equal bits, except for the signs of zeros."""
     for who, a, b in pairs(found):
         for name, left, right in zip(a._fields, a, b, strict=True):
             assert equal(left, right), f"{name} of {who}"
 
 
 def assert_near(found: dict[str, Any], limits: dict[str, Array], axis: int) -> None:
-    """Hold the difference of every two results to twice the bound of one."""
+    """Assert that any two results differ by at most twice the bound of one."""
     for who, a, b in pairs(found):
         for name, limit in limits.items():
             left, right = getattr(a, name), getattr(b, name)
@@ -85,7 +85,7 @@ def limits_of(case: Case) -> dict[str, Array]:
 
 
 def deleted(case: Case, seed: int) -> Case:
-    """Put values between those of a call, NaN among them, and a mask that deletes them again."""
+    """Add values, NaN among them, between those of a call, and a mask that deletes the added values."""
     rng = np.random.default_rng(seed)
     n = case.x.shape[0]
     keep = np.zeros(2 * n, np.bool_)
@@ -107,14 +107,14 @@ def test_on_lattices_every_result_is_the_same_to_the_bit(data: st.DataObject, tr
     found = outcomes(case)
     if training:
         assert_equal(found)
-    else:  # derivatives by running statistics are rounded there
+    else:  # derivatives by running statistics are rounded in inference
         assert_equal({name: polybn.BatchNormResult(*outcome[:3]) for name, outcome in found.items()})
 
 
 @pytest.mark.clause("S12")
 @given(seed=st.integers(0, 2**32), dtype=st.sampled_from(("float16", "bfloat16", "float32", "float64")))
 def test_masks_delete_the_same_values_everywhere(seed: int, dtype: str) -> None:
-    """A mask that is not symmetric in any way, on a call with exact answers."""
+    """A mask without any symmetry, on a call with exact answers."""
     assert_equal(outcomes(deleted(lattice(seed, dtype, 3, (4, 2, 4), 1, offset=17).case, seed)))
 
 
@@ -167,7 +167,7 @@ def measured(case: Case) -> dict[str, Moments]:
 
 
 def merged(case: Case, cut: int) -> dict[str, Moments]:
-    """Merge the moments of two parts along the first axis, which is not that of the channels."""
+    """Merge the moments of two parts along the first axis, which is not the channel axis."""
     found = {}
     for name in RUNNING:
         b = polybn.backend(name)
@@ -204,7 +204,7 @@ def test_moments_and_merges_lie_within_both_bounds(case: Case) -> None:
     mean = np.array([e.mean for e in found])
     m2 = m * np.array([e.variance for e in found])
     assert_near(same_counts(measured(case)), {"mean": mean, "m2": m2 + f.unit * m * table.var(axis=1)}, case.axis)
-    # A merge is accurate to first order in u kappa (S15): the mean of each part travels rounded.
+    # A merge is accurate to first order in u kappa (S15), because the mean of each part is rounded.
     size, spread = np.abs(table).max(axis=1), table.std(axis=1)
     loose = {"mean": mean + 8 * f.unit * size, "m2": m2 + 16 * f.unit * m * (size * spread + spread**2)}
     assert_near(same_counts(merged(case, case.x.shape[0] // 2)), loose, case.axis)
@@ -213,7 +213,7 @@ def test_moments_and_merges_lie_within_both_bounds(case: Case) -> None:
 @pytest.mark.clause("S5")
 @given(seed=st.integers(0, 2**32), wide=st.booleans())
 def test_folds_differ_by_few_units(seed: int, wide: bool) -> None:
-    """A sum, a root, a division and a product each round once, and so do the three steps of the shift."""
+    """scale rounds in a sum, a root, a division and a product, and shift in three further steps."""
     rng, dtype = np.random.default_rng(seed), np.float64 if wide else np.float32
     gamma, beta, mean = (rng.normal(3, 2, 5).astype(dtype) for _ in range(3))
     variance, u = rng.uniform(0.01, 30, 5).astype(dtype), float(np.finfo(dtype).eps) / 2
@@ -254,7 +254,7 @@ def test_a_bad_call_has_the_same_class_and_the_same_words_everywhere(fault: faul
 @pytest.mark.clause("S3", "S4", "S13")
 @pytest.mark.parametrize("norm", ["spec", None])
 def test_networks_take_the_same_first_steps_from_the_same_bits(norm: Any) -> None:
-    """Losses of eight steps at a rate at which training does not amplify rounding; the first within few units."""
+    """Losses agree over eight steps at a rate that does not amplify rounding, and the first within a few units."""
     network, data, losses = networks.lenet(norm), slice_of_sample(8 * 32, 1), {}
     for name in RUNNING:
         if not hasattr(polybn.backend(name), "compile"):
@@ -273,7 +273,7 @@ def test_networks_take_the_same_first_steps_from_the_same_bits(norm: Any) -> Non
 
 
 def planted(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Any], Any]) -> None:
-    """Spoil what the forward call of one backend returns."""
+    """Spoil the results of one backend's forward call."""
     module: Any = polybn.backend("numpy")
     forward = module.forward
 

@@ -26,7 +26,7 @@ TASK = Task(kind="derivative", shape=(7, 3, 5))
 
 
 class Fake:
-    """Answers with given seconds in turn, and writes down that it was asked."""
+    """Returns the given seconds in turn, and records each request."""
 
     def __init__(self, name: str, answers: list[Any], asked: list[str]) -> None:
         self.name, self.answers, self.asked = name, answers, asked
@@ -49,7 +49,7 @@ def measured(count: int, **answers: list[Any]) -> tuple[dict[str, record.Row], l
 
 
 def test_ratios_are_of_two_times_of_one_round() -> None:
-    """The machine slows down tenfold from round to round; each ratio is 2, the warm-up is not counted."""
+    """On a machine that slows down tenfold from round to round each ratio is 2; the warm-up does not count."""
     rows, _ = measured(3, a=[99.0, 1.0, 10.0, 100.0], b=[1.0, 2.0, 20.0, 200.0])
     found = record.Record("a", rows=list(rows.values()))
     assert found.ratio(rows["b"]) == record.Ratio(2.0, 2.0, 2.0)
@@ -125,7 +125,7 @@ with processes.started({"idle": "copy", "at work": "copy"}) as entrants, process
     print(*(one.process.pid for one in entrants.values()), *(p.pid for p in spinning), flush=True)
     at_work.ask({"task": {"kind": "forward", "shape": [2, 3]}, "block": 600.0}, 600)
 """
-"""Runs until it is ended, and its contender with it."""
+"""A process that runs with its contender until it is ended."""
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
@@ -190,7 +190,7 @@ def test_a_table_shows_medians_spreads_and_the_mean() -> None:
 
 
 def test_tables_fit_a_terminal_and_a_page() -> None:
-    """With the longest names and figures that there are."""
+    """The table is narrow enough even with the longest names and figures."""
     ratio = str(record.Ratio(10, 12.345, 20))
     lines = [["time", *map(tables._heading, shapes("forward")), "mean"], ["mxnet+operators", *[ratio] * 6, "12.35"]]
     assert max(map(len, tables.plain(lines).splitlines())) <= 80

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Arrays = dict[str, NDArray[Any]]
 
 WORKER = Path(__file__).parent / "support" / "checkpoint_worker.py"
-DEAD_PID = 999_999_999  # more than Linux ever gives out
+DEAD_PID = 999_999_999  # above the highest process id of Linux
 META = {"epoch": 7, "history": [{"loss": 0.1}], "name": "é"}
 
 
@@ -53,7 +53,7 @@ def example(seed: int = 0) -> Arrays:
 
 
 def bits(arrays: Mapping[str, NDArray[Any]], meta: dict[str, Any]) -> object:
-    """Return all that a checkpoint says, as values that compare bit by bit."""
+    """Return the whole content of a checkpoint, as values that compare bit by bit."""
     spelled = {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()}
     return spelled, json.dumps(meta, sort_keys=True)
 
@@ -190,7 +190,7 @@ def test_save_refuses_what_it_could_not_give_back(
 
 
 def sound_or_refused(path: Path, data: bytes, content: object) -> bool:
-    """Say whether a file with these bytes is refused; if it is not, it must hold exactly ``content``."""
+    """Return whether a file with these bytes is refused; otherwise assert that it has exactly ``content``."""
     path.write_bytes(data)
     try:
         loaded = checkpoints.load(path)
@@ -244,7 +244,7 @@ def sha256(data: bytes) -> str:
 
 
 class Forgery:
-    """The parts of a checkpoint, to be put together with every checksum right that the file format itself has."""
+    """The parts of a checkpoint, which can be put together with all checksums of the zip format right."""
 
     def __init__(self) -> None:
         self.members = [(f"{name}.npy", npy(array)) for name, array in example().items()]
@@ -257,7 +257,7 @@ class Forgery:
         self.compression = zipfile.ZIP_STORED
 
     def replace(self, name: str, member: bytes, dtype: str) -> None:
-        """Put another member in the place of an array, and its right digest in the manifest."""
+        """Replace an array by another member, with the right digest in the manifest."""
         self.members = [(f"{name}.npy", member)] + [m for m in self.members if m[0] != f"{name}.npy"]
         self.arrays[name] |= {"dtype": dtype, "sha256": sha256(member)}
 
@@ -426,12 +426,12 @@ def many_members(count: int) -> bytes:
 
 
 def understated(data: bytes) -> bytes:
-    """Say at the end of the archive that there are three members; Python's zipfile reads all of them."""
+    """Claim three members at the end of the archive; Python's zipfile reads all of them in spite of that."""
     return data[:-12] + struct.pack("<H", 3) + data[-10:]
 
 
 def in_zip64(data: bytes) -> bytes:
-    """Move the true numbers of a list of members to where large archives have them."""
+    """Move the true numbers of the list of members to the fields that large archives use."""
     members, size, offset = struct.unpack_from("<HII", data, len(data) - 12)
     end = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, members, members, size, offset)
     locator = struct.pack("<4sLQL", b"PK\6\7", 0, len(data) - 22, 1)
@@ -452,7 +452,7 @@ def test_a_forged_file_of_60_000_members_is_refused_at_once(tmp_path: Path, forg
 
 
 def test_members_that_overlap_are_refused(tmp_path: Path) -> None:
-    """A thousand names of the same mebibyte would be a gibibyte to read, and more names more."""
+    """A thousand names for the same mebibyte would be a gibibyte to read."""
     data = bytearray()
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
@@ -482,7 +482,7 @@ def test_save_refuses_more_arrays_than_load_takes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("in_the_way", ["a directory", "a pipe", "a link to nothing", "a device"])
 def test_what_is_no_file_is_passed_over_with_a_warning(tmp_path: Path, in_the_way: str) -> None:
-    """Nobody waits for the writer of a pipe."""
+    """A pipe is refused, because reading would wait for a writer."""
     (older,) = fill(tmp_path, 1)
     newest = tmp_path / "epoch-0002.npz"
     match in_the_way:
@@ -719,12 +719,12 @@ def test_write_atomic_replaces_the_whole_file(tmp_path: Path) -> None:
 
 
 def test_a_directory_of_1200_levels(tmp_path: Path) -> None:
-    """It is made, or the system says that the name is too long; Python's stack has nothing to do with it."""
+    """A deep directory is made, or the system refuses its name; Python's stack is no limit."""
     deep = tmp_path.joinpath(*["d"] * 1200)
     made = atomic.make_directory(deep)
     assert len(made) == 1200
     for path in reversed(made):
-        path.rmdir()  # what removes temporary directories after a test would reach the end of its stack
+        path.rmdir()  # pytest's own clean-up would exceed Python's stack
     with pytest.raises(OSError, match="File name too long"):
         atomic.make_directory(tmp_path.joinpath(*["d"] * 3000))
 
@@ -802,7 +802,7 @@ def test_a_temporary_file_that_cannot_be_removed_is_no_obstacle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stale = tmp_path / temporary("x", DEAD_PID, "0123abcd")
-    stale.mkdir()  # unlink refuses a directory, as it refuses another user's file
+    stale.mkdir()  # unlink fails for a directory, as for another user's file
     atomic.write_atomic(tmp_path / "x", b"data")
     assert files(tmp_path) == [stale.name, "x"]
 
@@ -831,7 +831,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 def newest(directory: Path) -> int:
-    """Return the newest epoch, having verified every checkpoint there."""
+    """Verify every checkpoint in a directory; return the newest epoch."""
     for path in directory.glob("epoch-*.npz"):
         arrays, meta = checkpoints.load(path)
         assert path.name == f"epoch-{meta['epoch']:04d}.npz"
@@ -842,7 +842,7 @@ def newest(directory: Path) -> int:
 
 
 def temporaries(directory: Path) -> set[int]:
-    """Return the process ids that temporary files bear."""
+    """Return the process ids in the names of temporary files."""
     return {int(path.name.split("-")[-3]) for path in directory.glob(".*.polybn-tmp")}
 
 

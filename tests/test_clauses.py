@@ -1,4 +1,4 @@
-"""Each clause of the specification is checked by a test, and no test or comment cites a clause that is not there."""
+"""Each clause of the specification has a test, and no test or comment cites a clause that does not exist."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def clauses_of(prose: str) -> list[str]:
 
 
 def marks_of(source: str) -> Iterator[str]:
-    """Yield the clauses that a module marks, on tests, on parameters or for all of it."""
+    """Yield the clauses in the marks of a module, on tests, on parameters or on the whole module."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("mark.clause"):
             assert node.args, f"a mark without a clause in line {node.lineno}"

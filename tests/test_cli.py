@@ -1,4 +1,4 @@
-"""The command line: what each command prints, draws and writes, and how it fails."""
+"""The command line: the output, pictures and files of each command, and its errors."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Polybn = Callable[..., Said]
 
 @pytest.fixture
 def polybn_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Polybn:
-    """Run ``polybn`` in an empty directory, as its script does, on the data that each test says."""
+    """Run ``polybn`` as its script does, in an empty directory."""
     monkeypatch.chdir(tmp_path)
     for name in ("POLYBN_BACKEND", "POLYBN_DATA", "POLYBN_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
@@ -84,7 +84,7 @@ def refused(said: Said, words: str, code: int = 2) -> None:
 
 # Help.
 
-COMMANDS = ["train", "compare", "predict", "data", "info"]
+COMMANDS = ["train", "compare", "predict", "data", "info", "stats"]
 
 
 def test_without_a_command_it_helps(polybn_: Polybn) -> None:
@@ -97,7 +97,7 @@ def test_without_a_command_it_helps(polybn_: Polybn) -> None:
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_helps(polybn_: Polybn, command: str, flag: str) -> None:
-    """With an example that begins as one would type it, where it takes arguments."""
+    """Every command explains itself, and has an example if it takes arguments."""
     said = polybn_(command, flag)
     assert (said.code, said.err) == (0, "")
     assert f"polybn {command} [OPTIONS]" in said.out
@@ -128,7 +128,7 @@ def test_the_script_is_installed() -> None:
 
 @needs_small
 def test_train(polybn_: Polybn, tmp_path: Path) -> None:
-    """Every line, and that the run is the one that was asked for."""
+    """Every printed line is right, and the run has the options of the command line."""
     said = polybn_("train", "--epochs", 2, "--batch-size", 128, "--lr", 0.5, "--seed", 3, "--last-batch", "drop")
     assert (said.code, said.err) == (0, "")
     *head, first, second, last = said.out.splitlines()
@@ -181,7 +181,7 @@ def where(said: Said) -> str:
 
 @needs_small
 def test_the_default_directory_is_a_new_one(polybn_: Polybn, tmp_path: Path) -> None:
-    """Also where one in the middle was deleted."""
+    """The directory has the first free number, which may be that of a deleted run."""
 
     def begin(*options: str) -> str:
         return where(polybn_("train", "--epochs", 0, *options))
@@ -217,7 +217,7 @@ RUN = "runs/numpy-spec-lr1-seed0"
 
 @needs_small
 def test_resume(polybn_: Polybn, tmp_path: Path) -> None:
-    """It needs no other word, whatever the options were."""
+    """The directory is enough to resume a run with any options."""
     polybn_("train", "--epochs", 1, "--norm", "none", "--lr", 0.5, "--batch-size", 64, "--seed", 3, "--out", "a")
     polybn_("train", "--epochs", 2, "--norm", "none", "--lr", 0.5, "--batch-size", 64, "--seed", 3, "--out", "b")
     said = polybn_("train", "--resume", "a", "--epochs", 2)
@@ -280,7 +280,7 @@ def test_the_data_of_a_run_are_found_again(polybn_: Polybn) -> None:
 
 
 def test_two_that_begin_in_one_directory(polybn_: Polybn, tmp_path: Path) -> None:
-    """One has it, the other gets one clear sentence; afterwards it is free again."""
+    """One process has the directory, the other gets one clear sentence; afterwards the directory is free again."""
     (tmp_path / "run").mkdir()
     with lock.hold(tmp_path / "run" / ".lock"):
         refused(
@@ -360,7 +360,7 @@ def test_divergence_is_told_in_a_line_with_a_code_of_its_own(polybn_: Polybn) ->
 
 @needs_small
 def test_control_c(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hint is for a shell; before anything was written there is nothing to go on with."""
+    """The hint is a command for a shell; before the first file there is nothing to resume, and no hint."""
 
     def interrupted(*arguments: object, out: Path, **options: object) -> None:
         if out.name == "a b":
@@ -448,7 +448,7 @@ def test_compare(polybn_: Polybn, tmp_path: Path) -> None:
 
 @needs_small
 def test_compare_tells_many_runs_apart(polybn_: Polybn) -> None:
-    """In 80 columns: every character of every name is there, and every number."""
+    """80 columns show every character of every name, and every number."""
     polybn_("train", "--epochs", 1)
     names = ["runs/numpy-spec-lr1-seed0", *(f"runs/numpy-spec-lr1-seed0-{number}" for number in range(2, 7))]
     for name in names[1:]:
@@ -483,7 +483,7 @@ def test_compare_takes_the_runs_inside(polybn_: Polybn) -> None:
 
 @needs_small
 def test_compare_shows_what_it_can_and_names_the_rest(polybn_: Polybn) -> None:
-    """Runs without a finished epoch are no fault; what is missing or damaged is, and it is shown after the rest."""
+    """A run without a finished epoch is no error. A missing or damaged one is, and is reported after the others."""
     polybn_("train", "--epochs", 1)
     polybn_("train", "--epochs", 0, "--out", "begun")
     said = polybn_("compare", RUN, "begun")
@@ -544,7 +544,7 @@ def test_a_picture_that_cannot_be_is_refused_before_any_work(
 
 
 def test_default_pictures_are_not_taken_for_files_of_the_project(polybn_: Polybn) -> None:
-    """In a clone, they would be added by `git add .`."""
+    """Otherwise `git add .` would add pictures in a clone."""
     ignored = (Path(__file__).parents[1] / ".gitignore").read_text().splitlines()
     for command in ("compare", "predict", "data"):
         (name,) = set(re.findall(r"\[default: ([\w.-]+\.png)\]", re.sub(r"[\s│]+", " ", polybn_(command, "-h").out)))
@@ -556,7 +556,7 @@ def test_default_pictures_are_not_taken_for_files_of_the_project(polybn_: Polybn
 
 @needs_small
 def test_predict(polybn_: Polybn, tmp_path: Path) -> None:
-    """The table is counted again here, from the saved state."""
+    """The table agrees with a count from the saved state."""
     polybn_("train", "--epochs", 3, "--batch-size", 64)
     name = f"{RUN}-batch64"
     said = polybn_("predict", name, "--count", 20, "--out", "grid.png")
@@ -585,7 +585,7 @@ def test_predict(polybn_: Polybn, tmp_path: Path) -> None:
 
 
 def test_a_score_by_hand() -> None:
-    """Of six bags, three are right, and the mistakes are a shirt twice and a dress once."""
+    """Three of six bags are right; two count as shirts and one as a dress."""
     labels = np.array([8] * 6 + [0], np.uint8)
     predictions = np.array([8, 6, 8, 3, 6, 8, 8], np.uint8)
     assert predicting._score(8, labels, predictions) == (3, 6, "Shirt (2)")
@@ -661,7 +661,7 @@ def test_info_lists_every_backend(polybn_: Polybn, monkeypatch: pytest.MonkeyPat
 
 
 def test_info_says_what_a_backend_can_train(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error of a backend that trains on one device sends people here."""
+    """`polybn info` shows the devices, because the error of a backend that trains on one device refers to it."""
     several = SimpleNamespace(describe=lambda: {"lib": "1"}, traits=Traits(several_devices=True, native_norm=True))
     monkeypatch.setattr(dispatch, "backends", lambda: {"numpy": None, "several": None})
     monkeypatch.setattr(dispatch, "backend", lambda name: several if name == "several" else polybn.backend("numpy"))
@@ -706,7 +706,7 @@ def show(console: Console) -> None:
 
 
 def test_a_terminal_gets_a_progress_bar() -> None:
-    """With the epoch, how much of it is done, the mean loss so far and the speed; it goes when the run ends."""
+    """The line shows the epoch, its progress, the mean loss so far and the speed, and goes when the run ends."""
     screen = io.StringIO()
     show(Console(file=screen, force_terminal=True, width=120, _environ={}))
     text = screen.getvalue()
@@ -718,7 +718,7 @@ def test_a_terminal_gets_a_progress_bar() -> None:
 
 
 def test_a_terminal_shows_that_the_first_step_is_being_prepared() -> None:
-    """A backend may compile for minutes."""
+    """The line appears before the first step, because a backend may compile for minutes."""
     screen = io.StringIO()
     with EpochDisplay(Console(file=screen, force_terminal=True, width=120, _environ={}), 1) as shown:
         assert screen.getvalue() == ""

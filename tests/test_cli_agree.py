@@ -1,4 +1,4 @@
-"""``polybn agree``: its table, its files, its exit codes, and what it says of names that it does not know."""
+"""``polybn agree``: its table, its files, its exit codes, and its errors for unknown names."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(*args: str) -> tuple[int, str]:
 def test_a_batch_norm_that_is_off_by_a_unit_is_named_with_a_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One unit in the last place is within the bounds, and not equal where answers are exact."""
+    """One unit in the last place is within the bounds, but not equal if answers are exact."""
     (tmp_path / "wrong_norm.py").write_text(WRONG)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)

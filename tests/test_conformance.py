@@ -1,4 +1,4 @@
-"""Every backend is held to the conformance kit, and its grades are K or better: accuracy that no mean can spoil."""
+"""Every backend passes the conformance kit with grades of K or better, whose accuracy depends on no mean."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polybn.conformance.subject import Subject, prepare
 from tests.conftest import COMPILING
 
 OF_OTHERS = {"P43"}
-"""What is asked only of those who declare otherwise than the specification."""
+"""Properties that apply only to adapters that declare a difference from the specification."""
 CHECKS = [name for name in conformance.IDS if not name.startswith("grade-") and name not in OF_OTHERS]
 KAPPA_FREE = LADDER[: LADDER.index("K") + 1]
 SEED = 20
@@ -54,7 +54,7 @@ def test_each_backend_is_graded_k_or_better(backend: str, dtype: str) -> None:
 
 
 def test_no_declaration_excuses_a_backend(backend: str) -> None:
-    """Each has the conventions, axes and ranks of the specification; libraries differ in dtypes, and by flushing."""
+    """Every backend declares the conventions, axes and ranks of the specification; dtypes and flushing may differ."""
     info = subject(backend).info
     expected = conformance.Info(info.name, info.version, dtypes=info.dtypes, flushes=info.flushes)
     assert info == expected._replace(compiles=info.compiles, differentiates_inference=True)

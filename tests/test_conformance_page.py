@@ -1,4 +1,4 @@
-"""What docs/conformance.md says: its code runs, and its adapter is one."""
+"""docs/conformance.md is right: its code runs, and its adapter works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of the data: what is written on them, and that nothing covers anything else."""
+"""Pictures of the data: their texts are right, and nothing covers anything else."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_right_and_wrong_differ_in_words() -> None:
 
 
 def test_the_pixels_are_the_images() -> None:
-    """Every pixel of every image is where it belongs, as four by four of the picture, to one level of grey."""
+    """Every pixel of every image is in its place, as four by four pixels of the picture, to one level of grey."""
     figure = contact_sheet._figure(IMAGES[:12], LABELS[:12], "Title", None)
     figure.set_dpi(4 * 40)
     canvas = FigureCanvasAgg(figure)
@@ -53,7 +53,7 @@ def test_the_pixels_are_the_images() -> None:
 @pytest.mark.parametrize("count", [1, 3, 10, 34])
 @pytest.mark.parametrize("predicted", [False, True])
 def test_nothing_covers_anything_else(count: int, predicted: bool) -> None:
-    """Also where each name is the longest one, and wrong."""
+    """Texts and images do not overlap, even if each name is the longest one, and wrong."""
     labels = np.full(count, CLASSES.index("Ankle boot"), np.uint8)
     predictions = np.full(count, CLASSES.index("T-shirt/top"), np.uint8) if predicted else None
     figure = contact_sheet._figure(IMAGES[:count], labels, "Title", predictions)

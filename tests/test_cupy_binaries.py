@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: found by the next process, made again where they do not fit. Emulated, or on a GPU."""
+"""Compiled kernels on disk: the next process finds them, and recompiles misfits. Emulated, or on a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KERNEL = ("vectors.cu", "fold<float>")
 
 @pytest.fixture
 def compilations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Keep binaries in a folder of the test's own, and note what is compiled."""
+    """Keep binaries in a folder of the test, and record what is compiled."""
     made: list[str] = []
     compiler, original = cupy.cuda.compiler, cupy.cuda.compiler.compile_using_nvrtc
 
@@ -47,7 +47,7 @@ def test_a_kernel_is_compiled_once(compilations: list[str], tmp_path: Path) -> N
 def test_what_does_not_fit_is_compiled_again(
     compilations: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    """Another text, option or compiler is another file; half a file is none."""
+    """Another text, option or compiler gives another file; half a file counts as missing."""
     from polybn_cupy.binaries import binary
     from polybn_cupy.sources import OPTIONS, source
 

@@ -1,4 +1,4 @@
-"""What the kernels cost in instructions, held to limits and to the record; NVRTC and nvdisasm, no GPU.
+"""The kernels' instruction counts, compared with limits and the record. Needs NVRTC and nvdisasm, and no GPU.
 
 It is skipped where they are not installed, unless POLYBN_REQUIRE_TOOLS names ``nvdisasm``.
 """
@@ -26,7 +26,7 @@ INFERENCE = Subject("inference", "float", "ROWS", 4)
 
 
 def recorded(subject: Subject) -> dict[str, Any] | None:
-    """Return what the record says, if the same compiler wrote it."""
+    """Return the record if it is of the same compiler."""
     record = json.loads(budget.RECORD.read_text(encoding="utf-8"))
     found: dict[str, Any] = record["kernels"][subject.label]
     return found if record["compiler"] == f"NVRTC {nvrtc.version()}" else None

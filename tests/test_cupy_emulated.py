@@ -1,7 +1,7 @@
 """The CUDA kernels, emulated: the tests of the contract and the conformance kit, on the same sources that a GPU runs.
 
 g++ compiles the kernels with tests/cuda_emulator, and a stand-in for CuPy's few names drives the whole Python side. It
-is arithmetic, control flow, indices and barriers that are tested; not the compiler, memory model and speed of a GPU.
+tests arithmetic, control flow, indices and barriers, but not the compiler, memory model and speed of a GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.support import emulation
 REASON = emulation.why_not()
 pytestmark = pytest.mark.skipif(REASON is not None and not emulation.required(), reason=str(REASON))
 
-# Emulation is slow: accuracy and lattice are left to the kit, programs to test_cupy_program.
+# Emulation is slow, so the kit checks accuracy and lattices, and test_cupy_program the programs.
 CONTRACT = (
     "degenerate", "dispatch", "faults", "gradients", "layer", "moments", "nan", "protocol", "purity", "range",
     "running_statistics", "second_order", "symmetries", "unusual", "where",
@@ -37,7 +37,7 @@ print(json.dumps({
 
 @pytest.mark.parametrize("module", CONTRACT)
 def test_the_contract_holds_emulated(module: str) -> None:
-    """What every backend is asked, but for 70,000 channels, of which the kit makes sure."""
+    """The tests for every backend pass, without those of 70,000 channels, which the kit repeats."""
     line = emulation.run_pytest(f"tests/test_{module}.py", "-k", "cupy and not 70000")
     passed = re.search(r"(\d+) passed", line)
     assert passed, line
@@ -54,12 +54,12 @@ def test_what_is_cupy_s_own_holds_emulated(module: str) -> None:
 
 
 def test_the_kit_passes_emulated() -> None:
-    """Class K or better in every dtype."""
+    """The grade is K or better in every dtype."""
     finished = emulation.run("-c", KIT)
     assert finished.returncode == 0, finished.stderr[-4000:]
     found = json.loads(finished.stdout.splitlines()[-1])
     assert "emulated" in found["name"]
-    # Open: the ends of the range, such as dx of subnormal x under a gamma near the largest number (docs/cupy.md).
+    # Known: the ends of the range, such as dx of subnormal x with a gamma near the largest number (docs/cupy.md).
     assert {words.partition(":")[0] for words in found["failures"]} <= {"G2", "G3", "G4"}
     assert set(found["grades"]) == {"float16", "bfloat16", "float32", "float64"}
     assert set(found["grades"].values()) <= {"K", "S"}

@@ -1,4 +1,4 @@
-"""What the emulation of kernels can show: missing barriers, threads that wait for ever, writes out of bounds."""
+"""The emulation of kernels finds missing barriers, threads that wait in vain, and writes out of bounds."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def load(code: str, name: str) -> Any:
 
 
 def neighbours(code: str, step: int) -> list[bool]:
-    """Tell whether each of two launches, which visit threads in opposite orders, was right."""
+    """Return whether each of two launches, which visit threads in opposite orders, was right."""
     kernel, right = load(code, "neighbours"), []
     expected = [(t + step) % THREADS + 1000 * turn for turn in range(2) for t in range(THREADS)]
     for _ in range(2):
@@ -62,7 +62,7 @@ def neighbours(code: str, step: int) -> list[bool]:
 
 @pytest.mark.parametrize("step", [1, 5, THREADS - 1, THREADS - 33])
 def test_a_missing_barrier_shows(step: int) -> None:
-    """Of a write and a read, and of a read and the next write: in one order of threads or the other."""
+    """Each barrier matters, after a write or after a read: one of the two orders of threads shows its absence."""
     assert neighbours(NEIGHBOURS, step) == [True, True]
     for barrier in (BEFORE_READ, BEFORE_WRITE):
         assert not all(neighbours(NEIGHBOURS.replace(barrier, ""), step)), barrier
@@ -90,7 +90,7 @@ __global__ void arrival(unsigned* state, int* mail, int* out) {
 
 @pytest.mark.parametrize("barrier", [True, False])
 def test_a_block_that_arrives_before_its_threads_are_done_shows(barrier: bool) -> None:
-    """The others read what it has not written: an atomic operation lets them go first."""
+    """Without the barrier other blocks read too early, because an atomic operation lets them run first."""
     code = ARRIVAL if barrier else ARRIVAL.replace("/* before it is told */ __syncthreads();", "")
     kernel, right = load(code, "arrival"), []
     for _ in range(2):
@@ -101,10 +101,10 @@ def test_a_block_that_arrives_before_its_threads_are_done_shows(barrier: bool) -
 
 
 ENDS = {
-    "threads that wait in two places": ("threads wait for each other for ever", """
+    "threads that wait in two places": ("threads wait for each other forever", """
         __global__ void bad(int* out) { if (threadIdx.x) __syncthreads(); else __shfl_xor_sync(0xffffffffu, 1, 1); }
         """),
-    "a block that waits for one that never comes": ("threads sleep for ever", """
+    "a block that waits for one that never comes": ("threads sleep forever", """
         __global__ void bad(int* out) { while (!*static_cast<volatile int*>(out)) __nanosleep(32); }
         """),
     "a shuffle without all lanes": ("a shuffle whose mask leaves lanes out", """
@@ -133,7 +133,7 @@ load(ENDS[{name!r}][1], "bad")((1,), (64,), (out,), shared_mem=256)
 
 @pytest.mark.parametrize("name", ENDS)
 def test_what_a_gpu_would_not_forgive_ends_the_run(name: str) -> None:
-    """It is in a process of its own, for it ends that."""
+    """Run the fault in a new process, because the emulator ends its process."""
     run = subprocess.run([sys.executable, "-c", RUN.format(name=name)], capture_output=True, text=True, check=False)
     assert run.returncode != 0
     assert ENDS[name][0] in run.stderr

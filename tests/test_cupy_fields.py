@@ -1,6 +1,6 @@
-"""Structs passed by value, field by field: where C++ puts a field, Python wrote the value that belongs there.
+"""Structs passed by value, field by field: at the place of each field in C++, Python wrote its value.
 
-Emulated only. Each field is 8 bytes, or some such; together they are the whole struct.
+Emulated only. The fields fill the whole struct.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PLAN = {"tile_channels": "channels", "chunks": "chunks", "rounds": "rounds", "me
 
 @pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Keep the arguments of each kernel's last launch, by its name, and under "tiling" how its problem was cut."""
+    """Keep the arguments of each kernel's last launch by its name, and its tiling under "tiling"."""
     from polybn_cupy import launch, plan
 
     seen: Any = {}
@@ -65,7 +65,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def offsets(file: str, name: str, paths: list[str]) -> list[int]:
-    """Ask the compiler where fields are, and last, how long the struct is."""
+    """Ask the compiler for the offsets of the fields, and last, for the size of the struct."""
     from polybn_cupy.sources import OPTIONS, source
 
     lines = [f"    at[{i}] = __builtin_offsetof({name}, {path});\n" for i, path in enumerate(paths)]
@@ -80,7 +80,7 @@ def offsets(file: str, name: str, paths: list[str]) -> list[int]:
 
 
 def check(file: str, name: str, arguments: bytes, fields: Fields) -> None:
-    """Compare each field, and that nothing is left between them or behind them."""
+    """Compare each field, and assert that there is nothing between or behind the fields."""
     at = offsets(file, name, list(fields))
     end = 0
     for (path, value), offset in zip(fields.items(), at, strict=False):
@@ -133,7 +133,7 @@ def group(captured: Any, kernel: str, prefix: str) -> Fields:
 
 
 def call(*, training: bool) -> tuple[Any, ...]:
-    """Arrays of which no two fields could be confused: gamma of stride 2, dy of NHWC, a mask of stride 0."""
+    """Arrays whose fields all differ, so that confusion shows: gamma of stride 2, dy in NHWC, a mask of stride 0."""
     case = sample(1, "float32", SHAPE, training=training)
     arrays = [cupy.array(a) for a in case.arrays().values() if a is not None]
     arrays[1] = cupy.array(np.repeat(arrays[1].get(), 2))[::2]
@@ -194,7 +194,7 @@ def test_inference(captured: Captured) -> None:
 
 
 LAST = (24000, 6, 3), 1
-"""Strides of dy."""
+"""The strides of dy."""
 
 
 def operands(captured: Captured, kernel: str, arrays: dict[str, Any], where: Any, gamma: Any, pullback: Any) -> Fields:

@@ -41,7 +41,7 @@ SIZES = (
 
 @pytest.mark.parametrize("sizes", SIZES)
 def test_positions_are_found_in_memory(sizes: tuple[int, ...]) -> None:
-    """Digits with carries: compared with Python's integers at the start, in the middle and at the end."""
+    """Digits with carries are Python's integers at the start, in the middle and at the end."""
     from polybn_cupy.layout import Layout
     from polybn_cupy.plan import Tiling
     from polybn_cupy.sources import OPTIONS, source
@@ -72,9 +72,9 @@ def test_positions_are_found_in_memory(sizes: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_values_far_apart(training: bool) -> None:
-    """Values that lie more than 2^31 values apart are those of an array in one piece."""
+    """Values that are more than 2^31 places apart give the results of a contiguous array."""
     case, step = sample(5, "float16", (2, 3, 5), training=training), (1 << 31) + 5
-    room = np.empty(step + 64, np.float16)  # pages that nobody touches take no memory
+    room = np.empty(step + 64, np.float16)  # untouched pages take no memory
     host = np.lib.stride_tricks.as_strided(room, (2, 3, 5), (2 * step, 10, 2))
     host[...] = case.x
     near = cupy.array(case.x)

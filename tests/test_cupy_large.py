@@ -1,6 +1,6 @@
-"""More than 2^31 values, and channels that no group of blocks can hold. On a GPU; emulated, with fewer values.
+"""More than 2^31 values, and channels too large for any group of blocks. On a GPU, or emulated with fewer values.
 
-The batch is one member over and over: its statistics are those of the member, and so are its results, up to rounding.
+The batch repeats one member, so it has the statistics and the results of that member, up to rounding.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def many(member: Any, *, channels_last: bool) -> Any:
 
 
 def first_of(whole: Any) -> Any:
-    """Return the first member, once all others have been seen to be the same, bit for bit."""
+    """Assert that all members are equal bit by bit; return the first."""
     first = whole[0].get()
     for start in range(0, MEMBERS, 10_000):
         part = whole[start : start + 10_000]
@@ -48,7 +48,7 @@ def first_of(whole: Any) -> Any:
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_batch_of_one_member_over_and_over(training: bool, channels_last: bool) -> None:
-    """y and dx are the same for each member, and those of float64 arithmetic on one of them."""
+    """y and dx are equal for all members, and agree with float64 arithmetic on one of them."""
     random = np.random.default_rng(5)
     x, dy = ((random.normal(size=(CHANNELS, POSITIONS)) * 2 + 3).astype(np.float16) for _ in range(2))
     state = [

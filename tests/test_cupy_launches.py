@@ -1,4 +1,4 @@
-"""How the CuPy backend launches: one kernel a call, in the shapes planned, on the stream and device of its arrays.
+"""The launches of the CuPy backend: one kernel per call, in the planned shape, on the stream and device of its arrays.
 
 Emulated only: it reads what the stand-in for CuPy recorded.
 """
@@ -54,7 +54,7 @@ def test_a_channel_too_large_for_one_block_is_shared_by_a_group(launches: list[A
 def test_no_device_changes_a_bit(
     monkeypatch: pytest.MonkeyPatch, multiprocessors: int, shared: int, dtype: str
 ) -> None:
-    """Sums are cut along one tree, whatever the number of blocks and rounds that a device asks for."""
+    """Sums follow one tree for any number of blocks and rounds."""
     from polybn_cupy import launch
 
     case = sample(4, dtype, (9, 3, 12_007), kappa=5.0)
@@ -106,7 +106,7 @@ def test_results_are_where_their_arguments_are() -> None:
 
 
 def test_work_goes_to_the_current_stream(launches: list[Any]) -> None:
-    """A captured stream remembers the launches, and does them again."""
+    """A captured stream records launches, and repeats them."""
     x = cupy.array(np.array([[1.0], [3.0]], np.float32))
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
@@ -119,7 +119,7 @@ def test_work_goes_to_the_current_stream(launches: list[Any]) -> None:
 
 
 def test_streams_and_devices_have_barriers_and_mail_of_their_own() -> None:
-    """Two streams run at once: groups of the one must not meet those of the other."""
+    """Two streams run at once, so their groups of blocks must not share counters."""
     from polybn_cupy import launch
 
     streams, found = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)], []
@@ -161,7 +161,7 @@ def test_each_device_loads_its_own_kernels() -> None:
 
 
 def test_the_emulation_refuses_to_wait_in_a_capture() -> None:
-    """So that a copy to the host, hidden in a captured call, is found without a GPU."""
+    """The emulation refuses it, so that a hidden copy to the host in a captured call is found without a GPU."""
     x = cupy.array(np.ones((4, 3), np.float32))
     with cupy.cuda.Stream(non_blocking=True) as stream:
         stream.begin_capture()

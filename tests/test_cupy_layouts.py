@@ -1,4 +1,4 @@
-"""Clause S1 for CuPy: neither memory layout nor how a problem is shared out changes a bit. Emulated, or on a GPU."""
+"""Clause S1 for CuPy: neither memory layout nor the division of work changes a bit. Emulated, or on a GPU."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ ARGUMENTS = ("x", "gamma", "beta", "running_mean", "running_var", "dy", "where")
 
 
 def device(a: Array | None, layout: View) -> Any:
-    """Bring an array to the device, laid out there as asked."""
+    """Copy an array to the device in the given layout."""
     if a is None:
         return None
     host, view = layout(np.asarray(a))
@@ -89,7 +89,7 @@ def test_layouts(case: Case, layout: View, data: st.DataObject) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("shape", [(13, 12, 40, 16), (131, 8, 33), (2049, 136), (3, 2, 100_003)])
 def test_large_layouts(shape: tuple[int, ...], dtype: str, training: bool) -> None:
-    """Groups of blocks, several rounds, vectors and single values: the same bits, for NCHW and NHWC memory."""
+    """Groups of blocks, rounds, vectors and single values all give the same bits, for NCHW and NHWC memory."""
     case = sample(7, dtype, shape, kappa=3.0, training=training)
     base = call(case)
     for layout in (channels_last, fortran, offset):
@@ -99,7 +99,7 @@ def test_large_layouts(shape: tuple[int, ...], dtype: str, training: bool) -> No
 @pytest.mark.clause("S1")
 @pytest.mark.parametrize("training", [True, False])
 def test_zero_strides(training: bool) -> None:
-    """Broadcast views are served like their copies."""
+    """Broadcast views give the results of their copies."""
     case = sample(6, "float32", (7, 5, 3), training=training)
     x = np.ascontiguousarray(np.broadcast_to(case.x[:, :, :1], case.x.shape))
 
@@ -112,7 +112,7 @@ def test_zero_strides(training: bool) -> None:
 
 @pytest.mark.clause("S6")
 def test_y_lies_as_x_does() -> None:
-    """The output of a NHWC tensor is one, too."""
+    """The output of an NHWC tensor has NHWC memory, too."""
     x = channels_last(np.ones((2, 3, 4, 5), np.float32))
     placed = x[1](cupy.array(x[0]))
     assert polybn.batch_norm(placed, training=True).y.strides == placed.strides

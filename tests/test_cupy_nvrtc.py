@@ -38,7 +38,7 @@ def test_each_file_has_kernels_and_each_kernel_a_file() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES if THOROUGH else ARCHITECTURES[1:2])
 @pytest.mark.parametrize("file", FILES)
 def test_all_instances_compile_without_a_word(file: str, architecture: int) -> None:
-    """To PTX; for sm_90 to machine code, where the plan counts on three blocks of a multiprocessor."""
+    """Kernels compile to PTX; machine code for sm_90 lets a multiprocessor hold three blocks, as planned."""
     options = (*SOURCES.OPTIONS, "--device-as-default-execution-space")  # CuPy appends it
     log = nvrtc.compile(
         SOURCES.source(file),
@@ -58,7 +58,7 @@ def test_all_instances_compile_without_a_word(file: str, architecture: int) -> N
 
 @needs_nvrtc
 def test_subnormal_numbers_are_numbers() -> None:
-    """The options keep them: ``.ftz`` in PTX would flush them to zero."""
+    """No instruction flushes subnormal numbers to zero: PTX has no ``.ftz``."""
     file, name = "vectors.cu", "fold<float>"
     kept, flushed = (
         nvrtc.to_ptx(SOURCES.source(file), file, [name], "compute_90", (*SOURCES.OPTIONS, *more))

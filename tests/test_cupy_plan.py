@@ -1,4 +1,4 @@
-"""What a plan promises a launch: memory that a block may have, blocks that are resident together, vectors that fit."""
+"""Plans keep the limits of a launch: memory per block, blocks that are resident together, vectors that fit."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
 
 DEVICES = ((48, 20), (64, 40), (96, 80), (99, 128), (163, 108), (227, 132), (227, 148))
-"""Kilobytes of shared memory that a block may ask for, and multiprocessors: Pascal to Blackwell."""
+"""Devices from Pascal to Blackwell: kilobytes of shared memory that a block may use, and multiprocessors."""
 ITEMS = {2: 8, 4: 4, 8: 2}
-"""Bytes of a value, and how many are moved at once."""
+"""For the bytes of a value, how many values are moved at once."""
 
 
 @given(

@@ -31,9 +31,9 @@ def losses(backend: str, norm: networks.Norm) -> np.ndarray:
 
 @pytest.mark.parametrize("norm", ["spec", None])
 def test_fifty_steps_on_real_images_are_those_of_numpy(norm: networks.Norm) -> None:
-    """Each loss within 1e-3: rounding differs, and training multiplies the difference step by step.
+    """Losses agree within 1e-3: rounding differs, and each step of training multiplies the difference.
 
-    The rate is 0.05, for at 0.5 batches of 16 multiply a difference of 1e-6 by 100 in 8 steps, on any backend.
+    The rate is 0.05, because at 0.5 and batches of 16 eight steps multiply a difference of 1e-6 by 100 on any backend.
     """
     ours, reference = losses("cupy", norm), losses("numpy", norm)
     assert np.abs(ours - reference).max() <= 1e-3
@@ -50,7 +50,7 @@ def test_cupy_has_no_batch_norm_of_its_own() -> None:
 
 @pytest.mark.skipif(not EMULATED, reason="it reads what the emulation recorded")
 def test_a_step_is_one_graph() -> None:
-    """Two sizes of batch are captured once each; an epoch replays them, and its batch norms are one launch each way."""
+    """Each of two batch sizes is captured once and replayed in every epoch; a batch norm is one launch in each pass."""
     rng, network = np.random.default_rng(0), networks.lenet()
     images, labels = rng.integers(0, 256, (10, 1, 28, 28), np.uint8), rng.integers(0, 10, 10, np.uint8)
     program: Any = compile(network, polybn.backend("cupy"), networks.initial_state(network, 0), batch_size=4)

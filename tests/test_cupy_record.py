@@ -27,7 +27,7 @@ test "$2" != memcheck && exit 0
 shift 4
 exec "$@"
 """
-"""In place of compute-sanitizer: it runs the command once, and finds a race."""
+"""A stand-in for compute-sanitizer that runs the command once, and reports a race."""
 
 
 def check(out: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
@@ -38,7 +38,7 @@ def check(out: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str],
 
 @needs_emulation
 def test_a_record_grows_part_by_part(tmp_path: Path) -> None:
-    """Each run adds its parts; the record says what it speaks of, and calls itself emulated."""
+    """Each run adds its parts; the record names its device, versions and sources, and says that it is emulated."""
     run, record = check(tmp_path, "--parts", "speed")
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     assert record["emulated"] is True
@@ -61,7 +61,7 @@ def test_a_record_grows_part_by_part(tmp_path: Path) -> None:
 
 @needs_emulation
 def test_sanitizers_call_every_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under a tool that is there, and says what it found."""
+    """Kernels run under an installed tool, and the record has its findings."""
     (tmp_path / "compute-sanitizer").write_text(TOOL)
     (tmp_path / "compute-sanitizer").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
@@ -77,7 +77,7 @@ def test_sanitizers_call_every_kernel(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @needs_emulation
 def test_what_does_not_end_is_written_down(tmp_path: Path) -> None:
-    """A part that is killed leaves what it had found, and is not passed; the next part runs."""
+    """A part that is killed keeps its findings so far and has not passed; the next part runs."""
     code = (
         "import os, sys; from tests.gpu import check as gpu_check, speed as gpu_speed\n"
         "def speed():\n    yield {'ok': True, 'first': 1}\n    os.kill(os.getpid(), 9)\n"
@@ -119,7 +119,7 @@ def test_what_other_sources_gave_does_not_count(tmp_path: Path) -> None:
     ("cuda:0 (emulated by g++)", "| cupy | gpu, **emulated** (cuda:0 (emulated by g++)) |"),
 ])  # fmt: skip
 def test_the_table_of_support_reads_both_records(tmp_path: Path, device: str, row: str) -> None:
-    """The kit's report in a made-up version line, with gpu-check's beside it; an emulated one is no run on a GPU."""
+    """The table shows the kit's report with gpu-check's findings; an emulated record is no run on a GPU."""
     report = conformance.check(conformance.resolve("polybn-numpy"), only=["P15", "grade-float32"], seed=0)
     data = json.loads(report.to_json())
     data["adapter"] |= {"name": "PolyBN on cupy", "version": f"0.1.0, cupy 14.2.0, CUDA 13.0, device {device}"}
@@ -141,8 +141,8 @@ def test_the_table_of_support_reads_both_records(tmp_path: Path, device: str, ro
 
 
 def test_a_source_tree_introduces_its_backends(tmp_path: Path) -> None:
-    """Where PolyBN is not installed, entry points are read from pyproject.toml, for all processes to come."""
-    for name in ("pyproject.toml", "polybn", "backends", "tests"):  # an installation leaves metadata beside them
+    """If PolyBN is not installed, entry points come from pyproject.toml, also for child processes."""
+    for name in ("pyproject.toml", "polybn", "backends", "tests"):  # without the metadata of an installation
         (tmp_path / name).symlink_to(emulation.ROOT / name)
     code = (
         "import sys; sys.path[:] = [p for p in sys.path if p and 'site-packages' not in p]\n"

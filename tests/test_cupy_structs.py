@@ -1,4 +1,4 @@
-"""Structs passed by value: what Python packs is as long as what C++ reads, and fits a kernel's parameters."""
+"""Structs passed by value have the same size in Python and C++, and fit a kernel's parameters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MOST_PARAMETER_BYTES = 4096
 
 
 def sizes() -> dict[str, int]:
-    """Ask the compiler."""
+    """Ask the compiler for the size of a struct."""
     from polybn_cupy.sources import OPTIONS, source
 
     found: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""CuPy: what depends on values is answered with NaN, for nothing may wait for the device. Emulated, or on a GPU."""
+"""CuPy answers errors that depend on values with NaN, because no call may wait for the device. Emulated or on a GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMPOSSIBLE = (-1.5, -1e-45, float("nan"), float("inf"), float("-inf"))
 @pytest.mark.parametrize("value", IMPOSSIBLE)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_an_impossible_variance_spoils_its_channel(dtype: str, value: float) -> None:
-    """y and dx of the channel are NaN, and no other channel changes; fold does the same."""
+    """y and dx of the channel are NaN, and no other channel changes; the same holds for fold."""
     case = sample(3, dtype, (7, 5, 3), training=False)
     assert case.running_var is not None
     spoiled = case.running_var.copy()
@@ -38,7 +38,7 @@ def test_an_impossible_variance_spoils_its_channel(dtype: str, value: float) -> 
 @pytest.mark.clause("S4", "S12")
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_an_unbiased_variance_of_one_value_is_nan(dtype: str) -> None:
-    """The channel that ``where`` leaves one value of has y = beta there, dx 0, and a running variance of NaN."""
+    """A channel with one kept value has y = beta there, dx 0, and an unbiased running variance of NaN."""
     case = sample(6, dtype, (7, 5, 3), momentum=0.5)
     where = np.ones(case.x.shape, bool)
     where[:, 2] = False
@@ -59,7 +59,7 @@ def test_an_unbiased_variance_of_one_value_is_nan(dtype: str) -> None:
 
 
 def test_no_values_come_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training, inference and derivatives copy nothing back and wait for nothing."""
+    """Training, inference and derivatives neither copy to the host nor wait for the device."""
     case = sample(1, "float32", (7, 3, 5))
     b = polybn.backend("cupy")
     arrays = [b.asarray(a) for a in case.arrays().values() if a is not None]

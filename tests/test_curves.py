@@ -1,4 +1,4 @@
-"""Learning curves as pictures: told from the pixels."""
+"""Learning curves as pictures, checked by their pixels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def history(epochs: int, rate: float = 1.0) -> list[Epoch]:
 
 
 class Shot(NamedTuple):
-    """A picture, and the figure that it shows."""
+    """The pixels of a picture, and its figure."""
 
     picture: Picture
     figure: Figure
@@ -102,13 +102,13 @@ def test_a_failure_half_way_leaves_the_old_picture(tmp_path: Path, monkeypatch: 
 def test_the_size_leaves_room_for_every_name(shoot: Camera, runs: int, rows: int) -> None:
     picture = shoot({f"run {index}": history(3, 1 + index / 9) for index in range(runs)}).picture
     assert picture.shape == (480 + 30 * rows, 1440, 3)
-    ink = (picture[490:] != 255).any(axis=(1, 2))  # the names: no row of them is cut off at the bottom
+    ink = (picture[490:] != 255).any(axis=(1, 2))  # the names, which must not be cut off at the bottom
     assert ink.any()
     assert not ink[-4:].any()
 
 
 def test_each_panel_shows_each_run_and_its_direction(shoot: Camera) -> None:
-    """Loss falls to the right, accuracies rise; the run that learns faster is below in loss, else above."""
+    """Loss falls to the right, accuracies rise; the faster run has less loss and more accuracy."""
     shot = shoot({"slow": history(6, 0.5), "fast": history(6, 2)})
     for panel, falls in enumerate((True, False, False)):
         means = []
@@ -122,7 +122,7 @@ def test_each_panel_shows_each_run_and_its_direction(shoot: Camera) -> None:
 
 
 def test_unequal_lengths_end_where_they_end(shoot: Camera) -> None:
-    """Epochs lie at equal distances: a run half as long ends half way."""
+    """Epochs have equal distances: a run of half the length ends half way."""
     shot = shoot({"long": history(9), "short": history(5, 2), "one": history(1, 3)})
     for panel in range(3):
         columns = [shot.pixels(index, panel)[1] for index in range(3)]

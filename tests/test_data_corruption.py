@@ -1,4 +1,4 @@
-"""Damaged data: whatever happened to a file, it is refused, in words that say which, why and what to do."""
+"""Damaged data: any damaged file is refused, and the error says which file, why and what to do."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ by_file = pytest.mark.parametrize("file", FILES)
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory of the test's own, and the subset in it, which stands in for the full data."""
+    """A temporary directory with the subset, which stands in for the full data."""
     monkeypatch.setattr(fashion_mnist, "FULL", SAMPLE._replace())
     shutil.copytree(SAMPLES, tmp_path / "data")
     return tmp_path / "data"
@@ -88,7 +88,7 @@ def test_truncation(file: str, packed: bool, directory: Path) -> None:
 
 @pytest.mark.parametrize("content", SAMPLE.contents, ids=lambda content: str(content.name))
 def test_flipped_bits_of_compressed_files(content: Content, directory: Path) -> None:
-    """Every bit of the header, and 30 anywhere: refused, or without any effect on what comes out."""
+    """Each flipped bit, all in the header and 30 elsewhere, is refused or has no effect on the content."""
     path = directory / f"{content.name}.gz"
     whole, expected = path.read_bytes(), editions._array(path, content)
     refusals = 0
@@ -141,7 +141,7 @@ def test_files_that_changed_names(here: int, there: int, packed: bool, directory
 
 
 def test_another_data_set_under_these_names(directory: Path) -> None:
-    """As when digits lie where clothes should: the format is right, and so is every number in it."""
+    """Another data set in the right format is refused, such as MNIST's digits under these names."""
     for file, content in zip(FILES, SAMPLE.contents, strict=True):
         header = struct.pack(f">HBB{len(content.shape)}I", 0, 8, len(content.shape), *content.shape)
         values = np.arange(np.prod(content.shape), dtype=np.uint64).reshape(content.shape) % 10
@@ -265,7 +265,7 @@ def test_idx_read_back(dimensions: list[int], data: st.DataObject) -> None:
 @given(st.binary(max_size=64), st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple))
 @example(header(2) + b"ab", (2,))
 def test_idx_of_any_bytes(content: bytes, shape: tuple[int, ...]) -> None:
-    """Either every byte is accounted for, or the content is refused; there is no third way."""
+    """Either every byte is accounted for, or the content is refused."""
     try:
         parsed = parse(content, shape)
     except DamagedError:
@@ -301,7 +301,7 @@ def test_gzip_faults(data: bytes, words: str) -> None:
 
 
 def test_every_bit_of_a_gzip_file(directory: Path) -> None:
-    """Flipped, it is noticed, or it means nothing: some bits of the header, and the padding before the trailer."""
+    """A flipped bit is found or has no effect, as some bits of the header and the padding before the trailer."""
     data = (SAMPLES / LABELS).read_bytes()
     content = gunzip(data, 1_008)
     unnoticed = []
@@ -348,7 +348,7 @@ print(text(editions._array, big, Content("big", (60_000,), "")))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS limits memory on Linux")
 def test_a_bomb_does_no_harm(tmp_path: Path) -> None:
-    """One MiB that decompresses to one GiB, and a file of four GiB, with half a GiB to live in."""
+    """One MiB that decompresses to one GiB, and a file of four GiB, are refused by a process with half a GiB."""
     packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
     mebibyte = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
     checksum = 0

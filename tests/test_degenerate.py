@@ -1,4 +1,4 @@
-"""Clause S11: one value a channel, and none; and S14's refusal of an unbiased variance of one value."""
+"""Clause S11: channels of one value, and of none; and S14's refusal of an unbiased variance of one value."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EMPTY = [
 @pytest.mark.parametrize(("shape", "axis"), SINGLE)
 @pytest.mark.parametrize("eps", [0.0, 1e-5])
 def test_one_value(backend: str, dtype: str, shape: tuple[int, ...], axis: int, eps: float) -> None:
-    """With m = 1, y is beta, the running variance takes in 0 and the mean the value; dx and dgamma are 0."""
+    """With m = 1, y is beta, running statistics move towards the value and 0, and dx and dgamma are 0."""
     case = sample(1, dtype, shape, axis, kappa=4.0, momentum=0.5, eps=eps)
     outcome = run(polybn.backend(backend), case)
     wide = statistics_dtype(case.x)
@@ -49,7 +49,7 @@ def test_one_value(backend: str, dtype: str, shape: tuple[int, ...], axis: int, 
 @pytest.mark.clause("S11", "S14")
 @pytest.mark.parametrize(("shape", "axis"), SINGLE)
 def test_one_value_unbiased(backend: str, shape: tuple[int, ...], axis: int) -> None:
-    """An unbiased variance of one value is refused in training, and no matter in inference."""
+    """An unbiased variance of one value is refused in training, and allowed in inference."""
     b, case = polybn.backend(backend), sample(1, "float32", shape, axis, running_variance="unbiased")
     with pytest.raises(polybn.DomainError, match="running_variance"):
         run(b, case)
@@ -64,7 +64,7 @@ def test_one_value_unbiased(backend: str, shape: tuple[int, ...], axis: int) -> 
 def test_no_value(
     backend: str, dtype: str, shape: tuple[int, ...], axis: int, training: bool, running_variance: RunningVariance
 ) -> None:
-    """With m = 0, y is empty, running statistics are unchanged to the bit, gradients 0, and nothing warns."""
+    """With m = 0, y is empty, running statistics keep their bits, gradients are 0, and nothing warns."""
     b = polybn.backend(backend)
     case = sample(2, dtype, shape, axis, training=training, momentum=0.25, running_variance=running_variance)
     outcome = run(b, case)
@@ -89,7 +89,7 @@ def assert_zero_vectors(outcome: Outcome, channels: int) -> None:
 @pytest.mark.clause("S11", "S15")
 @pytest.mark.parametrize(("shape", "axis"), EMPTY)
 def test_moments_of_no_value(backend: str, shape: tuple[int, ...], axis: int) -> None:
-    """The moments of nothing have count 0 and m2 = 0, and a finite mean; nothing warns."""
+    """The moments of no values have count 0, m2 0 and a finite mean, without a warning."""
     b = polybn.backend(backend)
     count, mean, m2 = (b.to_numpy(a) for a in polybn.moments(b.asarray(np.zeros(shape, np.float32)), axis=axis))
     assert count.shape == mean.shape == m2.shape == (shape[axis],)

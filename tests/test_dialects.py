@@ -1,4 +1,4 @@
-"""Dialects: the table is whole and its facts are those of installed frameworks; arguments compute as frameworks do."""
+"""Dialects: the table is complete and true of installed frameworks, and arguments compute as frameworks do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from polybn.spec import DomainError, DTypeError
 from tests.support.frameworks import FRAMEWORKS, Array, why_not
 
 EPS = 0.5
-"""So large that an eps elsewhere than inside the root is seen."""
+"""An eps so large that adding it outside the root shows."""
 SHAPES = ((2, 3, 1, 1), (5, 3, 1, 1), (5, 3, 7, 11))
 
 
@@ -109,7 +109,7 @@ def framework(request: pytest.FixtureRequest) -> str:
 
 
 def batches(seed: int) -> Iterator[Array]:
-    """Yield batches whose channels lie around -4, 0 and 9, on other scales."""
+    """Yield batches whose channels have means around -4, 0 and 9, and different scales."""
     rng = np.random.default_rng(seed)
     for step in range(6):
         noise = rng.standard_normal(SHAPES[step % 3])
@@ -199,7 +199,7 @@ def test_arguments_do_step_by_step_what_the_layer_does() -> None:
 
 
 def test_a_debiased_average_gives_each_batch_its_weight() -> None:
-    """After two batches with rho, the average is (rho * first + second) / (rho + 1), whatever came before."""
+    """After two batches with rho, the average is (rho * first + second) / (rho + 1), for any initial value."""
     layer = polybn.BatchNorm(1, dialect="haiku", momentum=0.5)
     layer.running_mean = np.array([1e6], "f")
     for value in (2.0, 8.0):
@@ -254,7 +254,7 @@ def test_words_of_a_dialect_are_its_own() -> None:
 def test_what_cannot_be_said_is_said_in_words(dialect: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(DomainError, match=r"^polybn\.BatchNorm: .*" + words):
         polybn.BatchNorm(3, dialect=dialect, **options)
-    if options.keys() & {"running_variance"} or None in options.values():  # known to the layer alone
+    if options.keys() & {"running_variance"} or None in options.values():  # known only to the layer
         return
     with pytest.raises(DomainError, match=rf"^polybn\.dialects\.{dialect.upper()}\.arguments: .*" + words):
         DIALECTS[dialect].arguments(**options)
@@ -309,7 +309,7 @@ DEFAULTS = {
     "gluon": ("mxnet.gluon.nn", "BatchNorm"),
     "tinygrad": ("tinygrad.nn", "BatchNorm"),
 }
-"""The layers that are made by a signature with defaults."""
+"""The layers with defaults in their signatures."""
 
 
 @pytest.mark.parametrize("name", DEFAULTS)

@@ -1,4 +1,4 @@
-"""States from one framework to another: there and back is the identity, what is not exact is said, no guesses."""
+"""Conversion of states: there and back is the identity, notes name what is not exact, and nothing is guessed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ U = 2.0**-24
 
 
 def made(name: str, seed: int, steps: int, momentum: float, eps: float) -> State:
-    """Make a state such as training leaves, of seven channels, under a dialect's own names."""
+    """Make a state of seven channels, as after training, under a dialect's own names."""
     rng, dialect = np.random.default_rng(seed), DIALECTS[name]
     mean, var = rng.standard_normal(7) * 30 + 100, rng.gamma(2, 5, 7)
     left = momentum**steps
@@ -63,12 +63,12 @@ def test_there_and_back_is_the_identity(source: str, seed: int, steps: int, mome
 
 
 def plain(dialect: Dialect) -> bool:
-    """Tell whether the arrays are copied: neither divided nor multiplied by anything."""
+    """Return whether the arrays are only copied, without arithmetic."""
     return dialect.stored == "variance" and not dialect.debiased
 
 
 def close(found: NDArray[Any], wanted: NDArray[Any], *, roundings: int, eps: float) -> None:
-    """Allow for roundings of float32; an inverse root, of a variance below eps, magnifies them by (v + eps) / v."""
+    """Bound roundings of float32, which an inverse root of a variance below eps magnifies by (v + eps) / v."""
     if roundings == 0:
         np.testing.assert_array_equal(found, wanted)
         return
@@ -88,7 +88,7 @@ def test_to_itself_a_state_is_copied_without_a_word(name: str) -> None:
         assert not np.shares_memory(found[word], value)
 
 
-# What is exact, by numbers.
+# Exact conversions, in numbers.
 
 
 def vectors(name: str, **values: float) -> State:
@@ -116,7 +116,7 @@ def test_caffe_divides_by_its_factor() -> None:
     assert convert(state, "caffe", "cudnn").state == convert(PYTORCH, "pytorch", "cudnn").state
     state = vectors("caffe", gamma=2, beta=3, running_mean=0, running_var=0, factor=0)
     assert convert(state, "caffe", "cudnn").state["resultRunningVariance"].tolist() == [0]
-    # With a momentum of 1/2, two batches make a factor of 1.5, and endlessly many 2.
+    # With a momentum of 1/2, the factor is 1.5 for two batches, and 2 for infinitely many.
     for steps, factor in ((0, 0), (2, 1.5), (None, 2)):
         found = convert(PYTORCH, "pytorch", "caffe", steps=steps, options={"momentum": 0.5}).state
         assert found["BatchNorm.2"].tolist() == [factor]
@@ -147,6 +147,8 @@ def test_a_plain_average_goes_on_as_one_whatever_debiases() -> None:
     assert notes == ()
     assert found["mean_ema/counter"] == ENDLESS
     assert found["var_ema/hidden"].tolist() == [8]
+    trained = PYTORCH | {"num_batches_tracked": np.int64(3)}
+    assert convert(trained, "pytorch", "haiku").state["mean_ema/counter"] == ENDLESS  # its average is plain
     assert ENDLESS + 2**20 < 2**31  # it counts on
     assert np.float32(1 - 2.0**-20) ** np.float32(ENDLESS) == 0
 
@@ -296,9 +298,9 @@ def test_options_that_are_left_out_are_the_sources_defaults() -> None:
         {"momentum": 0.01, "eps": 1e-3},
         ("The channel axis -1 becomes 1, the only one of pytorch: move the data's axis.",),
     )
-    assert convert_options({}, "d2l_mxnet", "tf_fused").notes == (
-        "eps 1e-12 becomes 1.001e-05, the least that tf_fused takes.",
-    )
+    found, notes = convert_options({}, "d2l_mxnet", "tf_fused")
+    assert found["epsilon"] == 1.001e-5
+    assert notes == ("eps 1e-12 becomes 1.001e-05, the least that tf_fused takes.",)
     assert convert_options({}, "mxnet_native", "mxnet_cudnn").options["fix_gamma"] is True
     assert convert_options({}, "pytorch", "mxnet_cudnn").options["fix_gamma"] is False
     assert "momentum" in convert_options({}, "haiku", "pytorch").notes[0]

@@ -1,4 +1,4 @@
-"""What the documentation is generated from, and the checks that its build makes."""
+"""The sources of generated documentation, and the checks during its build."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.test_clauses import CLAUSES, TESTS, marked_in
 from tests.test_docstrings import PUBLIC
 
 ROOT = Path(__file__).parents[1]
-EXAMPLE = ROOT / "docs" / "examples" / "polybn_torch"
+EXAMPLE = ROOT / "docs" / "examples" / "polybn_xarray"
 
 # The specification.
 
@@ -121,7 +121,7 @@ def test_a_record_is_kept_of_a_report_and_is_a_row_like_it(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("path", sorted(support.RESULTS.glob("check-*.json")), ids=lambda path: path.name)
 def test_a_record_holds_no_more_than_is_shown(path: Path) -> None:
-    """To make it so: python -m docs._ext.records PATH."""
+    """Records are trimmed; `python -m docs._ext.records PATH` trims one."""
     kept = json.loads(path.read_text(encoding="utf-8"))
     assert records.trim(kept) == kept
 
@@ -231,7 +231,7 @@ def test_the_exact_wave_is_the_recorded_one() -> None:
 
 @pytest.mark.parametrize("name", [name for name in RECORDED if name in ADAPTERS])
 def test_a_library_returns_the_recorded_wave(name: str) -> None:
-    """By this version of the library, on this kind of machine; another version has a record of its own to make."""
+    """A library of the recorded version returns the recorded wave, on this kind of machine."""
     recorded = RECORDED[name]
     if not recorded["y"]:
         pytest.skip(f"not recorded: {recorded['why_not']}")
@@ -259,9 +259,9 @@ def test_the_page_says_of_the_waves_what_was_recorded() -> None:
 
 
 def test_the_example_fits_one_screen_and_polybn_does_not_know_it() -> None:
-    assert len((EXAMPLE / "polybn_torch.py").read_text(encoding="utf-8").splitlines()) < 120
+    assert len((EXAMPLE / "polybn_xarray.py").read_text(encoding="utf-8").splitlines()) < 120
     source = [path for folder in ("polybn", "backends") for path in (ROOT / folder).rglob("*.py")]
-    assert [path for path in source if "polybn_torch" in path.read_text(encoding="utf-8")] == []
+    assert [path for path in source if "polybn_xarray" in path.read_text(encoding="utf-8")] == []
 
 
 def test_a_backend_of_a_third_party_is_checked_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Downloads: what a server or a line can do wrong, from a real server on this machine."""
+"""Downloads from a real server on this machine: faults of servers and of connections."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 def serve(content: bytes = CONTENT, *, status: int = 200, length: int | None = None, **headers: str) -> Answer:
-    """Answer with this content, whatever the header says of its length (-1: nothing)."""
+    """Answer with this content, under a header that claims ``length``, or none for -1."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(status)
@@ -54,7 +54,7 @@ def silent(handler: BaseHTTPRequestHandler) -> None:
 
 
 class Server:
-    """Answers each request with the next of its answers, and the last one from then on."""
+    """A server that gives its answers in turn, and then repeats the last one."""
 
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
@@ -83,7 +83,7 @@ Start = Callable[..., Server]
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Start servers, and let downloads come from all of them."""
+    """Start servers, and allow downloads from all of them."""
     servers: list[Server] = []
 
     def start(*answers: Answer) -> Server:
@@ -99,7 +99,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that were made, without making them."""
+    """Record pauses without making them."""
     made: list[float] = []
     monkeypatch.setattr("time.sleep", made.append)
     return made
@@ -224,7 +224,7 @@ def test_plain_http_is_refused_before_anyone_is_asked(start: Start, monkeypatch:
 
 
 class Wire(requests.adapters.BaseAdapter):
-    """Stands in for the network below https, since no certificate can be had for this machine."""
+    """A stand-in for https, because this machine has no certificate."""
 
     def __init__(self, pages: dict[str, tuple[int, dict[str, str], bytes]]) -> None:
         super().__init__()
@@ -319,7 +319,7 @@ def test_progress_is_shown_on_standard_error(
 
 
 def test_the_line_is_closed_after_a_refusal(start: Start) -> None:
-    """An endless answer ends: its server notices that nobody listens any more."""
+    """The client closes the connection, so that the server of an endless answer can stop."""
     ended = threading.Event()
 
     def watched(handler: BaseHTTPRequestHandler) -> None:

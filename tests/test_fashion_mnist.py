@@ -1,4 +1,4 @@
-"""The data: what is in it, where it is looked for, and in which order."""
+"""The data: their content, the places to look for them, and the order of the places."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def same(a: Dataset, b: Dataset) -> bool:
     return all(np.array_equal(mine, yours) for mine, yours in zip(a[:4], b[:4], strict=True))
 
 
-# What is in the data.
+# The content of the data.
 
 
 def test_the_sample() -> None:
@@ -56,12 +56,12 @@ def test_the_sample() -> None:
     assert data.source == "sample shipped with polybn (6,000 + 1,000 images)"
     for labels in (data.train_labels, data.test_labels):
         assert (np.sort(labels.reshape(-1, 10)) == range(10)).all(), "every ten in a row are one of each class"
-    assert len(np.unique(data.train_images, axis=0)) > 5_990, "they are images, not copies of a few"
+    assert len(np.unique(data.train_images, axis=0)) > 5_990, "different images, not copies of a few"
 
 
 @full_data
 def test_the_full_data() -> None:
-    """The numbers are public: the labels of everybody's first plot, the mean and deviation of every tutorial."""
+    """The first labels, the mean and the standard deviation are those of public tutorials."""
     data = load(DEBIAN)
     check(data, 60_000, 10_000)
     assert data.source == f"{DEBIAN} (argument)"
@@ -79,7 +79,7 @@ def test_the_sample_is_what_its_recipe_makes_of_the_full_data() -> None:
     for name, values in zip(NAMES, (made[0][:, 0], made[1], made[2][:, 0], made[3]), strict=True):
         shipped = (SAMPLES / name).read_bytes()
         size = idx.file_size(values.shape)
-        # zlib's versions compress differently: the files may differ, what is in them may not.
+        # Versions of zlib compress differently, so files may differ, but not their content.
         assert idx.gunzip(recipe["idx_gzip"](values), size) == idx.gunzip(shipped, size)
         assert shipped[:8] == b"\x1f\x8b\x08\0\0\0\0\0", "no name and no time in the header"
 
@@ -99,7 +99,7 @@ def as_published(name: str) -> bytes:
 
 @full_data
 def test_the_files_as_the_authors_published_them(tmp_path: Path) -> None:
-    """They are the downloads of the table, and hold the same bytes as Debian's."""
+    """The published files have the sizes and digests of the table of downloads, and the content of Debian's."""
     for name, wanted in zip(NAMES, FULL.downloads, strict=True):
         data = as_published(name)
         assert Wanted(name, len(data), hashlib.sha256(data).hexdigest()) == wanted
@@ -126,7 +126,7 @@ def test_downloads_are_those_of_the_table(tmp_path: Path, monkeypatch: pytest.Mo
     assert download.ALLOWED == "https://"
 
 
-# However it is packed. From here on the subset stands in for the full data, in directories of the test's own.
+# Packing. From here on the subset stands in for the full data, in temporary directories.
 
 
 def unpacked(name: str) -> bytes:
@@ -192,7 +192,7 @@ def test_without_a_home_nothing_is_downloaded_into_a_folder_named_tilde(
         load()
 
 
-# Where it is looked for.
+# The places to look for data.
 
 
 def downloadable() -> Edition:
@@ -379,7 +379,7 @@ def test_without_pooch_and_platformdirs_there_is_still_the_rest(
     assert fashion_mnist._cache() == Path.home() / ".cache" / "polybn" / "fashion-mnist"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="XDG_CACHE_HOME is of Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="XDG_CACHE_HOME is for Linux")
 def test_the_cache_is_where_the_user_keeps_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert fashion_mnist._cache() == tmp_path / "polybn" / "fashion-mnist"
@@ -390,7 +390,7 @@ def test_the_cache_is_where_the_user_keeps_caches(tmp_path: Path, monkeypatch: p
 
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
-    """A server of the subset: its URL, and what it was asked for."""
+    """A server of the subset: its URL, and the requests so far."""
     asked: list[str] = []
 
     class Handler(SimpleHTTPRequestHandler):
@@ -444,7 +444,7 @@ for _ in range(5):
 
 
 def test_processes_that_start_together(places: Places, mirror: tuple[str, list[str]]) -> None:
-    """Each gets the data, whoever downloads; nothing but the four files is left."""
+    """Each process gets the data, whichever downloads; only the four files remain."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-W", "error", "-c", LOAD, mirror[0], str(places.cache)]
     processes = [

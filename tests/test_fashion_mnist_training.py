@@ -1,4 +1,4 @@
-"""Ten epochs on all of Fashion-MNIST: what the project promises of its training, on each backend."""
+"""Ten epochs on all of Fashion-MNIST, on each backend: the project's promises about training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import polybn
 from polybn.lenet import fashion_mnist, networks
 
-# Last epoch of the origin's recipe (batch 256, learning rate 1, sigmoids): the published runs of it that we know end
+# The last epoch of the notebook's recipe (batch 256, learning rate 1, sigmoids): all published runs that we know end
 # between 0.24 and 0.29 in loss and 0.89 and 0.91 in training accuracy, whatever the framework and seed.
 LOSS = (0.24, 0.29)
 ACCURACY = (0.89, 0.91)
@@ -21,7 +21,7 @@ def _full_data() -> fashion_mnist.Dataset:
 
 
 def test_ten_epochs_end_in_the_band_and_batch_norm_leads_throughout(backend: str) -> None:
-    """With batch norm the tenth epoch lies in the band; without, every epoch is behind in loss and accuracy."""
+    """With batch norm the tenth epoch is in the band; without it every epoch is behind in loss and accuracy."""
     data = _full_data()
     spec, none = (
         polybn.train(networks.lenet(norm), backend, data=data, epochs=10, seed=0).epochs for norm in ("spec", None)

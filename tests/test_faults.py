@@ -1,7 +1,7 @@
-"""Clause S14: each bad call, the class of its error, and its words; nothing changes.
+"""Clause S14: each bad call raises the right error with the right message, and changes nothing.
 
-F8 and F26 of the fault list, which concern the choice of a backend, are in test_dispatch.py. What only looks
-like a fault is in test_unusual.py.
+F8 and F26 of the fault list, which concern the choice of a backend, are in test_dispatch.py. Calls that only look
+like faults are in test_unusual.py.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def each(table: list[Fault]) -> pytest.MarkDecorator:
 
 
 def lift(backend: Backend, value: Any) -> Array:
-    """Bring a host array into the backend's library; leave all else as it is."""
+    """Convert a host array to the backend's library, and return anything else unchanged."""
     return backend.asarray(value) if isinstance(value, np.ndarray) else value
 
 
@@ -41,7 +41,7 @@ def lift_arrays(backend: Backend, call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def frozen(backend: Backend, call: Mapping[str, Any]) -> dict[str, bytes]:
-    """Copy out the bits of all arrays of a call."""
+    """Return the bytes of all arrays of a call."""
     arrays = {name: value for name, value in call.items() if name in ARRAYS and value is not None}
     return {name: backend.to_numpy(value).tobytes() for name, value in arrays.items()}
 
@@ -84,11 +84,11 @@ def test_a_bad_call_is_refused_before_any_work(fault: Fault) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < call["x"].nbytes // 4  # nothing in the size of x, not even a mask
+    assert peak < call["x"].nbytes // 4  # no array as large as x, not even a mask
 
 
 @pytest.mark.clause("S7")
-@each([fault for fault in faults.BATCH_NORM if fault.arguments.get("momentum", 0) is not None])  # None: average all
+@each([fault for fault in faults.BATCH_NORM if fault.arguments.get("momentum", 0) is not None])  # None averages
 def test_a_layer_speaks_like_the_function_and_stays_as_it_was(backend: str, fault: Fault) -> None:
     module = polybn.backend(backend)
     call = lift_arrays(module, {**GOOD, **fault.arguments})

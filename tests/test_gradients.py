@@ -18,7 +18,7 @@ from tests.support.drawing import cases
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("training", [True, False])
 def test_gamma_zero(backend: str, dtype: str, training: bool) -> None:
-    """With gamma = 0, y = beta, dx = 0 and dgamma is what it is for any other gamma."""
+    """With gamma = 0, y is beta and dx is 0, and dgamma is the same as for any other gamma."""
     b, case = polybn.backend(backend), sample(3, dtype, (11, 3, 5), training=training)
     assert case.gamma is not None
     assert case.beta is not None
@@ -38,7 +38,7 @@ def test_gamma_zero(backend: str, dtype: str, training: bool) -> None:
 @pytest.mark.clause("S3", "S13")
 @given(case=cases())
 def test_absent_parameters(backend: str, case: Case) -> None:
-    """gamma=None and beta=None mean 1 and 0, to the bit, and have no gradient."""
+    """gamma=None and beta=None give the bits of 1 and 0, and have no gradient."""
     b, wide, channels_ = polybn.backend(backend), statistics_dtype(case.x), case.x.shape[case.axis]
     absent = run(b, case._replace(gamma=None, beta=None))
     present = run(b, case._replace(gamma=np.ones(channels_, wide), beta=np.zeros(channels_, wide)))
@@ -51,7 +51,7 @@ def test_absent_parameters(backend: str, case: Case) -> None:
 @pytest.mark.clause("S13")
 @given(case=cases(training=True))
 def test_no_gradient_of_running_statistics_in_training(backend: str, case: Case) -> None:
-    """Running statistics carry no gradient in training: the field is None."""
+    """In training the gradients of running statistics are None."""
     outcome = run(polybn.backend(backend), case)
     assert outcome.drunning_mean is None
     assert outcome.drunning_var is None
@@ -60,7 +60,7 @@ def test_no_gradient_of_running_statistics_in_training(backend: str, case: Case)
 @pytest.mark.clause("S7", "S13")
 @given(case=cases(), seed=st.integers(0, 2**32))
 def test_pullback_is_a_function(backend: str, case: Case, seed: int) -> None:
-    """A pullback may be called again: the same dy gives the same bits, whatever it was called with in between."""
+    """A pullback may be called again: the same dy gives the same bits, also after calls with another dy."""
     b, rng = polybn.backend(backend), np.random.default_rng(seed)
     arrays = [None if a is None else b.asarray(a) for a in case.arrays().values()]
     _, pullback = polybn.batch_norm_vjp(*arrays, **case.options())

@@ -1,4 +1,4 @@
-"""Whatever an author's batch norm does, a report comes out, and its first sentence is the one that the author needs."""
+"""Any behaviour of an author's batch norm leads to a report whose first sentence is the most useful one."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_undeclared_momentum_is_no_flushing() -> None:
 
 def test_a_program_keeps_the_types_of_numbers() -> None:
     class Typed(authors.Right):
-        """Takes NumPy's numbers for something else."""
+        """Refuses NumPy's numbers."""
 
         def train(self, *args: Any, momentum: float, **options: Any) -> Any:
             y, mean, var = super().train(*args, momentum=momentum, **options)

@@ -1,4 +1,4 @@
-"""The envelope: honest algorithms of each form stay inside, wrong results and small losses do not."""
+"""The bounds: honest algorithms of each form stay inside, wrong results and small losses do not."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def numpy_outcome(case: Case) -> Outcome:
 def test_an_honest_variant_is_within_its_bounds(
     name: str, seed: int, dtype: str, kappa: float, scale: float, m: int, eps: float
 ) -> None:
-    """No false alarm, at any kappa where the bound says something; for K, wherever the dtype does."""
+    """Honest variants raise no alarm at any kappa with a bound, which for K means any kappa of the dtype."""
     form = HONEST[name]
     if name == "wide" and dtype == "float64":
-        dtype = "float32"  # float64 is not wide for itself
+        dtype = "float32"  # the wide variant computes in float64, which is no wider than float64
     if kappa > LARGEST_KAPPA[dtype]:
         kappa = LARGEST_KAPPA[dtype]
     case = sample(seed, dtype, (m, 2), kappa=kappa, scale=scale, eps=eps)
@@ -80,7 +80,7 @@ def test_an_honest_variant_is_within_its_bounds(
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_form_certifies_near_zero(form: Form, dtype: str) -> None:
-    """So that the test above is no empty one."""
+    """A bound exists at moderate kappa, so that the test above is not empty."""
     name = next(name for name, honest in HONEST.items() if honest == form)
     case = sample(1, dtype, (257, 3), kappa=3.0)
     assert certify.certify(case, outcome_of(name, case), form=form).ratio <= 1
@@ -88,7 +88,7 @@ def test_every_form_certifies_near_zero(form: Form, dtype: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_bounds_end_where_they_say_nothing(form: Form) -> None:
-    """In float32, K goes on to kappa 1e6; the others stop, the first-order ones first."""
+    """In float32, K has bounds up to kappa 1e6, and the other forms stop earlier, first-order forms first."""
     certified = []
     for kappa in (1.0, 10.0, 1e2, 1e3, 1e4, 1e5, 1e6):
         case = sample(1, "float32", (257, 3), kappa=kappa)
@@ -110,7 +110,7 @@ def test_inference_is_within(form: Form, seed: int, dtype: str, kappa: float) ->
 
 @pytest.mark.clause("S5")
 def test_a_value_that_is_the_running_mean_gives_zero() -> None:
-    """Exactly: the bound is no rounding of anything, and what measuring errs by must not exceed it."""
+    """The bound is exactly 0, so that not even the error of measuring is allowed."""
     case = sample(3, "float32", (5, 3), kappa=1e6, training=False, eps=0.0)._replace(gamma=None, beta=None)
     assert case.running_mean is not None
     x = case.x.copy()
@@ -143,7 +143,7 @@ def test_the_folded_form_is_two_pass_at_best() -> None:
 @pytest.mark.clause("S2", "S10")
 @pytest.mark.parametrize(("dtype", "scale"), [("float32", 1e25), ("float64", 1e150), ("float64", 1e-170)])
 def test_the_ends_of_the_range(dtype: str, scale: float) -> None:
-    """Channels that float64 itself could not square are measured all the same; form T makes no promise there."""
+    """Channels whose squares leave float64 are measured too; form T has no bound there."""
     case = sample(2, dtype, (31, 3), scale=1.0, eps=1e-5)
     old: dict[str, Any] = {
         "running_mean": np.zeros_like(case.running_mean),
@@ -173,7 +173,7 @@ def test_an_infinite_running_variance_is_wrong_where_it_fits() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [0.0, 0.1, 1234.567, 1e4 + 0.1, 1e-41])
 def test_constant_channels_are_exact_in_form_k(dtype: str, value: float) -> None:
-    """Beta, rounded once; the neighbouring number is refused, and so is a two-pass form's result."""
+    """y is beta, rounded once; its neighbour is refused, and so is the result of a two-pass form."""
     case = sample(4, dtype, (31, 2))
     case = case._replace(x=np.full_like(case.x, value))
     outcome = numpy_outcome(case)
@@ -231,7 +231,7 @@ def test_what_was_not_computed_is_not_judged() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("form", FORMS)
 def test_bounds_bite(field: str, dtype: str, form: Form) -> None:
-    """A loss of a few hundred roundings, thousands for the first-order forms, in one value of one field is refused."""
+    """A loss of some hundred roundings in one value is refused, or of some thousands for first-order forms."""
     case = sample(5, dtype, (11, 3, 7), kappa=2.0)
     outcome = numpy_outcome(case)
     certify.certify(case, outcome, form=form)
@@ -310,7 +310,7 @@ def test_the_other_running_variance_is_refused() -> None:
 
 
 def test_float64_computed_in_float32_is_refused() -> None:
-    """But allowed where the roundings of float32 are asked for."""
+    """The same loss is allowed if the caller asks for the roundings of float32."""
     case = sample(9, "float64", (61, 3))
     arrays: dict[str, Any] = {name: a.astype(np.float32) for name, a in case.arrays().items() if a is not None}
     narrow = case._replace(**arrays, dy=case.dy.astype(np.float32))
@@ -348,7 +348,7 @@ def test_wide_arithmetic_has_narrower_bounds() -> None:
 
 @pytest.mark.clause("S6")
 def test_flushing_spares_float16() -> None:
-    """Its subnormals are normal numbers of float32: to read or store them as 0 is outside every bound."""
+    """float16's subnormal numbers are normal in float32, so reading or storing them as 0 is outside every bound."""
     gradual, flushing = FORMATS["float16"], format_of("float16", flushes=True)
     assert flushing == gradual._replace(tiny=2.0**-126)
     assert flushing.lost == 0 < format_of("bfloat16", flushes=True).lost
@@ -362,7 +362,7 @@ def test_flushing_spares_float16() -> None:
 
 
 def test_flushing_widens_bounds_by_the_smallest_normal_number() -> None:
-    """Reading every subnormal as 0 is inside the bounds of a library that flushes, and outside the others'."""
+    """Reading every subnormal number as 0 is within the bounds only of libraries that flush."""
     case = sample(11, "float32", (31, 3), scale=0.0)._replace(eps=1e-18, beta=None)
     x = np.random.default_rng(0).integers(-1000, 1000, (31, 3)) * np.float32(2.0**-149)
     case = case._replace(x=x.astype(np.float32), running_mean=None, running_var=None)
@@ -384,7 +384,7 @@ def test_chains_of_additions(form: Form, h: int) -> None:
 
 @given(n=st.integers(1, 200))
 def test_roundings_in_a_row(n: int) -> None:
-    """``g(n)`` is no less than what n roundings in the same direction make, and hardly more."""
+    """``g(n)`` is at least the error of n roundings in the same direction, and hardly more."""
     u = 2.0**-11
     exact = (1 + Fraction(u)) ** n - 1
     assert exact <= Fraction(roundings(n, u)) * (1 + Fraction(1, 2**50)) <= 1 / (1 - Fraction(u)) ** (2 * n) - 1
@@ -408,7 +408,7 @@ def channel(**changes: Any) -> Channel:
     batch=st.floats(-1e3, 1e3, width=32),
 )
 def test_weights_are_rounded(dtype: str, momentum: float, old: float, batch: float) -> None:
-    """Whichever weight a library is given: the other one is as wrong as that, and rounded."""
+    """The bound allows for a weight that is rounded, whichever of the two weights a library is given."""
     f, scalar = FORMATS[dtype], np.dtype(dtype).type
     alone = channel(old_mean=old, mean=batch, momentum=momentum)
     bound = bounds.running(bounds.Errors(0.0, 0.0, 0.0, alone.c, alone.c, 1), alone, f)["running_mean"]
@@ -425,7 +425,7 @@ def test_weights_are_rounded(dtype: str, momentum: float, old: float, batch: flo
 
 @pytest.mark.parametrize("m", [2, 31, 1024])
 def test_the_one_pass_bound_admits_the_worst_case(m: int) -> None:
-    """Each rounding of ``mean(x^2)`` upwards and each of the mean downwards, on values far from zero."""
+    """Round ``mean(x^2)`` upwards and the mean downwards each time, on values far from zero."""
     u, size = Fraction(1, 2**24), 1000
     worst = size**2 * ((1 + u) ** (m + 3) - (1 - u) ** (2 * (m + 2)))
     far = channel(mean=float(size), x=np.full(m, float(size)), c=np.zeros(m), variance=0.0)

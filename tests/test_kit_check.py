@@ -1,4 +1,4 @@
-"""The kit as a whole: what passes, what fails and in which words, conventions, expected failures, the command."""
+"""The kit as a whole: passes, failures and their messages, conventions, expected failures, the command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support import kit_adapters as kit
 from tests.support.kit_variants import VARIANTS, Plain
 
 QUICK = {"P6", "P6b"}
-"""What takes seconds; one test runs them."""
+"""Properties that take seconds, which only one test runs."""
 CONVENTIONS = [name for name in conformance.IDS if name.startswith("convention-")]
 EVERYTHING = [name for name in conformance.IDS if name not in QUICK]
 
@@ -114,7 +114,7 @@ def test_one_pass_algorithms_are_held_to_what_they_declare() -> None:
 
 def test_what_is_not_certified_is_no_pass() -> None:
     class Sequential(kit.Right):
-        """Float32 sums, one value after the other."""
+        """Sums in float32, one value after the other."""
 
         def normalize(self, rows: Any, eps: float) -> Any:
             x = rows.astype("f4")
@@ -167,7 +167,7 @@ def test_conventions_that_nobody_declares_are_described() -> None:
 
 def test_declared_deviations_are_told_in_words() -> None:
     report = check(kit.Unbiased(), ["convention-momentum", "convention-running_variance", "convention-dtypes"])
-    assert len(report.deviations) == 2  # float32 only is the other
+    assert len(report.deviations) == 2  # the other one is the lack of other dtypes
     assert "running_variance is 'unbiased' where the specification has 'biased'" in report.deviations[0]
     assert "Differs from the specification by declaration:" in str(report)
     assert "except for what it declares" in str(report)
@@ -276,7 +276,7 @@ def of_class_n() -> Plain:
     ("letter", "code"), [("S", 1), ("K", 1), ("T", 1), ("N", 0), ("F", 0), ("O", 0)], ids=lambda value: str(value)
 )
 def test_command_demands_a_grade(letter: str, code: int) -> None:
-    """Of one that is of class N; the other checks pass, so the grade alone decides."""
+    """The exit code of an adapter of class N, whose other checks pass, depends on the grade only."""
     result = invoke("--adapter", f"{__name__}:of_class_n", "--only", "grade-float32", "--at-least", letter)
     assert result.exit_code == code, result.output
     said = re.findall(r"float32 must be of class (.), .*, or better; got (.) ", result.output)

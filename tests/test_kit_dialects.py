@@ -67,7 +67,7 @@ def test_a_true_dialect_is_all_that_needs_to_be_declared() -> None:
 @pytest.mark.parametrize("dialect", ["", "keras3"])
 def test_when_a_declaration_is_wrong_the_dialect_that_fits_is_named(dialect: str) -> None:
     class Mine(kit.Right):
-        """What PyTorch does."""
+        """Follows PyTorch's conventions."""
 
         def info(self) -> Info:
             return Info("mine", "1", dialect=dialect)

@@ -1,4 +1,4 @@
-"""Grades: each class is earned by an algorithm that deserves it, and lost to a defect."""
+"""Grades: an algorithm of each class gets its class, and a defect loses it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ LETTERS: dict[str, Letter] = {
 
 
 def uncertified(grade: Grade) -> tuple[Row, ...]:
-    """List the rows that the letter does not cover, because its bound is vacuous there; all rows for ``"-"``."""
+    """List the rows for which the letter has no bound; all rows for ``"-"``."""
     return tuple(row for row in grade.rows if row.bounds.get(grade.letter) is None)
 
 
 def silent(grade: Grade) -> tuple[Row, ...]:
-    """List the rows of the range families in which a finite result is beyond K's bounds (S10)."""
+    """List the rows of the range families whose finite results are beyond K's bounds (S10)."""
     return tuple(row for row in grade.rows if not row.in_range and (row.ratio["K"] or 0) > 1)
 
 
@@ -84,7 +84,7 @@ def test_only_the_second_axis_where_that_is_all() -> None:
 
 
 def test_what_is_not_certified_is_named() -> None:
-    """The two-pass forms stop between kappa 1e4 and 1e6, and promise nothing where squares overflow."""
+    """Two-pass forms have no bounds from some kappa between 1e4 and 1e6 on, nor if squares overflow."""
     missing = {row.family for row in uncertified(graded("tree"))}
     assert {"N(10000, 0.01)", "N(0, 1e+18)", "N(0, 1e+25)"} <= missing
     assert not {"N(0, 1)", "N(10, 1)", "N(1000, 1)", "constant 0.1", "subnormal"} & missing
@@ -93,7 +93,7 @@ def test_what_is_not_certified_is_named() -> None:
 
 @pytest.mark.clause("S10")
 def test_finite_and_wrong_is_reported() -> None:
-    """The two-pass form turns 1e25 into beta without a word; the wide one is right, the kappa-free one NaN."""
+    """At 1e25 the two-pass form returns beta without a warning, the wide form is right, the kappa-free one NaN."""
     assert {row.family for row in silent(graded("tree"))} == {"N(0, 1e+18)", "N(0, 1e+25)"}
     assert silent(graded("wide")) == silent(graded("kappa-free")) == ()
     honest = [row for row in graded("kappa-free").rows if row.family == "N(0, 1e+25)"]
@@ -141,12 +141,12 @@ def test_grades_are_repeatable() -> None:
     ]
 
 
-# Defects: each makes of an excellent batch norm one that no class, or only a lower one, describes.
+# Defects: each turns an excellent batch norm into one of a lower class, or of none.
 
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep to short channels: what these tests show, they show."""
+    """Keep to short channels, which are enough for these tests."""
     kept = tuple(
         f._replace(sizes=tuple(m for m in f.sizes if m <= 257), both_layouts=False) for f in FAMILIES["float32"]
     )
@@ -249,7 +249,7 @@ def test_without_gradients_the_rest_decides() -> None:
 
 @pytest.mark.usefixtures("few")
 def test_momentum_and_variance_as_declared() -> None:
-    """The case says which variance is expected; its momentum weighs the old value, whatever the adapter declares."""
+    """The case decides the expected variance; its momentum weighs the old value, whatever the adapter declares."""
     seen: list[Case] = []
 
     def watching(adapter: Plain, info: Info, case: Case) -> Outcome:

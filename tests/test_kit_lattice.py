@@ -1,4 +1,4 @@
-"""Lattice calls and golden vectors: exact in the oracle's eyes, frozen, and drawn in every layout."""
+"""Lattice calls and golden vectors agree with the oracle exactly, are frozen, and are drawn in every layout."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GOLDEN = golden.load()
 
 
 def assert_exact(made: Lattice) -> None:
-    """Hold every answer of a lattice to the oracle's."""
+    """Compare every answer of a lattice with the oracle's."""
     case = made.case
     assert case.gamma is not None
     assert case.beta is not None
@@ -89,7 +89,7 @@ def test_a_lattice_that_is_not_exact_is_refused(arguments: tuple[str, tuple[int,
 
 
 def assert_measured(made: Lattice) -> None:
-    """Hold the answers to the oracle's, with values of 106 bits: quicker by far."""
+    """Compare the answers with the oracle's in 106 bits, which is much faster."""
     for one in measure(made.case, Outcome(made.y, None, None, made.dx, made.dgamma, made.dbeta)):
         assert all(errors.max() <= 1e-25 for errors in one.errors.values())
 
@@ -97,7 +97,7 @@ def assert_measured(made: Lattice) -> None:
 @pytest.mark.clause("S1", "S2", "S13")
 @pytest.mark.parametrize("channels", [65, 130, 70_000])
 def test_many_channels(channels: int) -> None:
-    """More channels than a vector or a grid has places; 65 and 130 are no multiple of a vector."""
+    """More channels than a vector or a grid can hold; 65 and 130 are no multiples of a vector's width."""
     made = lattice(channels, "float32", channels, (16,) if channels > 1000 else (8, 8, 8), 1, offset=17)
     assert made.case.x.shape[1] == channels
     outcome = run(polybn.backend("numpy"), made.case)
@@ -150,7 +150,7 @@ def test_there_are_enough_golden_vectors_of_every_kind() -> None:
 
 
 def rounded(exact: Fraction, dtype: np.dtype[Any]) -> float:
-    """Round once, to infinity where that is too large; every fraction here is a float64."""
+    """Round once, possibly to infinity; every fraction here is a float64."""
     with np.errstate(over="ignore"):
         return float(np.asarray(float(exact)).astype(dtype)) if abs(exact) < 2**1024 else float("inf")
 
@@ -192,7 +192,7 @@ def test_the_oracle_agrees_with_the_golden_vectors(vector: Golden) -> None:
 
 
 def root_of(square: Fraction) -> Fraction:
-    """Return the root of a fraction that is a square; a lattice's is."""
+    """Return the root of a fraction that is a square, as on every lattice."""
     root = Fraction(math.isqrt(square.numerator), math.isqrt(square.denominator))
     assert root**2 == square
     return root
@@ -211,7 +211,7 @@ def test_a_backend_agrees_with_the_golden_vectors(vector: Golden) -> None:
 
 
 def test_the_bits_are_read_as_the_readme_says() -> None:
-    """By struct alone, as an implementer in another language would."""
+    """The format can be read with struct alone, as an implementer in another language would read it."""
     entry = next(e for e in json.loads((FOLDER / "v1.json").read_text())["cases"] if e["name"] == "f32-images")
     x = entry["inputs"]["x"]
     values = [struct.unpack(">f", bytes.fromhex(word))[0] for word in x["bits"].split()]
@@ -225,7 +225,7 @@ def test_the_bits_are_read_as_the_readme_says() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bits_travel(dtype: str) -> None:
-    """Every pattern of a half, and random ones of the others, NaN and -0 among them."""
+    """All bit patterns of half types, and random ones of the others, are kept, NaN and -0 among them."""
     size = DTYPES[dtype].itemsize
     words = np.random.default_rng(0).integers(0, 256, (500, size), np.uint8).view(f"u{size}").ravel()
     array = np.append(words, 1 << (8 * size - 1)).astype(f"u{size}").view(DTYPES[dtype]).reshape(-1, 3)

@@ -1,4 +1,4 @@
-"""The oracle, checked three ways: a complex step, Decimal arithmetic of 60 digits, and the kit's own 106-bit values."""
+"""The oracle, checked by a complex step, Decimal arithmetic of 60 digits, and the kit's own 106-bit values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DIGITS = decimal.Context(prec=60, Emax=10**6, Emin=-(10**6))
 def forward(
     x: list[complex], gamma: complex, beta: complex, statistics: tuple[complex, complex] | None, eps: float
 ) -> list[complex]:
-    """Clause S3 or S5 in complex floats, analytic in every argument."""
+    """Compute S3 or S5 in complex floats, analytic in every argument."""
     mean, variance = statistics or (sum(x) / len(x), sum((v - sum(x) / len(x)) ** 2 for v in x) / len(x))
     return [(v - mean) / cmath.sqrt(variance + eps) * gamma + beta for v in x]
 
@@ -45,7 +45,7 @@ def oracle_gradient(point: list[float], dy: list[float], eps: float, *, training
 @pytest.mark.parametrize("training", [True, False])
 @given(seed=st.integers(0, 2**32), m=st.sampled_from((2, 3, 5, 7)), eps=st.sampled_from((1e-5, 0.3)))
 def test_derivatives_meet_the_complex_step(training: bool, seed: int, m: int, eps: float) -> None:
-    """P30: each derivative is Im f(z + 1e-30 i) / 1e-30, to 1e-12 of the largest: the formulas of S13 are right."""
+    """P30: each derivative is Im f(z + 1e-30 i) / 1e-30, to 1e-12 of the largest, so the formulas of S13 are right."""
     rng, step = np.random.default_rng(seed), 1e-30j
     x, dy = rng.uniform(-1, 1, m) + 5 * np.arange(m), rng.normal(0.3, 1.2, m)
     point = [*x.tolist(), *rng.uniform(0.5, 2, 2).tolist(), *rng.uniform(1, 3, 2).tolist()]
@@ -60,7 +60,7 @@ def test_derivatives_meet_the_complex_step(training: bool, seed: int, m: int, ep
 @pytest.mark.clause("S13")
 @given(seed=st.integers(0, 2**32), m=st.sampled_from((2, 3, 5, 7)), eps=st.sampled_from((1e-5, 0.3)))
 def test_tangent_meets_the_complex_step(seed: int, m: int, eps: float) -> None:
-    """The directional derivative, along a random direction in x, gamma and beta at once."""
+    """The directional derivative is right along a random direction in x, gamma and beta at once."""
     rng = np.random.default_rng(seed)
     x, along = rng.uniform(-1, 1, m) + 5 * np.arange(m), rng.normal(size=m + 2)
     gamma, beta = rng.uniform(0.5, 2, 2).tolist()
@@ -76,7 +76,7 @@ def test_tangent_meets_the_complex_step(seed: int, m: int, eps: float) -> None:
 def decimal_batch_norm(
     x: list[float], dy: list[float], gamma: float, beta: float, eps: float
 ) -> tuple[list[Decimal], list[Decimal], Decimal, Decimal, Decimal]:
-    """Return y, dx, dgamma, mean and variance by the textbook, and by no line of the oracle's."""
+    """Return y, dx, dgamma, mean and variance by textbook formulas, without code of the oracle."""
     with decimal.localcontext(DIGITS):
         m = Decimal(len(x))
         values, g = ([Decimal(v) for v in z] for z in (x, dy))
@@ -85,7 +85,7 @@ def decimal_batch_norm(
         deviation = (variance + Decimal(eps)).sqrt()
         normalized = [(v - mean) / deviation for v in values]
         y = [n * Decimal(gamma) + Decimal(beta) for n in normalized]
-        # The chain rule, link by link: through the deviation, then through the mean.
+        # The chain rule, step by step: through the deviation, then through the mean.
         dn = [v * Decimal(gamma) for v in g]
         ddeviation = -sum((a * n for a, n in zip(dn, normalized, strict=True)), Decimal(0)) / deviation
         dvariance = ddeviation / (2 * deviation)
@@ -131,7 +131,7 @@ def test_oracle_meets_decimal(seed: int, m: int, kappa: float, scale: float, eps
 @pytest.mark.clause("S2")
 @given(square=st.fractions(min_value=Fraction(1, 10**40), max_value=10**40))
 def test_inverse_root(square: Fraction) -> None:
-    """The inverse root is right to 2^-BITS: one unit more would be above it."""
+    """The inverse root is right to 2^-BITS: one unit more would be too large."""
     root = oracle.inverse_root(square)
     assert root**2 * square <= 1 < (root * (1 + Fraction(1, 2**oracle.BITS))) ** 2 * square
 
@@ -146,7 +146,7 @@ def value_of(z: Double) -> Fraction:
 @given(a=numbers, b=numbers, c=numbers, d=numbers)
 @example(a=1.0, b=2.0**-53, c=-1.0, d=2.0**-106)
 def test_doubles_err_by_less_than_they_say(a: float, b: float, c: float, d: float) -> None:
-    """Sums and products of 106-bit numbers are right to 2^-100 of the result, cancelling or not."""
+    """Sums and products of 106-bit numbers are right to 2^-100 of the result, even after cancellation."""
     first, second = (add(double(p), double(q * 2.0**-60)) for p, q in ((a, b), (c, d)))
     for operation, exact in ((add, value_of(first) + value_of(second)), (multiply, value_of(first) * value_of(second))):
         got = value_of(operation(first, second))
@@ -171,7 +171,7 @@ def test_doubles_of_fractions_and_distances(numerator: int, denominator: int, go
     power=st.sampled_from((-480, 0, 480)),
 )
 def test_measured_distances_are_upper_bounds(seed: int, dtype: str, far: bool, training: bool, power: int) -> None:
-    """A distance is never below the true one, and above it by less than 2^-40 of a rounding."""
+    """A measured distance is at least the true one, and exceeds it by less than 2^-40 of a rounding."""
     case = sample(seed, dtype, (5, 2, 3), kappa=LARGEST_KAPPA[dtype] if far else 1.0, training=training)
     if dtype == "float64":
         case = scaled(case, power)

@@ -1,4 +1,4 @@
-"""One line in a stranger's suite: names, outcomes, expected failures and parallel runs, in pytest runs of their own."""
+"""The kit as one line in another project's tests: names, outcomes, expected failures and parallel runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ test_right = conformance.parametrize(kit.Right, only=["P16", "P40", "convention-
 
 
 def suite(directory: Path, adapter: str, options: str = "", *args: str, only: Sequence[str] = ONLY) -> tuple[int, str]:
-    """Run pytest on a file with the one line."""
+    """Run pytest, in a new process, on a file with that line."""
     (directory / "test_theirs.py").write_text(
         "from polybn import conformance\nfrom tests.support import kit_adapters\n"
         f"test_my_batch_norm = conformance.parametrize(kit_adapters.{adapter}, only={only!r}, profile='dev'{options})\n"

@@ -1,4 +1,4 @@
-"""Each property by itself: what it can express, that it fails where it must, and how a failure is kept."""
+"""Each property by itself: it detects its faults, draws what an adapter serves, and records failures."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def attempt(prop: Property, adapter: Any, *args: Any, **options: Any) -> Tried:
 
 
 class Spoiled(kit.Right):
-    """A right batch norm, one of whose results is spoiled."""
+    """A right batch norm with one spoiled result."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -65,7 +65,7 @@ class Spoiled(kit.Right):
 def test_ids_are_those_of_the_research_and_clauses_exist() -> None:
     assert len(BY_ID) == len(PROPERTIES)
     numbers = {int("".join(filter(str.isdigit, name))) for name in BY_ID if name.startswith("P")}
-    # P20, P30 to P32 and P41 are not about one implementation's four methods.
+    # P20, P30 to P32 and P41 are not about the four methods of one implementation.
     assert numbers == {*range(1, 44)} - {20, 30, 31, 32, 41}
     for prop in PROPERTIES:
         assert all(f"**{clause} " in str(specification) for clause in prop.clause.split()), prop.id
@@ -92,7 +92,7 @@ def test_each_result_is_looked_at(what: str, names: set[str]) -> None:
 
 
 class Influence(kit.Right):
-    """Lets one thing influence what it should not."""
+    """Lets one thing have an influence that it must not have."""
 
     def __init__(self, what: str) -> None:
         self.what, self.before = what, 0.0
@@ -185,7 +185,7 @@ def test_nan_in_dbeta_is_seen() -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_sizes_are_seen_in_every_dtype(dtype: str) -> None:
     class Counter(Reference):
-        """Counts the values of this dtype in float16, which ends at 65,504."""
+        """Counts the values in float16 for one dtype; float16 ends at 65,504."""
 
         def load(self, x: Array, axis: int) -> Array:
             self.narrow = x.dtype.name == dtype
@@ -213,7 +213,7 @@ def test_vanishing_squares_are_seen(dtype: str) -> None:
 
 
 class Told(kit.Right):
-    """Knows the answers of P6b, and gives one of them wrongly."""
+    """Knows the answers of P6b, and returns one of them wrongly."""
 
     def __init__(self, **wrong: float) -> None:
         self.answers = {"y": -1000.0, "running_mean": 0.1, "dx": 0.0, "dbeta": 2.0**24 + 4} | wrong
@@ -261,7 +261,7 @@ def test_sizes_are_seen() -> None:
             return (y, mean, var) if x.size // len(mean) < 2**16 else (y * 2, mean, var)
 
     class Narrow(kit.Right):
-        """Treats 64 channels at a time, and leaves the rest."""
+        """Treats only the first 64 channels."""
 
         def vjp(self, *args: Any, **options: Any) -> Any:
             dx, dgamma, dbeta = super().vjp(*args, **options)
@@ -284,14 +284,14 @@ def test_warnings_about_nothing_are_heard() -> None:
 
 
 def test_every_property_was_shown_to_fail() -> None:
-    """Compare the tests of three files with the list of properties."""
+    """Three test files name all properties."""
     names = ("test_kit_properties.py", "test_kit_check.py", "test_kit_authors.py")
     here = "".join((Path(__file__).parent / name).read_text() for name in names)
     assert not [name for name in BY_ID if f'"{name}"' not in here]
 
 
 def test_where_shapes_are_compiled_few_are_drawn() -> None:
-    """All dtypes and all ranks are, and values, parameters and means as ever."""
+    """Only shapes are few: dtypes and ranks are complete, and values, parameters and means vary as usual."""
 
     class Spy(kit.Right):
         def info(self) -> Info:
@@ -364,7 +364,7 @@ def test_arrays_are_written_down_with_their_strides(layout: str, seed: int, dtyp
 
 def test_failures_shrink() -> None:
     class Sixty(kit.Right):
-        """Wrong from three channels on."""
+        """Errs for three channels or more."""
 
         def train(self, x: Array, gamma: Array, *args: Any, **options: Any) -> Any:
             y, mean, var = super().train(x, gamma, *args, **options)
@@ -400,7 +400,7 @@ def test_failures_that_come_and_go_are_told_so() -> None:
 
 def test_a_reproducer_runs_and_shows_the_failure(tmp_path: Path) -> None:
     report = conformance.check(kit.UnbiasedOutput(), only=["P1", "P3", "P12"], seed=1)
-    found = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}  # where the adapter's module is
+    found = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}  # to find the adapter's module
     for result in report.failures:
         file = tmp_path / f"{result.id}.py"
         file.write_text(result.reproducer)
@@ -483,7 +483,7 @@ def test_results_are_copies() -> None:
 
 
 class Reusing18(kit.Right):
-    """Returns the same memory for results of one size."""
+    """Returns the same memory for all results of one size."""
 
     def __init__(self) -> None:
         self.rooms: dict[tuple[int, ...], Array] = {}
@@ -535,7 +535,7 @@ def test_served_shapes_keep_channels_and_values() -> None:
 
 
 class Small(Reference):
-    """Right near 1, and wrong where a scaling by powers of two is left out."""
+    """Is right near 1, and lacks one scaling by a power of two."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -562,7 +562,7 @@ def test_the_whole_range_is_seen(what: str, names: set[str]) -> None:
 @pytest.mark.parametrize(
     ("x", "dy", "vectors", "training", "name", "right"),
     [
-        # Reported accidents: a constant channel whose eps vanishes when it is scaled; products in a bad order.
+        # Reported bugs: eps that vanishes when a constant channel is scaled; products in a bad order.
         ([3e38] * 4, [1, 0, 0, 0], (1, 0, 0, 1), True, "dx", 237.17),
         ([1, 2, 3, 5], [3e38, 0, 0, -3e38], (1e-3, 0, 0, 1), True, "dx", 4.06e34),
         ([1e30, 2e30, 3e30, 5e30], [1e-14, 0, 0, 0], (1e30, 0, 0, 1), True, "dx", 2.704e-15),

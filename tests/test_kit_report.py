@@ -1,4 +1,4 @@
-"""A report as text, JSON and HTML: complete, in words, by itself, and the same for the same findings."""
+"""A report as text, JSON and HTML: complete, readable, in one file, and equal for equal findings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ONLY = ["convention-momentum", "P1", "P5", "P18", "P22", "P38", "P38b", "statefu
 @pytest.fixture(scope="module")
 def report() -> Report:
     class Odd(kit.DeclaredReversed, kit.LeakingNaN, kit.Writing):
-        """<b>Wrong</b> in two ways, and declares a third."""
+        """<b>Errs</b> in two ways, and declares a third."""
 
         conventions: ClassVar[dict[str, Any]] = {**kit.DeclaredReversed.conventions, "max_kappa": 1e6}
 
@@ -92,7 +92,7 @@ def test_json_holds_the_worst_input_bit_for_bit(report: Report) -> None:
 
 
 class Reader(HTMLParser):
-    """Collect tags, ids and references; demand that every element that opens closes."""
+    """Collects tags, ids and references, and asserts that every open element is closed."""
 
     VOID = ("meta", "br")
 

@@ -1,4 +1,4 @@
-"""The life of running statistics: right ones survive it, wrong ones do not, and the model is the closed form."""
+"""Long sequences of calls: right batch norms pass, wrong ones fail, and the model is the closed form."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_right_ones_live(make: Any) -> None:
 
 
 class Training(kit.Right):
-    """Moves the statistics of the next training call by a backward pass."""
+    """Changes the statistics of the next training call in a backward pass."""
 
     def __init__(self) -> None:
         self.drift = 0.0
@@ -56,7 +56,7 @@ class Training(kit.Right):
 
 
 class Ordered(kit.Right):
-    """Counts calls, and adds the count to every other output."""
+    """Counts its calls, and adds the count to every second output."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -68,7 +68,7 @@ class Ordered(kit.Right):
 
 
 class Inferring(kit.Right):
-    """Gives other outputs each time."""
+    """Returns another output each time."""
 
     calls = 0
 
@@ -109,7 +109,7 @@ def test_the_same_seed_lives_the_same() -> None:
 
 @given(seed=st.integers(0, 2**32), rho=st.sampled_from((0.9, 0.5, 1 / 3, 1.0, 0.0)), unbiased=st.booleans())
 def test_the_model_is_the_closed_form(seed: int, rho: float, unbiased: bool) -> None:
-    """``rho^k old + (1 - rho) sum rho^(k-1-i) batch_i``, written out."""
+    """The model is ``rho^k old + (1 - rho) sum rho^(k-1-i) batch_i``."""
     case = sample(seed, "float32", (7, 2, 3), momentum=rho)
     info = kit.Right().info()._replace(running_variance="unbiased" if unbiased else "biased")
     assert case.running_mean is not None
@@ -132,7 +132,7 @@ def test_the_model_is_the_closed_form(seed: int, rho: float, unbiased: bool) -> 
 
 
 def test_the_model_bounds_what_it_must() -> None:
-    """A hundred steps in float64, rounded to float32 each time, stay inside; half a percent more does not."""
+    """A hundred steps in float64, each rounded to float32, stay within the bounds; half a percent more does not."""
     adapter = kit.Right()
     case = sample(4, "float32", (11, 3, 2), momentum=0.9)
     assert case.running_mean is not None

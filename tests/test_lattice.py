@@ -18,11 +18,11 @@ from polybn.conformance.lattice import Lattice, lattice, many_values, more_than_
 from tests.support.cases import run
 from tests.support.drawing import forms, lattices
 
-"""The pattern of variance 5: its squares add up exactly in float32 as far as m = 2^21."""
+"""A pattern of variance 5, whose squares add up exactly in float32 up to m = 2^21."""
 
 
 def blend(momentum: float, old: Array | None, batch: Array, wide: np.dtype[Any]) -> Array:
-    """Return the new running statistic; a batch's that is too large for its dtype is infinity (S10)."""
+    """Return the new running statistic; a batch statistic that is too large for its dtype becomes infinity (S10)."""
     assert old is not None
     with np.errstate(over="ignore", invalid="ignore"):
         new = momentum * old.astype(np.float64) + (1 - momentum) * batch.astype(wide).astype(np.float64)
@@ -47,7 +47,7 @@ def assert_forward(backend: str, made: Lattice) -> None:
     assert equal(outcome.running_mean, blend(case.momentum, case.running_mean, made.mean, wide))
     assert outcome.running_var is not None
     with_infinity = blend(case.momentum, case.running_var, made.variance, wide)
-    # A variance that is too large for its dtype may go in as infinity, or as it is where the new value is in range.
+    # A variance that is too large for its dtype may count as infinity, or exactly if the new value is in range.
     beyond = made.variance > np.finfo(wide).max
     assert equal(outcome.running_var[~beyond], with_infinity[~beyond])
     for c in np.flatnonzero(beyond):
@@ -65,21 +65,21 @@ def assert_backward(backend: str, made: Lattice) -> None:
 @pytest.mark.clause("S1", "S2", "S3", "S4", "S6")
 @given(made=lattices())
 def test_training(backend: str, made: Lattice) -> None:
-    """Output and running statistics are the exact ones, at any offset, rank, axis and dtype."""
+    """Output and running statistics are exact, at any offset, rank, axis and dtype."""
     assert_forward(backend, made)
 
 
 @pytest.mark.clause("S1", "S6", "S13")
 @given(made=lattices())
 def test_gradients(backend: str, made: Lattice) -> None:
-    """dx, dgamma and dbeta are the exact ones, rounded once to the stored type."""
+    """dx, dgamma and dbeta are exact, rounded once to the stored type."""
     assert_backward(backend, made)
 
 
 @pytest.mark.clause("S10", "S13")
 @given(made=lattices(wide=True))
 def test_beyond_the_range(backend: str, made: Lattice) -> None:
-    """Where v + eps overflows or vanishes, the answers are as exact as ever, running_var may be infinity."""
+    """If v + eps overflows or vanishes, the answers are still exact, but running_var may be infinity."""
     assert_forward(backend, made)
     assert_backward(backend, made)
 
@@ -104,7 +104,7 @@ def test_uneven_sizes(backend: str, seed: int, form: tuple[str, tuple[int, ...],
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("channels", "rest"), [(65, (8, 16, 16)), (130, (64, 8)), (70_000, (16,))])
 def test_many_channels(backend: str, dtype: str, channels: int, rest: tuple[int, ...]) -> None:
-    """Channels beyond every vector width, and beyond every grid limit."""
+    """The answers are exact for more channels than any vector width, and than any grid limit."""
     made = lattice(channels, dtype, channels, rest, 1, offset=17)
     assert_forward(backend, made)
     if channels != 65:  # m = 2048 times the largest squares would leave float32's integers
@@ -114,7 +114,7 @@ def test_many_channels(backend: str, dtype: str, channels: int, rest: tuple[int,
 @pytest.mark.clause("S2", "S3", "S13")
 @pytest.mark.parametrize("m", [65_540, 131_072, 2**20])
 def test_long_channels(backend: str, m: int) -> None:
-    """As many values a channel as overflow 16-bit and block counters; y, statistics and gradients are exact."""
+    """All answers are exact for so many values per channel that 16-bit counters and block counters overflow."""
     made = many_values(m)
     assert_forward(backend, made)
     assert_backward(backend, made)
@@ -123,7 +123,7 @@ def test_long_channels(backend: str, m: int) -> None:
 @pytest.mark.clause("S2", "S8", "S13")
 @pytest.mark.parametrize("value", [1.0, 0.1])
 def test_more_values_than_float32_counts(backend: str, value: float) -> None:
-    """2^24 + 4 equal values: y is beta, the mean is the value, the variance 0, and dbeta counts them all."""
+    """Of 2^24 + 4 equal values, y is beta, the mean is the value, the variance is 0, and dbeta counts them all."""
     made = more_than_float32_counts(value=value)
     assert_forward(backend, made)
     assert_backward(backend, made)
@@ -132,7 +132,7 @@ def test_more_values_than_float32_counts(backend: str, value: float) -> None:
 @pytest.mark.clause("S5", "S6", "S13")
 @given(made=lattices(training=False))
 def test_inference(backend: str, made: Lattice) -> None:
-    """With running statistics that are not the batch's, output and all five gradients are exact."""
+    """Output and all five gradients are exact, with running statistics that are not the batch's."""
     case, wide = made.case, statistics_dtype(made.case.x)
     outcome = run(polybn.backend(backend), case)
     slope, square = np.asarray(case.gamma, np.float64), made.variance + case.eps

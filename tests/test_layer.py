@@ -1,4 +1,4 @@
-"""The layer is the functions plus four arrays: every bit as they give it, and never half changed."""
+"""The layer has the bits of the functions, and never changes by half."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPTIONS: list[dict[str, Any]] = [
 def draws(
     seed: int, options: Mapping[str, Any], channels: int = 3
 ) -> tuple[NDArray[Any], NDArray[Any], dict[str, Any]]:
-    """Draw x, where and a state, to fit a layer with the given options."""
+    """Draw x, where and a state that fit a layer with the given options."""
     rng = np.random.default_rng(seed)
     shape = (7, 5, channels) if options.get("axis") == -1 else (7, channels, 5)
     dtype = options.get("dtype", "float32")

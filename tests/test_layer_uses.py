@@ -1,4 +1,4 @@
-"""What layers are used for beyond a call: copies, threads, processes, recalibration, averages, frozen fine-tuning."""
+"""Uses of layers beyond a call: copies, threads, processes, recalibration, averages, frozen fine-tuning."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_errors_pickle(error: type[Exception]) -> None:
 
 
 def test_eight_threads_lose_no_update() -> None:
-    """Equal batches: the statistics are those of as many calls one after the other, if each of them was counted."""
+    """Calls in threads on equal batches give the statistics of as many calls in a row, so none was lost."""
     layer, x = polybn.BatchNorm(3, momentum=0.5, track=True), draw(0, (67, 3, 5))
     layer.running_mean = np.full(3, 2.0**20, np.float32)
     barrier, calls = threading.Barrier(8), 4
@@ -109,10 +109,10 @@ def _train_in_a_child(layer: polybn.BatchNorm, x: np.ndarray, results: Any) -> N
     results.put(layer.state_dict())
 
 
-# Where JAX is imported, it warns at every fork; the child does not touch it.
+# An imported JAX warns at every fork, but the child does not use it.
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_forked_child_uses_a_layer_that_another_thread_holds() -> None:
-    """The lock of a layer is taken in the parent at the moment of the fork, and nobody releases it in the child."""
+    """A lock that a thread holds during a fork would never be released in the child."""
     layer, x = trained("numpy"), draw(1)
     context = multiprocessing.get_context("fork")
     results = context.SimpleQueue()
@@ -133,7 +133,7 @@ def test_a_forked_child_uses_a_layer_that_another_thread_holds() -> None:
 
 
 def test_recalibration_is_exact_whatever_the_parts(backend: str) -> None:
-    """Uneven parts: the statistics are those of the whole, whatever the cuts."""
+    """Uneven parts give the statistics of the whole."""
     module = polybn.backend(backend)
     whole = np.random.default_rng(3).integers(-50, 50, (64, 3, 2)).astype(np.float32)
     for cuts in ([64], [1, 63], [17, 30, 17], [5, 3, 56]):
@@ -143,7 +143,7 @@ def test_recalibration_is_exact_whatever_the_parts(backend: str) -> None:
         state = layer.state_dict()
         mean = whole.astype(np.float64).mean(axis=(0, 2))
         variance = whole.astype(np.float64).var(axis=(0, 2))
-        # A merge rounds the mean once a part, and the square of its error enters the variance.
+        # A merge rounds the mean once per part, and the square of its error enters the variance.
         assert np.abs(state["running_mean"] - mean).max() <= 2.0**-22 * np.abs(whole).max()
         assert np.abs(state["running_var"] / variance - 1).max() <= 2.0**-20
 
@@ -191,7 +191,7 @@ def test_reset_forgets_the_data_and_keeps_the_parameters(backend: str) -> None:
     assert layer.updates == 0
 
 
-# Layers that have less.
+# Layers without some of their parts.
 
 
 @pytest.mark.parametrize("absent", ["scale", "shift", "track"])
@@ -211,7 +211,7 @@ def test_a_layer_without_one_of_its_parts(backend: str, absent: str) -> None:
 
 
 def test_a_frozen_layer_learns_and_keeps_its_statistics() -> None:
-    """Fine-tuning with frozen statistics: inference, differentiated; an update in the dtype of the parameter."""
+    """Fine-tuning with frozen statistics differentiates inference, and updates parameters in their dtype."""
     layer, x = trained("numpy"), draw(1)
     before = layer.state_dict()
     y, pullback = layer.vjp(x, training=False)

@@ -1,4 +1,4 @@
-"""What docs/leaving-mxnet.md says: its blocks run in order, as a reader would type them, and hold what they assert."""
+"""docs/leaving-mxnet.md is right: its blocks run in order, as a reader would type them, and their assertions hold."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_file_is_read_and_verified(tmp_path: Path) -> None:
     names = run(COMMON)
     assert set(names["state"]) == {"gamma", "beta", "running_mean", "running_var"}
-    assert all(len(set(value.tolist())) == 4 for value in names["state"].values()), "a state that could be anyone's"
+    assert all(len(set(value.tolist())) == 4 for value in names["state"].values()), "equal values prove nothing"
     assert (tmp_path / "net.params").exists()
 
 
@@ -66,7 +66,7 @@ def test_an_exported_network_and_its_symbol_hold_the_same_state(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the target, as it is imported
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised by the import of the target
 def test_the_state_is_exported(target: str) -> None:
     if importlib.util.find_spec(TARGETS[target]) is None:
         pytest.skip(f"{TARGETS[target]} is not installed")

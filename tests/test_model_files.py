@@ -1,8 +1,9 @@
-"""Files of other frameworks: their batch norms are found, with every bit, and carried to others."""
+"""Files of other frameworks: their batch norms are found, with every bit, and converted to others."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from polybn import cli, dialects, inspection, model_files
-from polybn.model_files import Model, ModelFileError, Norm, fold, reading, safetensors, writing
+from polybn.model_files import Model, ModelFileError, Norm, fold, gluon, reading, safetensors, writing
 from polybn.spec import DomainError
 from tests.support import models
 
@@ -47,7 +48,7 @@ def test_batch_norms_are_found_with_every_bit(kind: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_read_can_be_inspected(kind: str, tmp_path: Path) -> None:
-    """A layer that was trained has statistics, and none of them is wrong."""
+    """A trained layer has statistics without faults."""
     findings = inspection.inspect(model_files.read(models.MAKERS[kind](tmp_path).path))
     assert [finding for finding in findings if finding.level == "error"] == []
 
@@ -134,7 +135,7 @@ def test_a_file_is_carried_to_every_dialect_and_back(tmp_path: Path) -> None:
         made = writing.convert_norms(model, dialects.DIALECTS[target], counts={"": 7})
         writing.write(made.norms, tmp_path / f"{target}{ending}")
         if target == "onnx15":
-            continue  # its names are those of a node's inputs: no file has them
+            continue  # its names are those of a node's inputs, which no file has
         again = model_files.read(tmp_path / f"{target}{ending}")
         assert [norm.dialect for norm in again.norms] == [target]
         back = writing.convert_norms(again, dialects.PYTORCH, counts={"": 7}).norms[0]
@@ -156,6 +157,27 @@ def test_options_are_said_in_the_words_of_the_target() -> None:
     model = Model("Keras", [Norm("a", "pytorch", state, {"momentum": 0.3, "eps": 1e-3})], 2)
     options = writing.convert_norms(model, dialects.KERAS3).norms[0].options
     assert options == {"momentum": 0.7, "epsilon": 1e-3, "axis": 1}
+
+
+@pytest.mark.parametrize(("attributes", "taken"), [({"fix_gamma": "False"}, 3.0), ({}, 1.0), (None, None)])
+def test_gamma_is_taken_for_1_where_the_symbol_says_so(
+    attributes: dict[str, str] | None, taken: float | None, tmp_path: Path
+) -> None:
+    names = ("gamma", "beta", "moving_mean", "moving_var")
+    (tmp_path / "net-0000.params").write_bytes(
+        gluon.encode({f"bn_{name}": np.full(4, 3, np.float32) for name in names})
+    )
+    if attributes is not None:
+        nodes: list[Any] = [{"op": "null", "name": name} for name in ("x", *(f"bn_{name}" for name in names))]
+        nodes.append({"op": "BatchNorm", "name": "bn", "inputs": [[n, 0, 0] for n in range(5)], "attrs": attributes})
+        (tmp_path / "net-symbol.json").write_text(json.dumps({"nodes": nodes}))
+    model = model_files.read(tmp_path / "net-0000.params")
+    if taken is None:
+        with pytest.raises(DomainError, match=r"options must have fix_gamma where gamma is not 1; got none"):
+            writing.convert_norms(model, dialects.PYTORCH)
+        return
+    assert dict(model.norms[0].options) == {"momentum": 0.9, "eps": 1e-3, "axis": 1, "fix_gamma": attributes == {}}
+    assert writing.convert_norms(model, dialects.PYTORCH).norms[0].state["weight"].tolist() == [taken] * 4
 
 
 # Folding.
@@ -270,3 +292,18 @@ def test_a_later_kind_is_refused_with_those_that_are_read(tmp_path: Path) -> Non
     (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(50))
     with pytest.raises(ModelFileError, match=r"a\.gguf must be one of \.safetensors, .*; got b'GGUF"):
         model_files.read(tmp_path / "a.gguf")
+
+
+# Public models.
+
+
+@pytest.mark.skipif(bool(missing(("onnx",))), reason="onnx is not installed")
+def test_the_page_shows_what_is_said_of_a_public_model(polybn_: Callable[..., Any]) -> None:
+    spec = importlib.util.find_spec("onnx")
+    assert spec is not None
+    model = Path(str(spec.origin)).parent / "backend/test/data/light/light_densenet121.onnx"
+    if not model.exists():
+        pytest.skip("this version of onnx does not come with the model")
+    code, out, _ = polybn_("inspect", str(model))
+    assert code == 0
+    assert f"```text\n{out.splitlines()[0]}\n```" in (Path(__file__).parents[1] / "docs/model-files.md").read_text()

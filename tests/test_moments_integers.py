@@ -1,4 +1,4 @@
-"""Clause S15 on integers: exact sums of any size, each result rounded once; the same refusal where there are none."""
+"""Clause S15 on integers: exact sums of any size, results rounded once; backends without them refuse equally."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int6
 
 
 def measured(backend: str, x: Array, axis: int = 1, where: Array | None = None) -> Moments:
-    """Measure on a backend; skip where the library has no such dtype."""
+    """Measure on a backend; skip if the library has no such dtype."""
     if not TRAITS[backend].integers:
         pytest.skip("its moments take no integers")
     module = polybn.backend(backend)
@@ -29,10 +29,10 @@ def measured(backend: str, x: Array, axis: int = 1, where: Array | None = None) 
 
 
 def lifted(backend: str, x: Array) -> Any:
-    """Copy to a backend's array; skip where the library has no such dtype."""
+    """Copy to a backend's array; skip if the library has no such dtype."""
     try:
         return polybn.backend(backend).asarray(x)
-    except Exception as error:  # each library has its own way to say so
+    except Exception as error:  # libraries raise different exceptions
         pytest.skip(f"the library has no {x.dtype}: {error}")
 
 
@@ -59,7 +59,7 @@ def assert_exact(got: Moments, channels: list[list[int]]) -> None:
 def test_each_result_is_rounded_once(
     backend: str, seed: int, dtype: str, shape: tuple[int, ...], axis: int, masked: bool
 ) -> None:
-    """Over the whole range of each type, ends included: equal to the rounded exact numbers, deleted values left out."""
+    """Over the whole range of each type, moments are the rounded exact numbers, without deleted values."""
     rng, info = np.random.default_rng(seed), np.iinfo(dtype)
     x = rng.integers(info.min, info.max, shape, dtype, endpoint=True)
     x[rng.random(shape) < 0.3] = rng.choice(np.array([info.min, info.max], dtype))
@@ -73,7 +73,7 @@ def test_each_result_is_rounded_once(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("axis", [1, -1])
 def test_more_than_one_sum_of_float64(backend: str, dtype: str, axis: int) -> None:
-    """Three million largest numbers and one that is 0: squares beyond 2^53, and beyond int64 for the wide types."""
+    """Three million largest numbers and a 0 are exact, with squares beyond 2^53, and beyond int64 for wide types."""
     largest, m = np.iinfo(dtype).max, 3 * 2**20
     x = np.full((m, 1) if axis == 1 else (1024, 3, 1024, 1), largest, dtype)
     x.flat[m // 2] = 0
@@ -85,7 +85,7 @@ def test_more_than_one_sum_of_float64(backend: str, dtype: str, axis: int) -> No
 
 @pytest.mark.clause("S15")
 def test_parts_merge_as_their_whole(backend: str) -> None:
-    """Images of bytes, near white and with one odd pixel, in parts of uneven sizes."""
+    """Images of bytes, near white with one odd pixel, in parts of unequal sizes."""
     x = np.full((61, 3, 7, 5), 254, np.uint8)
     x[3, 1, 2, 2] = 1
     whole, total = measured(backend, x), measured(backend, x[:2])
@@ -100,7 +100,7 @@ def test_parts_merge_as_their_whole(backend: str) -> None:
 @pytest.mark.clause("S14", "S15")
 @pytest.mark.parametrize("dtype", ["uint8", "int64", "bool", "complex64"])
 def test_refused_in_words(backend: str, dtype: str) -> None:
-    """Where integers are not taken, and truth values everywhere."""
+    """Integers are refused by backends without them, and bool by all."""
     integers = TRAITS[backend].integers
     if integers and dtype in DTYPES:
         pytest.skip("its moments take integers")

@@ -1,4 +1,4 @@
-"""MXNet's own differentiation through ``batch_norm``: what is recorded, what is written when, what is not touched."""
+"""MXNet's own differentiation through ``batch_norm``: what it records, and when it writes what."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_backward_is_the_pullback(form: str, kind: str, training: bool, masked: 
 
 
 def test_gradients_flow_on_into_other_operators(form: str) -> None:
-    """Between two of MXNet's own: ``sum(3 * batch_norm(2 * x) * dy)`` has six times the gradient at 2 x."""
+    """Between MXNet's operators, ``sum(3 * batch_norm(2 * x) * dy)`` has six times the gradient at 2 x."""
     host = arrays((7, 3, 5))
     given = attached(host, "nd")
     dy = mx.nd.array(host["dy"])
@@ -89,7 +89,7 @@ def test_gradients_flow_on_into_other_operators(form: str) -> None:
 
 @pytest.mark.parametrize("null", NAMES[:3])
 def test_null_leaves_the_others_written(form: str, null: str) -> None:
-    """``mxnet.autograd.Function`` stops at the first null."""
+    """A null gradient must not end backward, as it does in ``mxnet.autograd.Function``."""
     host = arrays((7, 3, 5))
     expected = attached(host, "nd")
     given = attached(host, "nd")
@@ -117,7 +117,7 @@ def test_add_adds(form: str) -> None:
 
 
 def test_backward_twice_and_the_mode_of_the_tape(form: str) -> None:
-    """``training`` rules, whatever mode the tape is in; a retained graph may be used again."""
+    """``training`` decides in every mode of the tape, and a retained graph may be used again."""
     host = arrays((7, 3, 5))
     given = attached(host, "nd")
     seen = []
@@ -149,7 +149,7 @@ def test_running_statistics_change_once_and_never_in_backward(form: str) -> None
 
 
 def test_what_is_written_later_does_not_reach_backward(form: str) -> None:
-    """Arguments may be written after the call, and by an update that waits for a gradient that is still to come."""
+    """Writes to arguments after the call change no gradient, not even an update that waits for a later gradient."""
     host = arrays((32, 13, 17, 17))
     wanted, given = attached(host, "nd"), attached(host, "nd")
     for some in (wanted, given):
@@ -178,7 +178,7 @@ def test_outside_of_record_nothing_is_recorded() -> None:
 
 
 def test_an_error_of_an_earlier_operator_surfaces_in_the_call() -> None:
-    """MXNet finds out later; batch norm must not normalize the memory of a failed result."""
+    """MXNet reports errors late, and batch norm must not normalize the memory of a failed result."""
     bad = mx.nd.random.normal(0, -1, shape=(5, 3))  # a negative scale
     with pytest.raises(mx.MXNetError):
         polybn.batch_norm(bad, training=True)
@@ -214,7 +214,7 @@ def test_sparse_arrays_are_refused() -> None:
         polybn.batch_norm(x, training=True)
 
 
-# What is made of vectors is differentiated, too.
+# Functions of vectors are differentiable, too.
 
 
 def gradients_of(loss: Callable[..., Any], host: dict[str, Array], name: str) -> tuple[float, Array]:
@@ -267,7 +267,7 @@ def test_a_folded_norm_is_differentiated(form: str, name: str) -> None:
 
 
 def test_a_pullback_travels(form: str) -> None:
-    """It copies and pickles, and says the same afterwards, whatever is written to the arguments of the call."""
+    """Copies and pickles of a pullback give its results, whatever is written to the arguments of the call."""
     host = arrays((7, 3, 5))
     given, dy = attached(host, "nd"), mx.nd.array(host["dy"])
     _, pullback = polybn.batch_norm_vjp(*given.values(), training=True)

@@ -1,4 +1,4 @@
-"""MXNet on today's Python: NumPy stays as it is, whatever happens, and what is missing is named."""
+"""MXNet on today's Python: NumPy stays unchanged in every case, and errors name what is missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import REASONS
 ROOT = Path(__file__).parents[1]
 runs = pytest.mark.skipif(REASONS["mxnet"] is not None, reason=f"mxnet: {REASONS['mxnet']}")
 
-# Submodules of NumPy become attributes of it when anyone imports them: that is Python's doing.
+# Modules are left out, because Python makes each imported submodule of NumPy an attribute of it.
 WATCH = """
 import sys, types, numpy
 
@@ -36,7 +36,7 @@ before = looks()
 
 
 def run(code: str, *folders: Path) -> subprocess.CompletedProcess[str]:
-    """Run code in a new process, where packages in the folders come first and any warning is an error."""
+    """Run code in a new process, with the given folders first on the path and warnings as errors."""
     path = [*map(str, folders), str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")]
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
@@ -58,7 +58,7 @@ def package(folder: Path, name: str, code: str) -> Path:
 
 
 def distribution(folder: Path, name: str) -> None:
-    """Write what pip leaves of an installed package."""
+    """Write the metadata of an installed package."""
     about = folder / f"{name.replace('-', '_')}-1.9.1.dist-info"
     about.mkdir()
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.9.1\n")
@@ -66,7 +66,7 @@ def distribution(folder: Path, name: str) -> None:
 
 @runs
 def test_numpy_is_as_it_was() -> None:
-    """After the import NumPy has the attributes that it had, the very same objects, and MXNet works."""
+    """After the import MXNet works, and NumPy has the same attributes with the same objects."""
     code = """
 import polybn_mxnet
 from polybn_mxnet.compat import mxnet as mx
@@ -94,13 +94,13 @@ print(unchanged())
 
 @runs
 def test_an_mxnet_that_is_there_is_taken() -> None:
-    """Whoever made MXNet importable before keeps that."""
+    """An MXNet that is already imported stays."""
     code = """
 import types
 sys.modules["mxnet"] = mine = types.ModuleType("mxnet")
 try:
     import polybn_mxnet.compat
-except AttributeError:  # the rest of the package needs more of it than a name
+except AttributeError:  # the stand-in is too small for the rest of the package
     pass
 print(sys.modules["polybn_mxnet.compat"].mxnet is mine, left(), unchanged())
 """
@@ -108,7 +108,7 @@ print(sys.modules["polybn_mxnet.compat"].mxnet is mine, left(), unchanged())
 
 
 def test_an_import_that_fails_in_the_middle(tmp_path: Path) -> None:
-    """The error comes through; NumPy and the import system are as they were, and so they are for the next try."""
+    """The error is passed on; NumPy and the import system are unchanged, also after a second try."""
     broken = package(tmp_path, "mxnet", "import numpy\nassert numpy.PZERO == 0\nraise RuntimeError('half way')\n")
     package(tmp_path, "distutils", "")
     code = """
@@ -146,7 +146,7 @@ def test_no_mxnet(tmp_path: Path) -> None:
 
 
 def test_no_distutils(tmp_path: Path) -> None:
-    """Python 3.12 and newer have none without setuptools."""
+    """Python 3.12 and newer have no distutils without setuptools."""
     hide = """
 import importlib.util, sys
 find = importlib.util.find_spec
@@ -163,7 +163,7 @@ import polybn_mxnet
 
 
 def test_no_cuda(tmp_path: Path) -> None:
-    """Of MXNet's CUDA build, each library that is missing is named with the package that brings it."""
+    """For MXNet's CUDA build, the error names each missing library with its package."""
     failing = "raise OSError('libcudart.so.11.0: cannot open shared object file')"
     package(tmp_path, "distutils", "")
     distribution(package(tmp_path, "mxnet", failing), "mxnet-cu112")
@@ -177,7 +177,7 @@ def test_no_cuda(tmp_path: Path) -> None:
 
 
 def test_another_error_of_the_operating_system_is_not_about_cuda(tmp_path: Path) -> None:
-    """MXNet's CPU build needs no CUDA, and no word about it."""
+    """MXNet's CPU build needs no CUDA, so its errors do not mention CUDA."""
     package(tmp_path, "distutils", "")
     package(tmp_path, "mxnet", "raise OSError('libgfortran.so.4: cannot open shared object file')")
     done = run("import polybn_mxnet", tmp_path)
@@ -186,7 +186,7 @@ def test_another_error_of_the_operating_system_is_not_about_cuda(tmp_path: Path)
 
 @runs
 def test_cuda_libraries_of_pip_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that pip installed are loaded where they lie, visible to MXNet, each after what it needs."""
+    """Libraries from pip are loaded from their places, visible to MXNet, in the order of their dependencies."""
     from polybn_mxnet import compat
 
     for folder in ("cuda_runtime", "cublas"):
@@ -216,7 +216,7 @@ def test_cuda_libraries_of_pip_are_loaded(tmp_path: Path, monkeypatch: pytest.Mo
 @runs
 @pytest.mark.parametrize("hybridize", [False, True])
 def test_a_program_ends_while_mxnet_computes(hybridize: bool) -> None:
-    """MXNet's thread, which asks for Python, is not left behind by it: the process would wait for ever."""
+    """Python waits for MXNet's thread, which needs Python; otherwise the process would never end."""
     code = f"""
 from polybn_mxnet.compat import mxnet as mx
 from polybn_mxnet.gluon import BatchNorm
@@ -236,7 +236,7 @@ for _ in range(41):
 
 @runs
 def test_large_arrays_are_served_while_a_program_ends() -> None:
-    """Python has ended its pools of threads by then."""
+    """Large arrays are served even after Python has ended its pools of threads."""
     code = """
 import atexit
 import polybn
@@ -250,7 +250,7 @@ atexit.register(lambda: print((polybn.batch_norm(x, training=True, eps=0.0).y ==
 
 @runs
 def test_a_program_that_recorded_a_call_beside_jax_ends_in_silence() -> None:
-    """JAX keeps MXNet's modules alive while Python takes their names away; MXNet's callbacks come after that."""
+    """JAX keeps MXNet's modules alive while Python clears their names, and MXNet's callbacks run after that."""
     pytest.importorskip("jax", exc_type=ImportError)
     code = """
 import polybn

@@ -1,6 +1,6 @@
 """The two forms: the host's functions on MXNet's memory, and MXNet's operators, which GPU contexts run.
 
-Bounds are in units in the last place of the dtype, u; where nothing is stated, bits are equal.
+Bounds are in units in the last place of the dtype, u. A test without a bound asks for equal bits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from polybn_mxnet.compat import mxnet as mx
 
 Host = NDArray[Any]
 
-# Along rows, of several chunks; rows of one value, of several chunks down; rows shorter than a loop is worth;
+# Rows of several chunks; rows of one value, with several chunks down; rows too short for a loop of their own;
 # channels first and last.
 LAYOUTS = [((5, 3, 7, 41), 1), ((263, 13), 1), ((83, 5, 3), 1), ((3, 17, 11), 0), ((19, 5, 23), -1)]
 MEANS = [0.0, 1e4]
@@ -58,7 +58,7 @@ def same(one: dict[str, Host], other: dict[str, Host]) -> bool:
 
 
 def scales(given: Case, exact: dict[str, Host]) -> dict[str, Host | float]:
-    """Return what errors of each result are measured by: the largest of the terms that it is made of."""
+    """Return the scale for the errors of each result: the largest of its terms."""
     axes = tuple(a for a in range(given.x.ndim) if a != given.axis % given.x.ndim)
     g = abs(given.dy.astype(np.float64))
     wide = [1 + abs(z) for z in given.vectors]
@@ -123,7 +123,7 @@ def test_what_a_call_keeps_is_its_own() -> None:
     given = case((13, 3, 17), 1, "float32")
     dy = mx.nd.array(given.dy)
     inputs = [mx.nd.array(given.x**power) for power in (1, 2, 3)]
-    one_by_one = [polybn.batch_norm_vjp(x, training=True)[1](dy).x.asnumpy() for x in inputs]  # and memory comes back
+    one_by_one = [polybn.batch_norm_vjp(x, training=True)[1](dy).x.asnumpy() for x in inputs]  # reuses memory
     pullbacks = [polybn.batch_norm_vjp(x, training=True)[1] for x in inputs]
     assert [pullback(dy).x.asnumpy().tobytes() for pullback in pullbacks] == [dx.tobytes() for dx in one_by_one]
 
@@ -177,7 +177,7 @@ def test_no_form_writes_to_its_arguments(scope: Any) -> None:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("scope", [contextlib.nullcontext, operators_only], ids=["host", "operators"])
 def test_what_overflows_a_half_is_infinite_in_silence(scope: Any) -> None:
-    """In y, in dx, and in second derivatives."""
+    """y, dx and second derivatives overflow to infinity without a warning."""
     given = case((11, 3, 19), 1, "float16", mean=5.0)
     x, dy = (mx.nd.array(host, dtype="float16") for host in (given.x, given.dy))
     with scope():

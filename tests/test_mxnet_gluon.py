@@ -1,4 +1,4 @@
-"""The Gluon block: the bits of the function in every way that Gluon runs a block, and Gluon's habits around it."""
+"""The Gluon block: the bits of the function in every mode of Gluon, and the behaviour that Gluon's users expect."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def backward(block: Any, x: Any, dy: Any, **recording: bool) -> Any:
     return y
 
 
-# The numbers: those of the function.
+# The results: those of the function.
 
 
 @each_mode
@@ -96,7 +96,7 @@ def backward(block: Any, x: Any, dy: Any, **recording: bool) -> Any:
 @pytest.mark.parametrize("train_mode", [True, False])
 @pytest.mark.clause("S3", "S4", "S5", "S13")
 def test_the_bits_of_the_function(mode: str, kind: str, shape: tuple[int, ...], axis: int, train_mode: bool) -> None:
-    """Output, gradients and running statistics, in either mode of ``record``, twice in a row."""
+    """Output, gradients and running statistics are right in both modes of ``record``, twice in a row."""
     state = state_of(shape[axis])
     with arrays_of(kind):
         block = block_with(state, mode, kind, axis=axis, momentum=0.75, epsilon=1e-3)
@@ -117,7 +117,7 @@ def test_the_bits_of_the_function(mode: str, kind: str, shape: tuple[int, ...], 
 @pytest.mark.parametrize(("dtype", "inner"), [("float16", "float32"), ("float32", "float32"), ("float64", "float64")])
 @pytest.mark.clause("S6")
 def test_cast(mode: str, dtype: str, inner: str) -> None:
-    """Parameters and statistics keep float32 for float16 input, as those of Gluon's own block do."""
+    """Parameters and statistics keep float32 for float16 input, as in Gluon's own block."""
     block = BatchNorm()
     block.initialize()
     block.cast(dtype)
@@ -136,7 +136,7 @@ def test_cast(mode: str, dtype: str, inner: str) -> None:
 @each_mode
 @pytest.mark.parametrize(("scale", "center"), [(False, True), (True, False), (False, False)])
 def test_without_gamma_or_beta(mode: str, scale: bool, center: bool) -> None:
-    """What is left out is neither used, nor trained, nor overwritten: Gluon's own block sets gamma to 1."""
+    """An omitted parameter is not used, trained or overwritten, although Gluon's own block sets gamma to 1."""
     state = state_of(3)
     block = block_with(state, mode, scale=scale, center=center)
     x, dy = array(draw((5, 3, 7))), array(draw((5, 3, 7), seed=8))
@@ -221,7 +221,7 @@ def test_training_without_a_record_counts_as_training(mode: str) -> None:
 
 @each_mode
 def test_two_forwards_before_their_backwards(mode: str) -> None:
-    """Each backward belongs to its own forward."""
+    """Each backward pass uses its own forward pass."""
     state = state_of(3)
     block = block_with(state, mode)
     xs = [array(draw((5, 3, 2), seed=seed)) for seed in (1, 2)]
@@ -291,7 +291,7 @@ def test_deferred_initialization(container: Any) -> None:
 
 
 def test_hybridized_training_has_the_bits_of_imperative_training() -> None:
-    """Four steps, the last on fewer images, with the statistics and a prediction at the end."""
+    """Four steps, the last on fewer images, give equal statistics and an equal prediction."""
     results = []
     for mode in MODES:
         net = network(BatchNorm, nn.HybridSequential)
@@ -309,7 +309,7 @@ def test_hybridized_training_has_the_bits_of_imperative_training() -> None:
     assert results[0] == results[1] == results[2]
 
 
-@pytest.mark.filterwarnings("ignore:Cannot decide type")  # of any network; MXNet sees the dtype at the first call
+@pytest.mark.filterwarnings("ignore:Cannot decide type")  # for every network, until its first call
 def test_an_exported_network_runs_where_the_module_is_imported(tmp_path: Path) -> None:
     net = network(lambda: BatchNorm(momentum=0.5, epsilon=1e-2), nn.HybridSequential)
     net.hybridize()
@@ -337,7 +337,7 @@ def test_parameters_travel_between_this_block_and_that_of_gluon(kind: str, ours_
         x = array(draw((4, 3, 8, 8)) / 300, kind)
         with autograd.record():
             y = source(x)
-        y.backward()  # Gluon's own takes in its statistics only now
+        y.backward()  # Gluon's own block updates its statistics only now
         source.save_parameters(str(tmp_path / "net.params"))
         target.load_parameters(str(tmp_path / "net.params"))
         for place in (1, 5):
@@ -347,7 +347,7 @@ def test_parameters_travel_between_this_block_and_that_of_gluon(kind: str, ours_
 
 
 def test_parameters_have_the_full_names_that_gluon_gives() -> None:
-    """Exported files and optimizers know parameters by these."""
+    """The full names matter, because exported files and optimizers use them."""
     ours, own = (list(make(in_channels=2, prefix="norm_").collect_params()) for make in (BatchNorm, nn.BatchNorm))
     assert ours == own == [f"norm_{name}" for name in NAMES]
 
@@ -394,7 +394,7 @@ def test_inputs_are_checked_before_channels_are_counted(
 def test_a_hybridized_block_prints_the_words_of_an_error_that_only_values_show(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """MXNet runs the operator in a thread of its own and reports no more than that it failed."""
+    """The message is printed, because MXNet runs the operator in another thread and reports only that it failed."""
     state = state_of(3)
     state["running_var"][1] = -4
     words = "running_var must be finite and not negative in inference; got -4.0 in channel 1 (1 bad channel"

@@ -1,4 +1,4 @@
-"""What is particular to the MXNet program; what all programs owe is in :mod:`tests.test_program`."""
+"""Tests for the MXNet program only; :mod:`tests.test_program` tests all programs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def losses_of(program: Program, data: Any, order: Any, learning_rate: float = 0.
 
 @pytest.mark.parametrize("norm", ["spec", None])
 def test_fifty_steps_stay_beside_those_of_numpy(norm: Any) -> None:
-    """Same weights and order; at rate 0.02, for at 1 NumPy, too, leaves itself by 0.03 if weights change by 2^-22."""
+    """The rate is 0.02, because at rate 1 a change of weights by 2^-22 changes even NumPy's losses by 0.03."""
     network, data, losses = networks.lenet(norm), slice_of_sample(50 * 32, 1), []
     order = networks.epoch_order(0, 1, len(data.train_labels))
     for name in ("numpy", "mxnet"):
@@ -47,7 +47,7 @@ def test_fifty_steps_stay_beside_those_of_numpy(norm: Any) -> None:
 
 
 def test_reports_come_every_few_steps_and_are_those_of_single_steps() -> None:
-    """MXNet must not reuse the memory of a result that was not fetched yet."""
+    """MXNet must not reuse the memory of a result that has not been fetched yet."""
     n = 4 * (2 * CHUNK + 1) + 3
     s, order = sample(SPEC, n), np.random.default_rng(5).permutation(n)
     together, apart = (compiled("mxnet", s, batch_size=4) for _ in range(2))
@@ -66,7 +66,7 @@ def test_reports_come_every_few_steps_and_are_those_of_single_steps() -> None:
 
 
 def by_hand(state: State) -> Any:
-    """Write the origin's second network in Gluon, layer by layer."""
+    """Write the notebook's second network in Gluon, layer by layer."""
     net = nn.HybridSequential()
     net.add(
         nn.Conv2D(6, 5), nn.BatchNorm(), nn.Activation("sigmoid"), nn.MaxPool2D(2, 2),
@@ -85,7 +85,7 @@ def by_hand(state: State) -> Any:
 
 
 def test_native_is_gluons_own_batch_norm() -> None:
-    """To the bit: the scores, and the statistics that one step leaves behind."""
+    """The scores, and the statistics after one step, have the bits of Gluon's batch norm."""
     s = sample(NATIVE, 6)
     net, program = by_hand(s.state), compiled("mxnet", s)
     images = mx.nd.array(s.images / np.float32(255))
@@ -119,7 +119,7 @@ def test_a_pool_of_any_size() -> None:
 
 
 def test_more_arrays_than_one_update_takes() -> None:
-    """Sixty layers of one feature: 120 arrays to move."""
+    """Sixty layers of one feature have 120 arrays to update."""
     network = Network((1, 2, 2), (*(Dense(2) for _ in range(59)), Dense(3)))
     state = networks.initial_state(network, 0)
     images = np.full((3, 1, 2, 2), 200, np.uint8)
@@ -155,7 +155,7 @@ def test_compiling_draws_no_random_numbers_of_mxnet() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_network_that_diverged_has_scores(value: float) -> None:
-    """Training asks for them before it looks at the state, and says then what happened."""
+    """Training fetches the scores before it looks at the state, and only then reports the divergence."""
     s = sample(SPEC, 3)
     s.state["norm2.running_var"][1] = value
     program = compiled("mxnet", s)
@@ -165,7 +165,7 @@ def test_a_network_that_diverged_has_scores(value: float) -> None:
 
 
 def test_programs_give_their_memory_back() -> None:
-    """At once: the garbage collector does not see how much MXNet holds."""
+    """Memory is freed at once, because the garbage collector does not see how much MXNet holds."""
     s = sample(SPEC, 64)
     sizes = []
     for _ in range(40):

@@ -1,4 +1,4 @@
-"""MXNet's second order beyond the protocol: the form that devices run, the tape, memory, empty arrays and bad calls."""
+"""MXNet's second order beyond the protocol: the form for devices, the tape, memory, empty arrays and bad calls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def array(host: Any, kind: str = "nd") -> Any:
 
 
 def call(training: bool = True, kind: str = "nd", dtype: str = "float32") -> tuple[Any, Any, Any]:
-    """Return a pullback, a dy for it, and cotangents of what it gives."""
+    """Return a pullback, a dy for it, and cotangents of its results."""
     case = sample(5, dtype, (7, 3, 5), training=training)
     _, pullback = polybn.batch_norm_vjp(*(array(a, kind) for a in case.arrays().values()), **case.options())
     cotangents = (None if a is None else array(a, kind) for a in random_cotangents(case, 6))
@@ -42,7 +42,7 @@ def hosts(gradients: Any) -> list[Any]:
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("masked", [True, False])
 def test_the_form_in_operators(training: bool, dtype: str, axis: int, masked: bool) -> None:
-    """MXNet's own operators give second derivatives within the bounds, too."""
+    """The form in MXNet's operators gives second derivatives within the bounds, too."""
     case = sample(13, dtype, (7, 3, 5), axis, training=training, kappa=8.0)
     if masked:
         case = case._replace(where=np.random.default_rng(2).random(case.x.shape) < 0.7)
@@ -63,7 +63,7 @@ def test_results_are_of_the_kind_of_x(kind: str, training: bool) -> None:
 
 @pytest.mark.parametrize("scope", [contextlib.nullcontext, mxnet.operators_only])
 def test_nothing_is_recorded(scope: Any) -> None:
-    """Within ``record()`` the bits are the same, and nothing that comes out leads back to what went in."""
+    """``record()`` changes no bit, and no result has a gradient to the arguments."""
     with scope():
         pullback, dy, cotangents = call()
     outside = hosts(pullback.vjp(dy)[1](cotangents))
@@ -80,7 +80,7 @@ def test_nothing_is_recorded(scope: Any) -> None:
 
 @pytest.mark.clause("S13")
 def test_an_absent_cotangent_is_zero_beside_infinity() -> None:
-    """None for the cotangent of dx is 0, not 0 times what dy holds."""
+    """None for the cotangent of dx gives 0, and not 0 times an infinity in dy."""
     pullback, dy, _ = call()
     dy[0, 0, 0] = np.inf
     found = hosts(pullback.vjp(dy)[1](Gradients(None, None, array(np.ones(3, np.float32)))))
@@ -91,7 +91,7 @@ def test_an_absent_cotangent_is_zero_beside_infinity() -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", [(0, 3, 5), (7, 0, 5), (7, 3, 0)])
 def test_empty(shape: tuple[int, ...], training: bool) -> None:
-    """No values, no derivative: empty arrays and zeros."""
+    """Without values the derivatives are empty arrays and zeros."""
     x, vector = array(np.empty(shape, np.float32)), np.ones(shape[1], np.float32)
     arrays = [array(vector) for _ in range(4)]
     pullback: Any = polybn.batch_norm_vjp(x, *arrays, training=training)[1]
@@ -104,7 +104,7 @@ def test_empty(shape: tuple[int, ...], training: bool) -> None:
 
 @pytest.mark.clause("S14")
 def test_bad_cotangents() -> None:
-    """What is wrong with a cotangent is said before any work is done."""
+    """A bad cotangent is refused before any work is done."""
     pullback, dy, cotangents = call()
     _, second = pullback.vjp(dy)
     with pytest.raises(polybn.DTypeError, match=r"cotangents must be a polybn.Gradients; got tuple"):

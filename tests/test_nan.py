@@ -19,7 +19,7 @@ POISON = [
 
 
 def poison(array: Array, channel: int, values: tuple[float, ...]) -> Array:
-    """Put values into a channel of an array with channel axis 1, at uneven places."""
+    """Put values into a channel of an array with channel axis 1, at irregular places."""
     spoiled = array.copy()
     for i, value in enumerate(values):
         spoiled[(2 * i + 1) % len(array), channel, i] = value
@@ -30,7 +30,7 @@ def poison(array: Array, channel: int, values: tuple[float, ...]) -> Array:
 @pytest.mark.parametrize("values", POISON)
 @pytest.mark.parametrize("training", [True, False])
 def test_nan_and_infinity_in_dy(backend: str, values: tuple[float, ...], training: bool) -> None:
-    """Of the channel's dgamma, dbeta and, in training, dx, nothing finite is left; no other channel changes."""
+    """The channel's dgamma, dbeta and, in training, dx are not finite; no other channel changes."""
     b, case = polybn.backend(backend), sample(4, "float32", (5, 7, 3), training=training)
     got, base = run(b, case._replace(dy=poison(case.dy, 2, values))), run(b, case)
     assert_others_equal(got, base, 2)
@@ -47,7 +47,7 @@ def test_nan_and_infinity_in_dy(backend: str, values: tuple[float, ...], trainin
 @pytest.mark.clause("S5", "S9")
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_nan_and_infinity_in_inference(backend: str, value: float) -> None:
-    """In inference a NaN or an infinity stays where it is, at the least it stays in its channel."""
+    """In inference a NaN or an infinity in x spoils its own value of y, and no other channel."""
     b, case = polybn.backend(backend), sample(5, "float32", (5, 7, 3), training=False)
     got = run(b, case._replace(x=poison(case.x, 2, (value,))))
     assert_others_equal(got, run(b, case), 2)

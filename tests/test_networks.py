@@ -1,4 +1,4 @@
-"""Networks as data: shapes, counts, and first bits that all backends, platforms and NumPy versions share."""
+"""Networks as data: shapes, counts, and initial bits that are equal on all backends, platforms and NumPy versions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OUTPUTS = [
     ("dense2", (84,)), ("norm4", (84,)), ("sigmoid4", (84,)), ("dense3", (10,)),
 ]  # fmt: skip
 
-# Frozen: a change of any of these starts every backend, and every old run, from other weights or another order.
+# Frozen: with any other value, every backend and every old run would start from other weights or another order.
 FIRST_WEIGHTS = {
     "conv1.weight": ["0x1.9f8122p-5", "-0x1.5d33c2p-4", "-0x1.5c23eap-3"],
     "conv2.weight": ["-0x1.a34bbep-4", "-0x1.cde15ep-6", "-0x1.68890ap-4"],
@@ -144,7 +144,7 @@ def test_a_state_starts_as_promised(norm: networks.Norm) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_weights_are_xavier_uniform(seed: int) -> None:
-    """Within the bound, near it, and with moments within 5 standard errors: 1 in 1.7 million draws fails by chance."""
+    """Weights are within the bound, come near it, and have moments within 5 standard errors (1 in 1.7 million)."""
     state = networks.initial_state(networks.lenet(), seed)
     for name, (out, into, *kernel) in ((n, s) for n, s in PARAMETERS.items() if n.endswith("weight")):
         weight = state[name].astype(np.float64)
@@ -199,7 +199,7 @@ def test_every_epoch_and_seed_has_its_own_order() -> None:
 
 
 def test_all_orders_are_equally_likely() -> None:
-    """24 orders, 100 expected of each: every count within 5 standard deviations of a binomial variable."""
+    """Each of 24 orders is expected 100 times; every count is within 5 standard deviations of that."""
     counts = Counter(tuple(networks.epoch_order(0, epoch, 4).tolist()) for epoch in range(1, 2401))
     spread = math.sqrt(2400 / 24 * (1 - 1 / 24))
     assert len(counts) == 24

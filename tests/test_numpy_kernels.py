@@ -1,4 +1,4 @@
-"""The compiled kernels: no bit depends on instructions, threads, layout or deleted values; ``out=``; processes."""
+"""The compiled kernels: bits are independent of instructions, threads, layout and deleted values; out; processes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ threading.Thread(target=work).start()
 
 @pytest.fixture(autouse=True)
 def restore() -> Iterator[None]:
-    """Leave the instruction set and the number of threads as they were."""
+    """Restore the instruction set and the number of threads."""
     yield
     if polybn_host.missing is None:
         polybn_host.use_instructions("")
@@ -63,7 +63,7 @@ def sample(shape: tuple[int, ...], dtype: str) -> tuple[Array, Array, Array, Arr
 
 
 def results(x: Array, dy: Array, gamma: Array, beta: Array, where: Array | None = None, axis: int = 1) -> list[Array]:
-    """Return all results in training and inference, those of the shape of x as contiguous arrays."""
+    """Return all results in training and inference; those with the shape of x are contiguous."""
     got = list[Array]()
     mean, var = np.full_like(gamma, -60), np.full_like(gamma, 50)
     for training in (True, False):
@@ -83,7 +83,7 @@ def same_bits(a: list[Array], b: list[Array]) -> bool:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_bits_depend_on_values_alone(shape: tuple[int, ...], dtype: str) -> None:
-    """Instruction sets, threads and layouts give the same bits."""
+    """All instruction sets, numbers of threads and layouts give the same bits."""
     arguments = sample(shape, dtype)
     x, dy, gamma, beta = arguments
     polybn_host.use_threads(1)
@@ -105,7 +105,7 @@ def test_bits_depend_on_values_alone(shape: tuple[int, ...], dtype: str) -> None
 @pytest.mark.clause("S12")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_deletion_to_the_bit(dtype: str) -> None:
-    """Each channel has the bits that it has without the deleted values, which are NaN."""
+    """Each channel has the bits of a call without the deleted values, which are NaN here."""
     x, dy, gamma, beta = sample((9001, 3), dtype)
     rng = np.random.default_rng(0)
     where = rng.random(x.shape) < 0.7
@@ -122,7 +122,7 @@ def test_deletion_to_the_bit(dtype: str) -> None:
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 def test_out(training: bool, plain: bool) -> None:
-    """Results are written into the given array and are that array, whatever its strides, and where it is x itself."""
+    """Results are written to the given array, which is returned, for any strides and even for x itself."""
     x, dy, gamma, beta = sample((17, 5, 3), "float32")
     vectors = (gamma, beta, beta, gamma**2)
     with without_kernels() if plain else np.errstate():
@@ -160,7 +160,7 @@ def test_out_must_fit() -> None:
 
 
 def run(program: str) -> str:
-    """Run a program in a process of its own, where no other library has threads; return what it prints."""
+    """Run a program in a new process, where no other library has threads; return its output."""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

@@ -1,4 +1,4 @@
-"""Clause S1 for NumPy: memory layout cannot change a bit, of random data, for any argument."""
+"""Clause S1 for NumPy: the memory layout of any argument changes no bit, on random data."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ LAYOUTS: tuple[Callable[[Array], Array], ...] = (
 
 
 def call(case: Case) -> Outcome:
-    """Call NumPy's backend on the arrays as they lie; ``tests.support.cases.run`` would copy them."""
+    """Call NumPy's backend without copying the arrays, as ``tests.support.cases.run`` would."""
     result, pullback = polybn.batch_norm_vjp(*case.arrays().values(), **case.options(), where=case.where)
     return Outcome._make((*result, *pullback(case.dy)))
 
@@ -75,7 +75,7 @@ ARGUMENTS = ("x", "gamma", "beta", "running_mean", "running_var", "dy", "where")
 @pytest.mark.clause("S1")
 @given(case=cases(), layout=st.sampled_from(LAYOUTS), data=st.data())
 def test_layouts(case: Case, layout: Callable[[Array], Array], data: st.DataObject) -> None:
-    """C and Fortran order, NCHW in NHWC memory, steps, negative strides, offsets: the same bits."""
+    """C and Fortran order, NCHW in NHWC memory, steps, negative strides and offsets all give the same bits."""
     names = data.draw(st.sampled_from((*((n,) for n in ARGUMENTS), ARGUMENTS, ("x", "dy"))))
     if data.draw(st.booleans()):
         case = case._replace(where=np.random.default_rng(3).random(case.x.shape) < 0.9, running_variance="biased")
@@ -96,7 +96,7 @@ def test_axis_order(case: Case, data: st.DataObject) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("training", [True, False])
 def test_zero_strides(dtype: str, training: bool) -> None:
-    """Broadcast views are served like their copies: rows repeated in x and dy, one number for a vector."""
+    """Broadcast views give the results of copies: repeated rows in x and dy, one number as a vector."""
     case = sample(6, dtype, (7, 5, 3), training=training)
     x, dy = (np.broadcast_to(a[:, :, :1], case.x.shape) for a in (case.x, case.dy))
     vectors: dict[str, Any] = {n: np.broadcast_to(getattr(case, n)[:1], (5,)) for n in ARGUMENTS[1:5]}
@@ -109,7 +109,7 @@ def test_zero_strides(dtype: str, training: bool) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_large_layouts(dtype: str, layout: Callable[[Array], Array]) -> None:
-    """Several blocks of channels and rows of several summation chunks."""
+    """Layouts change no bit for several blocks of channels, and for rows of several summation chunks."""
     case = sample(7, dtype, (149, 11, 29, 31), kappa=1e3)
     assert case.x.size > 1 << 20
     assert same(call(laid_out(case, layout, ("x", "dy"))), call(case))

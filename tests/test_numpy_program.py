@@ -1,4 +1,4 @@
-"""The NumPy network in each form: compiled kernels for every instruction set, and plain NumPy without them."""
+"""The NumPy network in each form: compiled kernels for every instruction set, and plain NumPy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ needs_kernels = pytest.mark.skipif(polybn_host.missing is not None, reason=f"no 
 
 @contextmanager
 def using(form: str) -> Iterator[None]:
-    """Compile networks in one form for a while."""
+    """Compile networks in one form within the context."""
     missing = polybn_host.missing
     if form == "plain":
         polybn_host.missing = "a test does without"
@@ -75,7 +75,7 @@ def test_ties(form: str, places: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_pools_and_kernels_of_any_size(form: str, size: int) -> None:
-    """Channels that no register block divides, more images than two blocks hold, gamma of both signs."""
+    """Channels are no multiple of a register block, images fill more than two blocks, gamma has both signs."""
     side = 2 * size + 2
     network = Network(
         (2, side, side + size), (Convolution(11, 3), BatchNorm(), MaxPool(size), Sigmoid(), Dense(13), Dense(3))
@@ -113,7 +113,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 @needs_kernels
 @pytest.mark.parametrize("form", FORMS[1:])
 def test_sigmoid_to_a_few_units_in_the_last_place(form: str) -> None:
-    """A bias alone is what a dense layer makes of a black image."""
+    """Black images give the sigmoid the bias of a dense layer."""
     x = np.linspace(-87, 87, 65_521).astype(np.float32)
     x[:9] = 0, -0.0, 1e-30, -1e-30, 1e30, -1e30, np.inf, -np.inf, np.nan
     network = Network((1, 1, 1), (Dense(len(x)), Sigmoid()))
@@ -132,7 +132,7 @@ def test_sigmoid_to_a_few_units_in_the_last_place(form: str) -> None:
 
 
 def normed(pixels: NDArray[np.uint8], weight: list[float], eps: float) -> Sample:
-    """Two channels of input, a weight for each, batch norm, scores."""
+    """Return a network with two channels, a weight for each, batch norm and scores."""
     network = Network((2, 1, pixels.shape[1] // 2), (Convolution(1, 1), BatchNorm(eps=eps), Dense(3)))
     state = networks.initial_state(network, 0)
     state["conv1.weight"] = np.array(weight, np.float32).reshape(1, 2, 1, 1)
@@ -143,7 +143,7 @@ def normed(pixels: NDArray[np.uint8], weight: list[float], eps: float) -> Sample
 @pytest.mark.clause("S8")
 @pytest.mark.parametrize("form", FORMS)
 def test_a_constant_channel(form: str) -> None:
-    """Its variance is exactly 0, and so is the gradient of gamma."""
+    """The variance of a constant channel is exactly 0, and so is the gradient of gamma."""
     s = normed(np.full((37, 6), 77, np.uint8), [0.3, 1234.567], 1e-5)
     s.state["norm1.beta"] = np.array([0.75], np.float32)
     with using(form):
@@ -156,7 +156,7 @@ def test_a_constant_channel(form: str) -> None:
 @pytest.mark.clause("S2", "S3")
 @pytest.mark.parametrize("form", FORMS)
 def test_values_far_from_zero(form: str) -> None:
-    """Their mean is 2^13 times as large as their spread, so that its rounding error and its square would show."""
+    """The mean is 2^13 times the spread, so that its rounding error or its square would show."""
     pixels = np.full((37, 14), 255, np.uint8)
     pixels[:, :7] = np.random.default_rng(0).integers(0, 256, (37, 7))
     s = normed(pixels, [1.0, 8192.0], 1e-5)
@@ -174,10 +174,10 @@ def test_values_far_from_zero(form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("power", [127, 100, -100, -140])
 def test_a_channel_out_of_range(form: str, power: int) -> None:
-    """Weights times a power of two, eps = 0: batch norm gives the same, and so do all that follows."""
+    """With eps = 0, weights times a power of two change neither batch norm's output nor the later layers."""
     pixels = np.full((37, 6), 255, np.uint8)
     pixels[:, 3:] = 0
-    pixels[:5] = 255 - pixels[:5]  # so that values are far from their mean, and on both sides of 0
+    pixels[:5] = 255 - pixels[:5]  # to get values far from their mean, on both sides of 0
     weight = np.array([1.75, -1.875])
     usual, moved = (normed(pixels, list(np.ldexp(weight, k)), 0.0) for k in (0, power))
     with using(form), np.errstate(over="ignore"):
@@ -194,7 +194,7 @@ def test_a_channel_out_of_range(form: str, power: int) -> None:
 @pytest.mark.clause("S9")
 @pytest.mark.parametrize("form", FORMS)
 def test_nan_stays_in_its_channel(form: str) -> None:
-    """Among the running statistics; the loss has it, and so training stops."""
+    """NaN in a channel reaches only its own running statistics, and the loss, so that training stops."""
     network = Network((1, 3, 3), (Convolution(5, 2), BatchNorm(), Sigmoid(), Dense(3)))
     s = shared.sample(network, 19)
     s.state["conv1.weight"][2, 0, 1, 0] = np.nan
@@ -204,7 +204,7 @@ def test_nan_stays_in_its_channel(form: str) -> None:
     assert np.isnan(state["norm1.running_mean"]).tolist() == [False, False, True, False, False]
 
 
-# What a program must not be told, because its kernels believe it.
+# Bad arguments that would let kernels read outside their arrays.
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1,4 +1,4 @@
-"""Clause S7 where NumPy can tell: read-only inputs, memory, error state, layouts of the output."""
+"""The parts of clause S7 that NumPy can check: read-only inputs, memory, error state, layouts of outputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from polybn.conformance.strategies import cases, sample
 
 
 def frozen(case: Case) -> Case:
-    """Return the call with inputs that cannot be written."""
+    """Return the call with read-only inputs."""
     for array in (*case.arrays().values(), case.dy, case.where):
         if array is not None:
             array.flags.writeable = False
@@ -41,7 +41,7 @@ def results(case: Case) -> Iterator[Array]:
 @pytest.mark.clause("S7")
 @given(case=cases())
 def test_outputs_share_no_memory(case: Case) -> None:
-    """Read-only inputs do; every output is writable and overlaps with no input and no other output."""
+    """Read-only inputs are accepted; every output is writable, and overlaps no input and no other output."""
     case = frozen(case)
     inputs = [a for a in (*case.arrays().values(), case.dy) if a is not None]
     outputs = list(results(case))
@@ -58,7 +58,7 @@ def test_outputs_share_no_memory(case: Case) -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 1.0])
 def test_running_statistics_are_copies(training: bool, momentum: float) -> None:
-    """Running statistics that do not change are copies all the same: writing to them leaves the caller's alone."""
+    """Unchanged running statistics are copies, too: writing to them does not change the caller's."""
     case = sample(1, "float32", (7, 3, 5), training=training, momentum=momentum)
     for shape in (case.x.shape, (0, 3, 5)):
         result = polybn.batch_norm(case.x[: shape[0]], *list(case.arrays().values())[1:], **case.options())
@@ -89,7 +89,7 @@ def test_error_state_of_the_caller(training: bool) -> None:
 @pytest.mark.clause("S1")
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_output_has_the_layout_of_x(order: str) -> None:
-    """y and dx have the strides of a contiguous x, whichever its order."""
+    """y and dx have the strides of x, if x is contiguous in any order."""
     case = sample(3, "float32", (7, 3, 5, 2))
     x = np.asarray(case.x, order=order)  # type: ignore[call-overload]
     for array in (x, np.moveaxis(x, 3, 1)):
@@ -101,7 +101,7 @@ def test_output_has_the_layout_of_x(order: str) -> None:
 
 @pytest.mark.clause("S7")
 def test_memory_maps(tmp_path: object) -> None:
-    """A read-only memory map is served like the array that it holds."""
+    """A read-only memory map gives the results of an array with its values."""
     case = sample(4, "float32", (7, 3, 5))
     path = f"{tmp_path}/x.npy"
     np.save(path, case.x)

@@ -31,13 +31,13 @@ SIZES = {
     "float64": (0.0, 5e-324, 1e-310, 1e-250, 1e-160, 1e-3, 1.0, 1e80, 1e160, 1e250, 1.7e308),
 }
 SPREADS = (0.0, 2.0**-20, 0.3, 1.0)
-"""Of the values of a channel, relative to the largest; 0 is a constant channel."""
+"""The spreads of the values of a channel, relative to the largest value; 0 is a constant channel."""
 EPS = {"float32": (0.0, 1e-30, 1e-5, 1.0), "float64": (0.0, 1e-300, 1e-5, 1.0)}
 
 
 @pytest.fixture(params=["kernels", "plain"])
 def form(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Compute with the compiled kernels, and without them."""
+    """Compute with and without the compiled kernels."""
     if request.param == "kernels" and polybn_host.missing is not None:
         pytest.skip(f"kernels: {polybn_host.missing}")
     with without_kernels() if request.param == "plain" else contextlib.nullcontext():
@@ -50,7 +50,7 @@ def channels(dtype: str, m: int, seed: int) -> tuple[Array, Array, Array, Array]
     choices = np.array(list(itertools.product(sizes, SPREADS, (0.0, *sizes[1::3], -1.3), sizes)))
     choices = choices[rng.permutation(len(choices))[:600]]
     size, spread, gamma, cotangent = choices.T
-    # The largest value is the size itself, so that nothing overflows before it is tested.
+    # The largest value is exactly the size, so that nothing overflows before the call.
     away = rng.uniform(-1, 0, (m, len(choices)))
     x = size * np.where(spread == 1, rng.uniform(-1, 1, away.shape), 1 + spread * away)
     dy = cotangent * rng.uniform(-1, 1, x.shape)
@@ -60,7 +60,7 @@ def channels(dtype: str, m: int, seed: int) -> tuple[Array, Array, Array, Array]
 
 
 def check(name: str, got: float, exact: Fraction, bound: Fraction, dtype: str) -> None:
-    """Compare one number: within the bound, or infinite with the right sign where the exact one is out of range."""
+    """Assert that a number is within the bound, or infinite with the right sign if the exact one is out of range."""
     info = np.finfo(dtype)
     unit, tiny, largest = (
         Fraction(float(info.eps) / 2),
@@ -69,7 +69,7 @@ def check(name: str, got: float, exact: Fraction, bound: Fraction, dtype: str) -
     )
     allowed = ROUNDINGS * unit * bound + tiny
     if math.isinf(got) and abs(exact) <= allowed and allowed > largest / 2:
-        return  # rounding alone fills the range
+        return  # the bound is larger than the range
     if abs(exact) - allowed > largest or (math.isinf(got) and abs(exact) + allowed > largest):
         assert got == (math.inf if exact > 0 else -math.inf), (name, got, exact > 0)
     else:
@@ -83,7 +83,7 @@ def compare(
     """Compare all results of one channel, given its exact statistics."""
     dtype, (gamma, beta) = x.dtype.name, map(Fraction, parameters)
     row, g, centred = oracle.row(x.tolist()), oracle.row(dy.tolist()), [Fraction(v) - s.mean for v in x.tolist()]
-    # In training the mean has an error of its own: that of the sum of such differences.
+    # In training the mean has an error, too, that of the sum of such differences.
     average = sum((abs(d) for d in centred), ZERO) / len(centred) * training
     reach = [abs(d) + average for d in centred]
     sizes = [abs(Fraction(v)) for v in dy.tolist()]
@@ -114,7 +114,7 @@ def _numbers(row: Any) -> list[Fraction]:
 def _run(
     x: Array, dy: Array, vectors: tuple[Array | None, ...], eps: float, *, training: bool
 ) -> tuple[polybn.BatchNormResult, list[dict[str, Array]]]:
-    """Call the function and its pullback; return the results channel by channel, too."""
+    """Call the function and its pullback; return the results, and the results channel by channel."""
     result, pullback = polybn.batch_norm_vjp(x, *vectors, training=training, eps=eps, momentum=0.0)
     g = pullback(dy)
     columns = {"y": result.y.T, "dx": g.x.T, "dgamma": g.gamma, "dbeta": g.beta}
@@ -128,7 +128,7 @@ def _run(
 @pytest.mark.parametrize("m", [1, 2, 3, 5])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_training_over_the_whole_range(form: str, dtype: str, m: int) -> None:
-    """y, dx, dgamma, dbeta and the running statistics of 600 channels for each eps."""
+    """y, gradients and running statistics of 600 channels are right for each eps."""
     for eps in EPS[dtype]:
         x, dy, gamma, beta = channels(dtype, m, seed=m)
         zeros = np.zeros_like(gamma)
@@ -147,7 +147,7 @@ def test_training_over_the_whole_range(form: str, dtype: str, m: int) -> None:
 @pytest.mark.parametrize("m", [1, 3])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_inference_over_the_whole_range(form: str, dtype: str, m: int) -> None:
-    """y and all gradients of 600 channels for each eps, with running statistics of all sizes."""
+    """y and all gradients of 600 channels are right for each eps, with running statistics of all sizes."""
     rng = np.random.default_rng(m)
     for eps in EPS[dtype]:
         x, dy, gamma, beta = channels(dtype, m, seed=m + 10)

@@ -1,6 +1,6 @@
-"""Compiled networks against an independent one: values, gradients, running statistics, and what they leave alone.
+"""Compiled networks, compared with an independent one: values, gradients, running statistics, unchanged arguments.
 
-Bounds are those of :mod:`tests.support.reference_lenet`: for each value by itself, from the errors that float32 makes.
+:mod:`tests.support.reference_lenet` bounds each value by itself, by the errors of float32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.support.reference_lenet import Named, Rounded
 
 Bytes = NDArray[np.uint8]
 
-# One step this long forgets where the weights were: their change over it is the gradient, to the last bit but two.
+# After one step of this length the change of the weights, divided by it, is the gradient, except for two last bits.
 GIANT = 2.0**40
 
 SPEC, NONE = networks.lenet(), networks.lenet(None)
@@ -152,7 +152,7 @@ def test_logits(backend: str, network: Network, n: int) -> None:
 @each_sample
 @pytest.mark.clause("S3", "S4", "S13")
 def test_one_step(backend: str, network: Network, n: int) -> None:
-    """Loss, the gradient of every parameter, and the new running statistics."""
+    """Loss, the gradients of all parameters and the new running statistics are within their bounds."""
     s = sample(network, n)
     got = program_step(compiled(backend, s), s)
     check(got, exact_step(s), reference.allowed(lambda rounded: exact_step(s, rounded)))
@@ -160,16 +160,16 @@ def test_one_step(backend: str, network: Network, n: int) -> None:
 
 @pytest.mark.parametrize("network", [SPEC, NONE], ids=["spec", "none"])
 def test_the_bounds_say_something(network: Network) -> None:
-    """A bound that is not far below the gradient would let anything pass."""
+    """Bounds are far below the gradients; otherwise anything would pass."""
     s = sample(network, 8)
     right, allowed = exact_step(s), reference.allowed(lambda rounded: exact_step(s, rounded))
     for name, value in right.items():
-        if network is NONE or not name.endswith(".bias") or name == "dense3.bias":  # else batch norm takes it away
+        if network is NONE or not name.endswith(".bias") or name == "dense3.bias":  # others are before batch norm
             assert np.max(allowed[name]) < 5e-3 * np.max(abs(value)), name
 
 
 def test_an_epoch_with_a_rest(backend: str) -> None:
-    """Three steps on 8, 8 and 3 images in a shuffled order, and where the state is after them."""
+    """Three steps on 8, 8 and 3 images in a shuffled order lead to the right state."""
     s = sample(SPEC, 19)
     order = np.random.default_rng(3).permutation(19)
     batches = [order[:8], order[8:16], order[16:]]
@@ -188,7 +188,7 @@ def test_an_epoch_with_a_rest(backend: str) -> None:
 
 @st.composite
 def any_network(draw: st.DrawFn) -> Network:
-    """Draw a chain of layers that fit: at first on images, and after a dense layer on vectors."""
+    """Draw a chain of layers that fit, first for images, and after a dense layer for vectors."""
     norms = st.builds(BatchNorm, momentum=st.sampled_from([0.9, 0.0, 1.0, 0.25]), eps=st.sampled_from([1e-5, 1e-2]))
     shape = draw(st.tuples(st.integers(1, 3), st.integers(2, 7), st.integers(2, 7)))
     network = Network(shape, ())
@@ -212,7 +212,7 @@ def any_network(draw: st.DrawFn) -> Network:
 @example(Network((1, 4, 4), (Convolution(2, 3), Sigmoid(), MaxPool(2), Sigmoid(), BatchNorm(), Dense(3))), 3, 0)
 @example(Network((1, 4, 4), (Dense(2), Sigmoid(), Sigmoid(), Dense(3))), 3, 0)
 def test_any_chain_of_layers(backend: str, network: Network, n: int, seed: int) -> None:
-    """Whatever comes first, last or next to each other."""
+    """Every chain of layers is right, with any layer first, last, or next to any other."""
     s = any_sample(network, n, seed)
     got = program_step(compiled(backend, s), s)
     check(got, exact_step(s), reference.allowed(lambda rounded: exact_step(s, rounded)))
@@ -235,7 +235,7 @@ TIES = [places for k in (2, 3, 4) for places in itertools.combinations(range(4),
 
 @pytest.mark.parametrize("places", TIES, ids=str)
 def test_ties_in_a_pool_go_to_the_first_in_row_order(backend: str, places: tuple[int, ...]) -> None:
-    """The sum of two channels is largest in several places of a square; what the channels are there differs."""
+    """The sum of two channels is largest in several places of a square, where the channels differ."""
     network = Network((2, 2, 2), (Convolution(1, 1), MaxPool(2), Dense(2)))
     weights: dict[str, Any] = {
         "conv1.weight": [[[[1]], [[1]]]], "conv1.bias": [0], "dense1.weight": [[1], [-1]], "dense1.bias": [0, 0],
@@ -251,7 +251,7 @@ def test_ties_in_a_pool_go_to_the_first_in_row_order(backend: str, places: tuple
     check(got, right, reference.allowed(lambda rounded: exact_step(s, rounded)))
 
 
-# What changes, and what does not.
+# Changes of state.
 
 
 def test_a_program_starts_from_the_bits_of_the_host(backend: str) -> None:
@@ -275,7 +275,7 @@ def test_the_same_steps_give_the_same_bits(backend: str) -> None:
 
 @pytest.mark.clause("S5", "S7")
 def test_inference_changes_nothing(backend: str) -> None:
-    """Not the state, and not what training does next, even between two steps of an epoch."""
+    """Inference changes neither the state nor later training, even between two steps of an epoch."""
     s = sample(SPEC, 19)
     programs = [compiled(backend, s, batch_size=8) for _ in range(2)]
     placed = [program.place(s.images, s.labels) for program in programs]
@@ -290,7 +290,7 @@ def test_inference_changes_nothing(backend: str) -> None:
 
 
 def test_the_state_is_a_copy(backend: str) -> None:
-    """One that was handed in, and one that was handed out."""
+    """The program copies the given state, and returns copies of its own."""
     s = sample(SPEC, 4)
     given_in = {name: value.copy() for name, value in s.state.items()}
     program = compiled(backend, s._replace(state=given_in))
@@ -316,7 +316,7 @@ def test_training_writes_neither_images_nor_the_state_it_was_given(backend: str)
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 9])
 def test_logits_of_any_number_of_images(backend: str, n: int) -> None:
-    """In batches of 4 and a rest, each image has the scores that it has by itself."""
+    """In batches of 4 and a smaller last one, each image has the scores that it has alone."""
     s = sample(SPEC, 9)
 
     def measure(rounded: Rounded) -> Named:
@@ -337,13 +337,13 @@ def test_several_data_sets_live_side_by_side(backend: str) -> None:
 
 
 def test_a_step_allocates_next_to_nothing(backend: str) -> None:
-    """On the host: never more than a twentieth of its activations, its images included; and it gives all of it back."""
+    """A step allocates less host memory than a twentieth of its activations, with its images, and frees all of it."""
     n, rng = 64, np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (5 * n, 1, 28, 28), np.uint8), rng.integers(0, 10, 5 * n, np.uint8)
     program = compiled(backend, sample(SPEC, 1), batch_size=n)
     data = program.place(images, labels)
     activations = 4 * n * sum(math.prod(row.output_shape) for row in networks.rows(SPEC))
-    for _ in program.train_epoch(data, np.arange(5 * n), learning_rate=0.5):  # makes the buffers
+    for _ in program.train_epoch(data, np.arange(5 * n), learning_rate=0.5):  # allocates the buffers
         pass
     tracemalloc.start()
     try:
@@ -354,7 +354,7 @@ def test_a_step_allocates_next_to_nothing(backend: str) -> None:
             kept.append(now)
             tracemalloc.reset_peak()
     finally:
-        # This waits for what is computed in the background: a thread that allocates while tracing stops crashes
+        # This waits for background threads: one that allocates while tracing stops crashes
         # Python 3.11 (https://github.com/python/cpython/issues/128679).
         program.state()
         tracemalloc.stop()

@@ -1,4 +1,4 @@
-"""Each backend module fits spec.Backend: its names, its signatures, and its types in the eyes of mypy."""
+"""Each backend module fits spec.Backend: its names, its signatures and, for mypy, its types."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import polybn
 from polybn.lenet.program import Trainer
 from polybn.spec import Backend, Traits
 
-if TYPE_CHECKING:  # mypy compares module and protocol, signature by signature; nothing is imported when tests run
+if TYPE_CHECKING:  # for mypy, which compares the signatures of module and protocol; the tests import nothing here
     import polybn_numpy
 
     _numpy: Backend = polybn_numpy
@@ -27,20 +27,20 @@ def members(protocol: type) -> set[str]:
 
 
 def shape_of(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
-    """Return name, kind and default of each parameter but self; mypy compares the annotations."""
+    """Return name, kind and default of each parameter except self; mypy compares the annotations."""
     parameters = inspect.signature(function).parameters.values()
     return [(p.name, p.kind, p.default) for p in parameters if p.name != "self"]
 
 
 def fits(given: list[tuple[str, Any, Any]], expected: list[tuple[str, Any, Any]]) -> bool:
-    """Tell whether a signature is the protocol's, but for keyword-only parameters with defaults that come after."""
+    """Return whether a signature is the protocol's; keyword-only parameters with defaults may follow."""
     more = given[len(expected) :]
     optional = all(kind is inspect.Parameter.KEYWORD_ONLY and default is not EMPTY for _, kind, default in more)
     return given[: len(expected)] == expected and optional
 
 
 def differences(module: Any) -> list[str]:
-    """Say where a module, or an object, is not what the protocol asks for."""
+    """List the differences between a module, or an object, and the protocol."""
     found = []
     shown = set(getattr(module, "__all__", ())) or members(type(module)) | {*vars(module)} - {"xp"}
     for name in sorted(members(Backend) ^ (shown - members(Trainer))):
@@ -74,7 +74,7 @@ def test_a_backend_says_who_it_is(backend: str) -> None:
 ALL = members(Backend) | members(Trainer)
 
 
-# The test can fail: each of these departs from the protocol in one place.
+# The test can fail: each of these differs from the protocol in one place.
 
 
 def departing(**changes: Any) -> SimpleNamespace:
@@ -114,7 +114,7 @@ def test_a_departure_is_found(changes: dict[str, Any], where: str) -> None:
 
 @pytest.mark.clause("S7")
 def test_copies_to_and_from_the_host_are_whole_when_the_call_returns(backend: str) -> None:
-    """Some libraries read host memory when they come to it: 64 MB take them long enough to be caught."""
+    """Some libraries read host memory later than the call; 64 MB take long enough to show it."""
     module: Any = polybn.backend(backend)
     host = np.full(2**24 + 3, 7.0, np.float32)
     for _ in range(10):

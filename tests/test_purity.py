@@ -25,7 +25,7 @@ THREADS = 8
 @pytest.mark.clause("S6")
 @given(case=cases())
 def test_types_and_shapes(backend: str, case: Case) -> None:
-    """y and dx have the dtype and shape of x; all else is float32, or float64 for float64 x, of shape (C,)."""
+    """y and dx have the dtype and shape of x; the rest has shape (C,) and is float32, or float64 for float64 x."""
     outcome = run(polybn.backend(backend), case)
     wide, channels = statistics_dtype(case.x), case.x.shape[case.axis]
     for name, value in outcome._asdict().items():
@@ -38,7 +38,7 @@ def test_types_and_shapes(backend: str, case: Case) -> None:
 @pytest.mark.clause("S7")
 @given(case=cases())
 def test_absent_in_absent_out(backend: str, case: Case) -> None:
-    """Running statistics come back if, and only if, they were given; so do the gradients of gamma and beta."""
+    """Running statistics, and the gradients of gamma and beta, are returned if and only if these were given."""
     outcome = run(polybn.backend(backend), case)
     pairs = {"running_mean": "running_mean", "running_var": "running_var", "gamma": "dgamma", "beta": "dbeta"}
     for given_name, back in pairs.items():
@@ -52,7 +52,7 @@ def digest(array: np.ndarray) -> str:
 @pytest.mark.clause("S7")
 @given(case=cases())
 def test_inputs_are_not_written(backend: str, case: Case) -> None:
-    """Every input has the same bytes after the forward call and two pullbacks as before."""
+    """Every input keeps its bytes in the forward call and in two pullbacks."""
     b = polybn.backend(backend)
     host = {name: a for name, a in {**case.arrays(), "dy": case.dy}.items() if a is not None}
     host["where"] = np.random.default_rng(1).random(case.x.shape) < 0.9
@@ -81,7 +81,7 @@ def test_same_call_same_bits(backend: str, case: Case, other: Case) -> None:
 @pytest.mark.clause("S7")
 @given(case=cases())
 def test_forward_alone(backend: str, case: Case) -> None:
-    """``batch_norm`` returns, to the bit, the result of ``batch_norm_vjp``."""
+    """``batch_norm`` returns the bits of the result of ``batch_norm_vjp``."""
     b = polybn.backend(backend)
     arrays = [None if a is None else b.asarray(a) for a in case.arrays().values()]
     alone = polybn.batch_norm(*arrays, **case.options())
@@ -93,7 +93,7 @@ def test_forward_alone(backend: str, case: Case) -> None:
 @pytest.mark.clause("S7")
 @pytest.mark.parametrize("training", [True, False])
 def test_aliased_arguments(backend: str, training: bool) -> None:
-    """One array in several places, even in all of them, means what equal copies mean."""
+    """One array as several arguments, even as all of them, gives the results of equal copies."""
     b, case = polybn.backend(backend), sample(7, "float32", (7, 3, 5), training=training)
     assert case.gamma is not None
     vector, x = np.abs(case.gamma), b.asarray(case.x)
@@ -134,7 +134,7 @@ def test_defaults(backend: str, training: bool) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, Fraction])
 def test_numbers_mean_their_value(backend: str, dtype: str, kind: Callable[[float], Any]) -> None:
-    """Momentum and eps mean their value, whatever the type of the number; they neither promote nor round."""
+    """Momentum and eps count by their value, whatever the type of the number; they neither promote nor round."""
     b, case = polybn.backend(backend), sample(9, dtype, (7, 3, 5), scale=0.3)
     momentum, eps = kind(0.1), kind(0.3)
     got = run(b, case._replace(momentum=momentum, eps=eps))
@@ -152,7 +152,7 @@ def test_whole_numbers(backend: str) -> None:
 
 @pytest.mark.clause("S7")
 def test_threads(backend: str) -> None:
-    """Eight threads that start together, on shared inputs of one and of many blocks, get the bits of a serial run."""
+    """Eight threads on shared inputs, of one and of many blocks, get the bits of a serial run."""
     b = polybn.backend(backend)
     small = (("float32", (67, 31, 5)), ("float64", (11, 7)), ("bfloat16", (13, 3, 5)))
     jobs = [sample(1, dtype, shape, training=training) for dtype, shape in small for training in (True, False)]

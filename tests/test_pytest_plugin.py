@@ -1,4 +1,4 @@
-"""``pytest --polybn``: the suite that comes with the package, in pytest runs of their own."""
+"""``pytest --polybn``: the suite in the package, in separate pytest runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Off(kit_adapters.Right):
 def run(folder: Path, *arguments: str) -> tuple[int, str]:
     path = os.pathsep.join([str(folder), str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    # The plug-in is named, so that the test needs no installation newer than itself.
+    # Naming the plug-in makes the test independent of the installed version.
     command = [sys.executable, "-m", "pytest", "-p", "polybn.pytest_plugin", "-p", "no:cacheprovider", *arguments]
     if _is_installed():
         command = [word for word in command if word != "polybn.pytest_plugin"]

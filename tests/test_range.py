@@ -37,7 +37,7 @@ CONSTANTS = [
 
 
 def flushes(backend: str) -> bool:
-    """Tell whether the library takes subnormal numbers for 0, as XLA does on the CPU: a probe, not a list."""
+    """Return whether the library takes subnormal numbers for 0, as XLA does on the CPU; found by a probe."""
     b = polybn.backend(backend)
     x = b.asarray(np.full((1, 1), 2.0**-149, np.float32))
     one, zero = (b.asarray(np.full(1, v, np.float32)) for v in (1.0, 0.0))
@@ -46,7 +46,7 @@ def flushes(backend: str) -> bool:
 
 
 def skip_subnormals(backend: str, dtype: str, smallest: float) -> None:
-    """Skip where values below the smallest normal number would decide, and the library has none."""
+    """Skip a test that depends on subnormal numbers if the library flushes them."""
     wide = np.float64 if dtype == "float64" else np.float32
     if 0 < abs(smallest) < np.finfo(wide).smallest_normal and dtype != "float16" and flushes(backend):
         pytest.skip(f"{backend} takes subnormal numbers for 0")
@@ -56,11 +56,11 @@ def skip_subnormals(backend: str, dtype: str, smallest: float) -> None:
 @pytest.mark.parametrize(("dtype", "value"), CONSTANTS)
 @pytest.mark.parametrize("eps", [0.0, 1e-5])
 def test_constant_channels(backend: str, dtype: str, value: float, eps: float) -> None:
-    """y = beta, v = 0 and dgamma = 0, all exactly, and the mean is the constant; with eps = 0, dx = 0."""
+    """A constant channel has exactly y = beta, v = 0, dgamma = 0 and its constant as mean; with eps = 0, dx = 0."""
     unit = 2.0**-53 if dtype == "float64" else 2.0**-24
     skip_subnormals(
         backend, dtype, value * unit or math.copysign(5e-324, value) * bool(value)
-    )  # of that size is the rounding error of m1, which delta repairs
+    )  # the rounding error of m1 is that large, and delta repairs it
     b, case = polybn.backend(backend), sample(1, dtype, (3, 5), eps=eps, momentum=0.0)
     for m in (2, 3, 7, 513, 4099):
         x, dy = np.full((m, 5), value).astype(case.x.dtype), np.resize(case.dy, (m, 5))
@@ -116,7 +116,7 @@ SMALL = [("float32", s) for s in (1e-9, 1e-10, 1e-19, 1e-23, 1e-30, 1e-36)] + [
 @pytest.mark.parametrize(("dtype", "scale"), LARGE)
 @pytest.mark.parametrize("kappa", [0.0, 1.5])
 def test_large_values(backend: str, dtype: str, scale: float, kappa: float) -> None:
-    """Values whose squares, or sums, overflow: y, gradients and running statistics within the usual bounds."""
+    """If squares or sums overflow, y, gradients and running statistics are within the usual bounds."""
     skip_subnormals(backend, dtype, 2.0**-4 / scale)  # dx is that small
     rng = np.random.default_rng(7)
     draw = np.clip(rng.normal(kappa, 1, (61, 3, 11)) * [[[1], [-1], [1]]], -4, 4)
@@ -128,13 +128,13 @@ def test_large_values(backend: str, dtype: str, scale: float, kappa: float) -> N
 @pytest.mark.parametrize(("dtype", "scale"), SMALL)
 @pytest.mark.parametrize("kappa", [0.0, 30.0])
 def test_small_values_without_eps(backend: str, dtype: str, scale: float, kappa: float) -> None:
-    """Values whose squares vanish, with eps = 0: y and gradients within the usual bounds."""
-    skip_subnormals(backend, dtype, scale * 2.0**-7)  # a value in a hundred is that small
+    """If squares vanish and eps is 0, y and gradients are within the usual bounds."""
+    skip_subnormals(backend, dtype, scale * 2.0**-7)  # one value in a hundred is that small
     b = polybn.backend(backend)
     case = sample(8, dtype, (61, 3, 11), scale=scale, kappa=kappa, eps=0.0)
     case = case._replace(dy=(case.dy * scale).astype(case.dy.dtype))
     outcome, power = run(b, case), math.frexp(scale)[1]
-    # dx does not depend on the scale that x and dy share; dgamma and dbeta have that of dy.
+    # dx does not depend on the common scale of x and dy; dgamma and dbeta have the scale of dy.
     small = shrunk(case, power)._replace(dy=np.ldexp(case.dy.astype(np.float64), -power))
     assert outcome.dgamma is not None
     assert outcome.dbeta is not None
@@ -145,7 +145,7 @@ def test_small_values_without_eps(backend: str, dtype: str, scale: float, kappa:
 @pytest.mark.clause("S3", "S10")
 @pytest.mark.parametrize(("dtype", "grain"), [("float32", 2.0**-149), ("float64", 5e-324)])
 def test_subnormal_values_without_eps(backend: str, dtype: str, grain: float) -> None:
-    """Multiples of the smallest number there is: y and dgamma are as for the same multiples of 1; dx is never wrong."""
+    """Multiples of the smallest number have the y and dgamma of the same multiples of 1, and their dx overflows."""
     skip_subnormals(backend, dtype, grain)
     b = polybn.backend(backend)
     k = np.random.default_rng(9).integers(-50, 50, (61, 3)).astype(DTYPES[dtype])
@@ -170,7 +170,7 @@ def test_subnormal_values_without_eps(backend: str, dtype: str, grain: float) ->
     + [("float64", 1e-300, s) for s in (1e-250, 1e-300, 1e-306)],
 )
 def test_tiny_eps_above_tinier_values(backend: str, dtype: str, eps: float, scale: float) -> None:
-    """With the variance nothing beside a tiny eps, xhat = c / sqrt(eps), dx = gamma (dy - mean(dy)) / sqrt(eps)."""
+    """If the variance is negligible beside a tiny eps, xhat is c / sqrt(eps), dx gamma (dy - mean(dy)) / sqrt(eps)."""
     b, f = polybn.backend(backend), forms.FORMATS[dtype]
     case = sample(10, dtype, (17, 3), scale=scale, kappa=2.0, eps=eps)._replace(beta=None)
     outcome = run(b, case)
@@ -189,8 +189,8 @@ def test_tiny_eps_above_tinier_values(backend: str, dtype: str, eps: float, scal
 @pytest.mark.clause("S5", "S10")
 @pytest.mark.parametrize(("dtype", "variance", "eps"), [("float32", 3.3e38, 8e37), ("float64", 1.7e308, 4e307)])
 def test_variance_and_eps_overflow_in_inference(backend: str, dtype: str, variance: float, eps: float) -> None:
-    """A running variance whose sum with eps overflows still normalizes: y and gradients are within the usual bounds."""
-    with np.errstate(over="ignore"):  # of the running variance, which is replaced
+    """If the sum of a running variance and eps overflows, y and gradients are within the usual bounds."""
+    with np.errstate(over="ignore"):  # in the running variance, which is replaced
         case = sample(11, dtype, (7, 3, 5), scale=math.sqrt(variance), training=False, eps=eps)
     case = case._replace(running_var=np.full(3, variance, dtype))
     certify(case, run(polybn.backend(backend), case), flushes=flushes(backend))
@@ -199,7 +199,7 @@ def test_variance_and_eps_overflow_in_inference(backend: str, dtype: str, varian
 @pytest.mark.clause("S5", "S10")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_never_finite_and_wrong_in_inference(backend: str, dtype: str) -> None:
-    """At the ends of the range an inference value is right or not finite."""
+    """At the ends of the range a value in inference is right or not finite."""
     b, f = polybn.backend(backend), forms.FORMATS[dtype]
     top = float(np.finfo(dtype).max) * 0.9
     x = np.array([[top, -top, 1.0, top / 4]], dtype)

@@ -14,7 +14,7 @@ from tests.conftest import BACKENDS
 
 ROOT = Path(__file__).parents[1]
 
-# Named absent modules make a backend that cannot run, on any machine.
+# Modules marked as absent make a backend unusable on any machine.
 RUN = """
 import sys
 import pytest
@@ -25,7 +25,7 @@ sys.exit(pytest.main(["-p", "no:cacheprovider", "tests/test_require.py", "-k", "
 
 
 def test_canary(backend: str) -> None:
-    """What the runs below run."""
+    """A test for the runs below."""
 
 
 def run(required: str | None, *absent: str) -> subprocess.CompletedProcess[str]:

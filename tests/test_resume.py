@@ -1,4 +1,4 @@
-"""Runs that are interrupted, at whatever moment, go on to the bits of one that is not."""
+"""A run that is interrupted at any moment and resumed has the bits of one without interruption."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DATA = slice_of_sample()
 
 
 class Result(NamedTuple):
-    """All that a run leaves behind but its times, as values that compare bit by bit."""
+    """The whole result of a run, except its times, as values that compare bit by bit."""
 
     state: dict[str, bytes]
     losses: list[list[str]]
@@ -56,7 +56,7 @@ def result(directory: Path) -> Result:
     )
 
 
-# Threads of OpenBLAS that wait for a core which another test has taken cost more than they give.
+# On busy cores, several threads of OpenBLAS are slower than one.
 ENVIRONMENT = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -68,7 +68,7 @@ def start(data: Path, directory: Path, epochs: int, deadly_sync: int = 0) -> sub
 
 
 def finish(data: Path, directory: Path, epochs: int) -> list[str]:
-    """Train to the end, and return what the process said."""
+    """Train to the end; return the lines that the process printed."""
     process = start(data, directory, epochs)
     said, _ = process.communicate()
     assert process.returncode == 0
@@ -92,10 +92,10 @@ def test_k_epochs_and_k_more_are_2k_epochs(data: Path, tmp_path: Path) -> None:
 
 
 def test_forty_kills_of_two_trainers_that_fight_for_one_directory(data: Path, tmp_path: Path) -> None:
-    """Whoever has the run is killed, often when an epoch is tested and saved; the other one takes over at once.
+    """The owner of the run is killed, often while an epoch is tested and saved, and the other one takes over at once.
 
-    No two train at a time, no epoch is trained twice once it was reported as saved, and in the end every bit is that of
-    a run that was left alone.
+    Two processes never train at once, no epoch that was reported as saved is trained again, and in the end every bit
+    is that of an uninterrupted run.
     """
     rng, directory, saved = random.Random(7), tmp_path / "killed", 0
     fighters = [Fighter(data, directory), Fighter(data, directory)]
@@ -108,7 +108,7 @@ def test_forty_kills_of_two_trainers_that_fight_for_one_directory(data: Path, tm
             time.sleep(rng.uniform(0, patience))
             assert not other.trains(), "two trained at the same time"
             epochs = saved_in(owner.kill())
-            first = epochs[0] if epochs else saved + 1  # what was saved before it need not have been reported
+            first = epochs[0] if epochs else saved + 1  # the last saved epoch may be unreported
             assert first > saved, "an epoch was trained again though it was saved"
             assert epochs == list(range(first, first + len(epochs)))
             saved = max([saved, *epochs])
@@ -133,7 +133,7 @@ def saved_in(lines: list[str]) -> list[int]:
 
 
 class Fighter:
-    """A process that trains in a directory, or waits until it may, and what it has said."""
+    """A process that trains in a directory, or waits until it may, with the lines that it has printed."""
 
     def __init__(self, data: Path, directory: Path) -> None:
         self._process = start(data, directory, 1_000_000)
@@ -179,7 +179,7 @@ def next_owner(fighters: list[Fighter]) -> Fighter:
 
 
 def test_a_kill_in_any_sync_changes_nothing(data: Path, tmp_path: Path) -> None:
-    """Every file that a run writes is synced, and its directory: here it dies in the first sync, then in the second."""
+    """A run syncs every file and its directory; here it is killed in the first sync, then in the second, and so on."""
     directory, deadly = tmp_path / "killed", 0
     while True:
         deadly += 1
@@ -188,16 +188,16 @@ def test_a_kill_in_any_sync_changes_nothing(data: Path, tmp_path: Path) -> None:
         if process.returncode == 0:
             break
         assert process.returncode == -signal.SIGKILL
-    assert deadly > 6  # of config.json, a new directory, a checkpoint and metrics.jsonl
+    assert deadly > 6  # syncs of config.json, a new directory, a checkpoint and metrics.jsonl
     finish(data, tmp_path / "left alone", 3)
     assert result(directory) == result(tmp_path / "left alone")
 
 
 def test_control_c_ends_in_words_and_the_run_goes_on(tmp_path: Path) -> None:
-    """The real command on the real sample. It may be in the second epoch or later when the signal comes."""
+    """Run the real command on the real sample; it may be in the second epoch or later when the signal comes."""
 
     def train(out: str, epochs: int, *options: str) -> subprocess.Popen[str]:
-        # A shell that starts tests in the background lets them ignore Ctrl-C; Python must not inherit that.
+        # Tests in the background of a shell ignore Ctrl-C, which Python must not inherit.
         code = "import signal as s; s.signal(s.SIGINT, s.default_int_handler); from polybn.cli import main; main()"
         arguments = ["train", "--data", "sample", "--out", str(tmp_path / out), "--epochs", str(epochs), *options]
         pipe = subprocess.PIPE
@@ -298,7 +298,7 @@ def test_the_data_are_read_again_from_where_they_were(tmp_path: Path) -> None:
 
 
 def test_files_that_lag_behind_the_checkpoint_are_written_again(tmp_path: Path) -> None:
-    """As after a kill between the two; also where the run is finished."""
+    """Files may lag behind after a kill between the two writes, also if the run is finished."""
     short_run(tmp_path)
     metrics = tmp_path / "metrics.jsonl"
     whole = metrics.read_bytes()
@@ -351,7 +351,7 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_nothing_else(tmp_path: Path) ->
 
 
 def test_damaged_checkpoints_only(tmp_path: Path) -> None:
-    """Beginning again would throw away what can perhaps be rescued."""
+    """A run without an undamaged checkpoint is refused, because a new start would delete what may be rescued."""
     short_run(tmp_path)
     for path in (tmp_path / "checkpoints").iterdir():
         damage(path)
@@ -371,7 +371,7 @@ def test_a_checkpoint_with_a_value_that_no_run_leaves_behind(tmp_path: Path) -> 
 
 
 def test_images_stay_where_they_are(tmp_path: Path) -> None:
-    """A resumed run with the same bytes from elsewhere is the same run."""
+    """A run may be resumed with the same bytes from another place."""
     short_run(tmp_path)
     images, labels, test_images, test_labels = (array.copy() for array in DATA[:4])
     moved = Dataset(images, labels, test_images, test_labels, "elsewhere")

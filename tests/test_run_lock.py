@@ -1,4 +1,4 @@
-"""Who owns the directory of a run: one process at a time, until it ends, however it ends."""
+"""The directory of a run has one owner at a time, until its process ends in any way."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def begin(directory: Path, **told: Any) -> runs.Run:
 
 
 def test_a_second_owner_is_refused_while_there_is_a_first(tmp_path: Path) -> None:
-    """Of a new directory and of a run, by a call in the same process, too; and the first goes on undisturbed."""
+    """A second owner of a new directory or of a run is refused, even in the same process; the first is undisturbed."""
     refusals = []
 
     def disturb(*_: Any) -> None:
@@ -72,13 +72,13 @@ def test_a_lock_ends_with_its_process_even_if_that_is_killed(tmp_path: Path) -> 
         with pytest.raises(RunInUseError, match=f"{IN_USE}process {holder.pid} on "), lock.hold(tmp_path / ".lock"):
             pass
         holder.kill()
-    assert (tmp_path / ".lock").read_bytes() != b"", "it had no time to say goodbye"
+    assert (tmp_path / ".lock").read_bytes() != b"", "a killed process empties no file"
     with lock.hold(tmp_path / ".lock"):
         pass
 
 
 def test_of_threads_that_begin_together_one_trains(tmp_path: Path) -> None:
-    """The others are refused, and what is there is one whole run."""
+    """One thread trains a whole run, and the others are refused."""
     told: list[Exception | None] = []
     barrier = threading.Barrier(4)
 
@@ -103,7 +103,7 @@ def test_of_threads_that_begin_together_one_trains(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
 def test_nothing_is_written_into_what_comes_after_a_directory(tmp_path: Path, how: str) -> None:
-    """A run whose directory is taken away ends; whatever has its name then is another one's."""
+    """A run whose directory is moved away ends, and writes nothing to a new one of that name."""
 
     def take_away(*_: Any) -> None:
         if how == "moved":
@@ -135,7 +135,7 @@ def test_a_directory_that_was_made_for_nothing_goes_again(tmp_path: Path) -> Non
 def test_a_lock_file_that_was_removed_by_its_last_owner_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was opened before it was removed, and locked after: a lock of a file that nobody will ever find."""
+    """The file was opened before its removal, and locked after it, so that nobody else would find the lock."""
     path, real, calls = tmp_path / ".lock", fcntl.flock, list[int]()
 
     def flock(descriptor: int, operation: int) -> None:
@@ -181,7 +181,7 @@ def test_an_open_that_is_refused_names_the_directory(tmp_path: Path, monkeypatch
 
 
 def test_an_abandoned_lock_is_no_run(tmp_path: Path) -> None:
-    """Killed before anything else was written: the directory counts as empty, and not as a run."""
+    """A directory with only a lock, of a process that was killed early, counts as empty and not as a run."""
     (tmp_path / ".lock").write_text("process 1 on elsewhere")
     with pytest.raises(CheckpointError, match="must be the directory of a run"):
         resume(tmp_path, epochs=1, data=DATA)

@@ -1,4 +1,4 @@
-"""Clause S4: momentum is the weight of the old value, the variance is what was asked for, and nothing else moves."""
+"""Clause S4: momentum is the weight of the old value, the variance is of the chosen kind, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.cases import run
 from tests.support.drawing import cases, forms
 
 BESSEL = {5: ((-2, -1, 0, 1, 2), 2, 2.0, 2.5), 9: ((-3, -3, -3, 0, 0, 0, 3, 3, 3), 10, 6.0, 6.75)}
-"""From m to a pattern, eps / s^2, and the biased and unbiased variance / s^2."""
+"""For each m: a pattern, eps / s^2, and the biased and the unbiased variance / s^2."""
 
 KINDS: tuple[RunningVariance, ...] = ("unbiased", "biased", "biased", "unbiased")
 """Twice each, so that few forms have every pair with ``m``."""
@@ -48,14 +48,14 @@ def test_bessel(backend: str, form: tuple[str, int, RunningVariance], power: int
     exact = s**2 * (rho * old_var + (1 - rho) * (biased if kind == "biased" else unbiased))
     unit = FORMATS[dtype].unit
     assert (np.abs(outcome.running_var - exact) <= 2 * unit * exact).all()
-    # The output takes the biased variance, whatever the running one takes.
+    # The output always uses the biased variance.
     assert np.array_equal(outcome.y.astype(float), (k / (2 if m == 5 else 4)).astype(x.dtype).astype(float))
 
 
 @pytest.mark.clause("S4")
 @given(case=cases(training=True))
 def test_the_ends_of_momentum(backend: str, case: Case) -> None:
-    """rho = 1 keeps the old value to the bit; rho = 0 takes the batch's, whatever the old was, NaN included."""
+    """rho = 1 keeps the bits of the old value; rho = 0 takes the batch's, even if the old value is NaN."""
     b, wide, channels = polybn.backend(backend), statistics_dtype(case.x), case.x.shape[case.axis]
     old = [(np.arange(channels) + z).astype(wide) for z in (1e3 + 1 / 3, 7 + 1 / 7)]
     kept = run(b, case._replace(momentum=1.0, running_mean=old[0], running_var=old[1]))
@@ -81,7 +81,7 @@ def test_the_ends_of_momentum(backend: str, case: Case) -> None:
 def test_output_does_not_know_the_running_statistics(
     backend: str, case: Case, rho: float, kind: RunningVariance
 ) -> None:
-    """In training, y and all gradients are the same bits for any running statistics, momentum and kind."""
+    """In training, y and all gradients have the same bits for all running statistics, momentum and kinds."""
     b, wide, channels = polybn.backend(backend), statistics_dtype(case.x), case.x.shape[case.axis]
     numbers = [np.full(channels, z, wide) for z in (1e3, 7.0)]
     base = run(b, case._replace(running_mean=None, running_var=None))
@@ -92,7 +92,7 @@ def test_output_does_not_know_the_running_statistics(
 @pytest.mark.clause("S4", "S5", "S7")
 @given(case=cases(training=False), rho=st.sampled_from((0.0, 0.3, 1.0)))
 def test_inference_changes_nothing(backend: str, case: Case, rho: float) -> None:
-    """Inference hands the running statistics back to the bit, whatever momentum and kind of variance say."""
+    """Inference returns the bits of the running statistics, for any momentum and kind of variance."""
     b = polybn.backend(backend)
     base = run(b, case)
     assert equal(base.running_mean, case.running_mean)
@@ -104,7 +104,7 @@ def test_inference_changes_nothing(backend: str, case: Case, rho: float) -> None
 @pytest.mark.clause("S5")
 @given(case=cases(training=False))
 def test_inference_is_by_value(backend: str, case: Case) -> None:
-    """In inference a value's output does not depend on the rest of the batch: parts give the bits of the whole."""
+    """In inference a value's output is independent of the rest of the batch: parts have the bits of the whole."""
     b = polybn.backend(backend)
     cut = 0 if case.axis % case.x.ndim else 1
     whole = run(b, case)
@@ -118,7 +118,7 @@ def test_inference_is_by_value(backend: str, case: Case) -> None:
 @pytest.mark.clause("S4", "S7")
 @given(case=cases(training=True), seed=st.integers(0, 2**32))
 def test_backward_changes_nothing(backend: str, case: Case, seed: int) -> None:
-    """The running statistics change once, in the forward pass; a pullback leaves them alone."""
+    """The running statistics change once, in the forward pass, and not in a pullback."""
     b = polybn.backend(backend)
     arrays = [None if a is None else b.asarray(a) for a in case.arrays().values()]
 

@@ -1,6 +1,6 @@
-"""The conformance kit is tested by sabotage: each mutant of a right batch norm must fail, and each honest variant pass.
+"""Tests of the conformance kit: each mutant of a right batch norm must fail, and each honest variant must pass.
 
-The score is printed at the end. POLYBN_SABOTAGE_JSON names a file for the table of mutants and what caught them.
+The score is printed at the end. POLYBN_SABOTAGE_JSON names a file for the table of mutants and their detections.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from tests.sabotage.reference import Reference
 SEED = 0
 RAISED = re.compile(r"\.(train|infer|vjp) raised ")
 
-# Megabytes each: they follow when nothing else has seen a fault.
+# These need megabytes each, and run only if nothing else has found a fault.
 LARGE = ("P6", "P6b")
-# Most mutants fall to the first ones, which cost little. Inference comes before any training.
+# The first ones cost little and find most mutants. Inference comes before any training.
 FIRST = (
     "P4",
     "convention-momentum", "convention-running_variance", "convention-single_value", "convention-empty",
@@ -36,13 +36,13 @@ FIRST = (
 )  # fmt: skip
 SMALL = (*FIRST, *(id for id in conformance.IDS if id not in FIRST + LARGE and not id.startswith("grade-")))
 
-# Variants differ in rounding and conventions. They share memory and state, which these are about, with the reference.
+# Variants differ in rounding and conventions. These properties check memory and state, as in the reference.
 OF_THE_REFERENCE = {
     "P12b", "P13", "P17", "P17b", "P18", "P19", "P21", "P35", "P37", "P37b", "P38", "P38b", "P38c", "P38d",
 }  # fmt: skip
 OF_ROUNDING = tuple(id for id in SMALL if id not in OF_THE_REFERENCE)
 LONG_SUMS = {"naive-order", "welford", "pytorch-like"}
-"""Variants that are shown what is large, too."""
+"""Variants that also run the properties with large arrays."""
 
 
 def named(table: tuple[Mutant, ...] | tuple[Honest, ...]) -> list[str]:
@@ -51,7 +51,7 @@ def named(table: tuple[Mutant, ...] | tuple[Honest, ...]) -> list[str]:
 
 @pytest.fixture(scope="session")
 def scoreboard(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Hand out a directory for a file a mutant; sum them up when the last one is there."""
+    """Provide a directory for one file per mutant; print the sum after the last one."""
     base = tmp_path_factory.getbasetemp()
     board = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sabotage"
     board.mkdir(exist_ok=True)
@@ -61,7 +61,7 @@ def scoreboard(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     if len(rows) == expected:
         try:
             (board / "summed-up").touch(exist_ok=False)
-        except FileExistsError:  # by the other process
+        except FileExistsError:  # the other process printed it
             return
         caught = sum(bool(row["caught by"]) for row in rows)
         with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
@@ -74,14 +74,14 @@ def scoreboard(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 def failures(adapter: Reference, ids: Iterable[str], profile: str, examples: int) -> Iterator[Result]:
-    """Check one thing after the other, with few examples, and hand on what fails."""
+    """Check one property after another, with few examples; yield failures."""
     subject = prepare(adapter, profile, seed=SEED, shrink=False)
     subject = subject._replace(profile=subject.profile._replace(examples=examples, runs=examples // 5))
     return (result for id in ids if (result := find(subject, id).result).status in ("fail", "echo"))
 
 
 def stages(make: Callable[[], Reference]) -> Iterator[Result]:
-    """Look for a fault where it costs least first."""
+    """Look for a fault in stages, the cheapest first."""
     for ids, profile, examples in ((SMALL, "dev", 10), (LARGE, "ci", 1), (SMALL, "dev", 50)):
         yield from failures(make(), ids, profile, examples)
 

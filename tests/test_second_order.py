@@ -1,4 +1,4 @@
-"""Clause S13, second order: ``pullback.vjp`` against a complex step through the formulas of the first."""
+"""Clause S13, second order: ``pullback.vjp`` against a complex step through the formulas of the first order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ABSENT: tuple[tuple[str, ...], ...] = ((), ("gamma",), ("beta",), ("gamma", "bet
 
 
 class Cotangents(NamedTuple):
-    """Of dx, dgamma, dbeta, drunning_mean and drunning_var; of one channel, or arrays of all."""
+    """Cotangents of dx, dgamma, dbeta, drunning_mean and drunning_var: of one channel, or arrays for all."""
 
     x: Any
     gamma: Any
@@ -39,7 +39,7 @@ class Cotangents(NamedTuple):
 
 
 def second(backend: str, case: Case, cotangents: Cotangents) -> SecondGradients:
-    """Differentiate the pullback of a call on a backend; host arrays in and out."""
+    """Differentiate the pullback of a call on a backend, with host arrays as arguments and results."""
     b = polybn.backend(backend)
 
     def device(array: Array | None) -> Any:
@@ -55,7 +55,7 @@ def second(backend: str, case: Case, cotangents: Cotangents) -> SecondGradients:
 
 
 def pulled(z: Sequence[complex], m: int, weights: Cotangents, eps: float, *, training: bool) -> complex:
-    """Weigh the gradients of S13; z holds dy, x, gamma and the running statistics, analytic in each."""
+    """Return the weighted sum of S13's gradients; z holds dy, x, gamma and the running statistics, analytic in each."""
     g, x, gamma = z[:m], z[m : 2 * m], z[2 * m]
     mean, variance = sum(x) / m, sum((v - sum(x) / m) ** 2 for v in x) / m
     if not training:
@@ -76,7 +76,7 @@ def pulled(z: Sequence[complex], m: int, weights: Cotangents, eps: float, *, tra
 
 
 def stepped(point: list[float], at: int) -> list[complex]:
-    """Step aside at one coordinate."""
+    """Add a complex step to one coordinate."""
     return [complex(v, STEP if i == at else 0.0) for i, v in enumerate(point)]
 
 
@@ -108,13 +108,13 @@ def shares(x: Array, case: Case, c: int) -> tuple[Array, float, float]:
     nested. The complex step runs in float64 without the correction of S2: its mean errs by ``g(m) mean|x|``.
     """
     values, f, m = oracle.row(x.tolist()), forms.FORMATS[case.x.dtype.name], len(x)
-    old = [None if v is None else v[c : c + 1] for v in (case.running_mean, case.running_var)]
+    old_mean, old_var = (None if v is None else v[c : c + 1] for v in (case.running_mean, case.running_var))
     column = x[:, None].astype(case.x.dtype)
-    alone = Case(column, None, None, *old, column, training=case.training, eps=case.eps)
+    alone = Case(column, None, None, old_mean, old_var, column, training=case.training, eps=case.eps)
     (e,) = errors(alone)
     s = oracle.batch_statistics(values, Fraction(case.eps))
     if not case.training:
-        mean, variance = (Fraction(float(v[0])) for v in old if v is not None)
+        mean, variance = (Fraction(float(v[0])) for v in (old_mean, old_var) if v is not None)
         s = oracle.given_statistics(m, mean, variance, Fraction(case.eps))
     r, xhat = float(s.root), np.asarray(oracle.centered(values, s).floats()) * float(s.root)
     eta = max(float((e.xhat / (e.size + 1)).max()), e.root / r)
@@ -187,7 +187,8 @@ def test_second_order(
     """Cotangents of dy, x, gamma and, in inference, of the running statistics are the derivatives of S13."""
     dtype, shape, absent = form
     case = sample(seed, dtype, *shape, kappa=kappa, scale=0.8, eps=eps, training=training)
-    case = case._replace(**dict.fromkeys(absent))
+    nothing: dict[str, Any] = dict.fromkeys(absent)
+    case = case._replace(**nothing)
     assert_second(backend, case, random_cotangents(case, seed))
 
 
@@ -195,7 +196,7 @@ def test_second_order(
 @pytest.mark.parametrize("training", [True, False])
 @given(seed=st.integers(0, 2**32))
 def test_second_order_of_what_is_left(backend: str, training: bool, seed: int) -> None:
-    """With ``where``, second derivatives are as if the rest were deleted, NaN in it included; 0 in deleted places."""
+    """With ``where``, second derivatives are as if the rest, even NaN, were deleted, and 0 in deleted places."""
     case = sample(seed, "float64", (7, 3, 2), kappa=3.0, training=training)
     where = np.random.default_rng(seed).random(case.x.shape) < 0.6
     where[:2], where[:, 2] = True, seed % 2 == 0
@@ -226,7 +227,7 @@ def test_absent_cotangents_are_zero(backend: str, training: bool) -> None:
 @pytest.mark.clause("S3", "S13")
 @pytest.mark.parametrize("training", [True, False])
 def test_second_order_at_gamma_zero(backend: str, training: bool) -> None:
-    """Nothing divides by gamma: at gamma = 0 all second derivatives are as right as anywhere."""
+    """Second derivatives are right at gamma = 0 too, because nothing divides by gamma."""
     case = sample(12, "float64", (7, 3, 2), training=training)
     assert case.gamma is not None
     assert_second(backend, case._replace(gamma=np.zeros_like(case.gamma)), random_cotangents(case, 12))

@@ -1,4 +1,4 @@
-"""What pages tell a reader to type is typed: the `polybn` commands of their shell blocks, page by page, in order."""
+"""The `polybn` commands in the shell blocks of pages run, page by page, in order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COMMANDS: dict[str, list[str]] = {
 
 
 class Expected(NamedTuple):
-    """The exit code of a command, and a file that it leaves or a word that it prints."""
+    """The exit code of a command, with a file that it writes or a word that it prints."""
 
     code: int
     leaves: str = ""
@@ -41,13 +41,23 @@ EXPECTED = {
     "polybn train --data sample --epochs 2": Expected(0, "runs/*/metrics.jsonl"),
     "polybn train --data sample --epochs 2 --norm none": Expected(0, "runs/*none*/metrics.jsonl"),
     "polybn compare runs/*": Expected(0, prints="spec"),
+    "polybn train --data sample --epochs 2 --out runs/mine": Expected(0, "runs/mine/metrics.jsonl"),
+    "polybn export runs/mine --to safetensors --out lenet.safetensors": Expected(0, "lenet.safetensors", "load_state"),
     "polybn check --adapter mine:Mine --dtype float32 --html report.html": Expected(
         1, "report.html", "does not conform"
     ),
     "polybn check --adapter my_adapter:MyBatchNorm --at-least K": Expected(1, prints="class"),
+    "polybn dialects pytorch keras3": Expected(0, prints="unbiased"),
     "JAX_ENABLE_X64=1 polybn check --backend jax --jit --only grade-float32": Expected(0, prints="class S"),
 }
 ELSEWHERE = {
+    "polybn export runs/mine --to onnx": "it needs a library: test_exports.py",
+    "polybn inspect light_densenet121.onnx": "test_model_files.py inspects it",
+    "polybn convert model.npz batch-norms.safetensors --to keras3": "test_model_files.py converts such files",
+    "polybn convert model.safetensors batch-norms.npz --to keras3 --count 256 --count conv1.bn=147456": (
+        "test_model_files.py converts such files"
+    ),
+    "polybn convert model.onnx folded.onnx --fold": "test_model_files.py folds a model, and runs it",
     "polybn train": "ten epochs take minutes: test_fashion_mnist_training.py",
     "polybn train --norm none": "ten epochs take minutes: test_fashion_mnist_training.py",
     "polybn check --backend torch": "test_example_backend.py installs the package and runs the kit on it",
@@ -63,23 +73,23 @@ ELSEWHERE = {
     "polybn bench --quick": "it takes a minute: test_bench.py runs the command on small shapes",
     "polybn bench --busy --json docs/results/bench-cpu.json": "it takes minutes: test_bench.py",
 }
-"""What is not typed here, and what runs it or why nothing does."""
+"""Commands that do not run here, with the test that runs them, or the reason."""
 
 SHELL = [
     page
     for page, commands in COMMANDS.items()
-    if EXPECTED.keys() & set(commands) and "polybn train" not in commands  # what follows it needs its result
+    if EXPECTED.keys() & set(commands) and "polybn train" not in commands  # later commands need its result
 ]
 
 
 def test_every_command_is_typed_or_run_elsewhere() -> None:
-    """A command that is new on a page is to be decided about; one that is gone is to be forgotten."""
+    """Every command is in one of the two tables, and the tables have no other commands."""
     assert {c for commands in COMMANDS.values() for c in commands} == EXPECTED.keys() | ELSEWHERE.keys()
     assert "docs/start.md" in SHELL
 
 
 def adapters(page: str) -> dict[str, str]:
-    """Return the files that a page tells its reader to write."""
+    """Return the files that a page asks its reader to write."""
     files = {}
     for block in blocks_of(TEXT[page]):
         if "class Mine" in block.body:
@@ -96,7 +106,7 @@ def missing_for(page: str) -> str | None:
 
 
 def leave_out(text: str) -> str:
-    """Take colours out."""
+    """Remove colours."""
     return re.sub(r"\x1b\[[\d;]*m", "", text)
 
 

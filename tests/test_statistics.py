@@ -1,4 +1,4 @@
-"""The accumulator: whatever the parts and their order, the statistics are those of all values together."""
+"""The accumulator: for any parts in any order, the statistics are those of all values together."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def assert_right(found: Statistics, rows: list[Array], unit: float, parts: int) 
     far=st.sampled_from((0.0, 300.0, 1e6)),
 )
 def test_any_order_of_any_parts(backend: str, seed: int, dtype: str, sizes: list[int], far: float) -> None:
-    """Parts of 1 to 7 rows, taken in or merged, in any order, far from zero."""
+    """Parts of 1 to 7 rows, added or merged in any order, far from zero."""
     rng, module = np.random.default_rng(seed), polybn.backend(backend)
     x = (far + 3.7 * rng.normal(0, 1, (sum(sizes), 3, 5))).astype(dtype)
     whole, other = Statistics(), Statistics()
@@ -56,7 +56,7 @@ def test_any_order_of_any_parts(backend: str, seed: int, dtype: str, sizes: list
 
 @pytest.mark.clause("S12", "S15")
 def test_what_where_leaves_out_does_not_count(backend: str) -> None:
-    """NaN in a deleted place, a channel with nothing left; axis from the end."""
+    """NaN in a deleted place, a channel without values, and a negative axis."""
     x = np.array([[1.0, np.nan, 7.0], [5.0, np.nan, -8.0]], np.float32)
     where = np.array([[True, False, True], [True, False, False]])
     module, found = polybn.backend(backend), Statistics(axis=-1)
@@ -71,7 +71,7 @@ def test_what_where_leaves_out_does_not_count(backend: str) -> None:
 
 
 def test_libraries_mix() -> None:
-    """Bytes, half precision and float64, from several libraries: one result in float64."""
+    """Bytes, half types and float64 from several libraries give one result in float64."""
     pytest.importorskip("ml_dtypes")
     import ml_dtypes
 

@@ -1,4 +1,4 @@
-"""``polybn stats``: exact numbers from every kind of data set, whatever the parts; bad files in one sentence."""
+"""``polybn stats``: exact numbers from every kind of data set and any parts; one sentence for each bad file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import gzip
 import io
 import json
 import os
+import signal
 import struct
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +71,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def exact(channels: list[Array]) -> dict[str, list[float]]:
-    """Return what must come out, from integer arithmetic: floats are integers in units of ``2^-20``."""
+    """Return the expected result from integer arithmetic: floats are integers in units of ``2^-20``."""
     found: dict[str, list[float]] = {name: [] for name in ("count", "mean", "std", "min", "max")}
     for channel in channels:
         unit = 1 if channel.dtype.kind in "iu" else 2**20
@@ -162,7 +164,7 @@ def test_small_parts_give_the_exact_numbers(stats: Stats, case: str, tmp_path: P
 
 @pytest.mark.parametrize("case", ["folder", "npy", "zarr 3", "idx.gz"])
 def test_workers_change_no_digit(stats: Stats, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts are read in other processes, and put together in the same order."""
+    """Other processes read the parts, which are merged in the same order."""
     make, options, channels = CASES[case]
     make(tmp_path / "data")
     monkeypatch.setattr(parts, "LIMIT", 1 << 12)
@@ -189,6 +191,15 @@ def test_what_is_printed_written_drawn_and_saved(stats: Stats, tmp_path: Path) -
     assert imread("h.png").shape[2] == 4
     saved = Statistics.load("all.npz")
     assert saved.mean.tolist() == right["mean"]
+
+
+def test_what_is_no_number_makes_its_channel_none(stats: Stats) -> None:
+    """NaN is shown as such, and is null in JSON; the other channel has its numbers."""
+    np.save("x.npy", np.array([[1.0, np.nan], [3.0, 2.0]]))
+    said = stats("x.npy", "--json", "numbers.json")
+    assert said.out.splitlines()[2].split() == ["1", "nan", "nan", "nan", "nan", "2"]
+    numbers = json.loads(Path("numbers.json").read_text())
+    assert (numbers["mean"], numbers["std"], numbers["max"]) == ([2, None], [1, None], [3, None])
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -228,7 +239,7 @@ def test_images_of_other_channels_and_damaged_ones_are_left_out(stats: Stats, tm
 
 
 def test_modes(stats: Stats, tmp_path: Path) -> None:
-    """A palette is looked up; --mode converts; two colours are 0 and 255."""
+    """Palettes become colours, --mode converts, and two colours are 0 and 255."""
     folder = tmp_path / "photos"
     folder.mkdir()
     Image.fromarray(IMAGES[0]).convert("P", palette=Image.Palette.ADAPTIVE).save(folder / "a.png")
@@ -316,7 +327,67 @@ def test_what_is_not_installed_is_named(
 
 def test_a_worker_that_dies_is_reported() -> None:
     with pytest.raises(OSError, match="a worker process must not end before its work; one did"):
-        measure.measure([Part("dies", 1, partial(os._exit, 3))], workers=1)
+        measure.measure([Part("dies", 1, partial(os._exit, 3))], partial(measure.in_processes, workers=1))
+
+
+# A cluster.
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster:
+        yield cluster
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_cluster_gives_the_same_digits(stats: Stats, cluster: Any, tmp_path: Path) -> None:
+    make, options, channels = CASES["folder"]
+    make(tmp_path / "data")
+    alone, shared = (
+        stats("data", *options, "--json", "-", *more) for more in ((), ("--scheduler", cluster.scheduler_address))
+    )
+    assert (alone.code, alone.out) == (shared.code, shared.out)
+    assert_exact(json.loads(shared.out), channels)
+    (tmp_path / "data" / "bad.png").write_text("no image")
+    said = stats("data", "--scheduler", cluster.scheduler_address)
+    assert (said.code, said.err.split(": ")[1]) == (1, str(tmp_path / "data" / "bad.png"))
+
+
+def slowly(low: int) -> Iterator[Array]:
+    time.sleep(0.2)
+    yield IMAGES[low : low + 3]
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_a_lost_worker_has_read_is_read_again(cluster: Any) -> None:
+    """One worker is killed in the middle; every value counts once."""
+    shares = [Part(f"{low}", 1, partial(slowly, low)) for low in range(0, 61, 3)]
+    killed = list[int]()
+
+    def kill(size: int) -> None:
+        if not killed:
+            killed.append(cluster.workers[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    spread = partial(measure.on_cluster, address=cluster.scheduler_address)
+    found = measure.measure(shares, spread, progress=kill)
+    assert killed
+    assert found.left_out == []
+    assert found.statistics.count.tolist() == [61 * 13 * 7] * 3
+    assert found.statistics.mean.tolist() == exact(of(IMAGES, -1))["mean"]
+
+
+def test_a_scheduler_that_is_not_there(stats: Stats, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed", reason="Dask is not installed")
+    np.save("x.npy", IMAGES)
+    refused(stats("x.npy", "--axis", "-1", "--scheduler", "nonsense://"), "--scheduler must be the address of a Dask ")
+    refused(
+        stats("x.npy", "--axis", "-1", "--scheduler", "tcp://a:1", "--workers", 2), "--workers must be left out with"
+    )
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    refused(stats("x.npy", "--axis", "-1", "--scheduler", "tcp://a:1"), "--scheduler needs Dask: ")
 
 
 # Blocks and bins.
@@ -330,7 +401,7 @@ def test_a_worker_that_dies_is_reported() -> None:
 )
 @example(shape=[5, 7], limit=1, fortran=False, number=1)
 def test_blocks_cover_an_array_once(shape: list[int], limit: int, fortran: bool, number: int) -> None:
-    """No block is larger than the limit, unless a single step of the other axes is."""
+    """No block is larger than the limit, unless a single step along the other axes is."""
     axis = number if number < len(shape) else None
     array = np.zeros(shape, np.uint8, order="F" if fortran else "C")
     with pytest.MonkeyPatch.context() as patch:
@@ -350,7 +421,7 @@ def test_blocks_cover_an_array_once(shape: list[int], limit: int, fortran: bool,
     mean=st.sampled_from((0.0, 100.0)),
 )
 def test_histograms_count_exactly(seed: int, dtype: str, scales: list[float], mean: float) -> None:
-    """Whatever the parts: the counts are those that NumPy finds between the same edges."""
+    """For any parts, the counts are NumPy's between the same edges."""
     rng, found = np.random.default_rng(seed), Histogram()
     pieces = [(mean + scale * np.abs(rng.normal(0, 1, (17, 2)))).astype(dtype) for scale in scales]
     for piece in pieces:

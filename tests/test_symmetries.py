@@ -1,4 +1,4 @@
-"""What must not change a bit: powers of two, signs, the order of channels, names of axes, repetition."""
+"""Symmetries that hold to the bit: powers of two, signs, the order of channels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def scaled(array: Array | None, power: int) -> Array | None:
 
 
 def assert_scaled(got: Array | None, base: Array | None, power: int) -> None:
-    """Assert ``got == base * 2^power``, but where storing one of them underflowed."""
+    """Assert ``got == base * 2^power``, except for values whose storage underflowed."""
     if got is None or base is None:
         assert got is base
         return
@@ -36,14 +36,14 @@ def assert_scaled(got: Array | None, base: Array | None, power: int) -> None:
 
 def powers(case: Case) -> st.SearchStrategy[int]:
     largest = {"float16": 2, "bfloat16": 30, "float32": 30, "float64": 300}[case.x.dtype.name]
-    # Small float16 numbers would become subnormal, and lose bits, on their way down.
+    # Negative powers could make small float16 numbers subnormal, which loses bits.
     return st.integers(0 if case.x.dtype == np.float16 else -largest, largest)
 
 
 @pytest.mark.clause("S2", "S3", "S10", "S13")
 @given(case=cases(), data=st.data())
 def test_scaling_x(backend: str, case: Case, data: st.DataObject) -> None:
-    """x 2^k with eps 4^k: y, dgamma and dbeta do not change, dx is divided by 2^k; so in inference."""
+    """Scaling x by 2^k and eps by 4^k keeps y, dgamma and dbeta, and divides dx by 2^k, also in inference."""
     b, k = polybn.backend(backend), data.draw(powers(case))
     x, mean, var = scaled(case.x, k), scaled(case.running_mean, k), scaled(case.running_var, 2 * k)
     assert x is not None
@@ -60,7 +60,7 @@ def test_scaling_x(backend: str, case: Case, data: st.DataObject) -> None:
 @pytest.mark.clause("S3", "S5", "S13")
 @given(case=cases())
 def test_negating_x(backend: str, case: Case) -> None:
-    """With x, running_mean and beta negated, y and dgamma change sign and dx does not: batch norm is odd."""
+    """Negating x, running_mean and beta negates y and dgamma, and keeps dx."""
     b = polybn.backend(backend)
     negated: dict[str, Any] = {
         name: None if (a := getattr(case, name)) is None else -a for name in ("x", "beta", "running_mean")
@@ -74,7 +74,7 @@ def test_negating_x(backend: str, case: Case) -> None:
 @pytest.mark.clause("S3", "S5", "S13")
 @given(case=cases(), power=st.integers(-2, 2), sign=st.sampled_from((-1, 1)))
 def test_scaling_gamma_and_beta(backend: str, case: Case, power: int, sign: int) -> None:
-    """y and dx grow with (gamma, beta) exactly; the running statistics, dgamma and dbeta do not know them."""
+    """Scaling gamma and beta scales y and dx exactly, and keeps running statistics, dgamma and dbeta."""
     assume(case.gamma is not None)
     b, factor = polybn.backend(backend), sign * 2.0**power
     vectors: dict[str, Any] = {
@@ -91,7 +91,7 @@ def test_scaling_gamma_and_beta(backend: str, case: Case, power: int, sign: int)
 @pytest.mark.clause("S13")
 @given(case=cases(), power=st.integers(-2, 2), sign=st.sampled_from((-1, 1)))
 def test_scaling_dy(backend: str, case: Case, power: int, sign: int) -> None:
-    """Every gradient is linear in dy: powers of two and the sign come out exactly."""
+    """Scaling dy by a power of two or a sign scales every gradient exactly."""
     b, power = polybn.backend(backend), abs(power) if case.dy.dtype == np.float16 else power  # no subnormal dy
     dy = scaled(case.dy, power)
     assert dy is not None
@@ -110,7 +110,7 @@ def test_scaling_dy(backend: str, case: Case, power: int, sign: int) -> None:
 def test_channels_are_independent(backend: str, seed: int, form: tuple[str, int, int, int], training: bool) -> None:
     """Choosing, dropping and reordering channels does just that to every result.
 
-    In inference lattices leave derivatives to be rounded, which XLA may do otherwise for another number of channels.
+    On lattices, derivatives in inference are rounded, and XLA may round in another way for another number of channels.
     """
     b, (dtype, channels, axis, left) = polybn.backend(backend), form
     case = lattice(seed, dtype, channels, (4, 2, 4), axis, offset=17).case

@@ -1,4 +1,4 @@
-"""PyTorch's words: modules, their state, dtypes and layouts, autograd, compilation, and how a model is converted."""
+"""PyTorch modules: state, dtypes and layouts, autograd, compilation, and conversion of models."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_far_from_zero_the_module_is_accurate_where_pytorch_is_not(scope: Any) -
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("cast", [True, False])
 def test_half_types_store_and_do_not_compute(dtype: Any, cast: bool, scope: Any) -> None:
-    """Both ways that models have: parameters in float32, or the whole module cast."""
+    """Half types work with parameters in float32 and with the whole module cast."""
     x = far((7, 3, 5, 11), dtype=dtype).requires_grad_()
     module = polybn_torch.BatchNorm2d(3)
     module = module.to(dtype) if cast else module
@@ -111,7 +111,7 @@ def test_channels_last_stays_so(training: bool, scope: Any) -> None:
     with scope():
         y = module(last)
         y.square().sum().backward()
-        assert torch.equal(y, module(x)) or training  # in training the running statistics moved, y did not
+        assert torch.equal(y, module(x)) or training  # training changed the running statistics only
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert last.grad is not None
     assert last.grad.is_contiguous(memory_format=torch.channels_last)
@@ -155,6 +155,7 @@ def test_running_statistics_carry_no_gradient_and_no_third_derivative_is_claimed
     gamma = torch.ones(3, requires_grad=True)
     result = polybn.batch_norm(x, gamma, None, torch.zeros(3), torch.ones(3), training=True)
     assert result.y.requires_grad
+    assert result.running_mean is not None
     assert not result.running_mean.requires_grad
     first = torch.autograd.grad(result.y.pow(3).sum(), x, create_graph=True)[0]
     second = torch.autograd.grad(first.pow(2).sum(), x, create_graph=True)[0]
@@ -163,7 +164,7 @@ def test_running_statistics_carry_no_gradient_and_no_third_derivative_is_claimed
 
 
 def test_a_training_step_may_be_followed_by_another_before_backward() -> None:
-    """Running statistics are written in place; the derivative of the step before does not need them."""
+    """Running statistics are updated in place, which does not disturb the derivative of an earlier step."""
     module, theirs = (module.double() for module in peers(polybn_torch.BatchNorm1d))
     batches = [far((7, 3), seed, torch.float64).requires_grad_() for seed in range(2)]
     for norm in (module, theirs):
@@ -241,12 +242,12 @@ def test_convert_swaps_the_norms_of_a_model_and_back() -> None:
     assert polybn_torch.convert(net) is net
     norms = [module for module in net.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
     assert [type(norm).__module__ for norm in norms] == ["polybn_torch.nn"] * 3
-    assert net[1] is net[3]  # a module in two places stays one
+    assert net[1] is net[3]  # a module in two places stays one module
     assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
     assert all(torch.equal(net.state_dict()[key], value) for key, value in state.items())
     torch.testing.assert_close(net(x), other(x), atol=1e-12, rtol=1e-12)
     net(x).pow(3).sum().backward()
-    optimizer.step()  # the optimizer holds the parameters that the model has
+    optimizer.step()  # the optimizer and the model share parameters
     assert not torch.equal(net.state_dict()["1.weight"], state["1.weight"])
     polybn_torch.convert(net, back=True)
     assert {type(module).__module__.partition(".")[0] for module in net.modules()} == {"torch"}
@@ -268,7 +269,7 @@ def test_convert_keeps_hooks_and_leaves_subclasses_alone() -> None:
 
 
 def test_tensors_that_are_no_plain_memory() -> None:
-    """Expanded, transposed and conjugated views, parameters, and other kinds of tensors."""
+    """Expanded, transposed and conjugated views, parameters, and other kinds of tensors are served."""
     x = far((7, 3))
     expected = polybn.batch_norm(x.numpy(), training=True).y
     assert np.array_equal(polybn.batch_norm(x.T.contiguous().T, training=True).y.numpy(), expected)

@@ -1,4 +1,4 @@
-"""PyTorch's own samples for batch norm, which ship in its package: results, first and second derivatives, modules."""
+"""The samples for batch norm in PyTorch's own package: results, first and second derivatives, modules."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def samples(dtype: torch.dtype) -> Iterator[tuple[Any, list[Any], dict[str, Any]
 
 
 def is_ours(x: Any, options: dict[str, Any]) -> bool:
-    """Leave out what clauses S1 and S4 do not have: input without a channel axis, running values that overshoot."""
+    """Skip samples outside S1 and S4: inputs without a channel axis, and a momentum below 0."""
     return x.dim() >= 2 and (not options["training"] or 0 <= options["momentum"] <= 1)
 
 
@@ -84,7 +84,7 @@ def test_samples_of_the_function_pass_gradcheck_and_gradgradcheck() -> None:
 
 
 OURS = 9
-"""How many of the 12 samples lie within the specification: two have no channel axis, one a momentum of -1."""
+"""The number of the 12 samples within the specification: two have no channel axis, one a momentum of -1."""
 
 
 def made(info: Any, *, training: bool, dtype: torch.dtype = torch.float64) -> Iterator[tuple[Any, Any, Any]]:

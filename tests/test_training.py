@@ -1,4 +1,4 @@
-"""The training loop: what it asks of a program, what it makes of the answers, what it writes and what it refuses."""
+"""The training loop: its calls of programs, its metrics, its files, and its errors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 class Scripted:
-    """A backend that trains nothing: it reports scripted losses, and remembers what it was asked."""
+    """A backend that does not train: it reports scripted losses, and records its calls."""
 
     def __init__(self, losses: list[list[float]], spoilt: int = 0) -> None:
         self._losses, self._spoilt, self._epoch = losses, spoilt, 0
@@ -66,7 +66,7 @@ class Scripted:
         self._epoch += 1
 
     def logits(self, data: Any) -> NDArray[np.float32]:
-        """Label all test images right in the first two epochs, and then take all of them for T-shirts."""
+        """Classify all test images rightly in the first two epochs, and then all of them as T-shirts."""
         scores = np.zeros((len(data[1]), 10), np.float32)
         scores[np.arange(len(scores)), data[1] if self._epoch < 3 else 0] = 1
         return scores
@@ -102,7 +102,7 @@ def test_on_the_sample_the_loss_falls_and_batch_norm_is_ahead_from_the_first_epo
 
 
 def test_metrics_are_those_of_the_steps_and_of_the_final_network(backend: str) -> None:
-    """With a rest in every epoch: 128, 128 and 44 images."""
+    """The metrics count a smaller last batch by its size: 128, 128 and 44 images."""
     seen: list[tuple[int, Steps]] = []
     for epochs in (1, 2):
         seen.clear()
@@ -127,7 +127,7 @@ def test_metrics_are_those_of_the_steps_and_of_the_final_network(backend: str) -
 
 
 def test_each_metric_by_hand(scripted: Callable[..., Scripted]) -> None:
-    """Two steps of ten images, one label right in each; test labels are all right in the first epochs."""
+    """The metrics of two steps of ten images, with one right label in each, are as computed by hand."""
     scripted([[3.0, 1.0], [0.5, 0.25], [0.0, 1.0]])
     zeros = int(np.count_nonzero(TINY.test_labels == 0))
     epochs = train(SPEC, data=TINY, epochs=3).epochs
@@ -159,7 +159,7 @@ def test_no_epochs_leave_the_initial_state() -> None:
     assert (run.epochs, run.losses) == ([], [])
 
 
-# What is written.
+# Files.
 
 
 def test_a_run_directory(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_run_directory(tmp_path: Path) -> None:
 
 
 def test_an_epoch_is_announced_when_it_is_saved_and_not_before(tmp_path: Path) -> None:
-    """Seen from the callbacks: while epoch k goes on, files tell of k - 1; once it is announced, of k."""
+    """In callbacks during epoch k the files hold k - 1 epochs, and in the one after it k."""
     told: list[int] = []
 
     def saved() -> int:
@@ -219,7 +219,7 @@ def test_an_epoch_is_announced_when_it_is_saved_and_not_before(tmp_path: Path) -
 
 
 def test_metrics_never_run_ahead_of_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk in the second epoch: what can be read is what can be resumed."""
+    """After a full disk in the second epoch, the metrics end with the epoch of the checkpoint."""
     save = checkpoints.save
 
     def full(*args: Any, epoch: int, **options: Any) -> Path:
@@ -303,7 +303,7 @@ def test_the_default_data_are_those_that_load_finds(monkeypatch: pytest.MonkeyPa
 def test_a_loss_that_is_not_finite_ends_the_run(
     scripted: Callable[..., Scripted], tmp_path: Path, value: float
 ) -> None:
-    """In the second step of the third epoch; the two finished ones stay as they are."""
+    """An infinite loss in the second step of the third epoch keeps the two finished epochs."""
     scripted([[1.0, 0.5], [0.25, 0.125], [0.1, value, 0.1]])
     files: list[dict[str, bytes]] = []
     words = (
@@ -331,7 +331,7 @@ def test_the_step_is_counted_over_reports_of_several_steps(
 def test_a_state_that_is_not_finite_ends_the_run_before_it_is_saved(
     scripted: Callable[..., Scripted], tmp_path: Path
 ) -> None:
-    """The last step of an epoch can spoil the weights, and no loss comes after it."""
+    """The state is checked after each epoch, because its last step can spoil weights without a later loss."""
     scripted([[1.0]] * 9, spoilt=2)
     with pytest.raises(DivergenceError, match=r"conv1\.weight must stay finite; .* after the last step of epoch 2 \("):
         train(SPEC, data=TINY, epochs=9, out=tmp_path)
@@ -349,7 +349,7 @@ def test_a_diverging_run_is_told_what_may_help(network: Network, hint: str) -> N
 
 @pytest.mark.parametrize("network", [SPEC, NONE], ids=["spec", "none"])
 def test_an_enormous_learning_rate(backend: str, network: Network) -> None:
-    """It ends in words, and not in a warning."""
+    """An enormous learning rate ends in an error without a warning."""
     with pytest.raises(DivergenceError, match=r"must stay finite; got .* epoch \d \(the learning rate is 1e\+38: try"):
         train(network, backend, data=DATA, epochs=9, batch_size=64, learning_rate=1e38)
 
@@ -418,7 +418,7 @@ def test_data_of_another_dtype(name: str) -> None:
 
 @pytest.mark.parametrize(("batch_size", "fault"), [(19, "--last-batch drop"), (1, "choose a larger batch size")])
 def test_batch_norm_of_a_single_image_is_refused(batch_size: int, fault: str) -> None:
-    """In the dense layers there would be one value per channel: y is beta, and the running variance shrinks."""
+    """A single image is refused, because dense layers would have one value per channel, and y would be beta."""
     with pytest.raises(DomainError, match=rf"^polybn\.train: every batch must hold 2 images or more; .*{fault}\)$"):
         train(SPEC, data=TINY, epochs=1, batch_size=batch_size)
     assert len(train(NONE, data=TINY, epochs=1, batch_size=batch_size).losses[0]) == -(-20 // batch_size)
@@ -498,7 +498,7 @@ IN_THE_WAY = [(make_pipe, "a pipe"), (Path.mkdir, "a directory")]
 def test_a_pipe_or_a_directory_in_the_place_of_a_file(
     tmp_path: Path, make: Callable[[Path], None], kind: str, name: str
 ) -> None:
-    """A pipe that nobody writes to would be waited for."""
+    """Pipes are refused, because reading one would wait for a writer."""
     make(tmp_path / name)
     read = runs.read_metrics if name == "metrics.jsonl" else runs.read_config
     with pytest.raises(CheckpointError, match=f"{name} must be a regular file; got {kind}"):

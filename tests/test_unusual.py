@@ -1,6 +1,6 @@
-"""Arguments that look like faults and are served: empty, read-only, shared, or byte-swapped.
+"""Unusual arguments that are not faults: empty, read-only, shared or byte-swapped arrays.
 
-The numbers go on where tests/support/faults.py leaves gaps: F7 float64 where the library may have none. F14 empty
+The numbers fill the gaps in tests/support/faults.py: F7 float64 in a library that may lack it. F14 empty
 arrays. F17 read-only arrays. F18 one array in several places. F20 NaN and infinity in x. F21 memory maps. F22 byte
 order. F24 more than 2^31 values.
 """
@@ -26,7 +26,7 @@ Results = list[NDArray[Any] | None]
 
 
 def everything(call: Mapping[str, Any]) -> Results:
-    """Run all functions of PolyBN on one NumPy call; collect every array that comes out."""
+    """Run all functions of PolyBN on one NumPy call; return all their arrays."""
     forward = polybn.batch_norm(**call)
     result, pullback = polybn.batch_norm_vjp(**call)
     gradients, second = pullback.vjp(call["x"])
@@ -37,13 +37,13 @@ def everything(call: Mapping[str, Any]) -> Results:
 
 
 def same(left: Results, right: Results) -> bool:
-    """Compare values, not byte order; None equals None only."""
+    """Compare values without regard to byte order; None equals only None."""
     pairs = list(zip(left, right, strict=True))
     return all(a is b if a is None or b is None else np.array_equal(a, b) for a, b in pairs)
 
 
 def swap(array: NDArray[Any]) -> NDArray[Any]:
-    """Keep the values and turn the bytes round."""
+    """Return the values in the other byte order."""
     return array.astype(array.dtype.newbyteorder("S"))
 
 

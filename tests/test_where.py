@@ -29,7 +29,7 @@ def channel_masks(case: Case) -> Array:
 
 
 def spoiled(case: Case, value: float) -> Case:
-    """Put a value into x and dy wherever ``where`` deletes."""
+    """Put a value into all deleted places of x and dy."""
     assert case.where is not None
     x, dy = (np.where(case.where, a, a.dtype.type(value)).astype(a.dtype) for a in (case.x, case.dy))
     return case._replace(x=x, dy=dy)
@@ -38,10 +38,10 @@ def spoiled(case: Case, value: float) -> Case:
 @pytest.mark.clause("S12", "S13")
 @given(case=cases(), seed=st.integers(0, 2**32), share=st.sampled_from((0.3, 0.6, 0.9)))
 def test_as_if_deleted(backend: str, case: Case, seed: int, share: float) -> None:
-    """y, statistics and gradients are within the bounds of the values that are left; 0 in deleted places."""
+    """y, statistics and gradients are within the bounds for the remaining values, and 0 in deleted places."""
     case = case._replace(where=random_mask(case, seed, share))
     kept, x = channel_masks(case), rows(case.x, case.axis)
-    # The bounds are for channels that vary; single and constant ones have their own tests.
+    # The bounds are for channels that vary; single values and constants have their own tests.
     assume(all(not keep.any() or np.ptp(values[keep]) > 0 for values, keep in zip(x, kept, strict=True)))
     outcome = run(polybn.backend(backend), spoiled(case, math.nan))
     certify(case, outcome)
@@ -50,7 +50,7 @@ def test_as_if_deleted(backend: str, case: Case, seed: int, share: float) -> Non
 
 
 def assert_untouched(case: Case, outcome: dict[str, Array | None], c: int) -> None:
-    """Assert that a channel with nothing left kept its running statistics and has zero gradients."""
+    """Assert that a channel without kept values has its old running statistics and zero gradients."""
     for name in ("running_mean", "running_var"):
         old, new = getattr(case, name), outcome[name]
         if old is not None:
@@ -94,7 +94,7 @@ def test_exactly_as_if_deleted(backend: str, seed: int, form: tuple[str, int, bo
 @pytest.mark.clause("S12")
 @given(case=cases(), seed=st.integers(0, 2**32))
 def test_deleted_values_are_not_read(backend: str, case: Case, seed: int) -> None:
-    """Nothing that stands in a deleted place of x or dy changes a bit of the result."""
+    """No value in a deleted place of x or dy changes a bit of the result."""
     b = polybn.backend(backend)
     case = case._replace(where=random_mask(case, seed, 0.7), running_variance="biased")
     base = run(b, spoiled(case, 0.0))
@@ -107,7 +107,7 @@ def test_deleted_values_are_not_read(backend: str, case: Case, seed: int) -> Non
 @pytest.mark.clause("S12")
 @given(case=cases())
 def test_all_true(backend: str, case: Case) -> None:
-    """A mask that deletes nothing gives the bits of no mask."""
+    """A mask that deletes nothing gives the bits of a call without a mask."""
     b = polybn.backend(backend)
     base = run(b, case)
     for shape in (case.x.shape, (), (1,) * case.x.ndim):
@@ -117,7 +117,7 @@ def test_all_true(backend: str, case: Case) -> None:
 @pytest.mark.clause("S12")
 @given(case=cases(), data=st.data())
 def test_masks_broadcast(backend: str, case: Case, data: st.DataObject) -> None:
-    """A mask with fewer or shorter axes means its broadcast, to the bit."""
+    """A mask with fewer or shorter axes gives the bits of its broadcast."""
     b, rank = polybn.backend(backend), case.x.ndim
     long = data.draw(
         narrowed(st.lists(st.booleans(), min_size=rank, max_size=rank), [[True, False, True, False, True]])
@@ -135,7 +135,7 @@ def test_masks_broadcast(backend: str, case: Case, data: st.DataObject) -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kind", ["biased", "unbiased"])
 def test_channels_with_nothing_left(backend: str, dtype: str, training: bool, kind: RunningVariance) -> None:
-    """A channel with nothing left keeps its running statistics to the bit, has y = dx = 0 and zero gradients."""
+    """A channel without kept values keeps the bits of its running statistics, and has y, dx and gradients of 0."""
     b, case = polybn.backend(backend), sample(5, dtype, (7, 5, 3), training=training, eps=0.0)
     where = np.ones(case.x.shape, bool)
     where[:, [1, 4]] = False
@@ -155,7 +155,7 @@ def test_channels_with_nothing_left(backend: str, dtype: str, training: bool, ki
 @pytest.mark.clause("S11", "S12")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_channels_with_one_value_left(backend: str, dtype: str) -> None:
-    """One value left: y is beta there, dx 0, the running variance takes in 0; ``unbiased`` is an error in training."""
+    """A single kept value has y = beta, dx = 0 and variance 0; ``unbiased`` is an error in training."""
     b, case = polybn.backend(backend), sample(6, dtype, (7, 5, 3), momentum=0.5)
     where = np.ones(case.x.shape, bool)
     where[:, 2] = False
@@ -178,7 +178,7 @@ def test_channels_with_one_value_left(backend: str, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("m", [7, 513, 4099])
 def test_constant_where_it_counts(backend: str, dtype: str, m: int) -> None:
-    """A channel whose remaining values are equal is constant: y = beta there, exactly, and v = 0."""
+    """A channel whose kept values are equal is constant, with exactly y = beta there, and v = 0."""
     b, case = polybn.backend(backend), sample(7, dtype, (m, 3), momentum=0.0)
     where = random_mask(case, 7, 0.7)
     x = np.where(where, 1234.567, case.x.astype(float)).astype(case.x.dtype)

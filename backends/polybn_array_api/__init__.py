@@ -1,4 +1,4 @@
-"""One backend for every library of the Array API standard, bound to each by an entry point and no code.
+"""One backend for every library of the Array API standard. An entry point binds it to a library, without code.
 
 ``mylib = "polybn_array_api:mylib"`` in the group ``polybn.backends`` serves the arrays of ``mylib``: an attribute of
 this module that does not exist is the binding to the library of that name. The library's namespace is looked for in
@@ -33,11 +33,11 @@ from polybn.spec import (
 from polybn_array_api import batch_norm, derivatives
 
 PLACES = ("array_api_compat.{}", "array_api_compat.{}.array", "{}", "{}.array_api", "{}.array", "{}.numpy")
-"""Where the namespace of a library may be."""
+"""The modules that may be the namespace of a library, in the order of the search."""
 
 
 class Binding:
-    """The backend of one library: what :class:`polybn.spec.Backend` asks for, over the library's namespace."""
+    """The backend of one library: :class:`polybn.spec.Backend`, on the library's namespace."""
 
     def __init__(self, name: str, xp: Any, traits: Traits) -> None:
         self.name, self.xp, self.traits = name, xp, traits
@@ -75,16 +75,17 @@ class Binding:
                 f"polybn.asarray: host must have a dtype that {self.traits.library} has; got {host.dtype.name} "
                 "(nothing is converted)"
             )
-        return self.xp.asarray(host.copy())
+        return self.xp.asarray(np.array(host))
 
     def to_numpy(self, array: Array, /) -> NDArray[Any]:
         """Copy an array to the host."""
-        return np.array(array)
+        unwrap = getattr(array, "unwrap_numpy", None)  # ndonnx has neither __array__ nor DLPack
+        return np.array(array if unwrap is None else unwrap())
 
-    # NumPy, on which some of the libraries are built, would warn where a result of infinity or NaN is right.
+    # Some libraries use NumPy, which would warn of infinity and NaN even where these are right.
     @np.errstate(all="ignore")
     def forward(self, arguments: Arguments, *, differentiable: bool) -> tuple[BatchNormResult, Any]:  # noqa: ARG002
-        """Normalize (S1 to S12); the statistics are at hand in any case."""
+        """Normalize (S1 to S12); the statistics are always available for :meth:`backward`."""
         return batch_norm.forward(self.xp, arguments)
 
     @np.errstate(all="ignore")
@@ -117,12 +118,12 @@ class Binding:
 
 @cache
 def bind(name: str) -> Binding:
-    """Serve the arrays of a library, by the name of its root module.
+    """Make the backend for a library, given the name of its root module.
 
     Parameters
     ----------
     name : str
-        Of the library; also that of the backend.
+        The name of the library, and of the backend.
 
     Raises
     ------
@@ -140,7 +141,7 @@ def bind(name: str) -> Binding:
 def _exists(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # its parent is no package
+    except ModuleNotFoundError:  # the parent is no package
         return False
 
 
@@ -153,7 +154,7 @@ def __getattr__(name: str) -> Binding:
 
 @contextmanager
 def small_blocks() -> Iterator[None]:
-    """Let Dask cut all arrays into blocks of a few values, for the conformance kit."""
+    """Make Dask cut all arrays into blocks of a few values, for the conformance kit."""
     import dask
 
     with dask.config.set({"array.chunk-size": "256B"}):
@@ -164,4 +165,4 @@ TRAITS = {
     "dask": Traits(library="Dask", sees_values=False, variants={"blocks": small_blocks}),
     "array_api_strict": Traits(library="array-api-strict"),
 }
-"""What is known of libraries that are bound here."""
+"""The traits of known libraries."""

@@ -1,4 +1,4 @@
-"""Clauses S2, S3 and S10 on rows: the statistics, and products that stay in the range where their result does."""
+"""Clauses S2, S3 and S10 on rows: the statistics, and products that leave the range only if their result does."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from polybn_array_api.layout import Layout
 
 
 class Statistics(NamedTuple):
-    """The statistics of S2 and S3, a column each; all but ``unit`` describe ``x * scale``."""
+    """The statistics of S2 and S3, one column each; all except ``unit`` describe ``x * scale``."""
 
     scale: Array
-    """A power of two; None where all of them would be 1."""
+    """A power of two for each channel; None if all would be 1."""
     m1: Array
     delta: Array
     v: Array
@@ -36,7 +36,7 @@ def measure(a: Layout, rows: Array, kept: Array | None, n: Array, eps: float) ->
 
 
 def given(a: Layout, mean: Array, variance: Array, eps: float) -> Statistics:
-    """Take running statistics in place of the batch's (S5). A difference from a mean of any size stays finite."""
+    """Use running statistics instead of the batch's (S5). A difference from a mean of any size stays finite."""
     scale = None if a.narrow else a.xp.where(a.xp.abs(mean) > _room(a).close, a.number(0.5), a.number(1))
     root = inverse_root(a, variance, a.number(eps))
     return Statistics(scale, times(mean, scale), a.number(0), variance, root, None)
@@ -48,7 +48,7 @@ def center(a: Layout, rows: Array, s: Statistics, kept: Array | None) -> Array:
 
 
 def inverse_root(a: Layout, variance: Array, eps: Array) -> Array:
-    """Return ``1 / sqrt(variance + eps)``, and 0 where both are 0 (S3)."""
+    """Return ``1 / sqrt(variance + eps)``, or 0 if both are 0 (S3)."""
     one = a.number(1)
     share = a.xp.where(variance > 1, a.number(0.25), one)  # a quarter of each does not overflow
     square = variance * share + eps * share
@@ -57,7 +57,7 @@ def inverse_root(a: Layout, variance: Array, eps: Array) -> Array:
 
 
 def power(a: Layout, rows: Array, least: float = 0.0) -> Array:
-    """Return the power of two that brings each channel, or ``least``, to where its squares and their sum fit."""
+    """Return the power of two that scales each channel, or ``least``, so that squares and their sum fit."""
     if a.narrow:
         return None
     edge, far, _ = _room(a)
@@ -68,12 +68,12 @@ def power(a: Layout, rows: Array, least: float = 0.0) -> Array:
 
 
 def times(z: Array, factor: Array) -> Array:
-    """Multiply; None stands for 1."""
+    """Return a product; a factor of None means 1."""
     return factor if z is None else z if factor is None else z * factor
 
 
 def multiply(a: Layout, z: Array, gamma: Array, *powers: Array) -> Array:
-    """Return ``z * gamma`` times powers of two; a product on the way leaves the range only where the result does."""
+    """Return ``z * gamma`` times powers of two; intermediate products leave the range only if the result does."""
     factors = [factor for factor in (gamma, *powers) if factor is not None]
     for factor in factors if a.narrow else _balanced(a, factors):
         z = z * factor
@@ -125,14 +125,14 @@ def _balanced(a: Layout, factors: list[Array]) -> list[Array]:
 
 
 class _Room(NamedTuple):
-    """Sizes that depend on the range of the arithmetic."""
+    """Limits that depend on the range of the arithmetic."""
 
     edge: float
-    """Values that are larger, or smaller than the inverse, are scaled."""
+    """Values larger than this, or smaller than its inverse, are scaled."""
     far: float
-    """By this power of two."""
+    """The power of two that scales these values."""
     close: float
-    """A difference from a number that is not larger does not overflow for want of a factor of 2."""
+    """Differences between numbers up to this size do not overflow."""
 
 
 def _room(a: Layout) -> _Room:

@@ -1,13 +1,13 @@
 """The specification over the Array API standard: the forward call, ``moments``, ``merge_moments`` and ``fold``.
 
-Read it beside :mod:`polybn.spec`. ``xp`` is the namespace of the library; nothing depends on which one it is.
+Read it beside :mod:`polybn.spec`. ``xp`` is the namespace of any library.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from polybn.arguments import fail_single_value, fail_variance
+from polybn.arguments import Arrays, fail_single_value, fail_variance
 from polybn.spec import Affine, Arguments, Array, BatchNormResult, Moments
 from polybn_array_api.arithmetic import (
     Statistics,
@@ -89,7 +89,7 @@ def merge_moments(xp: Any, a: Moments, b: Moments) -> Moments:
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """Return the rounded sum, and exactly what it lost."""
+    """Return the rounded sum and its exact rounding error."""
     total = a + b
     part = total - a
     return total, (a - (total - part)) + (b - part)
@@ -101,7 +101,6 @@ def fold(xp: Any, arguments: Arguments) -> Affine:
     a = layout_of(xp, arguments, arguments.running_mean)
     variance = a.column(checked_variance(a, arguments))
     gamma, beta, mean = map(a.column, arguments[2:5])
-    assert variance is not None
     scale = times(inverse_root(a, variance, a.number(arguments.eps)), gamma)
     shift = -mean * scale if beta is None else beta - mean * scale
     return Affine(a.vector(scale, dtype), a.vector(shift, dtype))
@@ -113,7 +112,7 @@ def copy(xp: Any, vector: Array | None) -> Array | None:
 
 
 def checked_variance(a: Layout, arguments: Arguments) -> Array:
-    """Refuse bad running variances; where values are not at hand, they become NaN (S14)."""
+    """Refuse bad running variances; if values cannot be read, bad ones become NaN (S14)."""
     variance = arguments.running_var
     good = (variance >= 0) & a.xp.isfinite(variance)
     if a.blocks:
@@ -138,9 +137,9 @@ def _check_counts(a: Layout, arguments: Arguments, counts: Array) -> None:
 def _update(
     a: Layout, arguments: Arguments, old: tuple[Array, Array], s: Statistics, counts: Array
 ) -> tuple[Array, ...]:
-    """Return the new running statistics (S4); the share of the batch may be in range where its variance is not."""
+    """Return the new running statistics (S4); a weighted batch variance may be in range if the variance is not."""
     rho, xp, v = arguments.momentum, a.xp, s.v
-    if arguments.unbiased:  # one value has none: NaN stands for the error where values are not at hand
+    if arguments.unbiased:  # NaN for one value, in place of an error that depends on values
         n = xp.astype(counts, a.wide)
         v = v * n / xp.where(n == 1, a.number(float("nan")), xp.maximum(n - 1, a.number(1)))
     mean = s.m1 + s.delta
@@ -152,5 +151,5 @@ def _update(
     return tuple(news)
 
 
-_NOTHING = Arguments("", *[None] * 6, True, 1.0, 0.0, False, 1, 0, 0, "float64")
-"""A call without arrays."""
+_NOTHING = Arguments("", *Arrays(), True, 1.0, 0.0, False, 1, 0, 0, "float64")
+"""The arguments of a call without arrays."""

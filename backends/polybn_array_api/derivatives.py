@@ -69,7 +69,7 @@ def double_backward(
 
 
 def _gradients(a: Layout, arguments: Arguments, dx: Array, kept: Array | None, columns: tuple[Array, ...]) -> Gradients:
-    """Bring results back into the shapes of the arguments, None for those that were None."""
+    """Return results in the shapes of the arguments, with None for arguments that were None."""
     wanted = (arguments.gamma is not None, arguments.beta is not None, True, True)
     dtype = getattr(a.xp, arguments.dtype)
     vectors = (a.vector(z, dtype) if want else None for z, want in zip(columns, wanted, strict=False))

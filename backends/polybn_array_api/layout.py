@@ -1,6 +1,6 @@
-"""From an array of any library to channels, and back: as rows, or as it is where it consists of blocks.
+"""Conversion of arrays of any library to channels, and back: as rows, or unchanged if the array consists of blocks.
 
-Vectors, one value per channel, travel as columns: arrays that broadcast against the rows.
+Vectors with one value per channel become columns, which broadcast against the rows.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import array_api_compat
 from polybn.spec import Arguments, Array
 
 SHORT = 16
-"""So many values may be added up by the library, in whatever order it likes."""
+"""The most values that the library may add up in an order of its own."""
 
 
 class Layout(NamedTuple):
-    """How the arrays of one call lie, and the type that computes."""
+    """The layout of the arrays of one call, and the dtype of the arithmetic."""
 
     xp: Any
-    """The namespace of the standard."""
+    """The library's namespace of the standard."""
     shape: tuple[int, ...]
     axis: int
     wide: Any
-    """The dtype of the arithmetic: float64, or float32 where the library has no float64."""
+    """The dtype of the arithmetic: float64, or float32 if the library has no float64."""
     narrow: bool
     """Whether the arithmetic has room for all products of the values (S10)."""
     blocks: bool
@@ -33,29 +33,29 @@ class Layout(NamedTuple):
     device: Any
 
     def rows(self, array: Array) -> Array:
-        """Bring an array of the shape of ``x`` into the order of S1: shape ``(C, m)``, contiguous."""
+        """Reorder an array of the shape of ``x`` as in S1, to a contiguous one of shape ``(C, m)``."""
         if self.blocks:
             return array
         moved = self.xp.moveaxis(array, self.axis, 0)
         return self.xp.reshape(self.xp.reshape(moved, (-1,)), (self.shape[self.axis], -1))
 
     def values(self, array: Array, kept: Array | None) -> Array:
-        """Bring values into rows of the arithmetic's type, 0 in deleted places (S12)."""
+        """Return values as rows in the arithmetic's dtype, with 0 in deleted places (S12)."""
         return self.mask(self.xp.astype(self.rows(array), self.wide), kept)
 
     def kept(self, where: Array | None) -> Array | None:
-        """Bring a mask into rows; None if there is none."""
+        """Return a mask as rows, or None without a mask."""
         return None if where is None else self.rows(self.xp.broadcast_to(where, self.shape))
 
     def array(self, rows: Array, dtype: Any) -> Array:
-        """Bring rows back into the shape of ``x``, rounded to a dtype."""
+        """Return rows in the shape of ``x``, rounded to a dtype."""
         if not self.blocks:
             first = (self.shape[self.axis], *self.shape[: self.axis], *self.shape[self.axis + 1 :])
             rows = self.xp.moveaxis(self.xp.reshape(rows, first), 0, self.axis)
         return self.xp.astype(rows, dtype)
 
-    def column(self, vector: Array | None) -> Array | None:
-        """Bring a vector into the form that broadcasts against rows; None stays None."""
+    def column(self, vector: Array | None) -> Array:
+        """Return a vector as a column that broadcasts against rows; None stays None."""
         if vector is None:
             return None
         shape = [1] * (len(self.shape) if self.blocks else 2)
@@ -63,7 +63,7 @@ class Layout(NamedTuple):
         return self.xp.reshape(self.xp.astype(vector, self.wide), tuple(shape))
 
     def vector(self, column: Array, dtype: Any) -> Array:
-        """Bring a column back, rounded to a dtype; a new array."""
+        """Return a column as a new vector, rounded to a dtype."""
         return self.xp.astype(self.xp.reshape(column, (-1,)), dtype)
 
     def mask(self, rows: Array, kept: Array | None) -> Array:
@@ -71,11 +71,11 @@ class Layout(NamedTuple):
         return rows if kept is None else self.xp.where(kept, rows, self.number(0))
 
     def number(self, value: float) -> Array:
-        """Return a number as an array of the arithmetic's type."""
+        """Return a number as an array of the arithmetic's dtype."""
         return self.xp.full((), value, dtype=self.wide, device=self.device)
 
     def total(self, rows: Array) -> Array:
-        """Add up each channel, so that the error does not grow with the number of values."""
+        """Add up each channel, with an error that does not grow with the number of values."""
         return self._reduce(rows, _total)
 
     def largest(self, rows: Array) -> Array:
@@ -83,7 +83,7 @@ class Layout(NamedTuple):
         return self._reduce(rows, _largest)
 
     def _reduce(self, rows: Array, function: Callable[..., Array]) -> Array:
-        """Reduce each block, and then blocks in a tree; without blocks, the whole."""
+        """Reduce each block, and then the blocks in a tree; without blocks, reduce the whole array."""
         if not hasattr(self.xp, "reduction"):
             return function(rows, self.others, keepdims=True)
         combine = self.xp.reduction
@@ -95,7 +95,7 @@ class Layout(NamedTuple):
         return tuple(k for k in range(len(self.shape)) if k != self.axis) if self.blocks else (1,)
 
     def counts(self, kept: Array | None) -> Array:
-        """Count the values that take part, a column of integers."""
+        """Return the number of kept values in each channel, as a column of integers."""
         if kept is not None:
             return self.xp.sum(self.xp.astype(kept, self.xp.int64), axis=self.others, keepdims=True)
         shape = [1] * (len(self.shape) if self.blocks else 2)
@@ -104,12 +104,12 @@ class Layout(NamedTuple):
         return self.xp.full(tuple(shape), m, dtype=self.xp.int64, device=self.device)
 
     def divisor(self, counts: Array) -> Array:
-        """Turn counts into what sums are divided by, at least 1."""
+        """Return the divisors of sums: the counts, at least 1."""
         return self.xp.maximum(self.xp.astype(counts, self.wide), self.number(1))
 
 
 def _total(z: Array, axis: tuple[int, ...], *, keepdims: bool) -> Array:
-    """Add up in a tree, of halves that are added to each other."""
+    """Add up in a tree: halves are added to each other until one value is left."""
     xp = array_api_compat.array_namespace(z)
     for k in axis:
         while (m := z.shape[k]) > SHORT:
@@ -132,9 +132,13 @@ def _part(z: Array, axis: int, start: int, stop: int) -> Array:
 
 
 def layout_of(xp: Any, arguments: Arguments, like: Array) -> Layout:
-    """Look at the arrays of a call; ``like`` is one of them."""
+    """Return the layout of a call's arrays, of which ``like`` is one."""
     device = array_api_compat.device(like)
-    wide = xp.float64 if "float64" in xp.__array_namespace_info__().dtypes(device=device) else xp.float32
+    wide = (
+        xp.float64
+        if "float64" in xp.__array_namespace_info__().dtypes(device=device, kind="real floating")
+        else xp.float32
+    )
     x = arguments.x
     shape = (1, *like.shape) if x is None else tuple(x.shape)
     narrow = wide == xp.float64 and arguments.dtype == "float32"

@@ -144,7 +144,7 @@ def batch_statistics(
     """Measure each channel (S2), scaled into the range first where it leaves it (S10)."""
     if x.size == 0:
         zero = jnp.zeros_like(counts)
-        return Statistics(*[zero] * 3, zero + 1, *[zero] * 6)
+        return Statistics(*(zero,) * 3, zero + 1, *(zero,) * 6)
     x = mask(x, kept)
     m1, delta, v = _measure(x, kept, counts, axis_name)
     square, gamma = v + eps, _or_one(gamma, v)
@@ -232,7 +232,7 @@ def _or_one(gamma: jax.Array | None, like: jax.Array) -> jax.Array:
 
 def _factors(*factors: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Write a product as two factors; the second one is 1 where the product has all its digits."""
-    whole: jax.Array = math.prod(factors)  # type: ignore[assignment]
+    whole: jax.Array = math.prod(factors)
     fits = in_range(whole, *factors)
     first, second = two_factors(*factors)
     return jnp.where(fits, whole, first), jnp.where(fits, 1, second)

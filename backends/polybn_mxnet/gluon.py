@@ -46,7 +46,7 @@ class BatchNorm(mx.gluon.HybridBlock):
     use_global_stats : bool, default False
         Normalize by the running statistics also in training, and do not update them.
     beta_initializer, gamma_initializer, running_mean_initializer, running_variance_initializer : str or Initializer
-        By default 0, 1, 0 and 1.
+        The initializers; the defaults give 0, 1, 0 and 1.
     in_channels : int, default 0
         Number of channels; 0 means that of the first input.
     running_variance : {"biased", "unbiased"}, default "biased"

@@ -1,4 +1,4 @@
-"""Moments of integers (S15): no sum is rounded, and each result is rounded once.
+"""Moments of integers (S15): sums are exact, and each result is rounded once.
 
 A number is cut into limbs of 16 bits. Products of two limbs, a million of them added up, stay below 2^53, so float64
 adds them exactly and in any order; from there on the sums are Python's integers.
@@ -19,7 +19,7 @@ Array = NDArray[Any]
 
 LIMB = 16
 SLAB = 1 << 16
-"""So many values at a time: their limbs stay in the cache."""
+"""The number of values at a time, so few that their limbs stay in the cache."""
 
 
 def moments(x: Array, axis: int, where: Array | None) -> Moments:
@@ -39,7 +39,7 @@ def moments(x: Array, axis: int, where: Array | None) -> Moments:
 
 
 def _slabs(first: Array, kept: Array | None) -> Iterator[tuple[Array, Array | None]]:
-    """Halve an array, channels first, along its longest other axis, until its parts are small."""
+    """Halve an array with the channels first, along its longest other axis, until its parts are small."""
     longest = int(np.argmax(first.shape[1:])) + 1
     half = first.shape[longest] // 2
     if first.size <= SLAB or not half:
@@ -64,7 +64,7 @@ def _exact(sums: Array) -> Array:
 
 
 def _rounded(count: Array, total: Array, squares: Array) -> Moments:
-    """Divide, and round to the nearest numbers of float64: Python's quotient of two integers is that."""
+    """Divide, and round to the nearest float64, as Python does for integers."""
     found = np.zeros((3, len(count)))
     for c, (n, s, q) in enumerate(zip(count, total, squares, strict=True)):
         if n:

@@ -1,8 +1,8 @@
-"""The PyTorch backend: tensors of any device and dtype, autograd through the call, and modules in PyTorch's words.
+"""The PyTorch backend: tensors of any device and dtype, autograd, and modules with PyTorch's interface.
 
-In host memory the compiled loops of :mod:`polybn_host` compute; elsewhere PyTorch's own operations do, in the form of
-:mod:`polybn_array_api`. ``polybn_torch.BatchNorm2d`` stands where ``torch.nn.BatchNorm2d`` stood, and
-``polybn_torch.convert`` swaps all of a model.
+For host memory it uses the compiled loops of :mod:`polybn_host`; for other devices PyTorch's operations, in the form of
+:mod:`polybn_array_api`. ``polybn_torch.BatchNorm2d`` replaces ``torch.nn.BatchNorm2d``, and
+``polybn_torch.convert`` replaces all of a model's batch norms.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from polybn.spec import Description, Traits
 from polybn_torch.batch_norm import backward, double_backward, fold, forward, merge_moments, moments
-from polybn_torch.host import BFLOAT16, operators_only, view
+from polybn_torch.host import operators_only, view
 
 name = "torch"
 traits = Traits(library="PyTorch", variants={"operators": operators_only})
@@ -36,31 +36,32 @@ def inspect(value: object, /) -> Description | None:
     """Describe a dense tensor or parameter; None for all else, such as sparse and quantized tensors."""
     if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.is_quantized:
         return None
-    return Description(tuple(value.shape), _NAMES.get(value.dtype) or str(value.dtype), str(value.device))
+    return Description(
+        tuple(value.shape), _NAMES.get(value.dtype) or str(value.dtype).removeprefix("torch."), str(value.device)
+    )
 
 
 def asarray(host: NDArray[Any], /) -> torch.Tensor:
-    """Copy a NumPy array, of bfloat16, too, to the default device."""
+    """Copy a NumPy array to the default device, also one of bfloat16."""
     if host.dtype.name == "bfloat16":
-        tensor = torch.from_numpy(host.copy().view(np.int16)).view(torch.bfloat16)
+        tensor = torch.from_numpy(np.array(host).view(np.int16)).view(torch.bfloat16)
     else:
-        tensor = torch.from_numpy(host.copy())
+        tensor = torch.from_numpy(np.array(host))
     return tensor.to(torch.get_default_device())
 
 
 def to_numpy(array: torch.Tensor, /) -> NDArray[Any]:
-    """Copy a tensor to the host; bfloat16 as that of ``ml_dtypes``, or as float32 without it."""
-    array = array.detach().cpu().resolve_conj().resolve_neg()
-    return np.array(view(array.float() if array.dtype == torch.bfloat16 and BFLOAT16 is None else array))
+    """Copy a tensor to the host; bfloat16 as that of ``ml_dtypes``."""
+    return np.array(view(array.detach().cpu().resolve_conj().resolve_neg()))
 
 
 _NAMES = {
     getattr(torch, word): word for word in ("float16", "bfloat16", "float32", "float64", "int32", "int64", "bool")
-}  # a name from PyTorch itself takes a microsecond
+}  # str() of a dtype takes a microsecond
 
 
 def __getattr__(name: str) -> Any:
-    """Import what people of PyTorch use when they ask for it: it stands above the public functions."""
+    """Import the modules for PyTorch's users on first use, because they import the public functions."""
     if name not in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "convert"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from polybn_torch import nn

@@ -1,4 +1,4 @@
-"""The specification over tensors. Each function can be differentiated by autograd; the one that is used most, twice."""
+"""The specification on tensors. Autograd can differentiate each function, and the call of batch norm twice."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def forward(
 
 
 def unpacked(arguments: Arguments, found: Any) -> BatchNormResult:
-    """Name the results of the operator."""
+    """Return the results of the operator as a named tuple."""
     y, mean, var = found[:3]
     return BatchNormResult(y, None, None) if arguments.running_mean is None else BatchNormResult(y, mean, var)
 

@@ -1,7 +1,7 @@
-"""Batch norm as modules in PyTorch's words: its momentum, its unbiased running variance, its state and its errors.
+"""Batch norm as modules with PyTorch's interface: its momentum, its unbiased running variance, its state, its errors.
 
-Each module is a subclass of the one whose place it takes, so that initialisation, ``state_dict`` and what other code
-asks of ``torch.nn.BatchNorm2d`` stay as they are. What changes is how the numbers are computed.
+Each module is a subclass of the one that it replaces, so that initialisation, ``state_dict`` and all that other code
+uses of ``torch.nn.BatchNorm2d`` stay the same. Only the arithmetic changes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class _BatchNorm:
     """The forward call that the three modules share."""
 
     def forward(self: Any, input: torch.Tensor) -> torch.Tensor:
-        """Normalize by the batch's statistics in training, or where there are no running ones."""
+        """Normalize by the batch's statistics in training or without running statistics, else by the running ones."""
         self._check_input_dim(input)
         tracks = self.training and self.track_running_stats and self.running_mean is not None
         arguments = self._arguments(input, self.training or self.running_mean is None)
@@ -34,7 +34,7 @@ class _BatchNorm:
         return y
 
     def _check_training(self: Any, x: torch.Tensor) -> None:
-        """Refuse what PyTorch refuses, and the specification would do."""
+        """Refuse calls that PyTorch refuses and the specification allows."""
         word = f"polybn_torch.{type(self).__name__}"
         if self.eps <= 0:
             raise DomainError(f"{word}: eps must be positive in training; got {self.eps!r} (1e-5 is the default)")
@@ -45,7 +45,7 @@ class _BatchNorm:
             )
 
     def _arguments(self: Any, x: torch.Tensor, training: bool) -> Arguments:
-        """Check a call as the public functions do, and put it into one record."""
+        """Check a call as the public functions do, and return it as one record."""
         share = self.momentum
         if share is None:  # the mean over all batches
             share = 1.0 / (float(self.num_batches_tracked) + 1.0) if training and self.track_running_stats else 0.0
@@ -53,22 +53,22 @@ class _BatchNorm:
         used = self.running_mean is not None and (not training or self.track_running_stats)
         vectors = self.weight, self.bias, *((self.running_mean, self.running_var) if used else (None, None))
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        # A model may have been cast to a half type as a whole: statistics and parameters never compute in it (S6).
+        # The whole model may have been cast to a half type, in which statistics and parameters must not compute (S6).
         vectors = tuple(v.to(wide) if v is not None and v.dtype in _HALVES else v for v in vectors)
         word = type(self).__name__
         if training:
             self._check_training(x)
         options = Options(training, momentum, self.eps, 1, "unbiased")
         described = Arrays(*(None if z is None else _describe(z) for z in (x, *vectors)))
-        if torch.compiler.is_compiling():  # Dynamo would warn that it looks past what the full check remembers
+        if torch.compiler.is_compiling():  # Dynamo would warn that it ignores the caches of the full check
             known = check_moments(word, described, 1)
         else:
             known = check_batch_norm(word, described, options)
-        return Arguments(word, x, *vectors, None, training, momentum, self.eps, True, *known)
+        return Arguments(word, *Arrays(x, *vectors), training, momentum, self.eps, True, *known)
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
-    """:class:`torch.nn.BatchNorm1d` by :mod:`polybn.spec`: input of shape ``(N, C)`` or ``(N, C, L)``.
+    """:class:`torch.nn.BatchNorm1d`, computed as in :mod:`polybn.spec`, for input of shape ``(N, C)`` or ``(N, C, L)``.
 
     Examples
     --------
@@ -81,11 +81,11 @@ class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
 
 
 class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
-    """:class:`torch.nn.BatchNorm2d` by :mod:`polybn.spec`: input of shape ``(N, C, H, W)``."""
+    """:class:`torch.nn.BatchNorm2d`, computed as in :mod:`polybn.spec`, for input of shape ``(N, C, H, W)``."""
 
 
 class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
-    """:class:`torch.nn.BatchNorm3d` by :mod:`polybn.spec`: input of shape ``(N, C, D, H, W)``."""
+    """:class:`torch.nn.BatchNorm3d`, computed as in :mod:`polybn.spec`, for input of shape ``(N, C, D, H, W)``."""
 
 
 PAIRS: dict[type[Any], type[Any]] = {
@@ -93,23 +93,23 @@ PAIRS: dict[type[Any], type[Any]] = {
     torch.nn.BatchNorm2d: BatchNorm2d,
     torch.nn.BatchNorm3d: BatchNorm3d,
 }
-"""PyTorch's modules, and those that take their places."""
+"""For each module of PyTorch, the one that replaces it."""
 
 
 def convert(model: Model, *, back: bool = False) -> Model:
-    """Swap the batch norms of a model for those of PolyBN, in place, or back; parameters and statistics stay.
+    """Replace the batch norms of a model by those of PolyBN, in place, or back; parameters and statistics stay.
 
     Parameters
     ----------
     model : torch.nn.Module
         A model, or one batch norm. Subclasses of PyTorch's batch norms, such as ``SyncBatchNorm``, stay as they are.
     back : bool, default False
-        Put PyTorch's own modules into the places of PolyBN's.
+        Replace PolyBN's modules by PyTorch's own.
 
     Returns
     -------
     torch.nn.Module
-        The same model; where it is itself a batch norm, the module that takes its place.
+        The same model, or, if the model is itself a batch norm, its replacement.
 
     Examples
     --------
@@ -131,8 +131,8 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 
 def _exchanged(module: Any, kind: type[Any]) -> Any:
-    """Return a module of another kind with the same parameters, buffers, hooks and mode."""
-    other = kind.__new__(kind)
+    """Return a module of another class with the same parameters, buffers, hooks and mode."""
+    other = object.__new__(kind)
     other.__dict__.update(module.__dict__)
     return other
 

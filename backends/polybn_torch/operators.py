@@ -1,4 +1,4 @@
-"""Tensors of other devices: PyTorch's own operations, in the form that serves every library of the standard."""
+"""Tensors of other devices: PyTorch's operations, in the form for every library of the standard."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 import array_api_compat.torch as xp
 import torch
 
+from polybn.arguments import Arrays
 from polybn.spec import Arguments, Gradients, SecondGradients
 from polybn_array_api import batch_norm, derivatives
 from polybn_array_api.arithmetic import Statistics
 from polybn_array_api.layout import layout_of
 
 LINES = len(Statistics._fields)
-"""Lines of saved statistics."""
+"""The number of rows of the saved statistics."""
 
 
 def saved_dtype(x: torch.Tensor) -> torch.dtype:
@@ -22,7 +23,7 @@ def saved_dtype(x: torch.Tensor) -> torch.dtype:
 
 
 def forward(arguments: Arguments) -> tuple[torch.Tensor, Any, Any, torch.Tensor, None]:
-    """Return ``y``, the running statistics, and the statistics in one tensor, a line each."""
+    """Return ``y``, the running statistics, and the statistics as rows of one tensor."""
     result, s = batch_norm.forward(xp, arguments)
     x = arguments.x
     if s is None:
@@ -51,8 +52,8 @@ def double_backward(
     return derivatives.double_backward(xp, arguments, _statistics(arguments, saved), dy, cotangents)
 
 
-_ANY = Arguments("", *[None] * 6, True, 1.0, 0.0, False, 0, 0, 0, "float32")
-"""A call without tensors."""
+_ANY = Arguments("", *Arrays(), True, 1.0, 0.0, False, 0, 0, 0, "float32")
+"""The arguments of a call without tensors."""
 
 
 def _statistics(arguments: Arguments, saved: torch.Tensor) -> Statistics | None:

@@ -1,6 +1,6 @@
-"""Batch norm as operators of PyTorch: autograd differentiates them twice, ``torch.compile`` passes over them.
+"""Batch norm as operators of PyTorch: autograd differentiates them twice, ``torch.compile`` calls them unchanged.
 
-The results of an operator are tensors: what is not there is an empty one.
+All results of an operator are tensors, so an absent result is an empty tensor.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from polybn.arguments import Arrays
 from polybn.spec import Arguments, Gradients
 from polybn_torch import host, operators
-
-Tensor = torch.Tensor
 
 ARRAYS = "Tensor x, Tensor? gamma, Tensor? beta, Tensor? running_mean, Tensor? running_var, Tensor? where"
 OPTIONS = "bool training, float momentum, float eps, bool unbiased, int axis, str function"
@@ -48,22 +48,22 @@ def differentiate_twice(*arrays: Tensor | None, **options: Any) -> tuple[Tensor,
 
 
 def arguments_of(arrays: tuple[Tensor | None, ...], options: dict[str, Any]) -> Arguments:
-    """Put what has been checked into one record again."""
+    """Return the checked arguments as one record again."""
     x, axis = arrays[0], options["axis"]
     assert x is not None
     channels, dtype = x.shape[axis], "float64" if x.dtype == torch.float64 else "float32"
-    numbers = (options[word] for word in ("training", "momentum", "eps", "unbiased"))
+    numbers = options["training"], options["momentum"], options["eps"], options["unbiased"]
     m = x.numel() // channels if channels else 0
-    return Arguments(options["function"], *arrays, *numbers, axis, channels, m, dtype)
+    return Arguments(options["function"], *Arrays(*arrays), *numbers, axis, channels, m, dtype)
 
 
 def options_of(arguments: Arguments) -> dict[str, Any]:
-    """Return the options of a call as the operators take them."""
+    """Return the options of a call in the form for the operators."""
     return {word: getattr(arguments, word) for word in ("training", "momentum", "eps", "unbiased", "axis", "function")}
 
 
 def _form(x: Tensor, saved: Tensor | None = None) -> Any:
-    """Choose what computes; a derivative goes where the statistics came from."""
+    """Choose the implementation; a derivative uses the one that computed the statistics."""
     if saved is None:
         return host if host.serves(x) else operators
     return host if saved.shape[0] == host.LINES else operators
@@ -77,7 +77,7 @@ def _or_none(tensor: Tensor) -> Tensor | None:
     return tensor if tensor.numel() else None
 
 
-# Shapes alone, for torch.compile.
+# Shapes only, for torch.compile.
 
 
 def _vectors(arguments: Arguments, *wanted: bool) -> tuple[Tensor, ...]:
@@ -110,7 +110,7 @@ def _shape_differentiate_twice(*arrays: Tensor | None, **options: Any) -> tuple[
 
 def _save(ctx: Any, inputs: Any, keyword_only_inputs: dict[str, Any], output: Any) -> None:
     x, gamma, beta, mean, var, where = inputs
-    if keyword_only_inputs["training"]:  # then they may be overwritten before the backward pass
+    if keyword_only_inputs["training"]:  # training may overwrite them before the backward pass
         mean = var = None
     ctx.options = keyword_only_inputs
     ctx.mark_non_differentiable(*output[1:])
@@ -142,7 +142,7 @@ def _no_more(ctx: Any, *_: Any) -> None:
 
 
 def _wanted(ctx: Any, found: Any, skip: tuple[int, ...] = ()) -> list[Tensor | None]:
-    """Leave out the gradients of what was not given."""
+    """Return gradients, without those of absent arguments."""
     places = [k for k in range(5) if k not in skip]
     given = ctx.saved_tensors
     return [

@@ -3,7 +3,7 @@
     polybn agree numpy jax mxnet mxnet-operators --cases 200 --json docs/results/agreement.json
     python -m docs._ext.agreement docs/results/agreement.json
 
-The second line leaves out the programs; a record stays as it is.
+The second command removes the programs from a fresh report, and changes nothing in a file that it has treated before.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 def trim(found: dict[str, Any]) -> dict[str, Any]:
-    """Keep all but the programs."""
+    """Return a record without its programs."""
     kept = [{key: value for key, value in row.items() if key != "program"} for row in found["differences"]]
     return found | {"differences": kept}
 
 
 def table() -> str:
-    """Draw the matrix: each pair's largest difference as a share of both bounds, and where it is."""
+    """Draw the matrix: for each pair, the largest difference as a share of both bounds, and where it occurs."""
     record = json.loads((RESULTS / "agreement.json").read_text(encoding="utf-8"))
     names = record["names"]
     lines = [_line(["", *names]), _line(["---"] * (len(names) + 1))]

@@ -11,7 +11,7 @@ RECORD = Path(__file__).parents[1] / "results" / "bench-cpu.json"
 
 
 def table(path: Path = RECORD) -> str:
-    """Return all tables in Markdown, or how to make the record where there is none."""
+    """Return all tables in Markdown, or, without a record, the command that makes one."""
     if not path.exists():
         return f"No record has been made yet: `polybn bench --busy --json docs/results/{path.name}` writes one.\n"
     record = load(path)

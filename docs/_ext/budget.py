@@ -1,4 +1,4 @@
-"""The table of what CUDA kernels cost, from the record that ``python -m tests.gpu.budget`` writes."""
+"""The table of the costs of CUDA kernels, from the record that ``python -m tests.gpu.budget`` writes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLUMNS = {
 
 
 def table() -> str:
-    """Return the table in Markdown, or nothing where there is no record."""
+    """Return the table in Markdown, or an empty text without a record."""
     if not RECORD.exists():
         return ""
     record = json.loads(RECORD.read_text(encoding="utf-8"))

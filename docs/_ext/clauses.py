@@ -1,7 +1,7 @@
 """The clauses of the specification, each with the tests and the properties that check it.
 
-The prose is the docstring of :mod:`polybn.spec`; the tests are found by their marks,
-``@pytest.mark.clause("S8")``, and the properties by what they say of themselves.
+The prose is the docstring of :mod:`polybn.spec`. Tests name their clauses in marks, ``@pytest.mark.clause("S8")``, and
+properties of the kit in their field ``clause``.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Check(NamedTuple):
     """A place in the tests that names a clause."""
 
     path: str
-    """Relative to the repository."""
+    """The path of the file, relative to the repository."""
     line: int
     name: str
-    """Of a test, or of the table of cases that holds the mark; empty for a mark of the whole file."""
+    """The name of the test, or of the table of cases, that has the mark; empty for a mark of the whole file."""
 
 
 def split(prose: str) -> tuple[str, list[Clause]]:
@@ -56,22 +56,7 @@ def checks(path: Path) -> Iterator[tuple[str, Check]]:
 
 
 def to_rst(prose: str, tests: list[Path], properties: dict[str, list[str]]) -> str:
-    """Write the specification: a section for each clause, then who checks it.
-
-    Parameters
-    ----------
-    prose : str
-        The docstring of :mod:`polybn.spec`.
-    tests : list of Path
-        The test files.
-    properties : dict of str to list of str
-        By clause, the ids of what the conformance kit checks.
-
-    Returns
-    -------
-    str
-        reStructuredText.
-    """
+    """Write the specification in reStructuredText: each clause with its tests and the kit's ``properties``."""
     intro, clauses = split(prose)
     found = [pair for path in tests for pair in checks(path)]
     parts = [intro]
@@ -86,7 +71,7 @@ def to_rst(prose: str, tests: list[Path], properties: dict[str, list[str]]) -> s
 
 
 def kit() -> dict[str, list[str]]:
-    """Return what the conformance kit checks, by clause."""
+    """Map each clause to the ids of the kit's properties that check it."""
     from polybn.conformance import PROPERTIES
 
     found = dict[str, list[str]]()
@@ -97,12 +82,12 @@ def kit() -> dict[str, list[str]]:
 
 
 def specification() -> str:
-    """Return the page's text."""
+    """Return the text of the page of the specification."""
     return to_rst(spec.__doc__ or "", sorted((ROOT / "tests").glob("**/test_*.py")), kit())
 
 
 def _complete(title: str, body: str) -> str:
-    """Return a body as a text of its own: where the sentence began in the title, begin it again."""
+    """Return a body that begins with a whole sentence, by repeating a title that is part of the first sentence."""
     body = body.strip()
     return body if body[:1].isupper() or body[:1] == "`" else f"{title} {body}"
 

@@ -1,4 +1,4 @@
-"""The command line's page, from the same words as ``polybn --help``."""
+"""The page of the command line, from the help texts that ``polybn --help`` prints."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from polybn.cli import app
 
 
 def to_markdown() -> str:
-    """Write a section for each command: what it does, how it is called, its arguments and options."""
-    # Typer has been built on click and on a copy of click: both have these methods, and no common base class.
+    """Write a section for each command: its help, its usage, its arguments and options."""
+    # Some versions of Typer use click, others a copy of click; the two have no common base class to annotate with.
     group: Any = typer.main.get_command(app)
     context = group.make_context("polybn", [], resilient_parsing=True)
     parts = [_prose(group.help)]
@@ -27,7 +27,7 @@ def to_markdown() -> str:
 
 
 def _entry(names: str, meaning: str) -> str:
-    """Write a definition; Typer has put the default and the environment variable at the end of the meaning."""
+    """Write one definition. Typer puts the default and the variable at the end of a help text; here they are italic."""
     facts = re.search(r"\s*\[(?=(?:default|env var|required|x[<>]|\d))[^\[\]]*\]$", meaning)
     if facts is not None:
         meaning = f"{meaning[: facts.start()]} *({facts[0].strip()[1:-1]})*"
@@ -35,7 +35,7 @@ def _entry(names: str, meaning: str) -> str:
 
 
 def _prose(markup: str) -> str:
-    """Turn rich's markup into Markdown: ``[dim]`` holds examples, ``[bold]`` commands."""
+    """Turn rich's markup into Markdown; ``[dim]`` marks examples, ``[bold]`` commands."""
     text = re.sub(r"\[dim\](.*?)\[/dim\]", lambda m: _fence(m[1], "bash"), markup, flags=re.DOTALL)
     return re.sub(r"\[bold\](.*?)\[/bold\]", r"`\1`", text)
 

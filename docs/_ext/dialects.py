@@ -1,8 +1,8 @@
-"""The tables of dialects: from polybn.dialects, and from the record of conversions.
+"""The tables of dialects, from polybn.dialects and from the record of conversions.
 
     python -m tests.support.conversions
 
-writes the record, docs/results/conversions.json, where all of its frameworks are installed.
+writes the record, docs/results/conversions.json, if all of its frameworks are installed.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def table() -> str:
 
 
 def facts() -> str:
-    """Return a section for each dialect: every fact, with its source where it is another than the dialect's."""
+    """Return a section for each dialect: every fact, with its source if it differs from the dialect's."""
     return "\n\n".join("\n".join(_section(dialect)) for dialect in DIALECTS.values()) + "\n"
 
 
 def _section(dialect: Dialect) -> Iterator[str]:
     yield f"## {dialect.name}\n\n{dialect.title}. Source: {_linked(dialect.source)}.\n"
-    yield from (_line(["fact", "", "source, where it is another"]), _line(["---"] * 3))
+    yield from (_line(["fact", "", "source, if it is another one"]), _line(["---"] * 3))
     for fact, label in LABELS.items():
         if say(dialect, fact):
             source = _linked(dialect.sources[fact]) if fact in dialect.sources else ""
@@ -40,13 +40,13 @@ def _section(dialect: Dialect) -> Iterator[str]:
 
 
 def _linked(source: str) -> str:
-    """Make the address at the beginning of a source a link; what follows it names the place."""
+    """Turn an address at the beginning of a source into a link; the rest of the source names the place."""
     address, comma, place = source.partition(", ")
     return f"<{address}>{comma}{place}" if address.startswith("https://") and " " not in address else source
 
 
 def conversions() -> str:
-    """Return the matrix of conversions: from the row's framework to the column's."""
+    """Return the table of conversions, from the row's framework to the column's."""
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     verdicts = {(pair["source"], pair["target"]): pair["verdict"] for pair in record["pairs"]}
     names = list(record["versions"])
@@ -60,7 +60,7 @@ def _made(record: dict[str, Any]) -> str:
     largest = max(pair["inference"] for pair in record["pairs"])
     return (
         f"Each one: {record['before']} training steps, the conversion, inference, and {record['after']} more steps on "
-        f"both sides, {record['values']} values a channel. Inference agrees everywhere, within {largest:.1g} of the "
+        f"both sides, {record['values']} values per channel. Inference agrees everywhere, within {largest:.1g} of the "
         f"bound on float32's roundings. Recorded {record['date']}: {versions}."
     )
 

@@ -1,4 +1,4 @@
-"""The Sphinx extension: directives for what is generated, MathML for formulas, and a check of all links."""
+"""The Sphinx extension: directives for generated text, formulas in MathML, and a check of all links."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GENERATED = {
 
 
 class Generated(SphinxDirective):
-    """``generated``: text made from another source, in the markup of the page that it stands in."""
+    """``generated``: text made from another source, in the markup language of the page around it."""
 
     required_arguments = 1
 
@@ -55,7 +55,7 @@ class Members(SphinxDirective):
 
 
 class Pages(TocTree):
-    """``pages``: a toctree without the entries that are not there, since a backend's page comes and goes with it."""
+    """``pages``: a toctree that ignores entries without a page, because deleting a backend deletes its page."""
 
     def run(self) -> list[nodes.Node]:
         """Return the toctree."""
@@ -66,7 +66,7 @@ class Pages(TocTree):
 
 
 class Picture(SphinxDirective):
-    """``picture``: one that is drawn from a record, for light and for dark pages; its content is the caption."""
+    """``picture``: a picture drawn from a record, for light and for dark pages; the content is its caption."""
 
     required_arguments = 1
     has_content = True
@@ -83,7 +83,7 @@ class Picture(SphinxDirective):
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Tell Sphinx what is here."""
+    """Register the directives, the renderer of formulas and the check of links."""
     app.add_directive("generated", Generated)
     app.add_directive("members", Members)
     app.add_directive("pages", Pages)
@@ -95,7 +95,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-# Browsers draw MathML themselves: no script, no fonts, no pictures of formulas, no other host.
+# Browsers draw MathML themselves, so that formulas need no script, font or picture, and nothing from another host.
 def _inline(writer: Any, node: nodes.math) -> None:
     writer.body.append(tex2mathml(node.astext()))
     raise nodes.SkipNode

@@ -1,4 +1,4 @@
-"""Every link of the built site that leads to another of its pages, checked after the build."""
+"""The check, after the build, of all links from one page of the site to another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class Page(HTMLParser):
-    """What a page links to, what can be linked to in it, and its pictures without a description."""
+    """The links of a page, the places in it that links can lead to, and its pictures without a description."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -28,13 +28,7 @@ class Page(HTMLParser):
 
 
 def flaws(site: Path) -> Iterator[str]:
-    """Yield a sentence for each link into the site that leads nowhere, and for each picture without alt text.
-
-    Parameters
-    ----------
-    site : Path
-        A folder of built pages.
-    """
+    """Yield a sentence for each link into the built site that leads nowhere, and for each picture without alt text."""
     pages = {path.resolve(): Page(path) for path in sorted(site.rglob("*.html"))}
     for path, page in pages.items():
         here = path.relative_to(site.resolve())

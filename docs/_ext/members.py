@@ -22,7 +22,7 @@ def public(module: str) -> Iterator[tuple[str, Any]]:
 def to_rst(module: str) -> str:
     """Write autodoc's directives: functions, then classes, then exceptions, then data.
 
-    What the package itself offers, ``polybn.Moments`` and not ``polybn.spec.Moments``, is described there alone.
+    Names that the package ``polybn`` exports, such as ``polybn.Moments``, are described there and not in their modules.
     """
     offered = {id(value) for _, value in public("polybn")} if module != "polybn" else set()
     kinds = dict[str, list[str]]()

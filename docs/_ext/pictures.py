@@ -1,6 +1,6 @@
 """The pictures of the documentation, drawn from the records in docs/results when it is built.
 
-Each is drawn twice, for light and for dark pages, on a transparent ground and narrow enough for a telephone.
+Each picture is drawn twice, for light and for dark pages, on a transparent ground and narrow enough for a phone.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
 RESULTS = Path(__file__).parents[1] / "results"
-WIDTH = 5.4  # inches, of 72 points: letters of 9 points can still be read when 390 pixels are all there is
+WIDTH = 5.4  # inches of 72 points: letters of 9 points stay readable on a screen that is 390 pixels wide
 
 
 class Theme(NamedTuple):
-    """Colours of a kind of page: Okabe and Ito's hues, which people with any colour vision can tell apart."""
+    """The colours for light or for dark pages: Okabe and Ito's hues, distinct for people with any colour vision."""
 
     name: str
     ink: str
@@ -55,7 +55,7 @@ def peers(theme: Theme) -> Figure:
 
 
 def disagreement(theme: Theme) -> Figure:
-    """Draw what each library makes of one wave, over the exact result."""
+    """Draw each library's result for one wave over the exact result."""
     record = _load("disagreement.json")
     exact, rows = record["exact"], [row for row in record["libraries"] if row["y"]]
     height = math.ceil(len(rows) / 2)
@@ -71,7 +71,7 @@ def disagreement(theme: Theme) -> Figure:
 
 
 def curves(theme: Theme) -> Figure:
-    """Draw LeNet's learning curves with and without batch norm, and those that the notebook of 2018 printed."""
+    """Draw LeNet's learning curves with and without batch norm, and the curves that the notebook of 2018 printed."""
     runs = {"with": _lines("lenet-numpy-spec"), "without": _lines("lenet-numpy-none")}
     runs |= {f"2018, {name}": epochs for name, epochs in _load("notebook-2018.json")["runs"].items()}
     fields = {"loss": "training loss (nats)", "train_accuracy": "training accuracy", "test_accuracy": "test accuracy"}
@@ -91,17 +91,17 @@ def curves(theme: Theme) -> Figure:
 
 
 def disagreement_table() -> str:
-    """List the libraries of that picture, with versions and errors, and those that could not run."""
+    """List the libraries in the picture of the wave, with versions and errors, and the libraries that could not run."""
     record = _load("disagreement.json")
     lines = ["| library | version | largest error of y |", "| --- | --- | --- |"]
     lines += [f"| {r['name']} | {r['version']} | {said(r['error'])} |" for r in record["libraries"] if r["y"]]
     absent = [row["name"] for row in record["libraries"] if not row["y"]]
-    missing = f" Not there on that day: {', '.join(absent)}." if absent else ""
+    missing = f" Not installed on that day: {', '.join(absent)}." if absent else ""
     return "\n".join([*lines, "", f"Recorded {record['date']}.{missing}"]) + "\n"
 
 
 def runs_table() -> str:
-    """List the recorded trainings of LeNet, ``lenet-BACKEND-NORM.jsonl``, and those of the notebook."""
+    """List the recorded trainings of LeNet, ``lenet-BACKEND-NORM.jsonl``, and the notebook's."""
     words = {"spec": "PolyBN's", "native": "the library's own", "none": "none"}
     runs = {}
     for path in sorted(RESULTS.glob("lenet-*.jsonl"), key=lambda path: (path.stem.endswith("none"), path.stem)):
@@ -138,7 +138,7 @@ def draw(folder: Path) -> None:
 
 
 def said(error: float | str) -> str:
-    """Say an error in few letters."""
+    """Format an error with one digit, as ``"nan"`` or as ``"0"``."""
     return "nan" if math.isnan(float(error)) else "0" if float(error) == 0 else f"{float(error):.0e}"
 
 

@@ -1,9 +1,10 @@
-"""What docs/results keeps of a report of the conformance kit: who, when, the grades, and every verdict.
+"""The part of a report of the conformance kit that docs/results keeps: the subject, the date, all grades and verdicts.
 
     polybn check --backend numpy --profile ci --json docs/results/check-numpy.json
     python -m docs._ext.records docs/results/check-numpy.json
 
-The second line cuts the report down in place, to a fortieth; a record stays as it is.
+The second command removes the rest from a report, in place, and leaves a fortieth of its size. It changes nothing in a
+file that it has treated before.
 """
 
 from __future__ import annotations
@@ -22,18 +23,7 @@ KEPT = {
 
 
 def trim(report: dict[str, Any]) -> dict[str, Any]:
-    """Keep of a report what the documentation shows and what a later run can be compared with.
-
-    Parameters
-    ----------
-    report : dict
-        As ``polybn check --json`` writes it.
-
-    Returns
-    -------
-    dict
-        A part of it, with the same names.
-    """
+    """Return the part of a report that the documentation shows or that a later run can be compared with."""
     record = {name: report[name] for name in FACTS}
     for name, fields in KEPT.items():
         rows = report[name]

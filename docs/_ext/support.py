@@ -1,8 +1,8 @@
-"""The table of support: what each backend was seen to do, by records of runs in docs/results.
+"""The table of support, from the records of runs in docs/results.
 
-A record is ``docs/results/check-NAME.json``, made as :mod:`docs._ext.records` says; a second device adds a file,
-``check-NAME-DEVICE.json``. ``make gpu-check`` writes such a file and, beside it, ``NAME-DEVICE.json``: what else
-ran on the device, and whether it passed. What has no record was never run, and the table says so.
+A record is ``docs/results/check-NAME.json``, made as :mod:`docs._ext.records` says. A second device adds a file,
+``check-NAME-DEVICE.json``. ``make gpu-check`` writes that file and also ``NAME-DEVICE.json``, which says what else ran
+on the device and whether it passed. The table says of a backend without a record that it was never run.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def _planned() -> list[tuple[str, str]]:
-    """List backends and the kinds of device that they are written for, by the extras that install their libraries.
+    """List backends and the kinds of device that they are written for, according to the extras in pyproject.toml.
 
-    An extra for CUDA, such as ``cupy-cuda12x`` or ``mxnet-cu112``, means GPUs; one without, or none at all, the CPU.
+    An extra for CUDA, such as ``cupy-cuda12x`` or ``mxnet-cu112``, stands for GPUs. Any other extra stands for the CPU,
+    and so does a backend without extras.
     """
     project = tomllib.loads((RESULTS.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     modules = dict[str, str]()
@@ -37,11 +38,11 @@ class Record(NamedTuple):
     """One run of the conformance kit on a backend of PolyBN."""
 
     backend: str
-    """By name, and in which form if not the usual one: ``"jax, jit"``."""
+    """The backend's name, and the form of the call unless it is the usual one: ``"jax, in jax.jit"``."""
     kind: str
     """``"cpu"`` or ``"gpu"``."""
     device: str
-    """In the backend's own words; "emulated" is one of them where a GPU was imitated."""
+    """The device in the backend's own words, among them "emulated" for an imitated GPU."""
     versions: str
     date: str
     profile: str
@@ -55,7 +56,7 @@ class Record(NamedTuple):
 
 
 def read(path: Path) -> Record:
-    """Read a record; a file that is none, or that has no date, is an error."""
+    """Read a record; any other file, or a record without a date, is an error."""
     data = json.loads(path.read_text(encoding="utf-8"))
     name = data["adapter"]["name"].removeprefix("PolyBN on ")
     facts, _, device = data["adapter"]["version"].partition(", device ")
@@ -76,7 +77,7 @@ PLANNED = _planned()
 
 
 def to_markdown(records: list[Record]) -> str:
-    """Draw the table: a row for each record, and one for what was planned and never run."""
+    """Draw the table: a row for each record, and a row for each planned kind of device that has none."""
     lines = [_line(["backend", "device", *DTYPES, "conformance kit", "versions", "date"]), _line(["---"] * 9)]
     seen = set()
     for record in sorted(records, key=lambda r: ([b for b, _ in PLANNED].index(r.library), r.kind, r.backend)):
@@ -95,7 +96,7 @@ def to_markdown(records: list[Record]) -> str:
 
 
 def table() -> str:
-    """Draw the table of the records that are there."""
+    """Draw the table of all records in docs/results."""
     return to_markdown([read(path) for path in sorted(RESULTS.glob("check-*.json"))])
 
 

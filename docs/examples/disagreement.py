@@ -1,4 +1,4 @@
-"""One wave through every batch norm that is installed here: writes docs/results/disagreement.json.
+"""Sends one wave through every batch norm that is installed, and writes docs/results/disagreement.json.
 
 The wave has an amplitude of 0.05 around 10,000, so float32 still holds it in steps of 0.001. Each library runs in a
 process of its own, through the adapters of :mod:`polybn.conformance`.
@@ -50,7 +50,7 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def run(name: str) -> dict[str, Any]:
-    """Run one adapter in a child process; return what it did, or why it could not."""
+    """Run one adapter in a child process; return its result, or why it has none."""
     command = [sys.executable, "-W", "ignore", __file__, name]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     if child.returncode == 0:

@@ -1,4 +1,4 @@
-"""``polybn convert``: the batch norms of a model in the words of another framework, or folded away."""
+"""``polybn convert``: the batch norms of a model under the names of another framework, or folded into other layers."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def convert(
 
 
 def _counts(given: list[str]) -> dict[str, int]:
-    """Read the values of --count: by layer, and under an empty name for all others."""
+    """Return the values of --count by layer, with an empty name for all other layers."""
     counts = {}
     for text in given:
         layer, _, number = text.rpartition("=")

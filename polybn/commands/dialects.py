@@ -1,4 +1,4 @@
-"""``polybn dialects``: what frameworks mean by the same words."""
+"""``polybn dialects``: the conventions of frameworks, and their differences."""
 
 from __future__ import annotations
 

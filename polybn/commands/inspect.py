@@ -1,4 +1,4 @@
-"""``polybn inspect``: what the statistics of a model's batch norms tell of it."""
+"""``polybn inspect``: the statistics of a model's batch norms, and faults that they show."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from polybn.atomic import write_atomic
 from polybn.console import out
+
+WIDE = 200
+"""The largest width of the table, wide enough for whole names."""
 
 
 def inspect(
@@ -27,7 +31,7 @@ def inspect(
         typer.Option("--for", metavar="DIALECT", help="Where the model is to go; polybn dialects lists the names."),
     ] = None,
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all statistics and findings: to a file as JSON.")
+        Path | None, typer.Option(metavar="FILE", help="Write all statistics and findings, as JSON.")
     ] = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the statistics, layer after layer: .png, .svg or .pdf.")
@@ -59,7 +63,7 @@ def inspect(
         table = Table(*words.HEADINGS, box=None)
         for row in words.table(model, findings):
             table.add_row(*row)
-        out.print(table)
+        Console(width=WIDE, markup=False, emoji=False, highlight=False).print(table)
     for line in words.lines(findings):
         out.print(line)
     if json is not None:

@@ -68,7 +68,7 @@ class Agreement(NamedTuple):
         return max((d for d in self.differences if {d.first, d.second} == pair), key=lambda d: d.share)
 
     def within(self) -> bool:
-        """Tell whether every pair differs by no more than the sum of the two bounds."""
+        """Return whether every two results differ by at most the sum of their bounds."""
         return all(difference.share <= 1 for difference in self.differences)
 
     def to_json(self) -> str:

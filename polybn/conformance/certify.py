@@ -77,8 +77,9 @@ def _hold(name: str, measured: Measured, limits: Floats, form: Form) -> float:
     errors = measured.errors[name]
     found = shares(errors, limits)
     worst = int(np.argmax(found))
-    assert found[worst] <= 1, (
-        f"{name} of channel {measured.place}: value {worst} is {float(measured.got[name][worst])!r}; its error "
-        f"{errors[worst]:.3g} is {found[worst]:.3g} times its bound {limits[worst]:.3g} (form {form})"
-    )
+    if not found[worst] <= 1:
+        raise AssertionError(
+            f"{name} of channel {measured.place}: value {worst} is {float(measured.got[name][worst])!r}; its error "
+            f"{errors[worst]:.3g} is {found[worst]:.3g} times its bound {limits[worst]:.3g} (form {form})"
+        )
     return float(found[worst])

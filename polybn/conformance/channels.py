@@ -51,7 +51,8 @@ def measure(case: Case, outcome: Outcome) -> Iterator[Measured]:
     kept = _mask(case)
     for c, keep in enumerate(kept):
         for name, whole in (("y", y), ("dx", dx)):
-            assert whole is None or not whole[c, ~keep].any(), f"{name} is not 0 in deleted places of channel {c}"
+            if whole is not None and whole[c, ~keep].any():
+                raise AssertionError(f"{name} is not 0 in deleted places of channel {c}")
         if keep.any():
             vectors = {name: float(v[c]) for name, v in outcome._asdict().items() if v is not None and v.ndim == 1}
             values = {"y": y[c, keep]} | ({} if dx is None else {"dx": dx[c, keep]})

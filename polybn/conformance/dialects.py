@@ -1,4 +1,4 @@
-"""Declarations and what was seen, against the dialects of frameworks."""
+"""Comparison of declared and detected conventions with the dialects of frameworks."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ DECLARED = {
     "empty": "empty",
     "trains_by": "normalizes_by",
 }
-"""The fields of a declaration that a dialect says, and the facts that say them."""
+"""For each field of a declaration that a dialect determines, the fact that determines it."""
 ALIKE = 3
-"""The most dialects that a sentence names."""
+"""The largest number of dialects that a sentence names."""
 
 
 def whole(info: Info) -> Info:
-    """Return a declaration with what its dialect says in the place of defaults; what it says itself stays."""
+    """Return a declaration in which the dialect's facts replace defaults; values that differ from the default stay."""
     if not info.dialect:
         return info
     dialect = find(info.dialect, function="conformance.Info")
@@ -39,7 +39,7 @@ def whole(info: Info) -> Info:
 
 
 def fitting(conventions: Iterable[Convention]) -> list[str]:
-    """Return the dialects that have all conventions that were seen, best known first; none if too little was seen."""
+    """Return the dialects with all detected conventions, best known first; none if too few were detected."""
     seen = {c.name: c.seen for c in conventions if c.name in DECLARED and c.known}
     if not {"momentum", "running_variance"} <= seen.keys():
         return []
@@ -49,7 +49,7 @@ def fitting(conventions: Iterable[Convention]) -> list[str]:
 
 
 def advise(conventions: Iterable[Convention]) -> str:
-    """Return the sentence that names the dialects that fit, or nothing where none does."""
+    """Return a sentence that names the fitting dialects, or an empty text."""
     names = fitting(conventions)
     if not names:
         return ""
@@ -62,7 +62,7 @@ def _plain(dialect: Dialect) -> bool:
 
 
 def _fact(dialect: Dialect, field: str) -> Any:
-    """Return what a dialect says in a declaration's words; None where a declaration has no word for it."""
+    """Return a dialect's fact as a declaration writes it, or None if a declaration cannot express it."""
     fact = getattr(dialect, DECLARED[field])
     return None if fact in ("unknown", "nan") else fact
 

@@ -122,7 +122,7 @@ def dot(a: ExactRow, b: ExactRow) -> Fraction:
     Parameters
     ----------
     a, b : ExactRow
-        Of equal length.
+        Two rows of equal length.
     """
     products = (p * q for p, q in zip(a.numerators, b.numerators, strict=True))
     return Fraction(sum(products), a.denominator * b.denominator)
@@ -177,7 +177,7 @@ def given_statistics(m: int, mean: Fraction, variance: Fraction, eps: Fraction) 
     Parameters
     ----------
     m : int
-        How many values the channel has.
+        The number of values of the channel.
     """
     square = variance + eps
     return Statistics(m, mean, variance, square, inverse_root(square))
@@ -189,7 +189,7 @@ def unbiased(s: Statistics) -> Fraction:
     Parameters
     ----------
     s : Statistics
-        Of two values or more.
+        Statistics of two values or more.
     """
     return s.variance * s.m / (s.m - 1)
 
@@ -215,7 +215,7 @@ def centered(x: ExactRow, s: Statistics) -> ExactRow:
     x : ExactRow
         The channel's values.
     s : Statistics
-        What it is normalized with.
+        The statistics that normalize it.
     """
     return combine(-s.mean, (Fraction(1), x))
 
@@ -228,7 +228,7 @@ def output(x: ExactRow, s: Statistics, gamma: Fraction, beta: Fraction) -> Exact
     x : ExactRow
         The channel's values.
     s : Statistics
-        What it is normalized with.
+        The statistics that normalize it.
 
     Examples
     --------
@@ -254,7 +254,7 @@ def derivatives(x: ExactRow, dy: ExactRow, s: Statistics, gamma: Fraction, *, tr
     dy : ExactRow
         The cotangent.
     s : Statistics
-        What it is normalized with.
+        The statistics that normalize it.
     training : bool
         Whether the statistics are the batch's own.
     """
@@ -278,7 +278,7 @@ def tangent(x: ExactRow, s: Statistics, gamma: Fraction, dx: ExactRow, dgamma: F
     x : ExactRow
         The channel's values.
     s : Statistics
-        What it is normalized with.
+        The statistics that normalize it.
     dx : ExactRow
         The tangent of x.
     dgamma, dbeta : Fraction

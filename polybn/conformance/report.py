@@ -110,7 +110,7 @@ class Report:
         Parameters
         ----------
         status : str
-            Such as ``"pass"``.
+            A status, such as ``"pass"``.
 
         Returns
         -------

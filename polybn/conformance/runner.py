@@ -37,7 +37,7 @@ class Violation(AssertionError):  # noqa: N818
     Parameters
     ----------
     words : str
-        What is wrong, for the person who wrote the batch norm.
+        The fault, for the author of the batch norm.
     got, expected : ndarray, optional
         Arrays that the reproducer prints.
     """

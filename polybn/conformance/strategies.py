@@ -184,20 +184,20 @@ def values(
     Parameters
     ----------
     dtype : str
-        Of x.
+        The dtype of x.
     shape : tuple of int
-        Of x.
+        The shape of x.
     axis : int
-        Of the channels.
+        The channel axis.
     training : bool
-        Training, or inference.
+        Whether the call is for training or for inference.
     largest_kappa : float, default inf
-        How many standard deviations a mean may be, about; limited by the dtype, too.
+        The largest mean in standard deviations, roughly; the dtype is another limit.
 
     Returns
     -------
     SearchStrategy of Case
-        With all vectors and the biased variance; no channel is constant.
+        Cases with all vectors and the biased variance; no channel is constant.
 
     Examples
     --------

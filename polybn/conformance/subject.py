@@ -72,7 +72,7 @@ def declaration(adapter: Adapter) -> Info:
     """Return the declaration of an adapter, or raise :class:`UnusableError` if it is not valid."""
     name = type(adapter).__name__
     try:
-        info: Any = guarded(Info(name, ""), "info", adapter.info)
+        info: object = guarded(Info(name, ""), "info", adapter.info)
     except (CallError, AttributeError) as error:
         raise UnusableError(str(error)) from error
     if not isinstance(info, Info):

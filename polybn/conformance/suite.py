@@ -1,4 +1,4 @@
-"""The tests of ``pytest --polybn NAME,...``: every check of the kit for each batch norm, then each pair of them."""
+"""The tests of ``pytest --polybn NAME,...``: every check of the kit for each batch norm, then every pair."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _subjects = dict[str, Subject]()
 
 
 def subjects(config: pytest.Config) -> dict[str, Subject]:
-    """Prepare the batch norms that the command line names, once."""
+    """Prepare the batch norms on the command line, once."""
     for name in filter(None, config.getoption("--polybn").split(",")):
         if name not in _subjects:
             try:
@@ -29,7 +29,7 @@ def subjects(config: pytest.Config) -> dict[str, Subject]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make a test of each check of each batch norm, and of each pair."""
+    """Make a test for each check of each batch norm, and for each pair."""
     found = subjects(metafunc.config)
     if "what" in metafunc.fixturenames:
         each = [(name, what) for name, subject in found.items() for what in names_of(subject)]

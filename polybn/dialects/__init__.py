@@ -1,7 +1,7 @@
-"""What frameworks mean by the words of batch norm, and how a state gets from one to another.
+"""The conventions of frameworks for batch norm, and conversion of states between them.
 
-Momentum weighs the old value here and the new one there; running variances are biased or not; eps is 1e-3 or 1e-5.
-Each framework, on each path through it, is a :class:`Dialect`, and :func:`convert` carries states between them.
+Momentum weighs the old or the new value, running variances are biased or unbiased, and eps is 1e-3 or 1e-5.
+Each implementation in a framework is a :class:`Dialect`, and :func:`convert` converts states between dialects.
 """
 
 from __future__ import annotations

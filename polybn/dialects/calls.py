@@ -1,4 +1,4 @@
-"""From a dialect to the arguments that make PolyBN compute as it does, or the reason why none do."""
+"""The arguments that make PolyBN compute like a dialect, or the reason why there are none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from polybn.spec import DomainError
 
 
 def why_not(dialect: Record) -> str | None:
-    """Return why no arguments say what a dialect does, or None."""
+    """Return why no arguments make PolyBN compute like a dialect, or None."""
     if dialect.normalizes_by == "running":
         return "it normalizes training by the running statistics, which batch norm here never does"
     if dialect.average == "debiased from 1":
@@ -25,7 +25,7 @@ def why_not(dialect: Record) -> str | None:
 def arguments(
     dialect: Record, options: dict[str, Any], step: int | None, function: str = "dialects.arguments"
 ) -> dict[str, Any]:
-    """Return the keywords of :func:`polybn.batch_norm`; ``options`` are in the words of :func:`polybn.batch_norm`."""
+    """Return the keywords of :func:`polybn.batch_norm` for a dialect and its ``options``."""
     reason = why_not(dialect)
     if reason is not None:
         raise DomainError(
@@ -50,9 +50,9 @@ def arguments(
 
 
 def debiased(momentum: float, step: int) -> float:
-    """Return the weight of the old value at a step, counted from 1, where the average leaves its beginning out.
+    """Return the weight of the old value at a step, counted from 1, for an average without its initial value.
 
-    ``h = rho h + (1 - rho) v`` with ``h = 0`` to begin with, divided by ``1 - rho^step``, is an average whose own
+    ``h = rho h + (1 - rho) v``, started at ``h = 0`` and divided by ``1 - rho^step``, is an average whose own
     weight of the old value grows from 0 to rho.
     """
     if momentum == 1:

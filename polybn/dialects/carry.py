@@ -1,4 +1,4 @@
-"""From a source's arrays to a target's, by way of the neutral state, with notes on what is lost."""
+"""Conversion of a source's arrays to a target's, through the neutral state, with notes on losses."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from polybn.dialects.said import Options
 
 NOTHING_LEFT = 2.0**-24
-"""A weight that float32 does not see beside 1."""
+"""A weight that is lost beside 1 in float32."""
 
 
 class Told(NamedTuple):
-    """What the caller said beside the arrays."""
+    """The facts that the caller gave beside the arrays."""
 
     values: int | None
-    """Number of values per channel in a training batch."""
+    """The number of values per channel in a training batch."""
     steps: int | None
     options: Options
 
 
 def carry(arrays: Arrays, here: Dialect, there: Dialect, told: Told) -> tuple[dict[Role, NDArray[Any]], list[str]]:
-    """Return the target's arrays, and a sentence for each thing that is not exact."""
+    """Return the target's arrays, and a sentence for each inexact step."""
     known = Knowledge(told.options.momentum, told.options.eps, told.options.fix_gamma, told.steps)
     state = read(arrays, here, known)
     dtype = arrays["running_mean" if "running_mean" in arrays else "hidden_mean"].dtype
@@ -53,7 +53,7 @@ def _cast(value: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _filled(state: Neutral, there: Dialect) -> Neutral:
-    """Add the gamma of 1 and the beta of 0 that a target cannot do without."""
+    """Add a gamma of 1 and a beta of 0 if the target needs them."""
     together = there.affine == "together" and (state.gamma is None) != (state.beta is None)
     if there.affine == "always" or together:
         gamma = np.ones_like(state.mean) if state.gamma is None else state.gamma
@@ -62,7 +62,7 @@ def _filled(state: Neutral, there: Dialect) -> Neutral:
 
 
 def _bessel(here: Dialect, there: Dialect, count: int | None) -> tuple[float, list[str]]:
-    """Return the factor of the variance, and what is not exact about it."""
+    """Return the factor for the variance, and notes on what is not exact."""
     if here.running_variance == there.running_variance:
         return 1.0, []
     for dialect in (here, there):

@@ -1,4 +1,4 @@
-"""Carry a state from one framework to another: exactly where that can be, and else with words about what is not."""
+"""Conversion of a state to another framework: exact if possible, otherwise with notes on what is not."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ FUNCTION = "polybn.dialects.convert"
 
 
 class Converted(NamedTuple):
-    """What :func:`convert` returns."""
+    """The result of :func:`polybn.dialects.convert`."""
 
     state: dict[str, NDArray[Any]]
-    """Under the target's own names. Arrays of channels have shape ``(C,)``."""
+    """The state under the target's own names. Arrays with a value per channel have shape ``(C,)``."""
     notes: tuple[str, ...]
-    """A sentence for each thing that is not exact, or is left to do; none if all goes on as it would have."""
+    """A sentence for each inexact step and each remaining task; empty if training continues exactly as before."""
 
 
 def convert(
@@ -40,24 +40,24 @@ def convert(
     steps: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Converted:
-    """Carry the state of one batch norm from a framework to another.
+    """Convert the state of one batch norm from a framework to another.
 
-    Without ``count``, inference returns in the target what it returned in the source. With it, the running variance
-    becomes the one that the target would have kept, had it trained on batches of ``count`` values a channel.
+    Without ``count``, inference gives the same results in the target as in the source. With it, the running variance
+    becomes the one that the target would have kept for training batches of ``count`` values per channel.
 
     Parameters
     ----------
     state : mapping of str to ndarray, shape (C,)
-        Under the names that the source gives its arrays; axes of length 1 beside the channels' may be there.
+        The state under the source's names. Arrays may have axes of length 1 beside the channel axis.
     source, target : Dialect or str
-        Where the state comes from, and where it goes.
+        The dialects of the state and of the result.
     count : int, optional
         Number of values per channel in a training batch, ``x.size / C``: Bessel's correction needs it.
     steps : int, optional
-        How many batches the statistics have seen, for a target that counts them and a source that does not.
+        The number of batches so far, for a target that counts batches and a source that does not.
     options : mapping, optional
-        What the layer was made with, in the words of the source, as for :func:`convert_options`. Some conversions
-        need it: inverse roots the eps, debiased averages the momentum, MXNet's operator fix_gamma.
+        The options of the layer, in the words of the source, as for :func:`convert_options`. Some conversions
+        need them: inverse roots need eps, debiased averages need momentum, and MXNet's operator needs fix_gamma.
 
     Returns
     -------
@@ -67,9 +67,9 @@ def convert(
     Raises
     ------
     DomainError
-        If a dialect or a name is unknown, or what the conversion needs was not said.
+        If a dialect or a name is unknown, or a necessary fact is missing.
     ShapeError, DTypeError
-        If the arrays are none, or do not fit together.
+        If values are no arrays, or do not fit together.
 
     Examples
     --------
@@ -95,7 +95,7 @@ def convert(
 
 
 def _arrays(state: Mapping[str, NDArray[Any] | np.generic], dialect: Dialect) -> dict[Role, NDArray[Any]]:
-    """Return the arrays of a state by role, those of channels as vectors of one length."""
+    """Return the arrays of a state by role; those with a value per channel are vectors of one length."""
     import numpy as np
 
     if not isinstance(state, Mapping):
@@ -125,7 +125,7 @@ def _arrays(state: Mapping[str, NDArray[Any] | np.generic], dialect: Dialect) ->
 
 
 def _meant(state: Mapping[str, object]) -> str:
-    """Name the dialects whose names a state has."""
+    """Return the end of a message that names the dialects whose names a state has."""
     from polybn.dialects.table import DIALECTS
 
     fit = [d.name for d in DIALECTS.values() if set(state) <= set(d.names.values())]

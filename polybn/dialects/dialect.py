@@ -1,4 +1,4 @@
-"""A dialect: its facts, where they are said, and the arguments that make PolyBN compute so."""
+"""A dialect: its facts, their sources, and the arguments that make PolyBN compute like it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polybn.spec import DomainError
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dialect(Record):
-    """What one framework means by the words of batch norm. The defaults are the specification's own, S1 to S12."""
+    """The conventions of one implementation of batch norm. The defaults are those of the specification, S1 to S12."""
 
     def arguments(
         self,
@@ -27,23 +27,23 @@ class Dialect(Record):
         Parameters
         ----------
         momentum : float, optional
-            In this dialect's own sense. The dialect has its own if it is left out, as for the two that follow.
+            Momentum in this dialect's own sense. The default, as for eps and axis, is the dialect's own.
         eps : float, optional
         axis : int, optional
         step : int, optional
-            Which training step it is, from 1. Where running statistics are debiased, momentum depends on it.
+            The number of the training step, from 1, on which the momentum of debiased running statistics depends.
 
         Returns
         -------
         dict
             ``momentum``, as the weight of the old value, ``eps``, ``axis`` and ``running_variance``: keywords of
-            :func:`polybn.batch_norm`, :func:`polybn.batch_norm_vjp` and :class:`polybn.BatchNorm`. Where
-            ``fix_gamma`` is true, pass ``gamma=None`` beside them.
+            :func:`polybn.batch_norm`, :func:`polybn.batch_norm_vjp` and :class:`polybn.BatchNorm`. If
+            ``fix_gamma`` is true, also pass ``gamma=None``.
 
         Raises
         ------
         DomainError
-            If no arguments say what the dialect does, or an option cannot be.
+            If no arguments can express the dialect, or an option is out of range.
 
         Examples
         --------
@@ -56,7 +56,7 @@ class Dialect(Record):
         return arguments(self, given, step, f"dialects.{self.name.upper()}.arguments")
 
     def source_of(self, fact: str) -> str:
-        """Return where a fact is said.
+        """Return the source of a fact.
 
         Parameters
         ----------
@@ -66,7 +66,7 @@ class Dialect(Record):
         Returns
         -------
         str
-            An address or a module, and its version.
+            An address, or a module with its version.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""From a name to its dialect."""
+"""Look-up of a dialect by its name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def find(dialect: Dialect | str, *, function: str = "dialects.find", argument: s
     Parameters
     ----------
     dialect : Dialect or str
-        A key of :data:`polybn.dialects.DIALECTS`, or a dialect, which is returned as it is.
+        A key of :data:`polybn.dialects.DIALECTS`, or a dialect, which is returned unchanged.
     function, argument : str
-        The words that an error begins with.
+        The names of function and argument for error messages.
 
     Returns
     -------

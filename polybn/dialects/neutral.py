@@ -1,4 +1,4 @@
-"""A state that belongs to no framework: what all of them hold, whichever way they store it."""
+"""A state without the storage conventions of any framework."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 FUNCTION = "polybn.dialects.convert"
 ENDLESS = 2**30
-"""A number of batches after which nothing is left of the beginning, and which a 32-bit counter can still count on."""
+"""A number of batches after which the initial value has no weight, and which a 32-bit counter can still exceed."""
 
 
 class Neutral(NamedTuple):
-    """Parameters and statistics in float64, as inference uses them."""
+    """Parameters and statistics in float64, in the form for inference."""
 
     gamma: Wide | None
     beta: Wide | None
     mean: Wide
     var: Wide
     steps: int | None
-    """How many batches the statistics have seen; None if that is not known."""
+    """The number of batches so far; None if unknown."""
 
 
 class Knowledge(NamedTuple):
-    """What is known beside the arrays, in PolyBN's sense; None for what nobody said."""
+    """The known options of a layer in PolyBN's sense; None for unknown ones."""
 
     momentum: float | None
     eps: float | None
@@ -63,7 +63,7 @@ class Knowledge(NamedTuple):
 
 
 def read(arrays: Arrays, dialect: Dialect, known: Knowledge) -> Neutral:
-    """Take a dialect's arrays for what its inference takes them for."""
+    """Read a dialect's arrays as its inference uses them."""
     wide = {role: array.astype(np.float64) for role, array in arrays.items()}
     mean, var, steps = _read_statistics(wide, dialect, known)
     gamma, beta = wide.get("gamma"), wide.get("beta")
@@ -96,18 +96,18 @@ def _read_statistics(wide: Mapping[Role, Wide], dialect: Dialect, known: Knowled
 
 
 def _steps_of(factor: float, known: Knowledge) -> int | None:
-    """Return how many batches make a factor ``1 + rho + rho^2 + ...``, if that can be known."""
+    """Return the number of batches that gives a factor ``1 + rho + rho^2 + ...``, or None if it cannot be known."""
     if factor == 0:
         return 0
     if known.momentum is None:
         return None
     left = 1 - factor * (1 - known.momentum)
-    # Nothing is left of the beginning where the rest is rounding, float32's.
+    # A remainder within float32's rounding errors means that the initial value has no weight.
     return round(math.log(left) / math.log(known.momentum)) if left > 2.0**-20 and known.momentum > 0 else ENDLESS
 
 
 def write(state: Neutral, dialect: Dialect, known: Knowledge, steps: int | None) -> dict[Role, Any]:
-    """Store a state as a dialect does; ``steps`` of None leaves nothing of the beginning."""
+    """Store a state as a dialect does; ``steps=None`` gives the initial value no weight."""
     made: dict[Role, Any] = {"gamma": state.gamma, "beta": state.beta}
     made |= _write_statistics(state, dialect, known, steps)
     return {role: made[role] for role in dialect.names if made.get(role) is not None}
@@ -135,12 +135,12 @@ def _write_statistics(state: Neutral, dialect: Dialect, known: Knowledge, steps:
 
 
 def _whole(dialect: Dialect, known: Knowledge, steps: int | None) -> float:
-    """Return the share of an average that its batches make up, not its beginning."""
+    """Return the weight of all batches in an average, without its initial value."""
     return 1.0 if steps is None or steps >= ENDLESS else 1 - known.need_momentum(dialect) ** steps
 
 
 def _factor(known: Knowledge, steps: int | None) -> float:
-    """Return Caffe's factor: the sum of the weights of all batches, each rho times the next one's."""
+    """Return Caffe's factor: the sum of the weights of all batches, each rho times the weight of the next."""
     if steps == 0:
         return 0.0
     if known.momentum is None or known.momentum == 1:

@@ -1,4 +1,4 @@
-"""Momentum, eps and fix_gamma, from the words of one dialect into those of another."""
+"""Conversion of momentum, eps and fix_gamma from one dialect to another."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from polybn.dialects.said import Options, read_options, to_old
 
 
 class ConvertedOptions(NamedTuple):
-    """What :func:`convert_options` returns."""
+    """The result of :func:`polybn.dialects.convert_options`."""
 
     options: dict[str, Any]
-    """In the words of the target."""
+    """The options in the words of the target."""
     notes: tuple[str, ...]
-    """A sentence for each thing that is not exact."""
+    """A sentence for each inexact value."""
 
 
 def convert_options(options: Mapping[str, Any], source: Dialect | str, target: Dialect | str) -> ConvertedOptions:
-    """Say in the target's words what a layer of the source was made with.
+    """Convert the options of a layer from the source's words to the target's.
 
-    What ``options`` leaves out has the source's default, which is said in the result, because the target's differs.
+    Missing options take the source's defaults, which the result contains, because the target's may differ.
 
     Parameters
     ----------
     options : mapping
-        In the words of the source: ``{"momentum": 0.1, "eps": 1e-3}`` for PyTorch, ``{"decay_rate": 0.99}`` for Haiku.
+        The options in the source's words: ``{"momentum": 0.1}`` for PyTorch, ``{"decay_rate": 0.99}`` for Haiku.
     source, target : Dialect or str
-        Whose words ``options`` has, and whose are wanted. A momentum means nothing without the first.
+        The dialects of ``options`` and of the result. The meaning of a momentum depends on its dialect.
 
     Returns
     -------
@@ -39,7 +39,7 @@ def convert_options(options: Mapping[str, Any], source: Dialect | str, target: D
     Raises
     ------
     DTypeError, DomainError
-        If a dialect or a word is unknown, or a value cannot be.
+        If a dialect or a word is unknown, or a value is out of range.
 
     Examples
     --------
@@ -59,7 +59,7 @@ def convert_options(options: Mapping[str, Any], source: Dialect | str, target: D
 
 
 def _defaults(dialect: Dialect) -> dict[str, Any]:
-    """Return what a layer is made with if nothing is said."""
+    """Return the default options of a dialect."""
     found: dict[str, Any] = {dialect.eps_word: dialect.eps, "axis": dialect.axis}
     found |= {} if dialect.momentum is None else {dialect.momentum_word: dialect.momentum}
     return found | ({"fix_gamma": True} if dialect.fix_gamma else {})

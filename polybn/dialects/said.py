@@ -1,4 +1,4 @@
-"""Options in the words of a dialect, read into PolyBN's sense."""
+"""Options in the words of a dialect, converted to PolyBN's sense."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from polybn.spec import DomainError, DTypeError
 
 
 class Options(NamedTuple):
-    """What a layer was made with; None for what nobody said."""
+    """The options of a layer; None for options that were not given."""
 
     momentum: float | None = None
-    """The weight of the OLD value, whatever the dialect weighs."""
+    """The weight of the OLD value, in every dialect."""
     eps: float | None = None
     fix_gamma: bool | None = None
     axis: int | None = None
 
 
 def read_options(options: Mapping[str, Any], dialect: Record, function: str) -> Options:
-    """Check options in the words of a dialect; momentum comes back as the weight of the old value."""
+    """Check options in the words of a dialect; return momentum as the weight of the old value."""
     words = {dialect.momentum_word: "momentum", dialect.eps_word: "eps", "axis": "axis"}
     words |= {"fix_gamma": "fix_gamma"} if dialect.fix_gamma else {}
     unknown = [word for word in options if word not in words]
@@ -46,7 +46,7 @@ def read_options(options: Mapping[str, Any], dialect: Record, function: str) -> 
 
 
 def to_old(dialect: Record, momentum: float) -> float:
-    """Turn a dialect's momentum into the weight of the old value, or back: the same step, there and back exact."""
+    """Convert a dialect's momentum to the weight of the old value, or back, by the same exact step."""
     if dialect.momentum_weighs == "old":
         return float(momentum)
     # In decimal, because 1 - 0.9 is 0.09999999999999998 in binary.

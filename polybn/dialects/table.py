@@ -1,4 +1,4 @@
-"""The dialects, one row each. A row says only what differs from the specification; where, its source says."""
+"""The dialects, one row each. A row has only the facts that differ from the specification, and their source."""
 
 from __future__ import annotations
 

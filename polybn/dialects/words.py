@@ -1,4 +1,4 @@
-"""Facts in the words of tables and of comparisons."""
+"""Facts as texts, for tables and comparisons."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ LABELS = {
     "names": "arrays",
     "remark": "remark",
 }
-"""What each fact is about, by the name of its field."""
+"""A description of each fact, by the name of its field."""
 MAIN = ("momentum_weighs", "momentum", "eps", "running_variance", "average", "single_value", "axis")
-"""The facts that a table of all dialects shows."""
+"""The facts in the table of all dialects."""
 HEADINGS = ("dialect", "momentum weighs", "momentum", "eps", "running variance", "average", "m = 1", "axis")
-"""Its columns."""
+"""The columns of the table of all dialects."""
 _SAID: dict[tuple[str, Any], str] = {
     ("momentum_weighs", "old"): "old value",
     ("momentum_weighs", "new"): "new value",
@@ -83,7 +83,7 @@ _SHORT: dict[tuple[str, Any], str] = {
 
 
 def say(dialect: Dialect, fact: str) -> str:
-    """Return a fact in words."""
+    """Return a fact as a text."""
     value = getattr(dialect, fact)
     if fact == "names":
         return ", ".join(name if name == role else f"{name} for {role}" for role, name in value.items())
@@ -97,7 +97,7 @@ def row(dialect: Dialect) -> tuple[str, ...]:
 
 
 def differing(dialects: Iterable[Dialect]) -> list[str]:
-    """Return the facts about which dialects differ."""
+    """Return the facts in which the dialects differ."""
     chosen = list(dialects)
     return [fact for fact in LABELS if len({say(dialect, fact) for dialect in chosen}) > 1]
 

@@ -1,4 +1,4 @@
-"""What the statistics of a model's batch norms tell of it, in words and in a picture."""
+"""The statistics of a model's batch norms, and faults that they show, as text and as a picture."""
 
 from polybn.inspection.findings import Finding, inspect
 

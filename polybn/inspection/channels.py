@@ -1,4 +1,4 @@
-"""One batch norm of a file in the specification's terms: vectors by role, in float64."""
+"""One batch norm of a file in the terms of the specification: vectors by role, in float64."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from polybn.dialects import DIALECTS, POLYBN, convert
-from polybn.dialects.options import to_old
+from polybn.dialects.said import to_old
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Channels(NamedTuple):
-    """What inference uses, and what the file says of it."""
+    """The values for inference, and the facts in the file."""
 
     name: str
     dialect: Dialect
@@ -29,24 +29,24 @@ class Channels(NamedTuple):
     mean: Floats
     var: Floats
     eps: float
-    """The file's, or the dialect's own if it says nothing."""
+    """The eps in the file, or else the dialect's default."""
     eps_known: bool
     momentum: float | None
-    """The weight of the old value; None if the file says nothing."""
+    """The weight of the old value; None if the file has no momentum."""
     batches: int | None
-    """How many batches the statistics have seen, where they are counted."""
+    """The number of batches so far, if the file counts them."""
     training: bool
     lacks: str
 
     @property
     def root(self) -> Floats:
-        """The inverse root, NaN where the variance is negative."""
+        """The inverse root; NaN for a negative variance."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray((self.var + self.eps) ** -0.5)
 
     @property
     def ratio(self) -> Floats:
-        """How many deviations the mean is from 0; infinite where there is none."""
+        """The distance of the mean from 0 in standard deviations; infinite if these are 0."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(np.abs(self.mean) / np.sqrt(self.var))
 
@@ -60,19 +60,20 @@ def channels_of(norm: Norm) -> Channels | None:
     if mean is None or _find(norm, dialect, "running_var") is None:
         return None
     state = _neutral(norm, dialect)
-    ones = np.ones(mean.size)
     count = _find(norm, dialect, "count")
     return Channels(
-        norm.name,
-        dialect,
-        *(np.asarray(state.get(name, fill), np.float64) for name, fill in (("gamma", ones), ("beta", 0 * ones))),
-        *(np.asarray(state[name], np.float64) for name in ("running_mean", "running_var")),
-        float(said.get("eps", dialect.eps)),
-        "eps" in said,
-        to_old(dialect, said["momentum"]) if "momentum" in said else None,
-        None if count is None else int(count.reshape(-1)[0]),
-        norm.training,
-        norm.lacks,
+        name=norm.name,
+        dialect=dialect,
+        gamma=np.asarray(state.get("gamma", np.ones(mean.size)), np.float64),
+        beta=np.asarray(state.get("beta", np.zeros(mean.size)), np.float64),
+        mean=np.asarray(state["running_mean"], np.float64),
+        var=np.asarray(state["running_var"], np.float64),
+        eps=float(said.get("eps", dialect.eps)),
+        eps_known="eps" in said,
+        momentum=to_old(dialect, said["momentum"]) if "momentum" in said else None,
+        batches=None if count is None else int(count.reshape(-1)[0]),
+        training=norm.training,
+        lacks=norm.lacks,
     )
 
 
@@ -81,8 +82,8 @@ def _find(norm: Norm, dialect: Dialect, role: Any) -> NDArray[Any] | None:
 
 
 def _neutral(norm: Norm, dialect: Dialect) -> dict[str, NDArray[Any]]:
-    """Return a state in PolyBN's words; one that is not whole keeps what there is."""
-    options = {"fix_gamma": False} if dialect.fix_gamma else {}
+    """Return a state under PolyBN's names; a state with missing arrays keeps the others."""
+    options = {"fix_gamma": norm.options.get("fix_gamma", False)} if dialect.fix_gamma else {}
     try:
         return convert(norm.state, dialect, POLYBN, options=options).state
     except DomainError:

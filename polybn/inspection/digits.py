@@ -1,4 +1,4 @@
-"""How many digits float32 keeps in inference, by the error bounds of :mod:`polybn.conformance`."""
+"""The number of digits that float32 keeps in inference, by the error bounds of :mod:`polybn.conformance`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def sure_digits(c: Channels, place: int) -> float:
-    """Return how many decimal digits of y are sure, for values one deviation from the mean.
+    """Return how many decimal digits of y are certain, for values one standard deviation from the mean.
 
-    Most libraries fold inference into ``x * scale + (beta - mean * scale)``, where the mean's digits are rounded away;
-    the bound is for those, in form T.
+    Most libraries compute inference as ``x * scale + (beta - mean * scale)``, which rounds away digits of the mean;
+    the bound is for these, in form T.
     """
     mean, var, gamma = float(c.mean[place]), float(c.var[place]), float(c.gamma[place])
     deviation = math.sqrt(var)

@@ -1,4 +1,4 @@
-"""What is wrong, or may be, with the batch norms of a model: one sentence for each thing, the worst first."""
+"""Faults and possible faults of a model's batch norms: one sentence for each, the worst first."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from polybn.inspection.digits import sure_digits
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from polybn.model_files import Model
+    from polybn.model_files import Model, Norm
 
 Level: TypeAlias = Literal["error", "warning", "note"]
 Rule: TypeAlias = Callable[[Channels], Iterable["Finding"]]
 
 LARGE, TINY = 100.0, 1e-10
-"""A factor by which inference may blow up what it is given; and a variance that is rounding, or a decayed 1."""
+"""A large factor of inference; and a variance so small that it is a rounding error or a decayed initial 1."""
 FEW_DIGITS = 3
-"""Of float32's seven; fewer that are sure are worth a word."""
+"""The number of certain digits, of float32's seven, below which there is a finding."""
 FAR = 100.0
-"""Deviations from 0 of a mean, below which no digit is lost that anybody misses."""
+"""The distance of a mean from 0, in standard deviations, below which the loss of digits does not matter."""
 
 
 class Finding(NamedTuple):
-    """Something to know about one batch norm."""
+    """A fault, a possible fault or a remarkable fact of one batch norm."""
 
     level: Level
-    """error: inference is wrong; warning: it may be; note: so it is, and may be meant."""
+    """error if inference is wrong, warning if it may be, note for a fact that may be intended."""
     norm: str
     """The layer's name."""
     kind: str
-    """The same for all findings of a sort, such as ``"variance is negative"``."""
+    """The kind of finding, such as ``"variance is negative"``."""
     sentence: str
-    """What it is, with figures, and what to do."""
+    """The finding with figures, and advice."""
     channels: tuple[int, ...] = ()
-    """Which channels; none stands for all."""
+    """The channels; empty if the finding is about all."""
 
 
 def inspect(model: Model, target: Dialect | None = None) -> list[Finding]:
-    """Look for what harms the batch norms of a model, there or after a move to another framework.
+    """Look for faults of a model's batch norms, in its framework or after conversion to another one.
 
     Parameters
     ----------
     model : Model
-        As :func:`polybn.model_files.read` returns it.
+        A model, as from :func:`polybn.model_files.read`.
     target : Dialect, optional
-        Where the model is to go.
+        The dialect of the framework that the model will be moved to.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def inspect(model: Model, target: Dialect | None = None) -> list[Finding]:
     for norm in model.norms:
         channels = channels_of(norm)
         if channels is None:
-            found.append(Finding("note", norm.name, "statistics are not in the file", f"{norm.lacks}: not looked at."))
+            found.append(_unknown(norm))
             continue
         for rule in RULES:
             found += rule(channels)
@@ -101,11 +101,12 @@ def _training(c: Channels) -> Iterator[Finding]:
 
 
 def _never_updated(c: Channels) -> Iterator[Finding]:
-    if c.batches == 0:
-        yield _all(c, "note", "no batches were counted", "as before training")
-    elif _initial(c):
+    if _initial(c):
         words = "mean 0 and variance 1 throughout, as before training; inference does not normalize"
         yield _all(c, "warning", "statistics were never updated", words)
+    elif c.batches == 0:
+        words = "num_batches_tracked is 0; if the model was ported, the other framework's eps must be set, too"
+        yield _all(c, "note", "statistics came from elsewhere", words)
 
 
 def _placeholders(c: Channels) -> Iterator[Finding]:
@@ -121,9 +122,8 @@ def _constant(c: Channels) -> Iterator[Finding]:
     with np.errstate(invalid="ignore"):
         bad = np.flatnonzero((c.var >= 0) & (c.var < min(TINY, c.eps or TINY)) & (c.gamma != 0))
     if bad.size:
-        words = (
-            f"variance at most {c.var[bad].max():.3g}, of dead filters; a difference of 1 becomes {_most(c, bad):.3g}"
-        )
+        dead = f"variance {c.var[bad].max():.2g} or less, as of dead filters"
+        words = f"{dead}; a difference of 1 becomes {_most(c, bad):.3g}"
         yield _some(c, "warning", "channels are constant", bad, words)
 
 
@@ -138,13 +138,14 @@ def _blown_up(c: Channels) -> Iterator[Finding]:
 
 def _digits(c: Channels) -> Iterator[Finding]:
     with np.errstate(invalid="ignore"):
-        far = np.flatnonzero(np.isfinite(c.ratio) & (c.ratio > FAR) & (c.gamma != 0) & np.isfinite(c.gamma + c.beta))
+        far_off = np.isfinite(c.ratio) & (c.ratio > FAR) & (c.var >= TINY)
+        far = np.flatnonzero(far_off & (c.gamma != 0) & np.isfinite(c.gamma + c.beta))
     sure = {int(place): sure_digits(c, int(place)) for place in far}
     bad = np.array([place for place, digits in sure.items() if digits < FEW_DIGITS], np.int64)
     if bad.size:
         digits = max(min(sure[int(place)] for place in bad), 0)
-        far_off = f"the mean is up to {c.ratio[bad].max():.3g} deviations from 0"
-        words = f"{far_off}, so that {digits:.1f} of 7 digits are sure in inference; subtract a constant before"
+        ratio = f"the mean is up to {c.ratio[bad].max():.3g} deviations from 0"
+        words = f"{ratio}, so that {digits:.1f} of 7 digits are sure in inference; subtract a constant before"
         yield _some(c, "warning", "float32 loses digits", bad, words)
 
 
@@ -177,6 +178,11 @@ def _for_target(c: Channels, target: Dialect | None) -> Iterator[Finding]:
     if target is not None and c.eps_known and c.eps < target.least_eps:
         words = f"{c.eps:g} becomes {target.least_eps:g}"
         yield _all(c, "warning", f"eps is below the least of {target.name}", words)
+
+
+def _unknown(norm: Norm) -> Finding:
+    kind = "statistics are not in the file"
+    return Finding("warning", norm.name, kind, f"{norm.name}: {kind}: {norm.lacks}; nothing is known of it.")
 
 
 def _initial(c: Channels) -> bool:

@@ -1,4 +1,4 @@
-"""The statistics of a model in a picture: a box for each batch norm, layer after layer."""
+"""A picture of a model's statistics: a box for each batch norm, layer after layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from polybn.model_files import Model
 
 MOST_NAMES = 40
-"""Beyond so many layers their names are left out."""
+"""The largest number of layers whose names are shown."""
 PANELS = ("variance", "|mean| / deviation", "|gamma|")
 COLORS = {"error": "tab:red", "warning": "tab:orange"}
 
@@ -48,7 +48,7 @@ def draw(model: Model, findings: list[Finding], target: Target) -> None:
 
 
 def _boxes(axes: Any, values: list[Any], colors: list[str]) -> None:
-    """Draw from the least to the largest value, and the middle half as a box; on a log axis, what is above 0."""
+    """Draw the range of values as a line and the middle half as a box; a log axis shows only positive values."""
     axes.set_yscale("log")
     for place, (column, color) in enumerate(zip(values, colors, strict=True), 1):
         shown = column[np.isfinite(column) & (column > 0)]

@@ -1,4 +1,4 @@
-"""The findings of a model in the lines that a person reads: the one useful sentence first."""
+"""The findings of a model as lines of text, the most useful sentence first."""
 
 from __future__ import annotations
 
@@ -18,21 +18,33 @@ if TYPE_CHECKING:
 HEADINGS = ("batch norm", "channels", "mean", "variance", "gamma", "beta", "eps", "")
 """The columns of the table."""
 SHOWN = 3
-"""How many batch norms with the same finding are told one by one."""
+"""The number of batch norms with the same finding that get a line each."""
 
 
 def headline(name: str, model: Model, findings: list[Finding]) -> str:
-    """Return the one sentence that the model's author needs."""
+    """Return the most useful sentence for the model's author."""
     if not model.norms:
-        return f"{name} ({model.format}, {_count(model.tensors, 'array')}) holds no batch norm."
+        folded = "; exporters fold it into convolutions" if model.format == "ONNX" else ""
+        return f"{name} ({model.format}, {_count(model.tensors, 'array')}) holds no batch norm{folded}."
     what = f"{name} ({model.format}): {_count(len(model.norms), 'batch norm')} with {_count(model.channels, 'channel')}"
     worst = [finding for finding in findings if finding.level == findings[0].level]
     if not findings or worst[0].level == "note":
         return f"{what}, nothing wrong with {'them' if len(model.norms) > 1 else 'it'}."
     layers = list(dict.fromkeys(finding.norm for finding in worst))
     verb = {"error": ("is broken", "are broken"), "warning": ("needs a look", "need a look")}[worst[0].level]
-    rest = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
-    return f"{what}; {len(layers)} {verb[len(layers) > 1]}: {worst[0].kind} in {layers[0]}{rest}."
+    return f"{what}; {len(layers)} {verb[len(layers) > 1]}: {_kinds(worst)}."
+
+
+def _kinds(findings: list[Finding]) -> str:
+    """Return the fault of most layers with their names, and then the other faults."""
+    layers = dict[str, list[str]]()
+    for finding in findings:
+        layers.setdefault(finding.kind, [])
+        if finding.norm not in layers[finding.kind]:
+            layers[finding.kind].append(finding.norm)
+    ranked = sorted(layers.items(), key=lambda item: -len(item[1]))
+    said = [f"{kind} in {own[0]}{f' and {len(own) - 1} more' if len(own) > 1 else ''}" for kind, own in ranked]
+    return "; ".join(said[:2]) + (f"; and {len(said) - 2} other things" if len(said) > 2 else "")
 
 
 def table(model: Model, findings: list[Finding]) -> Iterator[tuple[str, ...]]:
@@ -49,7 +61,7 @@ def table(model: Model, findings: list[Finding]) -> Iterator[tuple[str, ...]]:
 
 
 def lines(findings: list[Finding]) -> Iterator[str]:
-    """Yield a line for each finding; of many of a kind the first ones, and how many more there are."""
+    """Yield a line for each finding; if many are of one kind, the first ones and the number of the others."""
     kinds = dict.fromkeys((finding.level, finding.kind) for finding in findings)
     for level, kind in kinds:
         alike = [finding for finding in findings if (finding.level, finding.kind) == (level, kind)]
@@ -62,7 +74,7 @@ def lines(findings: list[Finding]) -> Iterator[str]:
 
 
 def to_plain(norm: Norm) -> dict[str, Any]:
-    """Return a batch norm in JSON's types; NaN and infinity as words."""
+    """Return a batch norm in JSON's types, with NaN and infinity as text."""
     arrays = {name: _plain(array) for name, array in norm.state.items()}
     return {"name": norm.name, "dialect": norm.dialect, "options": dict(norm.options), "state": arrays}
 
@@ -77,7 +89,7 @@ def _range(values: NDArray[np.float64]) -> str:
     if not values.size:
         return ""
     least, most = values.min(), values.max()
-    return f"{least:.3g}" if least == most else f"{least:.3g} to {most:.3g}"
+    return f"{least:.2g}" if least == most else f"{least:.2g}..{most:.2g}"
 
 
 def _count(number: int, word: str) -> str:

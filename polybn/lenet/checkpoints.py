@@ -208,11 +208,11 @@ def require(checkpoint: Checkpoint, *, expected: Arrays, path: StrPath) -> None:
     Parameters
     ----------
     checkpoint : Checkpoint
-        What :func:`load` returned.
+        A result of :func:`load`.
     expected : mapping of str to ndarray
         A state of the network; only its names, shapes and dtypes matter.
     path : path
-        Where the checkpoint came from, for the message.
+        The path of the checkpoint, for the message.
 
     Raises
     ------

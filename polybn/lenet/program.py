@@ -41,7 +41,7 @@ class Program(Protocol):
         Returns
         -------
         object
-            What :meth:`train_epoch` and :meth:`logits` take.
+            The argument ``data`` of :meth:`train_epoch` and :meth:`logits`.
         """
 
     def train_epoch(self, data: Any, order: NDArray[np.int64], *, learning_rate: float) -> Iterator[Steps]:
@@ -50,7 +50,7 @@ class Program(Protocol):
         Parameters
         ----------
         data : object
-            From :meth:`place`.
+            A result of :meth:`place`.
         order : ndarray of int64, shape (N,)
             Indices of images.
         learning_rate : float
@@ -67,7 +67,7 @@ class Program(Protocol):
         Parameters
         ----------
         data : object
-            From :meth:`place`.
+            A result of :meth:`place`.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""Several processes that share one run: all of them take the same steps, and the first one writes."""
+"""Several processes that share one run: all take the same steps, and the first one writes files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from polybn.spec import BackendError, DomainError
 
 
 class Team(NamedTuple):
-    """The place of this process among those that share a run."""
+    """One process among those that share a run."""
 
     coordinator: str
     """Host and port at which the first process waits for the others."""
@@ -21,7 +21,7 @@ class Team(NamedTuple):
 
 
 def team_of(coordinator: str | None, processes: int | None, process: int | None) -> Team | None:
-    """Check the three options, which are given together or not at all."""
+    """Check the three options, which must be given together or not at all."""
     given = coordinator, processes, process
     if coordinator is None or processes is None or process is None:
         if any(option is not None for option in given):
@@ -42,7 +42,7 @@ def team_of(coordinator: str | None, processes: int | None, process: int | None)
 
 
 def join(backend: str, team: Team | None) -> None:
-    """Meet the other processes, before the backend computes anything; return at once if there are none."""
+    """Connect to the other processes before the backend computes anything; do nothing without a team."""
     if team is None:
         return
     meet = getattr(find_backend(backend), "join_processes", None)
@@ -54,6 +54,6 @@ def join(backend: str, team: Team | None) -> None:
 
 
 def writes(backend: str) -> bool:
-    """Tell whether this process writes the run: the first one, or the only one."""
+    """Return whether this process writes the run, because it is the first or the only one."""
     is_first = getattr(find_backend(backend), "is_first_process", None)
     return is_first is None or bool(is_first())

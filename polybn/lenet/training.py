@@ -213,7 +213,7 @@ def resume(
 def _reopened(out: StrPath) -> Iterator[tuple[Folder | None, Saved]]:
     """Own the directory of a run, or only read it where another process of the same run owns it."""
     runs.require(Path(out))
-    saved = runs.read(out)
+    saved = runs.read(Path(out))
     if not team.writes(saved.recipe.backend):
         yield None, saved
         return

@@ -1,4 +1,4 @@
-"""Files that other frameworks keep models in: read without running any code of theirs, and written.
+"""Model files of other frameworks, read without running any code in them, and written.
 
 :func:`read` finds the batch norms of a model; each file format is a module of its own.
 """

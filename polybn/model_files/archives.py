@@ -1,4 +1,4 @@
-"""Zip archives of anybody's making: the list of members is bounded before it is read, and each member, too."""
+"""Zip archives from untrusted sources: limits apply to the list of members and to each member before it is read."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import BinaryIO
 from polybn.model_files.errors import ModelFileError
 
 MOST_LISTED = 2**24
-"""Bytes of the list of members; each takes some 60 and its name."""
+"""The largest list of members in bytes; a member takes some 60 and its name."""
 MOST_STORED, MOST_PACKED = 2**30, 2**28
-"""Bytes of a member that is read: as it lies in the file, and compressed, where a few bytes make many."""
+"""The largest member in bytes: stored, and compressed, where few bytes can expand to many."""
 _END, _END64 = b"PK\5\6", b"PK\6\6"
 
 
 def open_archive(file: BinaryIO) -> zipfile.ZipFile:
-    """Open an archive whose list of members is short enough."""
+    """Open an archive, unless its list of members is too long."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - 2**16 - 22, 0))
     tail = file.read()
@@ -37,7 +37,7 @@ def open_archive(file: BinaryIO) -> zipfile.ZipFile:
 
 
 def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Read a member that is not too large."""
+    """Read a member, unless it is too large."""
     info = archive.getinfo(name)
     most = MOST_STORED if info.compress_type == zipfile.ZIP_STORED else MOST_PACKED
     if info.file_size > most:

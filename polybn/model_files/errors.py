@@ -1,4 +1,4 @@
-"""What goes wrong with the file of a model, and the libraries that some files need."""
+"""Errors of model files, and the import of libraries that some files need."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from polybn.spec import DomainError
 
 
 class ModelFileError(DomainError):
-    """A model file is damaged, larger than it may be, or of a kind that is not read."""
+    """A model file is damaged, too large, or of an unknown kind."""
 
 
 def need(module: str, purpose: str, requirement: str) -> Any:
-    """Import a library, or say what needs it and what installs it.
+    """Import a library; without it, raise an error that says what needs it and how to install it.
 
     Parameters
     ----------
     module : str
-        Such as ``"onnx.helper"``.
+        The module, such as ``"onnx.helper"``.
     purpose : str
-        What needs it, such as ``"ONNX files"``.
+        What needs the library, such as ``"ONNX files"``.
     requirement : str
         The argument of ``pip install``.
 
@@ -45,7 +45,7 @@ def need(module: str, purpose: str, requirement: str) -> Any:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what a library deprecates in itself is no news about a file
+            warnings.simplefilter("ignore")  # a library's own deprecations do not matter to users of a file
             return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
@@ -56,7 +56,7 @@ def need(module: str, purpose: str, requirement: str) -> Any:
 
 @contextlib.contextmanager
 def naming(function: str, path: StrPath, kind: str) -> Iterator[None]:
-    """Turn whatever a parser answers damage with into one sentence that names the file.
+    """Turn any exception of a parser into one sentence that names the file.
 
     Parameters
     ----------
@@ -65,12 +65,12 @@ def naming(function: str, path: StrPath, kind: str) -> Iterator[None]:
     path : path
         The file.
     kind : str
-        What it must be, such as ``"an ONNX model"``.
+        The kind that the file must be, such as ``"an ONNX model"``.
 
     Raises
     ------
     ModelFileError
-        For all but errors of the system and missing libraries.
+        For all errors except those of the system and missing libraries.
     """
     begins = f"polybn.{function}: {os.fspath(path)} must"
     try:
@@ -82,7 +82,7 @@ def naming(function: str, path: StrPath, kind: str) -> Iterator[None]:
     except ImportError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno:  # without a number it came from a parser
+        if isinstance(error, OSError) and error.errno:  # one without a number is from a parser
             raise
         raise ModelFileError(f"{begins} be {kind}; got {_one_line(error)}") from error
 

@@ -1,6 +1,6 @@
 """Flax's own serialization: a tree in MessagePack, whose arrays are extensions ``(shape, dtype, bytes)``.
 
-What ``flax.serialization.msgpack_serialize`` writes; only the package msgpack is needed to read and write it.
+This is the format of ``flax.serialization.msgpack_serialize``. Reading and writing it needs only the package msgpack.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from polybn.model_files.errors import ModelFileError, need
 from polybn.model_files.tensors import Array, Tensors, from_arrays, widen_bfloat16
 
 ARRAY, COMPLEX, SCALAR = 1, 2, 3
-"""The extensions of Flax."""
+"""The codes of Flax's extensions."""
 MOST_DEPTH = 64
 
 
 def encode(tree: Mapping[str, Any]) -> bytes:
-    """Write a tree of dicts with arrays and strings."""
+    """Encode a tree of dicts with arrays and strings."""
     msgpack = need("msgpack", "files of Flax", "msgpack")
 
     def extension(value: Any) -> Any:
@@ -33,7 +33,7 @@ def encode(tree: Mapping[str, Any]) -> bytes:
 
 
 def decode(data: bytes) -> Any:
-    """Read a tree; a list stays a list, and what Flax stores in pieces is put together."""
+    """Decode a tree; lists stay lists, and arrays that Flax stores in pieces are joined."""
     msgpack = need("msgpack", "files of Flax", "msgpack")
 
     def value(code: int, packed: bytes) -> Any:
@@ -47,7 +47,7 @@ def decode(data: bytes) -> Any:
 
 
 def read(file: BinaryIO, size: int) -> Tensors:  # noqa: ARG001
-    """Read a whole file, as names ``params/bn1/scale``."""
+    """Read a whole file; names are such as ``params/bn1/scale``."""
     tree = decode(file.read())
     if not isinstance(tree, dict):
         raise ModelFileError(f"hold a tree with names, as of Flax; got {type(tree).__name__}")

@@ -1,6 +1,6 @@
-"""Inference folded into what comes before: a convolution or a dense layer takes the batch norm's scale and shift.
+"""Folding of inference into the layer before: a convolution or a dense layer takes over the scale and the shift.
 
-ONNX says in the file which layer that is. Computed in float64 and rounded once.
+An ONNX file says which layer that is. The arithmetic is float64, rounded once.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from polybn.model_files.tensors import Array
 
 
 class Folded(NamedTuple):
-    """What became of the batch norms of a model."""
+    """The outcome for all batch norms of a model."""
 
     model: Any
-    """The ONNX model, changed."""
+    """The changed ONNX model."""
     into: list[tuple[str, str]]
-    """Batch norms that are gone, and the layers that took them."""
+    """The folded batch norms, and their layers."""
     kept: list[tuple[str, str]]
-    """Batch norms that are still there, and why."""
+    """The remaining batch norms, and the reasons."""
 
 
 def fold(model: Any) -> Folded:
-    """Fold every batch norm of an ONNX model that can be; the model is changed in place."""
+    """Fold every batch norm of an ONNX model if possible, in place."""
     folded = Folded(model, [], [])
     for found in find(model):
         name = found.norm.name
@@ -41,7 +41,7 @@ def fold(model: Any) -> Folded:
 
 
 def _layer_before(found: Found) -> tuple[Any, str]:
-    """Return the node that can take a batch norm, or None and why there is none."""
+    """Return the node that a batch norm can be folded into, or None with the reason."""
     graph, node, norm = found
     if norm.training or len([output for output in node.output if output]) > 1:
         return None, "it normalizes by the statistics of the batch"
@@ -65,7 +65,7 @@ def _layer_before(found: Found) -> tuple[Any, str]:
 
 
 def _absorb(found: Found, layer: Any) -> None:
-    """Scale a layer's weight and shift its bias, and take the batch norm out of the graph."""
+    """Scale a layer's weight, shift its bias, and remove the batch norm from the graph."""
     graph, node, norm = found
     gamma, beta, mean, var = (array.astype(np.float64) for array in norm.state.values())
     scale = gamma / np.sqrt(var + norm.options["epsilon"])

@@ -1,7 +1,7 @@
 """MXNet's ``.params``: a list of arrays in its binary form, then a list of their names.
 
-A file of ``HybridBlock.export`` has names such as ``arg:conv0_weight`` and ``aux:batchnorm0_running_mean``, one of
-``Block.save_parameters`` such as ``0.weight``.
+Files of ``HybridBlock.export`` have names such as ``arg:conv0_weight`` and ``aux:batchnorm0_running_mean``, those of
+``Block.save_parameters`` names such as ``0.weight``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from polybn.model_files.errors import ModelFileError
 from polybn.model_files.tensors import MOST_TENSORS, Array, Tensors
 
 LIST, DENSE, DENSE_NUMPY = 0x112, 0xF993FAC9, 0xF993FACA
-"""What a list, an array of the classic shapes, and one of NumPy's shapes begin with."""
+"""The first numbers of a list, of an array with classic shapes, and of one with NumPy's shapes."""
 DTYPES = {0: "<f4", 1: "<f8", 2: "<f2", 3: "|u1", 4: "<i4", 5: "|i1", 6: "<i8", 7: "|b1"}
 _FLAGS = {np.dtype(code): flag for flag, code in DTYPES.items()}
 _CPU = (1, 0)
 
 
 def encode(arrays: Mapping[str, Array]) -> bytes:
-    """Write arrays of one axis or more, as ``mxnet.nd.save`` does."""
+    """Encode arrays with one axis or more, as ``mxnet.nd.save`` does."""
     parts = [struct.pack("<3Q", LIST, 0, len(arrays))]
     for array in arrays.values():
         flag = _FLAGS[array.dtype.newbyteorder("<")]
@@ -36,7 +36,7 @@ def encode(arrays: Mapping[str, Array]) -> bytes:
 
 
 def read(file: BinaryIO, size: int) -> Tensors:
-    """Walk along the arrays, skipping their values, to the names; values are read when they are asked for."""
+    """Read the headers of the arrays and their names; values are read on demand."""
     magic, _, count = _take(file, "<3Q")
     if magic != LIST or count > MOST_TENSORS:
         raise ModelFileError(f"begin with a list of at most {MOST_TENSORS:,} arrays; got {count:,}")
@@ -57,7 +57,7 @@ def read(file: BinaryIO, size: int) -> Tensors:
 
 
 def _skip(file: BinaryIO, size: int) -> tuple[str, tuple[int, ...], int]:
-    """Return the dtype, the shape and the place of the next array."""
+    """Return the dtype, the shape and the offset of the next array, and skip its values."""
     magic, storage, rank = _take(file, "<Iii")
     if magic not in (DENSE, DENSE_NUMPY) or storage != 0 or not 0 <= rank <= 32:
         raise ModelFileError(f"hold dense arrays of MXNet 1.x; got a beginning {magic:#x}, {storage}, {rank}")

@@ -1,4 +1,4 @@
-"""HDF5 files, as Keras writes weights: a tree of groups with datasets, walked along hard links alone."""
+"""HDF5 files with Keras's weights: a tree of groups with datasets, read only along hard links."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from polybn.model_files.tensors import MOST_TENSORS, Array, Tensors
 
 MOST_DEPTH = 32
 MOST_VALUES = 2**28
-"""How many values a dataset may have that is read: a packed one of a few bytes can claim any number."""
+"""The largest number of values in a dataset; a compressed one of few bytes can claim any number."""
 
 
 def read(file: BinaryIO) -> tuple[Tensors, dict[str, str]]:
-    """Return the datasets by their paths, and the attribute ``name`` of each group that has one, by its path."""
+    """Return the datasets by path, and the attributes ``name`` of groups by path."""
     h5py = need("h5py", "HDF5 files (.keras, .h5)", "h5py")
     root = h5py.File(file, "r")
     datasets, names = dict[str, Any](), dict[str, str]()
@@ -36,7 +36,7 @@ def read(file: BinaryIO) -> tuple[Tensors, dict[str, str]]:
 
 
 def _walk(h5py: Any, group: Any, prefix: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """Yield groups before what is in them. A soft or an external link may lead to another file: it is left alone."""
+    """Yield each group before its content, without soft and external links, which may lead to other files."""
     seen.add(h5py.h5o.get_info(group.id).addr)
     if depth > MOST_DEPTH or len(seen) > MOST_TENSORS:
         raise ModelFileError(f"have groups at most {MOST_DEPTH} deep, and {MOST_TENSORS:,} of them; got more")

@@ -1,7 +1,7 @@
-"""Keras 3: ``.keras``, an archive of a configuration and weights, and ``.weights.h5``, the weights alone.
+"""Keras 3: ``.keras``, an archive with a configuration and weights, and ``.weights.h5``, only weights.
 
-Weights are numbered, not named: of a batch norm 0 is gamma, 1 beta, 2 the moving mean and 3 the moving variance, and
-where scale or center is off, the others move up.
+Weights have numbers and no names: in a batch norm 0 is gamma, 1 beta, 2 the moving mean and 3 the moving variance, and
+without scale or center the others move up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from polybn.model_files.model import Norm, vector
 from polybn.model_files.tensors import Tensors, for_norms
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
-"""Members of an archive."""
+"""The members of an archive."""
 MOST_CONFIG, MOST_DEPTH = 2**23, 16
 VARIABLES = "vars"
 ROLES = list(KERAS3.names.values())
@@ -27,14 +27,14 @@ EITHER = "gamma or beta is missing, and weights alone do not say which one; a .k
 
 
 def read_weights(file: BinaryIO) -> Tensors:
-    """Return weights as ``layer/0``, ``layer/1``; a layer in a model in a model is ``outer/inner/layer``."""
+    """Return weights as ``layer/0``, ``layer/1``; a layer in nested models is ``outer/inner/layer``."""
     tensors, given = hdf5.read(file)
     paths = {_named(path, given): path for path in tensors.shapes}
     return Tensors({name: tensors.shapes[path] for name, path in paths.items()}, lambda name: tensors.read(paths[name]))
 
 
 def _named(path: str, given: dict[str, str]) -> str:
-    """Replace ``layers/batch_normalization/vars/0`` by the name that the layer was given, ``norm1/0``."""
+    """Return a path such as ``layers/batch_normalization/vars/0`` with the layer's own name, ``norm1/0``."""
     group, _, last = path.rpartition("/")
     if group.rpartition("/")[2] != VARIABLES:
         return path
@@ -47,7 +47,7 @@ def _named(path: str, given: dict[str, str]) -> str:
 
 
 def find_weights(file: BinaryIO) -> tuple[list[Norm], int]:
-    """Return the batch norms of weights alone: four vectors of one length, numbered, or names of Keras 2."""
+    """Return the batch norms of a file with only weights: four numbered vectors of one length, or names of Keras 2."""
     tensors = for_norms(read_weights(file))
     norms = names.find(tensors)
     for layer, numbered in _numbered(tensors).items():
@@ -62,7 +62,7 @@ def find_weights(file: BinaryIO) -> tuple[list[Norm], int]:
 
 
 def find_archive(file: BinaryIO) -> tuple[list[Norm], int]:
-    """Return the batch norms that the configuration of a ``.keras`` file names, with their options."""
+    """Return the batch norms in the configuration of a ``.keras`` file, with their options."""
     archive = open_archive(file)
     if WEIGHTS not in archive.namelist():
         raise ModelFileError(f"hold {CONFIG} and {WEIGHTS}; got {', '.join(archive.namelist()):.120}")
@@ -77,7 +77,7 @@ def find_archive(file: BinaryIO) -> tuple[list[Norm], int]:
         roles = [role for role, kept in zip(ROLES, there, strict=True) if kept]
         if len(numbered.get(layer, ())) != len(roles):
             raise ModelFileError(f"hold {len(roles)} weights of {layer!r:.80}; got {len(numbered.get(layer, ()))}")
-        words = {word: options[word] for word in ("momentum", "epsilon", "axis") if word in options}
+        words: dict[str, Any] = {word: options[word] for word in ("momentum", "epsilon", "axis") if word in options}
         words |= {"axis": words["axis"][0]} if isinstance(words.get("axis"), list) else {}
         norms.append(_norm(tensors, layer, numbered[layer], roles, words))
     return norms, len(tensors.shapes)
@@ -99,7 +99,7 @@ def _norm(tensors: Tensors, layer: str, numbered: list[str], roles: list[str], o
 
 
 def _layers(config: Any, outer: tuple[str, ...], depth: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the batch norms of a configuration and of the models in it: path and options."""
+    """Yield the path and the options of each batch norm in a configuration and its nested models."""
     if depth > MOST_DEPTH or not isinstance(config, dict):
         return
     own = config.get("config")

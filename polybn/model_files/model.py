@@ -1,4 +1,4 @@
-"""What is known of a model after its file was read."""
+"""A model, as read from a file."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ class Norm(NamedTuple):
     name: str
     """The layer's name in the model, such as ``layer1.bn2``."""
     dialect: str
-    """A key of :data:`polybn.dialects.DIALECTS`: whose words the other fields have."""
+    """The dialect of the other fields, a key of :data:`polybn.dialects.DIALECTS`."""
     state: dict[str, NDArray[Any]]
-    """Parameters and statistics by the dialect's own names; arrays of channels have shape ``(C,)``."""
+    """Parameters and statistics by the dialect's own names; arrays with a value per channel have shape ``(C,)``."""
     options: Mapping[str, Any] = MappingProxyType({})
-    """What the file says of momentum, eps and axis, in the dialect's own words; often nothing."""
+    """The momentum, eps and axis in the file, in the dialect's own words; often none."""
     training: bool = False
-    """Whether the file asks for the statistics of each batch, in inference, too."""
+    """Whether the file asks for the statistics of each batch even in inference."""
     lacks: str = ""
-    """Why the state is not whole; empty if it is."""
+    """Why the state is not complete; empty if it is."""
 
 
 class Model(NamedTuple):
     """The batch norms of a file."""
 
     format: str
-    """The kind of file, in words."""
+    """The kind of file, as a text."""
     norms: list[Norm]
-    """In the order of the file."""
+    """The batch norms in the order of the file."""
     tensors: int
-    """How many arrays there are in all."""
+    """The number of arrays in the file."""
 
     @property
     def channels(self) -> int:
-        """How many channels all batch norms have together."""
-        return sum(max(array.size for array in norm.state.values()) for norm in self.norms)
+        """The number of channels of all batch norms together."""
+        return sum(max((array.size for array in norm.state.values()), default=0) for norm in self.norms)
 
 
 def vector(array: NDArray[Any]) -> NDArray[Any]:
-    """Return an array without its axes of length 1, as one that may be written to."""
+    """Return a writable copy of an array without its axes of length 1."""
     return np.array(array).reshape(-1) if array.ndim else np.array(array)

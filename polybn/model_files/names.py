@@ -1,4 +1,4 @@
-"""From the names of tensors to batch norms: whose words they are, and what belongs together."""
+"""Recognition of batch norms by the names of tensors: their dialect, and the arrays that belong together."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from polybn.model_files.tensors import MOST_CHANNELS, Tensors, for_norms
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 ORDER = ("pytorch", "polybn", "keras3", "flax_linen", "mxnet_native", "chainer", "haiku", "caffe")
-"""Dialects whose names files have; of those with the same names, the first is meant unless the file says otherwise."""
+"""Dialects whose names occur in files. Of those with equal names the first counts, unless the file says otherwise."""
 _COLLECTION = re.compile(r"^(?:arg:|aux:|(?:params|batch_stats|state|variables)[./])+")
-"""What stands before the name of a layer, and differs between its parameters and its statistics."""
+"""The prefix of a layer's name, which differs between its parameters and its statistics."""
 
 
 class Place(NamedTuple):
-    """Where a batch norm was found."""
+    """The names of a batch norm's arrays in a file."""
 
     layer: str
     dialect: Dialect
     tensors: dict[str, str]
-    """The names in the file, by the dialect's own names."""
+    """The names in the file by the dialect's own names."""
 
 
 def find(tensors: Tensors, first: Iterable[str] = ()) -> list[Norm]:
-    """Return the batch norms among tensors; dialects named ``first`` come before the usual ones."""
+    """Return the batch norms among tensors; the dialects ``first`` are tried before the others."""
     known = for_norms(tensors)
     found = []
     for place in places(known.shapes, (*first, *ORDER)):
@@ -38,24 +38,24 @@ def find(tensors: Tensors, first: Iterable[str] = ()) -> list[Norm]:
 
 
 def places(shapes: Shapes, order: Iterable[str]) -> Iterator[Place]:
-    """Yield where batch norms are, in the order of their running means."""
+    """Yield the places of batch norms, in the order of their running means."""
     plain = {_plain(name): name for name in shapes}
     dialects = [DIALECTS[name] for name in dict.fromkeys(order)]
     for name in plain:
         fits = [place for dialect in dialects if (place := _place(name, plain, shapes, dialect)) is not None]
         with_affine = [place for place in fits if {"gamma", "beta"} & _roles(place)]
-        # Where gamma or beta is there and belongs to none, the names mean something else.
+        # A gamma or beta that belongs to no batch norm shows that the names mean something else.
         without = fits if fits and not any(f"{_stem(name, fits[0])}{own}" in plain for own in _AFFINE) else []
         yield from (with_affine or without)[:1]
 
 
 def _plain(name: str) -> str:
-    """Leave out collections, TensorFlow's output numbers and Haiku's own level."""
+    """Remove collections, TensorFlow's output numbers and Haiku's own level from a name."""
     return _COLLECTION.sub("", name.replace("/~/", "/")).removesuffix(":0")
 
 
 def _place(name: str, plain: dict[str, str], shapes: Shapes, dialect: Dialect) -> Place | None:
-    """Take a name for a dialect's running mean, and look for the rest of its batch norm."""
+    """Return the batch norm whose running mean would have this name in a dialect, or None."""
     mean = dialect.names["running_mean"]
     layer, separator = name.removesuffix(mean), name[: -len(mean)][-1:]
     if layer == name or separator not in ("", ".", "/", "_", ":"):
@@ -69,7 +69,7 @@ def _place(name: str, plain: dict[str, str], shapes: Shapes, dialect: Dialect) -
     if len(size) > 1 or (size and size[0] > MOST_CHANNELS):
         return None
     if mean == "mean" and not {dialect.names["gamma"], dialect.names["beta"]} & found.keys():
-        return None  # plain words: they may be anything's
+        return None  # such plain names may belong to anything
     needed = {dialect.names[role] for role in dialect.names if role not in dialect.may_lack}
     return Place(layer.rstrip("./_:"), dialect, found) if needed <= found.keys() else None
 
@@ -78,7 +78,7 @@ def _stem(name: str, place: Place) -> str:
     return name.removesuffix(place.dialect.names["running_mean"])
 
 
-_AFFINE = sorted({DIALECTS[name].names[role] for name in ORDER for role in ("gamma", "beta")})  # type: ignore[index]
+_AFFINE = sorted({DIALECTS[name].names[role] for name in ORDER for role in ("gamma", "beta")})
 _VECTORS = ("gamma", "beta", "running_mean", "running_var")
 
 

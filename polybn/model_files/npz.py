@@ -1,4 +1,4 @@
-"""NumPy's ``.npz``: an archive with a ``.npy`` file for each array; none is unpickled."""
+"""NumPy's ``.npz``: an archive with a ``.npy`` file for each array. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADER = 2**16
 
 
 def read(file: BinaryIO) -> Tensors:
-    """Read the headers of all arrays; values are read when they are asked for."""
+    """Read the headers of all arrays; values are read on demand."""
     archive = open_archive(file)
     names = {name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")}
     shapes = dict[str, tuple[int, ...]]()
@@ -29,7 +29,7 @@ def read(file: BinaryIO) -> Tensors:
         shape, by_columns, dtype = _header(stream)
         if dtype.hasobject or dtype.kind not in "biufc":
             raise ModelFileError(f"hold numbers as {name!r:.80}; got {dtype} (objects would have to be unpickled)")
-        # Not read_array, which allocates whatever a header claims.
+        # Not read_array, which allocates as much memory as a header claims.
         flat = np.frombuffer(stream.getbuffer(), dtype, math.prod(shape), stream.tell())
         return flat.reshape(shape, order="F" if by_columns else "C")
 

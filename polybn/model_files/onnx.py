@@ -14,11 +14,11 @@ from polybn.model_files.tensors import MOST_BYTES, MOST_CHANNELS, Array
 
 MOST_DEPTH = 16
 _ENDINGS = (".running_mean", "_running_mean", "/moving_mean", ".input_mean", ".mean", "_mean")
-"""What names of statistics end in; what stands before is the layer's name to the people who made it."""
+"""Endings of the names of statistics; the rest of such a name is the layer's name in its original framework."""
 
 
 class Found(NamedTuple):
-    """A batch norm in its graph."""
+    """A batch norm with its node and its graph."""
 
     graph: Any
     node: Any
@@ -26,7 +26,7 @@ class Found(NamedTuple):
 
 
 def parse(data: bytes) -> Any:
-    """Parse a model; values that it keeps in other files are not looked for."""
+    """Parse a model without values in other files."""
     onnx = need("onnx", "ONNX files", "onnx")
     model = onnx.ModelProto()
     model.ParseFromString(data)
@@ -36,7 +36,7 @@ def parse(data: bytes) -> Any:
 
 
 def find(model: Any) -> list[Found]:
-    """List the batch norms of a model, those in branches and loops, too."""
+    """List the batch norms of a model, including those in branches and loops."""
     version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 1)
     budget, found = MOST_BYTES, list[Found]()
     for graph in _graphs(model.graph, 0):
@@ -83,7 +83,7 @@ def _norm(node: Any, version: int, values: dict[str, Any], makers: dict[str, Any
 
 
 def _short(number: float) -> float:
-    """Return the shortest decimal that is this float32: 0.1 comes back as 0.1."""
+    """Return the shortest decimal that rounds to this float32, such as 0.1."""
     return float(str(np.float32(number)))
 
 
@@ -94,7 +94,7 @@ def _name(node: Any) -> str:
 
 
 def _value(name: str, values: dict[str, Any], makers: dict[str, Any]) -> Array | None:
-    """Return a tensor that is an initializer, or a constant that the graph spells out; None for all else."""
+    """Return the value of an initializer or of a constant in the graph; None for anything else."""
     onnx = need("onnx", "ONNX files", "onnx")
     if name in values:
         return _bounded(onnx, values[name])
@@ -111,14 +111,14 @@ def _value(name: str, values: dict[str, Any], makers: dict[str, Any]) -> Array |
 
 
 def _bounded(onnx: Any, tensor: Any) -> Array:
-    """Decode a tensor that is no larger than a batch norm's."""
+    """Decode a tensor, unless it is larger than a batch norm's may be."""
     if float(np.prod([float(size) for size in tensor.dims])) > MOST_CHANNELS:
         raise ModelFileError(f"have at most {MOST_CHANNELS:,} channels; got shape {list(tensor.dims)}"[:200])
     return decode(onnx, tensor)
 
 
 def decode(onnx: Any, tensor: Any) -> Array:
-    """Decode a tensor whose values are in the file, all of them."""
+    """Decode a tensor whose values are all in the file."""
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise ModelFileError(f"hold the values of {tensor.name!r:.80} itself; got a reference to another file")
     array: Array = onnx.numpy_helper.to_array(tensor)

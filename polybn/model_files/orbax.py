@@ -1,4 +1,4 @@
-"""Orbax, which Flax's users keep checkpoints with: a directory, read by Orbax itself."""
+"""Orbax, the usual checkpoints of Flax's users: a directory, read by Orbax itself."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from polybn.model_files.errors import ModelFileError, need
 from polybn.model_files.tensors import Array, Tensors, from_arrays
 
 MOST_BYTES = 2**30
-"""Bytes of all arrays together: a checkpoint is read as a whole."""
+"""The largest size of all arrays together in bytes, because a checkpoint is read as a whole."""
 
 
 def read(directory: Path) -> Tensors:
-    """Read a checkpoint once its metadata say that it is not too large; names are as in ``params/bn1/scale``."""
+    """Read a checkpoint, unless its metadata say that it is too large; names are such as ``params/bn1/scale``."""
     if not any((directory / name).exists() for name in ("_METADATA", "_CHECKPOINT_METADATA", "checkpoint")):
         raise ModelFileError("hold _METADATA of Orbax; got a directory without")
     orbax = need("orbax.checkpoint", "checkpoints of Orbax", "orbax-checkpoint")
@@ -45,7 +45,7 @@ def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _like(tree: Any, by_name: Mapping[str, Any], prefix: str) -> Any:
-    """Return a tree of the same form, with other leaves."""
+    """Return a tree of the same structure with other leaves."""
     if isinstance(tree, Mapping):
         return {key: _like(value, by_name, f"{prefix}{key}/") for key, value in tree.items()}
     if isinstance(tree, list | tuple):

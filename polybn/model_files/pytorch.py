@@ -1,4 +1,4 @@
-"""PyTorch's ``.pt`` and ``.pth``, read by PyTorch itself, which unpickles tensors and plain containers alone."""
+"""PyTorch's ``.pt`` and ``.pth``, read by PyTorch itself, which unpickles only tensors and plain containers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_DEPTH = 16
 
 
 def read(file: BinaryIO) -> Tensors:
-    """Read the state dicts of a file, wherever in its dicts they are, as names ``state_dict.bn1.weight``."""
+    """Read all state dicts of a file at any depth; names are such as ``state_dict.bn1.weight``."""
     torch = need("torch", "files of PyTorch", "torch")
     archive = open_archive(file)
     if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):

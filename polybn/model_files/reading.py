@@ -1,4 +1,4 @@
-"""From a path to the batch norms of a model: what a file holds decides how it is read, not its name, where it can."""
+"""Reading of a model's batch norms. The content of a file, and not its name, decides its format if possible."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from polybn.atomic import StrPath, open_regular
-from polybn.model_files import flax, gluon, keras, names, npz, onnx, orbax, pytorch, safetensors
+from polybn.model_files import flax, gluon, keras, names, npz, onnx, orbax, pytorch, safetensors, symbol
 from polybn.model_files import fold as folding
 from polybn.model_files.archives import open_archive
 from polybn.model_files.errors import ModelFileError, naming
@@ -18,17 +18,17 @@ from polybn.model_files.tensors import Tensors
 
 KINDS = ".safetensors, .pt, .pth, .keras, .h5, .msgpack, .params, .onnx, .npz, or a directory of Orbax"
 WHOLE, MOST_BYTES = ("ONNX", "Flax"), 2**31
-"""The kinds that are parsed as a whole, and how many bytes they may have; 2 GiB is the most that ONNX allows."""
+"""The kinds of files that are parsed as a whole, and their largest size in bytes; ONNX allows no more than 2 GiB."""
 
 
 def read(path: StrPath) -> Model:
-    """Read the batch norms of a model: names, statistics, and what the file says of momentum and eps.
+    """Read the batch norms of a model: names, statistics, and the momentum and eps in the file.
 
     Parameters
     ----------
     path : path
-        A file of PyTorch, Keras, Flax, MXNet, ONNX or NumPy, or a directory of Orbax. Nothing in it is run, and what it
-        claims is checked before memory is taken for it.
+        A file of PyTorch, Keras, Flax, MXNet, ONNX or NumPy, or a directory of Orbax. No code in it is run, and sizes
+        in it are checked before memory is allocated.
 
     Returns
     -------
@@ -60,10 +60,11 @@ def read(path: StrPath) -> Model:
     with naming("model_files.read", path, "the file of a model"), open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         kind = _kind(file, Path(path).suffix.lower())
+    with naming("model_files.read", path, f"an undamaged file of {kind}"), open_regular(path) as file:
         if kind in WHOLE and size > MOST_BYTES:
             raise ModelFileError(f"have at most {MOST_BYTES:,} bytes; got {size:,}")
-        file.seek(0)
-        return _READERS[kind](file, size)
+        model = _READERS[kind](file, size)
+        return symbol.with_options(model, Path(path)) if kind == "MXNet" else model
 
 
 def fold(path: StrPath) -> Folded:
@@ -76,7 +77,7 @@ def fold(path: StrPath) -> Folded:
     Returns
     -------
     Folded
-        The model, changed, and what became of each batch norm.
+        The changed model, and the outcome for each batch norm.
 
     Raises
     ------
@@ -91,8 +92,10 @@ def fold(path: StrPath) -> Folded:
 
 
 def _kind(file: BinaryIO, suffix: str) -> str:
-    """Tell what a file is by how it begins; those of ONNX and Flax begin with nothing of their own."""
+    """Return the kind of a file by its first bytes, or by its name for ONNX and Flax, which have no fixed ones."""
     start = file.read(9)
+    if not start:
+        raise ModelFileError("be the file of a model; got an empty one")
     if start.startswith(b"PK\3\4"):
         return _kind_of_archive(set(open_archive(file).namelist()))
     if start.startswith(b"\x89HDF\r\n\x1a\n"):

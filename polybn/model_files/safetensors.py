@@ -1,7 +1,7 @@
 """The format safetensors: the length of a JSON header, the header, and the bytes of all tensors in a row.
 
-Its specification is at https://github.com/huggingface/safetensors. Names of tensors are free; what a file from PyTorch
-calls ``bn1.running_mean``, one from Flax may call ``batch_stats.bn1.mean``.
+Its specification is at https://github.com/huggingface/safetensors. Names of tensors are free: a running mean may be
+``bn1.running_mean`` in a file from PyTorch, and ``batch_stats.bn1.mean`` in one from Flax.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from polybn.model_files.errors import ModelFileError
 from polybn.model_files.tensors import Array, Tensors, widen_bfloat16
 
 MOST_HEADER = 2**24
-"""Bytes of a header; it takes some 100 for each tensor."""
+"""The largest header in bytes; a tensor takes some 100."""
 DTYPES = {
     **{f"F{8 * size}": f"<f{size}" for size in (2, 4, 8)},
     **{f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)},
@@ -29,7 +29,7 @@ _NAMES = {np.dtype(code): name for name, code in DTYPES.items() if name != "BF16
 
 
 def encode(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
-    """Write tensors, the widest dtypes first, so that each is aligned."""
+    """Encode tensors, the widest dtypes first, so that each is aligned."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     parts, offset = list[bytes](), 0
     for name, array in sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize):
@@ -44,7 +44,7 @@ def encode(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
 
 
 def read(file: BinaryIO, size: int) -> Tensors:
-    """Read the header; values are read when they are asked for, so that the file may be larger than memory."""
+    """Read the header; values are read on demand, so that the file may be larger than memory."""
     start = file.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if not 2 <= length <= min(MOST_HEADER, size - 8):
@@ -65,7 +65,7 @@ def read(file: BinaryIO, size: int) -> Tensors:
 
 
 def _place(name: str, entry: dict[str, Any], size: int) -> tuple[str, tuple[int, ...], int, int]:
-    """Check where a tensor is: within the file, and as many bytes as its shape says."""
+    """Check that a tensor is within the file and has as many bytes as its shape needs; return its place."""
     code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)) or not begin <= end <= size:
         raise ModelFileError(f"hold {name!r:.80} within its {size:,} bytes of data; got {entry!r:.200}")

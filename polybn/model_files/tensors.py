@@ -1,4 +1,4 @@
-"""What a flat model file comes down to: named tensors, of which the shapes are known and the values are read late."""
+"""The content of a flat model file: named tensors with known shapes, whose values are read on demand."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from polybn.model_files.errors import ModelFileError
 Array: TypeAlias = NDArray[Any]
 
 MOST_CHANNELS, MOST_BYTES = 2**20, 2**27
-"""A longer vector belongs to no batch norm; all that are read together take at most so many bytes."""
+"""The largest number of channels of a batch norm, and the most bytes of all vectors that are read."""
 MOST_TENSORS = 2**20
-"""How many tensors a file may have."""
+"""The largest number of tensors in a file."""
 
 
 class Tensors(NamedTuple):
     """The tensors of a file."""
 
     shapes: Mapping[str, tuple[int, ...]]
-    """By name, in the order of the file."""
+    """The shapes by name, in the order of the file."""
     read: Callable[[str], Array]
-    """Reads one of them."""
+    """The function that reads one tensor by name."""
     metadata: Mapping[str, str] = MappingProxyType({})
-    """What else the file says."""
+    """Other texts in the file."""
 
 
 def from_arrays(arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> Tensors:
-    """Return arrays that are in memory already."""
+    """Return arrays in memory as tensors."""
     return Tensors({name: array.shape for name, array in arrays.items()}, arrays.__getitem__, metadata or {})
 
 
 def widen_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """Return the values of bfloat16 numbers, of which NumPy knows the bits alone."""
+    """Return the values of bfloat16 numbers, which NumPy knows only as bits."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def for_norms(tensors: Tensors) -> Tensors:
-    """Limit what is read to what batch norms may have: files can claim more than memory holds."""
+    """Limit reading to the possible sizes of batch norms, because files can claim more than memory holds."""
     left = MOST_BYTES
 
     def read(name: str) -> Array:

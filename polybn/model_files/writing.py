@@ -1,4 +1,4 @@
-"""The states of batch norms in a file of another framework, under the names that its users expect."""
+"""Writing of batch norm states to files of other frameworks, under the names that their users expect."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ if TYPE_CHECKING:
     from polybn.model_files.tensors import Array
 
 ENDINGS = (".safetensors", ".npz", ".msgpack", ".params")
-"""What the name of a written file ends in; it picks the format."""
+"""The possible endings of written files, which select the format."""
 SEPARATORS = {"keras3": "/", "tf_fused": "/", "flax_linen": "/", "flax_nnx": "/", "haiku": "/", "chainer": "/"}
-"""What these dialects write between a layer and its arrays; all others write a dot."""
+"""The separator between a layer and its arrays in these dialects; all others use a dot."""
 STATISTICS = {"mean", "var"}
 
 
 class Converted(NamedTuple):
-    """What became of a model's batch norms."""
+    """The converted batch norms of a model."""
 
     norms: list[Norm]
-    """In the words of the target."""
+    """The batch norms in the words of the target."""
     notes: list[tuple[str, tuple[str, ...]]]
-    """What is not exact: a sentence, and the layers that it is about."""
+    """For each inexact step, a sentence and the layers that it is about."""
 
 
 def convert_norms(
     model: Model, target: Dialect, *, source: Dialect | None = None, counts: Mapping[str, int] | None = None
 ) -> Converted:
-    """Carry all batch norms of a model to a framework.
+    """Convert all batch norms of a model to a framework.
 
     Parameters
     ----------
     model : Model
     target : Dialect
     source : Dialect, optional
-        Whose words the file has, where that is not what its names say.
+        The dialect of the file, if its names do not show it.
     counts : mapping of str to int, optional
         Number of values per channel in a training batch, as for :func:`polybn.dialects.convert`, by the name of the
-        layer; that of layers which are not named is under ``""``.
+        layer; the number for all other layers is under ``""``.
 
     Returns
     -------
@@ -59,7 +59,7 @@ def convert_norms(
     Raises
     ------
     DomainError
-        If the state of one is not whole, or cannot be converted with what is known.
+        If a state is not complete, or cannot be converted with the known facts.
 
     Examples
     --------
@@ -77,11 +77,7 @@ def convert_norms(
         if norm.lacks:
             raise DomainError(f"polybn.convert: the state of {norm.name} must be whole; got one where {norm.lacks}")
         here = source or DIALECTS[norm.dialect]
-        options = {
-            **norm.options,
-            **({"fix_gamma": False} if here.fix_gamma and "fix_gamma" not in norm.options else {}),
-        }
-        carried = convert(norm.state, here, target, known.get(norm.name, known.get("")), options=options)
+        carried = convert(norm.state, here, target, known.get(norm.name, known.get("")), options=norm.options)
         words = convert_options(norm.options, here, target).options if norm.options else {}
         made.append(Norm(norm.name, target.name, carried.state, words))
         for note in carried.notes:
@@ -99,14 +95,14 @@ def _check_layers(counts: Mapping[str, int], model: Model) -> None:
 
 
 def write(norms: list[Norm], path: StrPath) -> list[str]:
-    """Write states to a file whose ending picks the format, and return the names in it.
+    """Write states to a file whose ending selects the format; return the names in it.
 
     Parameters
     ----------
     norms : list of Norm
-        All of one dialect.
+        Batch norms of one dialect.
     path : path
-        Ends in ``.safetensors``, ``.npz``, ``.msgpack`` (Flax) or ``.params`` (MXNet).
+        The file, which must end in ``.safetensors``, ``.npz``, ``.msgpack`` (Flax) or ``.params`` (MXNet).
 
     Returns
     -------
@@ -115,7 +111,7 @@ def write(norms: list[Norm], path: StrPath) -> list[str]:
     Raises
     ------
     ModelFileError
-        If the ending is another one.
+        If it has another ending.
 
     Examples
     --------
@@ -134,7 +130,7 @@ def write(norms: list[Norm], path: StrPath) -> list[str]:
 
 
 def check_ending(path: StrPath) -> None:
-    """Refuse a name that picks no format, before work is done."""
+    """Refuse a name that selects no format, before any work."""
     if Path(path).suffix.lower() not in ENDINGS:
         raise ModelFileError(
             f"polybn.convert: OUTPUT must end in {', '.join(ENDINGS)}; got {path} (it picks the format)"
@@ -155,7 +151,7 @@ def _encode(norms: list[Norm], arrays: dict[str, Array], ending: str, path: StrP
 
 
 def _tree(norms: list[Norm]) -> dict[str, Any]:
-    """Put statistics and parameters into the collections that Flax has for them, layer in layer."""
+    """Put statistics and parameters into Flax's collections, as nested layers."""
     tree: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for norm in norms:
         for own, array in norm.state.items():

@@ -1,1 +1,1 @@
-"""Channel statistics of data that come in parts: an accumulator, and ``polybn stats`` for data sets on disk."""
+"""Channel statistics of data in parts: an accumulator, and ``polybn stats`` for data sets on disk."""

@@ -1,4 +1,4 @@
-"""Count, mean, variance, smallest and largest value per channel, of values that come in parts."""
+"""Count, mean, variance, smallest and largest value per channel, for values in parts."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ MOST_BYTES = 1 << 28
 
 
 class Statistics:
-    """Statistics per channel of values that come in parts: batches, files, the shares of several processes.
+    """Statistics per channel of values in parts: batches, files, the shares of several processes.
 
-    They are those of all values together, to a few roundings of float64 for each part (clause S15), whatever the sizes
-    of the parts and their order, and however far the mean lies from zero. Each part may be of another library.
+    The results are those of all values together, to a few roundings of float64 per part (clause S15), for any sizes
+    and any order of the parts, and for a mean at any distance from zero. Parts may be of different libraries.
 
     Parameters
     ----------
     axis : int, default 1
         The channel axis of the arrays to come; negative counts from the end.
     extremes : bool, default True
-        Whether to find the smallest and largest values, too. They are found on the host: an array that lies elsewhere
-        is copied there.
+        Whether to find the smallest and largest values, too. The host finds them, so an array on another device
+        is copied to it.
 
     Raises
     ------
@@ -66,19 +66,19 @@ class Statistics:
         self._min, self._max = np.zeros(0), np.zeros(0)
 
     def update(self, x: Array, *, where: Array | None = None) -> None:
-        """Take in the values of an array.
+        """Add the values of an array.
 
         Parameters
         ----------
         x : array, shape (N, C, ...)
-            As :func:`polybn.moments` takes it, of any library; C lies at ``axis``.
+            An array of any library, as for :func:`polybn.moments`; C is at ``axis``.
         where : array of bool, optional
             Broadcasts to the shape of ``x``; False leaves a value out.
 
         Raises
         ------
         BackendError, ShapeError, DTypeError
-            As :func:`polybn.moments`, or if the number of channels is another one than before; nothing has changed.
+            As in :func:`polybn.moments`, or if the number of channels differs from earlier parts. Nothing changes then.
         """
         backend = backend_of("Statistics.update", x=x, where=where)
         found = moments(x, axis=self.axis, where=where)
@@ -90,17 +90,17 @@ class Statistics:
         self._take("update", "x", part)
 
     def merge(self, other: Statistics) -> None:
-        """Take in what another one has gathered, as if its values had come here.
+        """Add the values of another accumulator.
 
         Parameters
         ----------
         other : Statistics
-            Of as many channels; it stays as it is.
+            Statistics of as many channels, which stay unchanged.
 
         Raises
         ------
         DTypeError, ShapeError
-            If it is something else, or of another number of channels; nothing has changed.
+            If it is something else, or has another number of channels; nothing changes then.
         """
         if not isinstance(other, Statistics):
             raise DTypeError(
@@ -121,7 +121,7 @@ class Statistics:
 
     @property
     def channels(self) -> int | None:
-        """The number of channels; None before an array has come."""
+        """The number of channels; None before the first array."""
         return None if self._moments is None else len(self._moments.count)
 
     @property
@@ -147,7 +147,7 @@ class Statistics:
         return self._extreme(self._max)
 
     def variance(self, *, unbiased: bool = False) -> NDArray[np.float64]:
-        """Return the variance per channel; 0 where there are too few values.
+        """Return the variance per channel; 0 for channels with too few values.
 
         Parameters
         ----------
@@ -178,17 +178,17 @@ class Statistics:
         return np.sqrt(self.variance(unbiased=unbiased))
 
     def save(self, path: StrPath) -> None:
-        """Write everything to a file, which is replaced as a whole; NumPy's ``.npz`` without pickles.
+        """Write everything to a ``.npz`` file without pickles, which is replaced as a whole.
 
         Parameters
         ----------
         path : path
-            The file; its name is taken as it is.
+            The file; no ending is added to its name.
 
         Raises
         ------
         DomainError
-            If nothing has been taken in.
+            If no array was added.
         OSError
             If it cannot be written.
         """
@@ -199,7 +199,7 @@ class Statistics:
 
     @classmethod
     def load(cls, path: StrPath) -> Statistics:
-        """Read what :meth:`save` wrote, to go on from there.
+        """Read a file of :meth:`save`, to add more values.
 
         Parameters
         ----------
@@ -209,7 +209,7 @@ class Statistics:
         Returns
         -------
         Statistics
-            As it was saved.
+            The saved statistics.
 
         Raises
         ------
@@ -274,7 +274,7 @@ class Statistics:
 
 
 def _wide(part: Moments) -> Moments:
-    """Bring moments to float64; a mean and its low part in fewer digits are one number there."""
+    """Convert moments to float64, in which a mean and its low part from a shorter type add up to one number."""
     low = np.zeros(part.mean.shape) if part.low is None else part.low.astype(np.float64)
     mean = part.mean + low
     with np.errstate(invalid="ignore"):
@@ -284,7 +284,7 @@ def _wide(part: Moments) -> Moments:
 def _extremes(
     x: NDArray[Any], axis: int, where: NDArray[np.bool_] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the smallest and largest values, channel by channel: NumPy is slow where the channel axis comes last."""
+    """Return the smallest and largest values, channel by channel, because NumPy is slow if the channel axis is last."""
     rows = np.moveaxis(x, axis, 0)
     kept = [None] * len(rows) if where is None else np.moveaxis(np.broadcast_to(where, x.shape), axis, 0)
     found = np.full((2, len(rows)), [[np.inf], [-np.inf]])

@@ -1,6 +1,6 @@
 """Arrays in files: NumPy's ``.npy`` and ``.npz``, and IDX, the format of MNIST, compressed or not.
 
-What is not compressed is mapped into memory, and only the block at hand is read; what is in an archive is read as a
+Uncompressed arrays are mapped into memory, and only the current block is read; arrays in archives are read as a
 stream. Nothing is unpickled.
 """
 
@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.lib import format as npy
@@ -26,17 +26,17 @@ from polybn.statistics.parts import LIMIT, Array, Layout, Part, blocks, channels
 
 NPY, ZIP, GZIP = b"\x93NUMPY", b"PK\x03\x04", b"\x1f\x8b"
 DAMAGE = (ValueError, EOFError, struct.error, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile)
-"""What comes of bytes that are not what they claim to be."""
+"""The exceptions that damaged files can raise."""
 
 
 class Header(NamedTuple):
-    """What the first bytes of an array in a file say of the rest."""
+    """The facts about an array in its first bytes in a file."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     fortran: bool
     length: int
-    """Bytes of the header itself."""
+    """The number of bytes of the header itself."""
 
     @property
     def size(self) -> int:
@@ -45,7 +45,7 @@ class Header(NamedTuple):
 
 
 def parts_of(path: Path, layout: Layout) -> list[Part] | None:
-    """Return the parts of a file of arrays, which its first bytes make known; None if it is none."""
+    """Return the parts of a file of arrays, recognized by its first bytes; None for any other file."""
     with path.open("rb") as file:
         start = file.read(6)
     try:
@@ -57,7 +57,7 @@ def parts_of(path: Path, layout: Layout) -> list[Part] | None:
             return _streamed(path, f"{path}", layout, partial(_open_packed, path), _idx_header)
         if start[:2] == b"\0\0" and len(start) > 3 and start[2] in TYPES:
             return _mapped(path, layout, _idx_header)
-    except ShapeError:  # --axis is wrong, and not the file
+    except ShapeError:  # --axis is wrong, not the file
         raise
     except DAMAGE as error:
         raise DataIntegrityError(f"polybn stats: {path} must be a whole file of arrays; got {error}") from error
@@ -84,7 +84,7 @@ def _idx_header(file: IO[bytes]) -> Header:
 
 
 def _channel_axis(name: str, layout: Layout, header: Header, read: Callable[[IO[bytes]], Header]) -> int | None:
-    """Images in IDX files are grey."""
+    """Return the channel axis; images in IDX files are grey, so they have none."""
     check_dtype(name, header.dtype)
     grey = read is _idx_header and len(header.shape) <= 3
     return layout.channel_axis(name, header.shape, default="none" if grey else None)
@@ -111,8 +111,8 @@ def _words(index: tuple[slice, ...]) -> str:
 
 
 def _map(path: Path, header: Header) -> Array:
-    order = "F" if header.fortran else "C"
-    return np.memmap(path, header.dtype, "r", header.length, header.shape, order)  # type: ignore[call-overload, no-any-return]
+    order: Literal["F", "C"] = "F" if header.fortran else "C"
+    return np.memmap(path, header.dtype, "r", header.length, header.shape, order)
 
 
 def _read(path: Path, header: Header, index: tuple[slice, ...], axis: int | None) -> Iterator[Array]:
@@ -127,7 +127,7 @@ def _npz(path: Path, layout: Layout) -> list[Part]:
 
 
 def pick(path: str, names: list[str], wanted: str | None) -> str:
-    """Choose one of several arrays: the one that was named, or the only one."""
+    """Choose the array with the wanted name, or the only one."""
     if wanted in names:
         return wanted
     if wanted is None and len(names) == 1:
@@ -156,7 +156,7 @@ def _streamed(
 
 
 def _stream(start: Callable[[], IO[bytes]], header: Header, axis: int | None) -> Iterator[Array]:
-    """Read row by row of the first axis, unless that is the channels' or the last in memory; then as a whole."""
+    """Read row by row along the first axis, or as a whole if that axis is the channels' or the last in memory."""
     rows, at_once = header.shape[0] if header.shape else 1, header.fortran or axis == 0
     step = rows if at_once else max(1, LIMIT // (header.size // rows))
     with start() as file:
@@ -171,7 +171,7 @@ def _stream(start: Callable[[], IO[bytes]], header: Header, axis: int | None) ->
 
 
 def _exactly(file: IO[bytes], size: int) -> bytes:
-    """Read so many bytes, in small steps: a header may promise more than there is."""
+    """Read exactly ``size`` bytes, in small steps, because a header may claim more than the file has."""
     steps, left = [], size
     while left:
         steps.append(file.read(min(left, 1 << 24)))

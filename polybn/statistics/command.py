@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,10 +19,10 @@ from polybn.lenet.errors import DataIntegrityError
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
-    from polybn.statistics.measure import Measured
+    from polybn.statistics.measure import Measured, Spread
 
 SHOWN = 20
-"""Names of what was left out that are printed; the file of ``--json`` has all."""
+"""The number of names of skipped files that are printed; the file of ``--json`` has all."""
 
 
 def _axis(word: str) -> int | str:
@@ -63,6 +65,14 @@ def stats(
     workers: Annotated[
         int, typer.Option(min=0, help="Processes that read. The number changes no digit of the result.")
     ] = 0,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Let a Dask cluster read instead, such as tcp://host:8786. Its workers must have PolyBN, and see the "
+            "files where this machine does.",
+        ),
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the histogram of each channel: .png, .svg or .pdf.")
     ] = None,
@@ -91,14 +101,14 @@ def stats(
         raise DomainError(f"polybn stats: --scale must be a positive number; got {scale} (values are divided by it)")
     if picture is not None:
         pictures.check_target(picture)
-        pictures.new_figure()
+        pictures.new_figure()  # fails early without matplotlib
+    spread = _spread(workers, scheduler)
     layout = Layout(None if axis is None else _axis(axis), array)
-    parts = [part for path in paths for part in parts_of(path, layout, mode)]
+    seen = paths if scheduler is None else [path.absolute() for path in paths]
+    parts = [part for path in seen for part in parts_of(path, layout, mode)]
     with _progress() as bar:
         task = bar.add_task("reading", total=sum(part.size for part in parts))
-        found = measure(
-            parts, workers=workers, histogram=picture is not None, progress=lambda size: bar.advance(task, size)
-        )
+        found = measure(parts, spread, histogram=picture is not None, progress=lambda size: bar.advance(task, size))
     if not found.statistics.channels or not found.statistics.count.any():
         reason = f"{len(parts)} parts" if not found.left_out else ": ".join(found.left_out[0])
         raise DataIntegrityError(f"polybn stats: a data set must have values that can be read; got none ({reason})")
@@ -111,6 +121,19 @@ def stats(
         err.print(f"Saved in {save}, before --scale")
     if found.left_out:
         raise typer.Exit(1)
+
+
+def _spread(workers: int, scheduler: str | None) -> Spread:
+    """Return the function that distributes parts to readers."""
+    from polybn.statistics.measure import in_processes, on_cluster
+
+    if scheduler is None:
+        return partial(in_processes, workers=workers) if workers else map
+    if workers:
+        raise DomainError(
+            f"polybn stats: --workers must be left out with --scheduler; got {workers} (the cluster has its own)"
+        )
+    return partial(on_cluster, address=scheduler)
 
 
 def _progress() -> Progress:
@@ -127,7 +150,7 @@ def _report(found: Measured, scale: float, unbiased: bool, target: Path | None) 
     if len(found.left_out) > SHOWN:
         err.print(f"Left out: {len(found.left_out) - SHOWN:,} more")
     if target is not None:
-        text = json.dumps(numbers, indent=1)
+        text = json.dumps({name: _plain(value) for name, value in numbers.items()}, indent=1, allow_nan=False)
         if target == Path("-"):
             out.print(text)
         else:
@@ -146,6 +169,13 @@ def _numbers(found: Measured, scale: float, unbiased: bool) -> dict[str, Any]:
         "unbiased": unbiased,
         "left_out": [one._asdict() for one in found.left_out],
     }
+
+
+def _plain(value: Any) -> Any:
+    """Put null in the place of NaN and infinity, which JSON lacks."""
+    if not isinstance(value, list):
+        return value
+    return [None if isinstance(one, float) and not math.isfinite(one) else one for one in value]
 
 
 def _table(numbers: dict[str, Any]) -> Table:

@@ -1,4 +1,4 @@
-"""Histograms of values that come in parts: bins as wide as a power of two, so that no count has to be split."""
+"""Histograms of values in parts: bins are as wide as a power of two, so that no count must be split."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ MOST_BINS = 256
 
 
 class Histogram:
-    """How many values of each channel lie in each bin.
+    """The number of values of each channel in each bin.
 
-    A bin holds ``k * width <= x < (k + 1) * width``. Where values spread too far, bins are joined in pairs, so that
-    nothing is approximated and no range must be known beforehand. NaN and infinity are left out.
+    A bin holds ``k * width <= x < (k + 1) * width``. If values spread too far, bins are joined in pairs, so that
+    counts are exact and no range must be known beforehand. NaN and infinity are not counted.
     """
 
     def __init__(self) -> None:
         self.exponent = -1074
-        """The width of a bin is two to this power."""
+        """The exponent of the width of a bin, a power of two."""
         self.first = 0
         """The number ``k`` of the first bin."""
         self.counts: NDArray[np.int64] = np.zeros((0, 0), np.int64)
-        """Shape ``(C, bins)``."""
+        """The counts, of shape ``(C, bins)``."""
 
     def update(self, x: NDArray[Any]) -> None:
-        """Take in an array with the channels last."""
+        """Count the values of an array with the channels last."""
         rows = np.moveaxis(x, -1, 0).reshape(x.shape[-1], -1).astype(np.float64)
         finite = [row[np.isfinite(row)] for row in rows]
         if not any(row.size for row in finite):
@@ -42,7 +42,7 @@ class Histogram:
         self.merge(part)
 
     def merge(self, other: Histogram) -> None:
-        """Take in what another one has counted."""
+        """Add the counts of another histogram."""
         if not other.counts.size:
             return
         if not self.counts.size:

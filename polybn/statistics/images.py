@@ -1,4 +1,4 @@
-"""Folders of images, by Pillow: groups of files, each image as rows of pixels."""
+"""Folders of images, read by Pillow in groups of files, each image as rows of pixels."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm", ".jp2"}
 )
 GROUP = 64
-"""Files that a process reads at a time."""
+"""The number of files in a part."""
 
 
 def parts_of(paths: list[Path], mode: str | None) -> list[Part]:
-    """Group image files; the first one tells how many channels all must have."""
+    """Group image files; all must have the number of channels of the first."""
     channels = _first_channels(paths, mode)
     groups = [paths[low : low + GROUP] for low in range(0, len(paths), GROUP)]
     return [
@@ -64,13 +64,13 @@ def _read(paths: list[Path], mode: str | None, channels: int) -> Iterator[Array 
 
 
 def _pixels(path: Path, mode: str | None) -> Array:
-    """Decode an image into shape ``(pixels, channels)``; one with a palette into its colours."""
+    """Decode an image to shape ``(pixels, channels)``; a palette becomes its colours."""
     try:
         from PIL import Image
     except ImportError as error:
         raise ImportError(f"polybn stats: images need Pillow: {sys.executable} -m pip install pillow") from error
     with warnings.catch_warnings(), Image.open(path) as image:
-        warnings.simplefilter("ignore")  # of odd metadata, which no pixel depends on
+        warnings.simplefilter("ignore")  # about unusual metadata, on which no pixel depends
         natural = {"1": "L", "P": "RGBA" if "transparency" in image.info else "RGB", "PA": "RGBA"}
         wanted = mode or natural.get(image.mode, image.mode)
         pixels: Array = np.asarray(image if image.mode == wanted else image.convert(wanted))

@@ -1,15 +1,16 @@
-"""From paths to statistics: find the parts, measure them in one process or several, and put them together in order."""
+"""Measurement of data sets: find the parts, measure them in one process or several, and merge them in order."""
 
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -22,16 +23,21 @@ from polybn.statistics.parts import Layout, LeftOut, Part
 
 
 class Measured(NamedTuple):
-    """What was found in a data set, or in a part of it."""
+    """The results for a data set, or for a part of one."""
 
     statistics: Statistics
     histogram: Histogram
     left_out: list[LeftOut]
-    """What could not be read."""
+    """The files, or ranges of files, that could not be read."""
+
+
+Work: TypeAlias = Callable[[Part], Measured]
+Spread: TypeAlias = Callable[[Work, list[Part]], Iterable[Measured]]
+"""A function that applies the work to all parts, perhaps in parallel, and returns the results in the order of parts."""
 
 
 def parts_of(path: Path, layout: Layout, mode: str | None) -> list[Part]:
-    """Return the parts of a file, a folder or a store, in an order that the names decide."""
+    """Return the parts of a file, a folder or a store, in the order of names."""
     if path.is_dir():
         return zarr_stores.parts_of(path, layout) if zarr_stores.is_store(path) else _in_folder(path, layout, mode)
     if path.exists() and not path.is_file():
@@ -53,34 +59,32 @@ def _in_folder(folder: Path, layout: Layout, mode: str | None) -> list[Part]:
 
 
 def measure(
-    parts: list[Part], *, workers: int = 0, histogram: bool = False, progress: Callable[[int], None] | None = None
+    parts: list[Part], spread: Spread = map, *, histogram: bool = False, progress: Callable[[int], None] | None = None
 ) -> Measured:
-    """Measure all parts; the result does not depend on the number of worker processes, to the bit.
+    """Measure all parts and merge them in order; no bit of the result depends on the processes that read.
 
-    With 0 workers, this process reads. ``progress`` is told of the bytes of each part.
+    ``spread`` distributes the parts to readers; ``progress`` gets the number of bytes of each part.
     """
     total = Measured(Statistics(axis=-1), Histogram(), [])
     work = partial(_measure_part, histogram=histogram)
-    for part, found in zip(parts, _each(work, parts, workers), strict=True):
+    for part, found in zip(parts, spread(work, parts), strict=True):
         try:
             total.statistics.merge(found.statistics)
-        except ShapeError as error:  # it has other channels
+        except ShapeError as error:  # the number of channels differs
             total.left_out.append(LeftOut(part.name, f"{error}"))
         else:
             total.histogram.merge(found.histogram)
-            total.left_out.extend(found.left_out)
+        total.left_out.extend(found.left_out)
         if progress is not None:
             progress(part.size)
     return total
 
 
-def _each(work: Callable[[Part], Measured], parts: list[Part], workers: int) -> Iterable[Measured]:
-    return _in_processes(work, parts, min(workers, len(parts))) if workers else map(work, parts)
-
-
-def _in_processes(work: Callable[[Part], Measured], parts: list[Part], workers: int) -> Iterator[Measured]:
-    # New processes rather than forks: a fork of a process with threads may hang.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
+def in_processes(work: Work, parts: list[Part], *, workers: int) -> Iterator[Measured]:
+    """Let worker processes on this machine read."""
+    # New processes, because a fork of a process with threads may hang.
+    number = max(1, min(workers, len(parts)))
+    pool = ProcessPoolExecutor(number, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
     try:
         yield from pool.map(work, parts)
     except BrokenProcessPool as error:
@@ -92,13 +96,41 @@ def _in_processes(work: Callable[[Part], Measured], parts: list[Part], workers: 
         pool.shutdown(cancel_futures=True)
 
 
+def on_cluster(work: Work, parts: list[Part], *, address: str) -> Iterator[Measured]:
+    """Let the workers of a Dask cluster read; they must see the files under the same names.
+
+    Other workers read the parts of a lost worker again.
+    """
+    try:
+        from distributed import Client, KilledWorker
+    except ImportError as error:
+        raise ImportError(
+            f"polybn stats: --scheduler needs Dask: {sys.executable} -m pip install 'dask[distributed]'"
+        ) from error
+    connect: Any = Client
+    try:
+        client = connect(address, timeout=10)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"polybn stats: --scheduler must be the address of a Dask scheduler that answers; got {address} ({error})"
+        ) from error
+    with client:
+        try:
+            for future in client.map(work, parts, pure=False):
+                yield future.result()
+        except KilledWorker as error:
+            raise OSError(
+                f"polybn stats: a part must not bring workers down; one did, again and again ({error})"
+            ) from error
+
+
 def _ignore_interrupts() -> None:
-    """Leave Ctrl-C to the process that the user has started."""
+    """Leave Ctrl-C to the process that the user started."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _measure_part(part: Part, *, histogram: bool) -> Measured:
-    """Measure a part, or leave it out as a whole."""
+    """Measure a part, or skip it as a whole."""
     found = Measured(Statistics(axis=-1), Histogram(), [])
     try:
         for values in part.read():

@@ -1,6 +1,6 @@
-"""What a data set on disk is made of: parts that a process can read on its own. Large arrays are cut into such.
+"""The parts of a data set on disk, which processes can read independently. Large arrays are cut into several parts.
 
-A part yields arrays with the channels last, and names what it must leave out.
+A part yields arrays with the channels last, and the names of files that it cannot read.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from polybn.spec import ShapeError
 Array: TypeAlias = NDArray[Any]
 
 LIMIT = 1 << 26
-"""Bytes that a part holds in memory at a time."""
+"""The most bytes that a part has in memory at a time."""
 
 
 class LeftOut(NamedTuple):
-    """What could not be read."""
+    """A file, or a range of one, that could not be read."""
 
     name: str
-    """A file, or a range of one."""
+    """The file, or the range."""
     reason: str
 
 
@@ -33,21 +33,21 @@ class Part(NamedTuple):
 
     name: str
     size: int
-    """Bytes, for a progress bar."""
+    """The number of bytes, for a progress bar."""
     read: Callable[[], Iterator[Array | LeftOut]]
-    """Reads it in steps; it can be pickled."""
+    """A picklable function that reads the part in steps."""
 
 
 class Layout(NamedTuple):
-    """Where the channels of arrays are, and which array of a file is meant."""
+    """The user's options: the channel axis of arrays, and the name of an array in a file."""
 
     axis: int | str | None = None
-    """The channel axis, ``"none"`` for a single channel, None if nothing was said."""
+    """The channel axis, ``"none"`` for a single channel, or None if it was not given."""
     array: str | None = None
-    """The name of an array in a file or a store that holds several."""
+    """The name of one array in a file or a store with several."""
 
     def channel_axis(self, name: str, shape: tuple[int, ...], *, default: str | None = None) -> int | None:
-        """Return the channel axis of an array, counted from the front; None if all is one channel."""
+        """Return the channel axis of an array, counted from the front; None for a single channel."""
         axis: int | str | None = default if self.axis is None else self.axis
         if axis is None and len(shape) <= 2:
             axis = 1 if len(shape) == 2 else "none"
@@ -67,7 +67,7 @@ class Layout(NamedTuple):
 
 
 def check_dtype(name: str, dtype: np.dtype[Any]) -> None:
-    """Refuse what has no mean in float64."""
+    """Refuse dtypes without a mean in float64."""
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise DataIntegrityError(
             f"polybn stats: {name} must hold integers or floating-point numbers of up to 64 bits; got {dtype}"
@@ -75,13 +75,13 @@ def check_dtype(name: str, dtype: np.dtype[Any]) -> None:
 
 
 def channels_last(array: Array, axis: int | None) -> Array:
-    """View an array with its channels last, and at least one axis before them."""
+    """Return a view with the channels last, and at least one axis before them."""
     last = array[..., None] if axis is None else np.moveaxis(array, axis, -1)
     return last if last.ndim > 1 else last[None]
 
 
 def blocks(array: Array, axis: int | None, index: tuple[slice, ...] = ()) -> Iterator[tuple[slice, ...]]:
-    """Cut an array into blocks of at most ``LIMIT`` bytes, along the axes whose steps in memory are the longest."""
+    """Cut an array into blocks of at most ``LIMIT`` bytes, along the axes with the longest strides."""
     index = index or tuple(slice(0, size) for size in array.shape)
     sizes = [part.stop - part.start for part in index]
     free = [k for k, size in enumerate(sizes) if size > 1 and k != axis]

@@ -1,4 +1,4 @@
-"""The picture of a data set: a histogram for each channel."""
+"""A picture of a data set: a histogram for each channel."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from polybn.statistics.histogram import Histogram
 
 MOST_CHANNELS = 16
-"""Panels that still can be read."""
+"""The largest number of panels that stay readable."""
 COLOURS = {1: ("#555555",), 3: ("#c0392b", "#27803c", "#2c5fb3")}
 
 
 def draw(statistics: Statistics, histogram: Histogram, target: Target, *, scale: float = 1.0) -> None:
-    """Draw the histograms of the first channels, each with its mean and one standard deviation to both sides."""
+    """Draw the histograms of the first channels, each with its mean and one standard deviation on both sides."""
     channels = min(len(statistics.count), MOST_CHANNELS)
     figure = pictures.new_figure(figsize=(7, 0.6 + 1.5 * channels), layout="constrained")
     panels = np.atleast_1d(figure.subplots(channels, 1, sharex=True))

@@ -1,4 +1,4 @@
-"""Arrays in Zarr stores, chunk by chunk."""
+"""Arrays in Zarr stores, read chunk by chunk."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from polybn.statistics.arrays import pick
 from polybn.statistics.parts import LIMIT, Array, Layout, Part, channels_last, check_dtype
 
 MARKS = ("zarr.json", ".zarray", ".zgroup")
-"""Files that make a folder a store."""
+"""The files by which a folder is recognized as a store."""
 
 
 def is_store(path: Path) -> bool:
-    """Tell whether a folder is a store."""
+    """Return whether a folder is a store."""
     return any((path / mark).is_file() for mark in MARKS)
 
 
 def parts_of(path: Path, layout: Layout) -> list[Part]:
-    """Return the parts of an array in a store: a chunk each, or several where they are small."""
+    """Return the parts of an array in a store: one chunk each, or several small ones."""
     try:
         root = _zarr().open(path, mode="r")
         names = [] if hasattr(root, "chunks") else sorted(name for name, _ in root.arrays())
     except ImportError:
         raise
-    except Exception as error:  # what a damaged store raises depends on the version of Zarr
+    except Exception as error:  # the exception depends on the version of Zarr
         raise DataIntegrityError(f"polybn stats: {path} must be a Zarr store; got {error}") from error
     name = None if hasattr(root, "chunks") else pick(f"{path}", names, layout.array)
     array = root if name is None else root[name]
@@ -56,7 +56,7 @@ def _zarr() -> Any:
 
 
 def _steps(array: Any, axis: int | None) -> list[int]:
-    """Return the sizes of the blocks: whole chunks, all channels, several chunks along the first axis if they fit."""
+    """Return the sizes of blocks: whole chunks, all channels, and several chunks along the first axis if they fit."""
     chunks = getattr(array, "shards", None) or array.chunks
     steps = [array.shape[k] if k == axis else min(step, array.shape[k]) for k, step in enumerate(chunks)]
     size = math.prod(steps) * array.dtype.itemsize

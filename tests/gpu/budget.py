@@ -1,8 +1,8 @@
-"""What the kernels cost, counted in their machine code: ``python -m tests.gpu.budget`` writes the record of it.
+"""The cost of the kernels, counted in their machine code: ``python -m tests.gpu.budget`` writes the record.
 
-A kernel goes over values in loops of four kinds. ``load`` brings them to shared memory, ``sum`` adds up terms,
-``write`` makes results from shared memory, and ``move`` is all of inference. Of each kind the hot loop is counted, the
-one for whole tiles: instructions of a thread, divided by the values that it handles in a turn.
+A kernel handles values in loops of four kinds. ``load`` copies them to shared memory, ``sum`` adds up terms,
+``write`` computes results from shared memory, and ``move`` is all of inference. The count is for the hot loop of each
+kind, the one for whole tiles: the instructions of a thread divided by the values that it handles in a turn.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ RECORD = Path(__file__).parents[2] / "docs" / "results" / "cupy-budget.json"
 TARGET = "sm_90"
 INPUTS = {"inference": 1, "forward": 1, "backward": 2, "second": 3}
 LIMITS = {"inference": 12.0, "forward": 32.0, "backward": 45.0, "second": 105.0}
-"""Instructions a value, at most: the first three are such that memory is the limit."""
+"""The most instructions per value. Under the first three limits, memory is slower than the instructions."""
 ITEM_BYTES = {"Half": 2, "Bfloat": 2, "float": 4, "double": 8}
 DTYPES = {"Half": "float16", "Bfloat": "bfloat16", "float": "float32", "double": "float64"}
 LAYOUTS = {"ROWS": "NCHW", "CHANNELS": "NHWC"}
 CHUNK_VALUES = 16
-"""Of each lane, in one turn of a loop that adds up: EACH of tile.cuh."""
+"""The values that each lane adds up in one turn of a loop: EACH in tile.cuh."""
 REGISTERS, THREADS, MOST_BLOCKS, MOST_TRAINING = 65536, 256, 8, 3
-"""Of a multiprocessor and a block; blocks of 70 KB that it has shared memory for."""
+"""Registers of a multiprocessor; threads of a block; the most blocks per multiprocessor, and the most of 70 KB."""
 
 # For the prediction: an H100. A device copy moves some 4.3 TB/s; 132 multiprocessors issue 4 warp instructions at
-# 1.75 GHz, of which two thirds are counted on; a launch, and the meeting of a group.
-COPY_BYTES, ISSUED = 4.3e6, 2 / 3 * 132 * 4 * 1750 * 32  # a us; the latter by lane
+# 1.75 GHz, of which the prediction uses two thirds. LATENCY, in us, is for a launch and a group's barrier.
+COPY_BYTES, ISSUED = 4.3e6, 2 / 3 * 132 * 4 * 1750 * 32  # per us; ISSUED counts each lane
 LATENCY = {"inference": 2.5, "forward": 4.0, "backward": 4.0, "second": 4.0}
 LARGE = (256, 64, 56, 56)
 
 
 class Subject(NamedTuple):
-    """A kernel of which the hot path is counted."""
+    """A kernel whose hot path is counted."""
 
     kernel: str
     stored: str
@@ -48,17 +48,17 @@ class Subject(NamedTuple):
 
     @property
     def expression(self) -> str:
-        """Name it as C++ does."""
+        """Return the kernel's name in C++."""
         return f"{self.kernel}<{self.stored}, {self.walk}, {self.length}>"
 
     @property
     def label(self) -> str:
-        """Name it for readers."""
+        """Return the kernel's name for readers."""
         return f"{self.kernel} {DTYPES[self.stored]} {LAYOUTS[self.walk]}"
 
 
 def subjects() -> Iterator[Subject]:
-    """List kernels for NCHW and NHWC in float32 and float16, where vectors fit."""
+    """List the kernels for NCHW and NHWC in float32 and float16, for shapes that vector loads fit."""
     for kernel in INPUTS:
         for stored, rows in (("float", 4), ("Half", 8)):
             yield Subject(kernel, stored, "ROWS", rows)
@@ -66,7 +66,7 @@ def subjects() -> Iterator[Subject]:
 
 
 def count(subject: Subject, text: str | None = None) -> dict[str, Any]:
-    """Compile a kernel, its own text or another one, and count."""
+    """Compile a kernel from its own text or from ``text``, and count."""
     file, sources = f"{subject.kernel}.cu", nvrtc.kernels()
     cubin, log = nvrtc.to_cubin(text or sources.source(file), file, subject.expression, TARGET, sources.OPTIONS)
     lines = sass.disassemble(cubin)
@@ -93,7 +93,7 @@ def count(subject: Subject, text: str | None = None) -> dict[str, Any]:
 
 
 def complaints(subject: Subject, counted: dict[str, Any], recorded: dict[str, Any] | None) -> list[str]:
-    """Say what breaks the limits, or is worse than it was; nothing is compared across compilers."""
+    """Report whatever breaks a limit or is worse than in the record, if the record is of the same compiler."""
     kinds = {"move"} if subject.kernel == "inference" else {"load", "sum", "write"}
     found = [f"no hot loop that does: {kind}" for kind in kinds - counted["instructions"].keys()]
     total = counted["instructions a value"]
@@ -111,7 +111,7 @@ def complaints(subject: Subject, counted: dict[str, Any], recorded: dict[str, An
 
 
 def traffic(subject: Subject) -> float:
-    """Return the bytes that a value costs at the large shape, by the plan for an H100; it imports the backend."""
+    """Return the bytes moved per value at the large shape, by the plan for an H100; this imports the backend."""
     from polybn_cupy import calls, layout, plan
 
     n, channels, *image = LARGE
@@ -129,7 +129,7 @@ def traffic(subject: Subject) -> float:
 
 
 def predict(subject: Subject, counted: dict[str, Any]) -> float:
-    """Return the time at the large shape, in us: of memory or of instructions, whichever takes longer."""
+    """Return the time at the large shape in us, the longer of memory's and the instructions'."""
     values = math.prod(LARGE)
     memory = values * counted["bytes a value"] / COPY_BYTES
     arithmetic = values * counted["instructions a value"] / ISSUED
@@ -145,7 +145,7 @@ def _values(loop: sass.Loop, subject: Subject) -> float:
 
 
 def _hot(kind: str, loops: list[tuple[float, sass.Loop]]) -> list[sass.Loop]:
-    """Pick the loops of whole tiles: those that handle most values at once, and of sums the shortest."""
+    """Pick the loops for whole tiles: those that handle most values at once, and the shortest of those that sum."""
     if kind == "sum":
         return [min((loop for _, loop in loops), key=lambda loop: len(loop.instructions))]
     most = max(values for values, _ in loops)
@@ -153,10 +153,10 @@ def _hot(kind: str, loops: list[tuple[float, sass.Loop]]) -> list[sass.Loop]:
 
 
 def _share(kind: str, loops: list[tuple[float, sass.Loop]], subject: Subject) -> tuple[float, float]:
-    """Return instructions and memory instructions a value, of all loops of a kind that a value goes through."""
+    """Return instructions and memory instructions per value, over all loops of a kind that a value passes through."""
     values, hot = max(values for values, _ in loops), _hot(kind, loops)
     all_of_them, memory = ([count(loop) / values for loop in hot] for count in (_length, _memory))
-    if kind == "load":  # one for each array; there are copies of it, for rounds
+    if kind == "load":  # one loop for each array, and copies of it for rounds
         arrays = INPUTS[subject.kernel]
         return arrays * max(all_of_them), arrays * max(memory)
     return sum(all_of_them), sum(memory)
@@ -172,7 +172,7 @@ def _memory(loop: sass.Loop) -> int:
 
 
 def _without_cupy() -> None:
-    """Make the backend's arithmetic importable where CuPy is not."""
+    """Make the backend's arithmetic importable without CuPy."""
     folder = nvrtc.FOLDER
     sys.path[:0] = [str(folder.parents[1]), str(folder.parent)]
     package, stub = ModuleType("polybn_cupy"), ModuleType("cupy")

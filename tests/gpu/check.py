@@ -1,8 +1,8 @@
-"""Run everything that wants a GPU, part by part, and write down what came of it: ``python -m tests.gpu.check``.
+"""Run everything that needs a GPU, part by part, and record the results: ``python -m tests.gpu.check``.
 
 It needs CuPy, Hypothesis, ml_dtypes and pytest; PyTorch and compute-sanitizer are used where they are installed. PolyBN
-itself need not be installed. Each part runs in a process of its own, which may crash or outrun its time, and what it
-found is written at once, to ``docs/results/cupy-<device>.json``; a later run of some parts adds to that record. The
+itself need not be installed. Each part runs in its own process, which may crash or exceed its time, and its findings
+are written at once to ``docs/results/cupy-<device>.json``; a later run of some parts adds to that record. The
 kit's report is ``check-cupy-<device>.json``. The table of support reads both. The exit code is 1 if a part failed.
 """
 
@@ -30,18 +30,18 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 SOURCES = ROOT / "backends" / "polybn_cupy"
 LIMITS = {"compile": 240, "speed": 420, "lenet": 180, "kit": 480, "tests": 580, "sanitizers": 580, "bench": 300}
-"""Parts in their order, and the seconds that each may take."""
+"""The parts in their order, with the seconds that each may take."""
 NOT_RUN = {"ok": False, "absent": "not run"}
 
 
 def say(words: str) -> None:
-    """Tell at once how far it is, and when that was."""
+    """Print a line of progress with the time, and flush it."""
     sys.stdout.write(f"{datetime.datetime.now():%H:%M:%S} {words}\n")
     sys.stdout.flush()
 
 
 class Record:
-    """What is known of one device, as a file: read, changed and written as a whole."""
+    """The record of one device, a file that is read, changed and written as a whole."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
         self.about = dict(about)
@@ -50,7 +50,7 @@ class Record:
         self.path, self.report_path = folder / f"cupy-{label}.json", folder / f"check-cupy-{label}.json"
 
     def parts(self) -> dict[str, Result]:
-        """Return what every part found; what belongs to other sources or versions does not count."""
+        """Return the findings of every part, without those of other sources or versions."""
         found: dict[str, Result] = {name: dict(NOT_RUN) for name in LIMITS}
         if self.path.exists():
             data = json.loads(self.path.read_text(encoding="utf-8"))
@@ -59,7 +59,7 @@ class Record:
         return found
 
     def keep(self, part: str, result: Result) -> None:
-        """Write what a part found so far."""
+        """Write the findings of a part so far."""
         parts = self.parts() | {part: result | {"date": datetime.datetime.now(datetime.UTC).date().isoformat()}}
         data = {"ok": all(result["ok"] for result in parts.values()), **self.about, "parts": parts}
         whole = self.path.with_suffix(".part")
@@ -68,7 +68,7 @@ class Record:
 
 
 def main() -> int:
-    """Run parts, each in a process that may fail without stopping the others."""
+    """Run parts, each in its own process, so that one may fail without stopping the others."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", default=list(LIMITS), choices=LIMITS, help="all by default")
     parser.add_argument("--profile", default="dev", choices=("dev", "ci", "nightly"), help="of the conformance kit")
@@ -101,7 +101,7 @@ def main() -> int:
 
 
 def introduce() -> None:
-    """Make this tree's backends known, here and to processes to come, where PolyBN is not installed."""
+    """If PolyBN is not installed, announce this tree's backends to this process and to its children."""
     from importlib.metadata import entry_points
 
     if entry_points(group="polybn.backends"):
@@ -119,7 +119,7 @@ def introduce() -> None:
 
 
 def facts() -> dict[str, Any]:
-    """Say what a record speaks of: device, versions, and which sources."""
+    """Return the facts that a record begins with: the device, the versions, and a digest of the sources."""
     import polybn
 
     described = polybn.backend("cupy").describe()
@@ -131,7 +131,7 @@ def facts() -> dict[str, Any]:
 
 
 def supervise(record: Record, part: str, profile: str) -> None:
-    """Run one part in a process of its own, and write down if it did not come to its end."""
+    """Run one part in its own process, and record if it did not finish."""
     say(f"{part} ... (at most {LIMITS[part]} s)")
     start = time.monotonic()
     record.keep(part, {"ok": False, "error": "did not come to its end"})
@@ -151,7 +151,7 @@ def supervise(record: Record, part: str, profile: str) -> None:
 
 
 def find(record: Record, part: str, profile: str) -> None:
-    """Do one part here, and write down each thing that it finds."""
+    """Run one part in this process, and record each finding."""
     from tests.gpu import parts, speed
 
     sources: dict[str, Callable[[], Iterator[Result]]] = {
@@ -166,9 +166,9 @@ def find(record: Record, part: str, profile: str) -> None:
     result: Result = {}
     try:
         for result in sources[part]():
-            # Until the part's own end, the record says that there was none.
+            # Until the part ends, the record says that it has not finished.
             record.keep(part, result | {"ok": False, "error": "did not come to its end"})
-    except Exception as error:  # written down, not passed over
+    except Exception as error:  # any failure goes into the record
         result |= {"ok": False, "error": f"{type(error).__name__}: {error}"}
         say(f"{part}: {result['error']}")
     record.keep(part, result)

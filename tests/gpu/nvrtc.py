@@ -16,20 +16,20 @@ FOLDER = Path(__file__).parents[2] / "backends" / "polybn_cupy"
 
 @cache
 def roots() -> tuple[Path, ...]:
-    """Return the folders that hold NVIDIA's packages, of which each wheel has a part."""
+    """Return the folders of NVIDIA's packages, which come in several wheels."""
     found = importlib.util.find_spec("nvidia")
     return () if found is None else tuple(Path(p) for p in found.submodule_search_locations or ())
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Load the newest NVRTC there is."""
+    """Load the newest NVRTC that is installed."""
     paths = sorted(path for root in roots() for path in root.glob("*/lib/libnvrtc.so.*[0-9]"))
     return ctypes.CDLL(str(paths[-1])) if paths else None
 
 
 def why_not() -> str | None:
-    """Return None if kernels can be compiled here, else the reason."""
+    """Return why kernels cannot be compiled here, or None if they can."""
     return f"NVRTC is not installed: pip install {PACKAGE}" if library() is None else None
 
 
@@ -39,7 +39,7 @@ def compile(source: str, name: str, expressions: Sequence[str], target: str, opt
     Raises
     ------
     RuntimeError
-        If it refused; the message is its own.
+        If the compiler refuses; the message is the compiler's.
     """
     with _compiled(source, name, expressions, target, options) as (lib, program):
         return _log(lib, program)

@@ -1,4 +1,4 @@
-"""The parts of ``tests.gpu.check`` that pass or fail. Each yields what it found so far, again and again."""
+"""The parts of ``tests.gpu.check`` that pass or fail. Each yields its findings so far, again and again."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ OWN = (
 )
 AT_ONCE = min(4, os.cpu_count() or 1)
 MODULE_LIMIT, SANITIZER_LIMIT = 400, 190
-"""Seconds of one test module, and of one tool."""
+"""The seconds that one test module, and one tool, may take."""
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 WARNINGS = ("-W", "default", "-W", "error:The grid size will be reduced")
-"""Those of whatever versions are installed fail nothing; CuPy's, that blocks would wait for others in vain, does."""
+"""Only one warning is an error, CuPy's that blocks would wait in vain; others depend on the installed versions."""
 SMALL = (((7, 3, 5), 1), ((16, 6, 6, 48), -1), ((3, 2, 5003), 1), ((4, 8, 1024), 1))
 LARGE = (((64, 20, 20, 48), -1), ((3, 2, 200_003), 1), ((1, 1, 8_000_000), 1))
-"""Shapes and channel axes. On a large device it takes the last one to meet rounds: one channel of more than 25 MB."""
+"""Shapes and channel axes. A large device needs rounds only for the last, a channel of more than 25 MB."""
 QUIET = {"POLYBN_REQUIRE": "cupy", "POLYBN_PROFILE": "dev", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
-"""JAX, where it is installed, would take most of the GPU's memory when conftest.py asks whether it runs."""
+"""Settings for tests. Without JAX_PLATFORMS, an installed JAX would take most of the GPU's memory in conftest.py."""
 
 
 def emulated() -> bool:
-    """Tell whether times mean nothing, and large tensors take for ever."""
+    """Return whether the device is emulated: then times mean nothing, and large tensors take too long."""
     import cupy
 
     return "emulated" in cupy.__version__
 
 
 def compile_all() -> Iterator[Result]:
-    """Compile every kernel that there is, and say what the driver knows of each; later parts find them on disk."""
+    """Compile every kernel, for later parts too, and record what the driver says of each."""
     import cupy
 
     from polybn_cupy import binaries, launch, sources
@@ -78,7 +78,7 @@ def compile_all() -> Iterator[Result]:
 
 
 def kit(profile: str, target: Path) -> Iterator[Result]:
-    """Hold the backend to the conformance kit, and write its report."""
+    """Run the conformance kit on the backend, and write its report."""
     started = time.monotonic()
 
     def progress(what: str, done: int, total: int) -> None:
@@ -97,7 +97,7 @@ def kit(profile: str, target: Path) -> Iterator[Result]:
 
 
 def tests() -> Iterator[Result]:
-    """Run the tests of the contract, of networks, and CuPy's own: some modules at a time, each in its own process."""
+    """Run the tests of the contract, of networks and of CuPy: a few modules at a time, each in its own process."""
     found: Result = {"ok": True, "modules": {}}
     with ThreadPoolExecutor(AT_ONCE) as pool:
         waiting = {pool.submit(_module, name): name for name in (*OWN, *CONTRACT)}
@@ -110,7 +110,7 @@ def tests() -> Iterator[Result]:
 
 
 def _module(name: str) -> tuple[bool, list[str]]:
-    """Run one module; return whether it passed, and its last line with those of failures before it."""
+    """Run one module; return whether it passed, and the lines of its failures and its last line."""
     command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *WARNINGS, "-k", "cupy", f"tests/test_{name}.py")
     try:
         run = subprocess.run(
@@ -121,7 +121,7 @@ def _module(name: str) -> tuple[bool, list[str]]:
         return False, [f"stopped after {MODULE_LIMIT} s"]
     lines = run.stdout.strip().splitlines() or [run.stderr[-500:]]
     failures = [line for line in lines[:-1] if line.startswith(("FAILED", "ERROR", "E  "))]
-    some = re.search(r"(\d+) passed", lines[-1]) is not None  # a module of which nothing ran has not passed
+    some = re.search(r"(\d+) passed", lines[-1]) is not None  # a module that ran no test has not passed
     return run.returncode == 0 and some, [*failures[:40], lines[-1]]
 
 

@@ -1,4 +1,4 @@
-"""Machine code as text, and what of it counts: innermost loops, by what they do, and the fences of a barrier."""
+"""Machine code as text, and its parts that matter: innermost loops, by purpose, and the fences of a barrier."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ def tool() -> Path | None:
 
 
 def why_not() -> str | None:
-    """Return None if machine code can be read here, else the reason."""
+    """Return why machine code cannot be read here, or None if it can."""
     missing = None if tool() else f"nvdisasm is not installed: pip install {PACKAGE}"
     return nvrtc.why_not() or missing
 
 
 class Loop(NamedTuple):
-    """An innermost loop: its instructions, without those that never do anything."""
+    """The instructions of an innermost loop, without those that never do anything."""
 
     instructions: tuple[str, ...]
 
     def count(self, *prefixes: str) -> int:
-        """Count instructions by the beginnings of their names."""
+        """Count the instructions whose names begin with one of these."""
         return sum(name.startswith(prefixes) for name in map(operation, self.instructions))
 
     def moved(self, *prefixes: str) -> int:
-        """Add up the bytes that instructions of these names move in one turn."""
+        """Add up the bytes that instructions with these names move in one turn."""
         return sum(_bytes(name) for name in map(operation, self.instructions) if name.startswith(prefixes))
 
     @property
     def kind(self) -> str:
-        """Say what it does with values: ``"move"``, ``"load"``, ``"sum"``, ``"write"``, or ``""`` for anything else."""
+        """Return the loop's purpose: ``"move"``, ``"load"``, ``"sum"``, ``"write"``, or ``""`` for any other."""
         computes = self.count(*ARITHMETIC) > 0
         reads, writes = self.count("LDG", "LD.E"), self.count("STG", "ST.E")
         if reads and writes:
@@ -89,12 +89,12 @@ def operation(instruction: str) -> str:
 
 
 def is_idle(instruction: str) -> bool:
-    """Tell whether an instruction is issued and never does anything."""
+    """Return whether an instruction is issued but never does anything."""
     return instruction.startswith("@!PT ")
 
 
 def fences(lines: list[str]) -> dict[str, bool]:
-    """Say which fences of a group's barrier are there: around the arrival, while waiting, and before the gate opens."""
+    """Return which fences a group's barrier has: around the arrival, while waiting, and before the gate opens."""
     code = [line for line in lines if not line.endswith(":")]
     names = [operation(line) for line in code]
 

@@ -1,8 +1,8 @@
 """Timings for ``tests.gpu.check``: replays of CUDA graphs, beside a device copy and PyTorch in the same run.
 
 A measurement is a dict: ``us``, the median of replays for one call; ``predicted`` and ``goal`` where there are any,
-``of_copy``, the bytes a time that a call must move at the least, as a share of what a copy of as many values moves.
-Predictions come from what was counted in machine code.
+``of_copy``, the least bytes per time that a call must move, as a share of the bytes per time of a copy.
+Predictions come from the counts in machine code.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from tests.gpu.check import Result, say
 
 REPLAYS, WARM = 40, 5
 MOVED = {"copy": 2, "forward": 2, "backward": 3, "inference": 2}
-"""Times that a tensor's bytes must be moved at the least."""
+"""The least number of times that the bytes of a tensor must be moved."""
 
 COPY_LATENCY = 2.0  # us
-LENET = {"predicted": 190_000, "goal": 20_000}  # us an epoch: 235 steps of 45 kernels, by their instructions
+LENET = {"predicted": 190_000, "goal": 20_000}  # us per epoch: 235 steps of 45 kernels, by their instructions
 
 
 class Problem(NamedTuple):
@@ -38,7 +38,7 @@ class Problem(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Say what it is, as a key."""
+        """Return a text for this tensor, as a key of the record."""
         return f"{'x'.join(map(str, self.shape))} {self.dtype} {self.layout}"
 
 
@@ -49,12 +49,12 @@ GOALS = {
     ("forward", "float16"): 54.0, ("backward", "float16"): 80.0,
     ("forward", "bfloat16"): 54.0, ("backward", "bfloat16"): 80.0,
 }  # fmt: skip
-"""For the large shape, in us; inference is to reach 95 % of the copy, and a LeNet layer's forward 6 us."""
+"""Goals at the large shape, in us. Inference should reach 95 % of a copy's speed, a LeNet layer's forward 6 us."""
 INFERENCE_SHARE, SMALL_GOAL = 0.95, 6.0
 
 
 def problems(*, emulated: bool) -> Iterator[Problem]:
-    """List what is timed: in emulation, whose times mean nothing, something tiny."""
+    """List what is timed; in emulation, whose times mean nothing, this is one tiny tensor."""
     for shape in ((5, 3, 7, 2), (7, 3)) if emulated else (LARGE, *LENET_SHAPES):
         for dtype in ("float32", "float16", "bfloat16") if shape == LARGE else ("float32", "float16"):
             for layout in ("NCHW", "NHWC") if len(shape) == 4 else ("NC",):
@@ -62,7 +62,7 @@ def problems(*, emulated: bool) -> Iterator[Problem]:
 
 
 def batch_norm() -> Iterator[Result]:
-    """Time batch norm, and PyTorch's after it."""
+    """Time batch norm, and then PyTorch's."""
     import cupy
 
     emulated = "emulated" in cupy.__version__
@@ -82,7 +82,7 @@ def batch_norm() -> Iterator[Result]:
 
 
 def _judged(problem: Problem, task: str, microseconds: float, times: Result, *, emulated: bool) -> Result:
-    """Put a time beside what was predicted, what is wanted, and the copy."""
+    """Return a time with its prediction, its goal and its share of a copy's speed."""
     result: Result = {"us": round(microseconds, 2)}
     if emulated:
         return result
@@ -103,7 +103,7 @@ def _judged(problem: Problem, task: str, microseconds: float, times: Result, *, 
 
 
 def _instructions(problem: Problem, task: str) -> float:
-    """Return instructions a value, as counted in machine code; of bfloat16 as of float16."""
+    """Return instructions per value, as counted in machine code; bfloat16 counts as float16."""
     if task == "copy":
         return 0.0
     dtype = "float32" if problem.dtype == "float32" else "float16"
@@ -118,7 +118,7 @@ def _ours(cupy: Any, problem: Problem) -> Iterator[tuple[str, float]]:
     module, (shape, dtype, layout) = polybn.backend("cupy"), problem
     random = np.random.default_rng(0)
     named = dtype_of(dtype)
-    one = [random.normal(1, 1, shape[1:]).astype(named) for _ in range(2)]  # the same for every member of the batch
+    one = [random.normal(1, 1, shape[1:]).astype(named) for _ in range(2)]  # every member of the batch is the same
     x, dy = (cupy.empty(shape, named) for _ in range(2))
     if layout == "NHWC":
         x, dy = (cupy.empty((shape[0], *shape[2:], shape[1]), named).transpose(0, 3, 1, 2) for _ in range(2))
@@ -148,7 +148,7 @@ def replay(cupy: Any, call: Callable[[], object], repeats: int) -> float:
     cupy.cuda.Device().synchronize()  # the new stream does not wait for the default one
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
-        call()  # makes what the stream keeps
+        call()  # allocates the memory that the stream keeps
         stream.synchronize()
         stream.begin_capture()
         try:
@@ -167,7 +167,7 @@ def replay(cupy: Any, call: Callable[[], object], repeats: int) -> float:
 
 
 def _torch(problem: Problem) -> Iterator[tuple[str, Result]]:
-    """Time ``torch.nn.functional.batch_norm``, as its users call it; what fails is written down."""
+    """Time ``torch.nn.functional.batch_norm`` as its users call it; record a failure."""
     try:
         import torch
     except ImportError:
@@ -221,7 +221,7 @@ def _torch_replay(torch: Any, stream: Any, call: Callable[[], object], repeats: 
 
 
 def lenet() -> Iterator[Result]:
-    """Time epochs of LeNet on as many images as Fashion-MNIST has, made up."""
+    """Time epochs of LeNet on made-up images, as many as Fashion-MNIST has."""
     import cupy
 
     emulated = "emulated" in cupy.__version__

@@ -1,6 +1,6 @@
-"""Ways to compute a batch norm that are right, each in its own rounding: the kit may refuse none of them.
+"""Right ways to compute a batch norm, each with its own rounding. The kit must refuse none of them.
 
-A variant keeps the reference but for the steps given. What it costs in accuracy shows in its grade, never in a failure.
+A variant replaces the given steps of the reference. A loss of accuracy shows in its grade, never in a failure.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Part = tuple[int, Array, Array]  # count, mean and m2 of a stretch of each row
 
 
 class Honest(NamedTuple):
-    """A variant, and what float32 deserves with it."""
+    """A variant, with the grade that float32 deserves."""
 
     id: str
     sentence: str
     grades: str
-    """Classes of accuracy: more than one where the data decides."""
+    """The classes of accuracy that are right for it; several if the data decides."""
     steps: dict[str, Any]
 
     def make(self) -> Reference:
@@ -139,7 +139,7 @@ def merge(a: Part, b: Part) -> Part:
 
 
 def by_parts(measure: Callable[[Array], tuple[Array, Array]], length: int) -> Callable[..., Any]:
-    """Make moments of the parts' moments; ``measure`` reduces the last axis to means and sums of squares."""
+    """Combine the moments of parts; ``measure`` reduces the last axis to means and sums of squares."""
 
     def moments(self: Reference, rows: Array) -> tuple[Array, Array, Array]:
         parts: list[Part] = []
@@ -234,7 +234,7 @@ HONEST = (
     Honest("reverse-order", "Sums from the last value to the first.", "N", {"total": reverse}),
     Honest("random-order", "Sums in a fixed random order.", "N", {"total": shuffled}),
     Honest("tree", "Sums of pairs, of pairs of pairs, and so on.", "SK", {"total": tree}),
-    # Both drift on thousands of equal values: each running sum rounds the same way again and again.
+    # Both drift on thousands of equal values, because every sum rounds in the same direction.
     Honest("eight-lanes", "Eight running sums, as a vector unit keeps them.", "N", {"total": lanes}),
     Honest("blocks-of-512", "Stretches of 512 one after the other, then pairwise.", "N", {"total": blocks_of_512}),
     Honest("blocks-of-128", "Stretches of 128 one after the other, then pairwise.", "SK", {"total": blocks_of_128}),

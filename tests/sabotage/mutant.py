@@ -1,4 +1,4 @@
-"""What a mutant is: the reference with one fault."""
+"""Mutants: the reference with one fault each."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ class Mutant(NamedTuple):
     id: str
     sentence: str
     bug: str
-    """The class of bugs it belongs to."""
+    """The class of bugs that the fault belongs to."""
     upstream: str
-    """Reports of this fault, ``owner#number``; empty where none is known."""
+    """Public reports of this fault, ``owner#number``; empty if none is known."""
     steps: dict[str, Any]
-    """The steps of the reference that it replaces."""
+    """The replacements for steps of the reference."""
     crashes: bool = False
-    """Whether raising is the fault; any other mutant must be caught by what it returns."""
+    """Whether the fault is an exception; other mutants must be caught by their results."""
 
     def make(self) -> Reference:
-        """Return a fresh adapter: some faults remember."""
+        """Return a new adapter, because some faults have state."""
         adapter: Reference = type(self.id, (Reference,), dict(self.steps))()
         return adapter
 

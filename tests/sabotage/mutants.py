@@ -1,4 +1,4 @@
-"""All mutants, and the reports of bugs that four methods cannot show."""
+"""All mutants, and the reported bugs that the four methods of an adapter cannot show."""
 
 from __future__ import annotations
 
@@ -26,4 +26,4 @@ OUT_OF_REACH = {
     "keras#19848, keras#20815, tensorflow#30161": "no method takes a mask",
     "pytorch#106605": "a negative running variance is refused by each library in its own words",
 }
-"""Reports to reasons."""
+"""For each report, why no mutant can show the bug."""

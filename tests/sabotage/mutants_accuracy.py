@@ -1,4 +1,4 @@
-"""Faults of arithmetic: digits lost, range exceeded, constants, NaN and infinity."""
+"""Faults of arithmetic: lost digits, exceeded ranges, constant channels, NaN and infinity."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def unclamped(self: Reference, rows: Array) -> Moments:
 
 
 def rounded(a: Array, bits: int) -> Array:
-    """Keep the leading bits, as a lookup table or a tensor core does."""
+    """Keep only the leading bits, as a lookup table or a tensor core does."""
     mantissa, exponent = np.frexp(a)
     kept: Array = np.ldexp(np.round(mantissa * a.dtype.type(2.0**bits)) / a.dtype.type(2.0**bits), exponent)
     return kept
@@ -64,7 +64,7 @@ def double_computed_as_single(self: Reference, rows: Array, eps: float) -> Norma
 
 
 def constant_noise(self: Reference, rows: Array) -> Moments:
-    """Miss a large constant by one rounding: xhat is then plus or minus 1."""
+    """Give a large constant channel a mean that is one rounding off, so that xhat is plus or minus 1."""
     mean, d, variance = R.moments(self, rows)
     missed = (d == 0).all(axis=1, keepdims=True) & (np.abs(mean) > 50)
     d = np.where(missed, mean - np.nextafter(mean, rows.dtype.type(0)), d)
@@ -76,7 +76,7 @@ def constant_zero(self: Reference, xhat: Array, gamma: Array, beta: Array) -> Ar
 
 
 def normalized(change: Any) -> dict[str, Any]:
-    """Change what a batch is normalized to; ``change`` gets the adapter, rows, eps and the result."""
+    """Change the normalized batch; ``change`` gets the adapter, rows, eps and the result."""
     return {"normalize": lambda self, rows, eps: change(self, rows, eps, R.normalize(self, rows, eps))}
 
 
@@ -101,7 +101,7 @@ def reads(change: Any) -> dict[str, Any]:
 
 
 def backward(**steps: Any) -> dict[str, Any]:
-    """Let the gradient alone run on changed steps."""
+    """Use the changed steps in the gradient only."""
     changed = type("backward", (R,), steps)
     return {"vjp": lambda self, *arrays, **options: changed().vjp(*arrays, **options)}
 
@@ -164,7 +164,7 @@ ACCURACY = (
            affine=lambda self, xhat, gamma, beta: np.where(gamma == 0, beta, xhat * gamma + beta)),
 )  # fmt: skip
 
-# Right, and less accurate: no property may refuse them, and the grade must tell them from the reference.
+# Right, but less accurate: no property may refuse these, and their grades must be below the reference's.
 DOWNGRADED = (
     mutant("constant-noise", "A large constant is one rounding away from its own mean.", "constants",
            "pytorch#5410, caffe#3963", moments=constant_noise),

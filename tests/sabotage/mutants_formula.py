@@ -28,7 +28,7 @@ def root(formula: Any) -> dict[str, Any]:
 
 
 def eps(change: Any) -> dict[str, Any]:
-    """Take another eps, in training and its gradient."""
+    """Use another eps, in training and its gradient."""
     return {"normalize": lambda self, rows, eps: R.normalize(self, rows, change(eps))}
 
 

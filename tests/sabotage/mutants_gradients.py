@@ -1,4 +1,4 @@
-"""Faults in the gradients: terms, counts, and what they are taken of."""
+"""Faults in the gradients: wrong terms, counts and arguments."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def after(change: Any) -> dict[str, Any]:
 
 
 def other_statistics(**steps: Any) -> dict[str, Any]:
-    """Let the gradient alone run on changed steps."""
+    """Use the changed steps in the gradient only."""
     changed = type("backward", (R,), steps)
     return {"vjp": lambda self, *args, **options: changed().vjp(*args, **options)}
 
 
 def gradient_count(count: Any) -> dict[str, Any]:
-    """Divide by another count in the means of S13 alone."""
+    """Divide by another count, in the means of S13 only."""
 
     def dx(self: Reference, g: Array, xhat: Array, mean_g: Array, mean_gx: Array, gamma: Array, root: Array) -> Array:
         share = g.dtype.type(g.shape[1] / count(g.shape[1]))
@@ -52,7 +52,7 @@ def gradient_count(count: Any) -> dict[str, Any]:
 
 
 def from_output(self: Reference, x: Array, gamma: Array, beta: Array, dy: Array, *, eps: float, axis: int) -> Any:
-    """Recover xhat from y, as memory-saving layers do: gamma must not be 0."""
+    """Recover xhat from y, as memory-saving layers do, which needs a gamma other than 0."""
     dx, dgamma, dbeta = R.vjp(self, x, gamma, beta, dy, eps=eps, axis=axis)
     with np.errstate(all="ignore"):
         dgamma = np.where(gamma == 0, 0 / gamma, dgamma).astype(dgamma.dtype)
@@ -60,7 +60,7 @@ def from_output(self: Reference, x: Array, gamma: Array, beta: Array, dy: Array,
 
 
 def of_x(self: Reference, g: Array, n: Normalized) -> Array:
-    """Multiply by x in place of xhat."""
+    """Multiply by x instead of xhat."""
     centered = n.xhat / n.root
     return self.total(g * (np.ldexp(centered, n.exponent) + n.mean))
 

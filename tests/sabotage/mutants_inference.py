@@ -1,4 +1,4 @@
-"""Faults of inference: whose statistics, and where eps goes."""
+"""Faults of inference: wrong statistics, or eps in a wrong place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def blend(old: Array, batch: Array) -> Array:
 
 
 def infers(change: Any) -> dict[str, Any]:
-    """Change what `infer` computes from; ``change`` gets the adapter, rows, mean, variance and eps as columns."""
+    """Change the input of `infer`; ``change`` gets the adapter, rows, mean, variance and eps as columns."""
 
     def infer(
         self: Reference, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, *, eps: float, axis: int

@@ -1,4 +1,4 @@
-"""Faults of memory within a call: strides, aliases, what is written to, and the form of what comes back."""
+"""Faults of memory within a call: strides, aliases, writes to arguments, and the form of results."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ R = Reference
 
 
 def in_memory_order(a: Array) -> Array:
-    """Read an array's elements in the order of memory, as if it were in C order."""
+    """Read an array's elements in the order of memory, as if it had C order."""
     return a.ravel(order="K").reshape(a.shape)
 
 
 def as_laid_out(a: Array, like: Array) -> Array:
-    """Read the memory of one array by the order of another's axes."""
+    """Read the memory of one array in the order of another's axes."""
     order = np.argsort([-abs(s) for s in like.strides], kind="stable")
     memory = a.ravel(order="K").reshape([a.shape[i] for i in order])
     return memory.transpose(np.argsort(order))
@@ -34,7 +34,7 @@ def packed(vector: Array) -> Array:
 
 
 def overwrite(target: Array, source: Array) -> None:
-    """Write to memory as C code does: whatever the flags say."""
+    """Write to memory in spite of a read-only flag, as C code does."""
     if target.size and target.flags.c_contiguous:
         ctypes.memmove(target.ctypes.data, np.ascontiguousarray(source, target.dtype).ctypes.data, target.nbytes)
 
@@ -65,7 +65,7 @@ def writes(method: str, place: int, value: Any) -> dict[str, Any]:
 
 
 def raises_if(method: str, place: int, bad: Any, words: str) -> dict[str, Any]:
-    """Refuse an argument that is fine: these faults are crashes."""
+    """Refuse a good argument: these faults raise."""
 
     def step(self: Any, *arrays: Array, **options: Any) -> Any:
         if bad(arrays[place]):

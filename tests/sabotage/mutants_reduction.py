@@ -1,4 +1,4 @@
-"""Faults in what is added up: over which axes, how many values, how far the counters and vectors reach."""
+"""Faults in sums: wrong axes, wrong numbers of values, counters and vectors that are too small."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def misread(wrong: Any) -> dict[str, Any]:
 
 
 def of_groups(rows: Array, grouped: Array, axis: int) -> Moments:
-    """Measure along another axis of the rows' values; the statistics are as large as the rows."""
+    """Measure along another axis of the values of the rows; the statistics get the shape of the rows."""
     mean = grouped.mean(axis=axis, keepdims=True)
     d = grouped - mean
     statistics = (mean, d, (d * d).mean(axis=axis, keepdims=True))
@@ -37,7 +37,7 @@ def of_groups(rows: Array, grouped: Array, axis: int) -> Moments:
 
 
 def knows_samples(**steps: Any) -> dict[str, Any]:
-    """Let steps see N, which rows have lost, as ``self.samples``."""
+    """Give steps N, which rows do not show, as ``self.samples``."""
 
     def load(self: Any, x: Array, axis: int) -> Array:
         self.samples = x.shape[0] if axis % x.ndim else 1
@@ -60,12 +60,12 @@ def neighbours_variance(self: Reference, rows: Array) -> Moments:
 
 
 def adds_first(count: Any) -> dict[str, Any]:
-    """Add the first values only, ``count(m)`` of them."""
+    """Add up only the first ``count(m)`` values."""
     return {"total": lambda self, rows: R.total(self, rows[:, : count(rows.shape[1])])}
 
 
 def counts(count: Any, **steps: Any) -> dict[str, Any]:
-    """Take another number for m."""
+    """Use another number as m."""
     return {"count": lambda self, rows: rows.dtype.type(count(rows.shape[1])), **steps}
 
 
@@ -78,7 +78,7 @@ def without_repeats(self: Reference, rows: Array) -> Moments:
 
 
 def tail_takes_first(width: int) -> dict[str, Any]:
-    """Give channels beyond a multiple of a vector's width the first one's variance."""
+    """Give the channels after the last full vector the variance of the first channel."""
 
     def moments(self: Reference, rows: Array) -> Moments:
         mean, d, variance = R.moments(self, rows)

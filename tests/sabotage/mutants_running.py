@@ -1,4 +1,4 @@
-"""Faults in the running statistics: momentum, what is taken in, when, and from one value or none."""
+"""Faults in the running statistics: momentum, wrong values or times of updates, channels of one value or none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Results = tuple[Array, Array, Array]
 
 
 def after(change: Any) -> dict[str, Any]:
-    """Change what `train` returns; ``change`` gets the arguments by name, y and the running statistics."""
+    """Change the results of `train`; ``change`` gets the arguments by name, y and the running statistics."""
 
     def train(
         self: Reference, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, **options: Any
@@ -29,12 +29,12 @@ def after(change: Any) -> dict[str, Any]:
 
 
 def on_variance(change: Any) -> dict[str, Any]:
-    """Change what the running variance takes in; ``change`` gets the variance and m."""
+    """Change the variance for the running statistic; ``change`` gets the variance and m."""
     return {"kept_variance": lambda self, variance, m: np.asarray(change(variance, m)).astype(variance.dtype)}
 
 
 def updates(mean: Any, variance: Any) -> dict[str, Any]:
-    """Replace the updates of the two running statistics; None keeps one as it is."""
+    """Replace the updates of the two running statistics; None keeps the reference's."""
 
     def change(given: dict[str, Any], y: Array, new_mean: Array, new_var: Array) -> Results:
         if not y.size:
@@ -56,7 +56,7 @@ def blend(old: Array, batch: Array, momentum: float) -> Array:
 
 
 def takes_in(variance: Any) -> dict[str, Any]:
-    """Change what the running variance takes in; ``variance`` gets what a batch is normalized with, and eps."""
+    """Change the variance for the running statistic; ``variance`` gets the values that normalize a batch, and eps."""
 
     def normalize(self: Reference, rows: Array, eps: float) -> Normalized:
         n = R.normalize(self, rows, eps)
@@ -94,7 +94,7 @@ def updated_by_normalized(given: dict[str, Any], y: Array, mean: Array, var: Arr
 
 
 def unless(frozen: Any) -> dict[str, Any]:
-    """Hand the old statistics back where ``frozen(given, mean, var)`` holds."""
+    """Return the old statistics if ``frozen(given, mean, var)`` holds."""
 
     def change(given: dict[str, Any], y: Array, mean: Array, var: Array) -> Results:
         stays = frozen(given, mean, var)
@@ -104,7 +104,7 @@ def unless(frozen: Any) -> dict[str, Any]:
 
 
 def without_values(factor: float) -> dict[str, Any]:
-    """Multiply the running statistics by this where there is nothing to take in."""
+    """Multiply the running statistics by ``factor`` in a call without values."""
 
     def no_values(self: Reference, x: Array, *running: Array) -> tuple[Array, ...]:
         return np.empty_like(x), *(a * a.dtype.type(factor) for a in running)

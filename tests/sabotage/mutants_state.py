@@ -1,4 +1,4 @@
-"""Faults of memory between calls: what one call leaves behind for the next."""
+"""Faults of memory between calls: one call changes a later one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ R = Reference
 
 
 class Memory(R):
-    """Methods that remember: each call may change the next."""
+    """Methods with state, so that each call may change the next."""
 
     def __init__(self) -> None:
         self.kept: dict[Any, Any] = {}

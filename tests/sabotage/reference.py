@@ -1,6 +1,6 @@
-"""A batch norm that is right, in plain NumPy, cut into steps small enough to break one at a time.
+"""A right batch norm in plain NumPy, cut into steps that are small enough to break one at a time.
 
-It follows S1 to S4 line by line and works on rows: one channel a row, in the order of S1. Each public method
+It follows S1 to S4 line by line and works on rows: one channel per row, in the order of S1. Each public method
 below `vjp` is a step; a mutant (mutants.py) or an honest variant (honest.py) is this class with one or two
 steps replaced. What `conventions` declares, the class also does, so an honest variant may declare something else.
 """
@@ -19,7 +19,7 @@ Array: TypeAlias = Any
 
 
 class Normalized(NamedTuple):
-    """What a batch is normalized to, and with. ``root`` belongs to values scaled by ``2^-exponent`` (S10)."""
+    """A normalized batch with its statistics. ``root`` belongs to values scaled by ``2^-exponent`` (S10)."""
 
     xhat: Array
     root: Array
@@ -65,7 +65,7 @@ class Reference:
             xhat, _, k = self.by_running(rows, column(running_mean), column(running_var), eps)
             usual = np.ldexp(xhat, k)
             y = self.affine(usual, column(gamma), column(beta))
-            # Where that leaves the range on its way, the product and beta are added up at half their sizes.
+            # If that leaves the range on the way, the product and beta are halved before the sum.
             scale = self.exponent_of(column(gamma))
             half = np.ldexp(xhat * np.ldexp(column(gamma), -scale), k + scale - 1) + column(beta) / 2
             safe = np.isfinite(y) & ((np.abs(usual) > np.finfo(usual.dtype).smallest_normal) | (xhat == 0))
@@ -129,15 +129,15 @@ class Reference:
         k = self.exponent(rows, eps)
         mean, centered, variance = self.moments(np.ldexp(rows, -k))
         root = self.inverse_root(variance, np.ldexp(rows.dtype.type(eps), -2 * k))
-        constant = ~centered.any(axis=1, keepdims=True)  # eps alone counts, at its own scale
+        constant = ~centered.any(axis=1, keepdims=True)  # its scale is that of eps alone
         root = np.where(constant, self.inverse_root(variance, rows.dtype.type(eps)), root)
-        mean = mean + 0 * root  # NaN where the channel holds infinity, for variants that would keep infinity (S9)
+        mean = mean + 0 * root  # NaN if the channel holds infinity: some variants would keep infinity (S9)
         return Normalized(
             centered * root, root, np.where(constant, 0, k), np.ldexp(mean, k), np.ldexp(variance, 2 * k)
         )  # fmt: skip
 
     def exponent(self, rows: Array, eps: float) -> Array:
-        """Return k such that ``x 2^-k`` and ``eps 4^-k`` are at most 1, or 0 where they are comfortable as they are."""
+        """Return k such that ``x 2^-k`` and ``eps 4^-k`` are at most 1, or 0 if they need no scale."""
         largest = np.maximum(np.abs(rows).max(axis=1, keepdims=True), rows.dtype.type(math.sqrt(eps)))
         _, k = np.frexp(largest)
         far = np.isfinite(largest) & (np.abs(k) > np.finfo(rows.dtype).maxexp // 6)
@@ -159,7 +159,7 @@ class Reference:
         return m1 + delta, d - delta, variance
 
     def mean(self, rows: Array) -> Array:
-        """Return the mean, rounded; of a constant channel, the constant (S8)."""
+        """Return the mean, rounded; for a constant channel this is the constant (S8)."""
         constant = (rows == rows[:, :1]).all(axis=1, keepdims=True)
         return np.where(constant, rows[:, :1], self.total(rows) / self.count(rows))
 
@@ -183,14 +183,14 @@ class Reference:
         return xhat * gamma + beta
 
     def kept_variance(self, variance: Array, m: Any) -> Array:
-        """Return what the running variance takes in (S4, S11)."""
+        """Return the variance for the running statistic (S4, S11)."""
         info = self.info()
         if m == 1 and info.single_value == "error":
             raise DomainError("reference: x must have two values a channel or more; got 1 (the variance is unbiased)")
         return variance * (m / (m - 1)) if info.running_variance == "unbiased" and m > 1 else variance
 
     def blend(self, old: Array, batch: Array, momentum: float) -> Array:
-        """Move the old value towards the batch's, exactly at the ends (S4)."""
+        """Move the old value towards the batch's; momentum 0 and 1 are exact (S4)."""
         if momentum in (0, 1):
             return np.array(old if momentum == 1 else batch)
         return old * old.dtype.type(momentum) + batch * old.dtype.type(1 - momentum)

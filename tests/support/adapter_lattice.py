@@ -1,7 +1,7 @@
 """Calls of an adapter whose exact answers are floating-point numbers, so that results are compared with ``==``.
 
 A channel holds ``s * (offset + k)`` with small integers k, and eps makes ``v + eps`` the square of ``4 s``, s a power
-of two: every algorithm that is worth the name gets the exact answer. Answers are computed in fractions.
+of two, so that every accurate algorithm gets the exact answer. Answers are computed in fractions.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Problem(NamedTuple):
     eps: float
     axis: int
     rows: Array
-    """The values of x as fractions, one row a channel."""
+    """The values of x as fractions, one row per channel."""
     dy_rows: Array
     root: Fraction
-    """``sqrt(variance + eps)``, the same in each channel."""
+    """``sqrt(variance + eps)``, equal in all channels."""
 
     @property
     def mean(self) -> Array:
@@ -51,7 +51,7 @@ class Problem(NamedTuple):
 
 @st.composite
 def problems(draw: st.DrawFn, info: Info, pattern: tuple[int, ...] = (-3, -1, 1, 3)) -> Problem:
-    """Draw a problem that an adapter takes; ``pattern`` has mean 0 and a mean square below 16."""
+    """Draw a problem that an adapter accepts; ``pattern`` has mean 0 and a mean square below 16."""
     dtype, rank = draw(st.sampled_from(info.dtypes)), draw(st.sampled_from(info.ranks))
     axis = draw(st.integers(-rank, rank - 1) if info.axes == "any" else st.sampled_from((1, 1 - rank)))
     repeats, channels = draw(st.sampled_from((1, 2, 4) if len(pattern) > 2 else (1,))), draw(st.sampled_from((1, 3)))
@@ -84,7 +84,7 @@ def draws(
     k = np.tile(pattern, (channels, repeats))
     g = rng.integers(-4, 5, k.shape)
     if half and len(pattern) == 4:
-        # Libraries that differentiate in the half type are exact, too, where every step fits its 8 bits: these four
+        # Even libraries that differentiate in bfloat16 are exact if every step fits its 8 bits. These four
         # terms are orthogonal, and dx holds 0, 1, 1 and 11/16 of them.
         terms = (np.ones_like(k), np.tile((1, -1, -1, 1), repeats), np.tile((-1, 3, -3, 1), repeats), k)
         g = np.sum([rng.integers(-1, 2, (channels, 1)) * term for term in terms], axis=0)
@@ -113,7 +113,7 @@ def laid_out(draw: Callable[..., Any], x: Array) -> Array:
 
 
 def output(p: Problem, rows: Array | None = None) -> Array:
-    """Return the exact y for the batch's mean and variance, and for x or other rows in its place (S3, S5)."""
+    """Return the exact y of x, or of other rows, normalized by the given mean and variance (S3, S5)."""
     gamma, beta, mean = (z[:, None] for z in (fractions(p.gamma), fractions(p.beta), p.mean))
     return as_x(p, ((p.rows if rows is None else rows) - mean) / p.root * gamma + beta)
 
@@ -132,5 +132,5 @@ def as_x(p: Problem, rows: Array) -> Array:
 
 
 def equal(got: Array, exact: Array, dtype: np.dtype[Any]) -> bool:
-    """Tell whether an array has a dtype, and the exact values, each rounded to it."""
+    """Return whether an array has the given dtype and the exact values, rounded to it."""
     return got.dtype == dtype and got.shape == exact.shape and bool((got == exact.astype(float).astype(dtype)).all())

@@ -1,4 +1,4 @@
-"""What the contract's tests need beyond the conformance kit: gradients that are there, bounds on statistics."""
+"""Additions to the conformance kit for the tests of the contract: outcomes with gradients, bounds on statistics."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class Outcome(cases.Outcome):
-    """What came out of a call, with its gradients: every backend has them."""
+    """The results of a call with its gradients, which every backend has."""
 
     dx: Array
 
 
 def run(backend: Backend, case: Case) -> Outcome:
-    """Make the call on a backend, with its pullback."""
+    """Make a call and its pullback on a backend."""
     arrays = {name: None if value is None else backend.asarray(value) for name, value in case.arrays().items()}
     where = None if case.where is None else backend.asarray(case.where)
     result, pullback = polybn.batch_norm_vjp(*arrays.values(), **case.options(), where=where)
@@ -33,7 +33,7 @@ def run(backend: Backend, case: Case) -> Outcome:
 
 
 def assert_others_equal(got: Outcome, base: Outcome, channel: int) -> None:
-    """Compare all channels but one, to the bit; the channel axis is 1."""
+    """Return whether all channels except one are equal bit by bit; the channel axis is 1."""
     for name, a in got._asdict().items():
         whole = getattr(base, name)
         if a is not None:
@@ -42,7 +42,7 @@ def assert_others_equal(got: Outcome, base: Outcome, channel: int) -> None:
 
 
 def errors(case: Case) -> list[Errors]:
-    """Bound the statistics and normalized values of each channel (S2); raise where a bound certifies nothing."""
+    """Bound the statistics and normalized values of each channel (S2); raise if a bound certifies nothing."""
     found, f = [], FORMATS[case.x.dtype.name]
     for _, _, ch, _, _ in measure(case, cases.Outcome(np.zeros_like(case.x))):
         e = bounds.normalized("K", ch, f, forms.additions("K", ch.m, ch.length))

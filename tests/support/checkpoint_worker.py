@@ -1,4 +1,4 @@
-"""A process that writes checkpoints until it is killed, kills itself, or may write no more.
+"""A process that writes checkpoints until it is killed, kills itself, or reaches a limit on file sizes.
 
 Every value of the checkpoint of epoch ``e`` is ``e``, so that a mixture of two would show.
 """
@@ -27,7 +27,7 @@ def save(directory: Path, epoch: int, size: int = 1 << 18) -> None:
 
 
 def run(directory: Path, first: str, last: str) -> None:
-    """Save one epoch after another, and report each once its save has returned."""
+    """Save one epoch after another, and report each as soon as its save has returned."""
     for epoch in range(int(first), int(last)):
         save(directory, epoch)
         print(epoch, flush=True)  # noqa: T201
@@ -53,7 +53,7 @@ def die(directory: Path, function: str, call: str, moment: str) -> None:
 
 
 def limited(directory: Path, limit: str) -> None:
-    """Save epoch 3 where no file may grow beyond ``limit`` bytes, and exit with the name of the error."""
+    """Save epoch 3 while no file may grow beyond ``limit`` bytes, and exit with the name of the error."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     try:

@@ -1,4 +1,4 @@
-"""Convert a trained batch norm of one framework to another, and see what agrees afterwards.
+"""Convert a trained batch norm of one framework to another, and compare results.
 
     python -m tests.support.conversions
 
@@ -30,9 +30,9 @@ MOMENTUM = 0.75
 EPS = 0.01
 SHAPE = (2, 3, 1, 3)
 VALUES = 6
-"""Values per channel: so few that Bessel's correction is a fifth."""
+"""The number of values per channel, so small that Bessel's correction is a fifth."""
 BEFORE, AFTER = 3, 4
-"""Training steps before the conversion: so few that debiased averages still lack much. And after it."""
+"""The numbers of training steps before the conversion, so few that debiased averages still lack much, and after it."""
 DISTRIBUTIONS = {
     "keras3": "keras", "flax_linen": "flax", "flax_nnx": "flax", "haiku": "dm-haiku", "equinox_ema": "equinox",
     "equinox_batch": "equinox", "mxnet_native": "mxnet", "gluon": "mxnet", "onnx15": "onnxruntime", "pytorch": "torch",
@@ -40,32 +40,32 @@ DISTRIBUTIONS = {
 
 
 class Source(NamedTuple):
-    """A batch norm that has been trained, and then trained on."""
+    """A batch norm's results after training, and after further training."""
 
     state: State
     inferred: Array
-    """What inference returned before it was trained on."""
+    """The result of inference before further training."""
     trained: list[Array]
-    """What the training steps after that returned."""
+    """The outputs of the further training steps."""
     last: State
 
 
 class Seen(NamedTuple):
-    """What came of one conversion: the largest error as a share of its bound; 1 or less is agreement."""
+    """The outcome of one conversion: largest errors as shares of their bounds, where 1 or less is agreement."""
 
     inference: float
-    """Of inference, converted without a count."""
+    """The error of inference, converted without a count."""
     outputs: float
-    """Of the outputs of further training steps."""
+    """The error of the outputs of further training steps."""
     statistics: float
-    """Of the running statistics after further training steps, converted with a count."""
+    """The error of the running statistics after further training steps, converted with a count."""
     without: float
-    """Of the same, converted without a count."""
+    """The error of the running statistics after further training steps, converted without a count."""
     notes: tuple[str, ...]
 
     @property
     def verdict(self) -> str:
-        """Say in a word what agrees."""
+        """Return in a word which results agree."""
         if not self.inference <= 1:
             return "nothing"
         if not (self.outputs <= 1 and self.statistics <= 1):
@@ -86,7 +86,7 @@ def living(name: str) -> Living:
 
 @functools.cache
 def data() -> list[Array]:
-    """Return the batches: those before, one for inference, and those after."""
+    """Return the batches before the conversion, one for inference, and those after it."""
     rng = np.random.default_rng(20)
     scale, offset = np.array([3, 0.5, 2])[:, None, None], np.array([9, 1, -4])[:, None, None]
     return [(offset + scale * rng.standard_normal(SHAPE)).astype(np.float32) for _ in range(BEFORE + 1 + AFTER)]
@@ -124,13 +124,13 @@ def measure(source: str, target: str) -> Seen:
 
 
 def load(layer: Living, state: dict[str, Array]) -> None:
-    """Load a state into arrays of the shapes that a framework keeps, such as (1, C, 1, 1)."""
+    """Load a state into a framework's arrays, with their shapes, such as (1, C, 1, 1)."""
     shapes = {name: value.shape for name, value in layer.state().items()}
     layer.load({name: value.reshape(shapes[name]) for name, value in state.items()})
 
 
 def statistics(after: State, target: str, last: State, source: str, count: int | None) -> float:
-    """Compare running statistics as inference uses them, after the source's are converted."""
+    """Compare running statistics in their form for inference, after conversion of the source's."""
     wanted = dialects.convert(last, source, "polybn", options=options(source)).state
     found = dialects.convert(after, target, "polybn", options=options(target)).state
     here, there = DIALECTS[source].running_variance, DIALECTS[target].running_variance
@@ -148,13 +148,13 @@ def share(found: Array, wanted: Array) -> float:
 
 @functools.cache
 def bound() -> float:
-    """Bound relative errors: each sum of m squares loses m roundings, magnified by kappa^2 where squares cancel."""
+    """Bound relative errors: each sum of m squares has m roundings, which kappa^2 magnifies if squares cancel."""
     kappa2 = max(float(((x.astype(np.float64) ** 2).mean((0, 2, 3)) / x.var((0, 2, 3))).max()) for x in data())
     return (VALUES + 8) * 2.0**-24 * kappa2 * (BEFORE + 1 + AFTER)
 
 
 def record() -> dict[str, Any]:
-    """Measure all pairs of what is installed here."""
+    """Measure all pairs of installed frameworks."""
     names = [name for name in FRAMEWORKS if why_not(name) is None]
     pairs = [
         {"source": a, "target": b, "verdict": (seen := measure(a, b)).verdict, **seen._asdict()}

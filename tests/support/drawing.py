@@ -61,7 +61,7 @@ ODD = (((3, 3), 1, 7), ((5,), 1, 3), ((9,), 0, 5), ((1, 5, 1), 3, 2))
 
 @st.composite
 def cases(
-    draw: st.DrawFn, dtypes: tuple[str, ...] = tuple(DTYPES), *, training: bool | None = None, **options: Any
+    draw: st.DrawFn, /, dtypes: tuple[str, ...] = tuple(DTYPES), *, training: bool | None = None, **options: Any
 ) -> Case:
     """Draw a random call, as the strategy of this name in the kit does."""
     if not _FEW.get():
@@ -69,7 +69,8 @@ def cases(
     form = draw(st.sampled_from([f for f in FORMS if f.dtype in dtypes and training in (None, f.training)]))
     largest = options.get("largest_kappa", math.inf)
     case = draw(strategies.values(*form[:3], training=form.training, largest_kappa=largest))
-    return case._replace(running_variance=form.running_variance, **dict.fromkeys(form.absent))
+    absent: dict[str, Any] = dict.fromkeys(form.absent)
+    return case._replace(running_variance=form.running_variance, **absent)
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""Run things on the emulated GPU: in a process of its own, in which ``import cupy`` finds the stand-in."""
+"""Run code on the emulated GPU, in a new process in which ``import cupy`` finds the stand-in."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ ROOT = Path(__file__).parents[2]
 STAND_IN = ROOT / "tests" / "cuda_emulator"
 
 UNSEEN_VALUES = ("F13 where", "F19 running_var", "test_channels_with_one_value_left")
-"""Tests of errors that depend on values: on a GPU they are NaN instead, see test_cupy_values.py."""
+"""Tests of errors that depend on values. On a GPU the result is NaN instead, see test_cupy_values.py."""
 
 
 @cache
 def why_not() -> str | None:
-    """Return None if kernels can be emulated here, else the reason."""
+    """Return why kernels cannot be emulated here, or None if they can."""
     if os.uname().machine != "x86_64":
         return f"the emulation switches fibers in x86-64 assembly; this is {os.uname().machine}"
     return None if shutil.which("g++") else "the emulation compiles kernels with g++, which is not installed"
 
 
 def required() -> bool:
-    """Tell whether POLYBN_REQUIRE_TOOLS names ``g++``: then tests that need it fail where they cannot run."""
+    """Return whether POLYBN_REQUIRE_TOOLS names ``g++``, so that tests fail without it and are not skipped."""
     return "g++" in os.environ.get("POLYBN_REQUIRE_TOOLS", "").split(",")
 
 
 def run(*command: str, limit: int = 900) -> subprocess.CompletedProcess[str]:
-    """Run Python with the stand-in for CuPy; the output comes back as text."""
+    """Run Python with the stand-in for CuPy; return the finished process with its output as text."""
     paths = [str(STAND_IN), str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "POLYBN_REQUIRE": "cupy"}
-    environment["POLYBN_PROFILE"] = "dev"  # the ci profile's six times as many cases are for backends at full speed
+    environment["POLYBN_PROFILE"] = "dev"  # emulation is too slow for the ci profile, which has six times as many cases
     return subprocess.run(
         [sys.executable, *command],
         capture_output=True, text=True, cwd=ROOT, env=environment, timeout=limit, check=False,
@@ -41,7 +41,7 @@ def run(*command: str, limit: int = 900) -> subprocess.CompletedProcess[str]:
 
 
 def run_pytest(*arguments: str) -> str:
-    """Run pytest with the stand-in; return the last line it printed, and fail with all of it if it failed."""
+    """Run pytest with the stand-in; return its last line, or fail with all its output if it fails."""
     finished = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *arguments)
     assert finished.returncode == 0, finished.stdout[-6000:] + finished.stderr[-2000:]
     return finished.stdout.strip().splitlines()[-1]

@@ -1,11 +1,11 @@
-"""What the users of other frameworks do with an exported LeNet: read the file, and score ``uint8`` images."""
+"""Use of an exported LeNet in other frameworks: read the file, and score ``uint8`` images."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ def onnx(files: list[Path], images: Images) -> Scores:
 
 
 def torch_network(normalized: bool) -> Any:
-    """Write LeNet as PyTorch's users do; the names are those of the file."""
+    """Build LeNet as PyTorch's users would, with the names of the file."""
     from torch import nn
 
     class LeNet(nn.Module):
@@ -71,7 +71,7 @@ def flax(files: list[Path], images: Images) -> Scores:
 
     variables = serialization.msgpack_restore(files[0].read_bytes())
     del variables["polybn"]
-    normalized = "norm1" in variables["params"]
+    normalized, pool = "norm1" in variables["params"], cast(Any, linen.max_pool)
 
     class LeNet(linen.Module):
         @linen.compact
@@ -83,7 +83,7 @@ def flax(files: list[Path], images: Images) -> Scores:
 
             for number, features in ((1, 6), (2, 16)):
                 x = linen.Conv(features, (5, 5), padding="VALID", name=f"conv{number}")(x)
-                x = linen.max_pool(linen.sigmoid(norm(x, f"norm{number}")), (2, 2), (2, 2))
+                x = pool(linen.sigmoid(norm(x, f"norm{number}")), (2, 2), (2, 2))
             x = x.reshape(len(x), -1)
             for number, features in ((1, 120), (2, 84)):
                 x = linen.Dense(features, name=f"dense{number}")(x)
@@ -107,7 +107,7 @@ def gluon(files: list[Path], images: Images) -> Scores:
 
     symbol, arrays = sorted(files, key=lambda file: file.suffix)
     network = mxnet.gluon.SymbolBlock.imports(str(symbol), ["data"], str(arrays))
-    return network(mxnet.nd.array(images, dtype="uint8")).asnumpy()  # type: ignore[no-any-return]
+    return network(mxnet.nd.array(images, dtype="uint8")).asnumpy()
 
 
 SCORE: dict[str, Callable[[list[Path], Images], Scores]] = {
@@ -126,4 +126,4 @@ LIBRARIES = {
     "keras": ("keras", "h5py"),
     "gluon": ("mxnet",),
 }
-"""What must be installed to export to a format and to score images there."""
+"""The libraries that exporting to a format, and scoring images with it, need."""

@@ -1,4 +1,4 @@
-"""Bad calls: what spoils a good one, the class of the error, and its words.
+"""Bad calls: for each, the arguments that spoil a good call, the class of the error, and its message.
 
 The faults, by the numbers in their names: F1 not an array. F2 rank. F3 axis. F4 shape. F5 dtype of x. F6 mixed
 dtypes. F9 kind of eps. F10 value of eps. F11 eps below the smallest normal number. F12 momentum and running_variance.
@@ -24,17 +24,17 @@ ARRAYS = ("x", *PARAMETERS, "where")
 
 
 class Fault(NamedTuple):
-    """Arguments that spoil a good call, and what must come of them."""
+    """Arguments that spoil a good call, and the error that they must cause."""
 
     name: str
     error: type[Exception]
     arguments: Mapping[str, Any]
     words: str
-    """The message after ``polybn.<function>: ``; three dots stand for anything."""
+    """The message after ``polybn.<function>: ``, where three dots match anything."""
 
 
 def randoms(shape: tuple[int, ...], dtype: str = "f4", seed: int = 0) -> NDArray[Any]:
-    """Draw values away from 0 and 1, which would hide an update that was not made."""
+    """Draw values away from 0 and 1, because these would hide a missing update."""
     return np.asarray(np.random.default_rng([seed, *shape]).random(shape) + 1.5, dtype)
 
 
@@ -47,12 +47,12 @@ WHERE_ONE_IS_LEFT[4, 1, 2] = True
 
 
 def matches(words: str, message: str) -> bool:
-    """Compare a message with a pattern in which three dots stand for anything."""
+    """Return whether a message fits a pattern in which three dots match anything."""
     return re.fullmatch(".*".join(map(re.escape, words.split("..."))), message, re.DOTALL) is not None
 
 
 def alone(**arguments: Any) -> dict[str, Any]:
-    """Leave out gamma, beta and the running statistics but for those given."""
+    """Return arguments without gamma, beta and running statistics, except those given."""
     return dict.fromkeys(PARAMETERS) | arguments
 
 
@@ -193,7 +193,7 @@ FOLD = [
 
 
 def part(channels: int = 3, dtype: str = "f4", **fields: Any) -> Moments:
-    """Make up moments of five values a channel."""
+    """Make up moments of five values per channel."""
     values = randoms((channels,), dtype)
     return Moments(np.full(channels, 5), values, values, values)._replace(**fields)
 

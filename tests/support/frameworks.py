@@ -1,4 +1,4 @@
-"""Batch norms of installed frameworks that live: trained step by step, with their state under their own names.
+"""Live batch norms of installed frameworks: trained step by step, with their state under their own names.
 
 Data have rank 4 and their channels at axis 1, whichever axis a framework prefers. A class is made with the number of
 channels, the momentum in the framework's own sense, and eps; if its library is missing, that raises ImportError.
@@ -6,6 +6,7 @@ channels, the momentum in the framework's own sense, and eps; if its library is 
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ class Living(Protocol):
         """Take one training step; return the output."""
 
     def infer(self, x: Array) -> Array:
-        """Return what inference returns."""
+        """Return the output of inference."""
 
 
 class PyTorch:
@@ -213,7 +214,7 @@ class MXNet:
     NAMES = ("gamma", "beta", "moving_mean", "moving_var")
 
     def __init__(self, channels: int, momentum: float, eps: float) -> None:
-        mxnet.MXNet()  # makes the import work
+        mxnet.MXNet()  # makes MXNet importable
         self._mx = load("mxnet", "mxnet")
         self._options = {"momentum": momentum, "eps": eps, "fix_gamma": False}
         zeros, ones = np.zeros(channels, "f"), np.ones(channels, "f")
@@ -302,14 +303,14 @@ class Tinygrad:
 
     def __init__(self, channels: int, momentum: float, eps: float) -> None:
         if shutil.which("clang") is None:
-            os.environ.setdefault("DEV", "PYTHON")  # slow, and needs no compiler
+            os.environ.setdefault("DEV", "PYTHON")  # slow, but without a compiler
         self._tinygrad, self._helpers = load("tinygrad", "tinygrad"), load("tinygrad.helpers", "tinygrad")
         self._layer = self._tinygrad.nn.BatchNorm(channels, eps=eps, momentum=momentum)
 
     def load(self, state: Mapping[str, Array]) -> None:
         for name in self.NAMES:
             value = np.asarray(state[name])
-            # A scalar would become a constant, which the device without a compiler cannot copy out.
+            # A scalar would become a constant, which this device cannot copy to the host.
             setattr(self._layer, name, self._tinygrad.Tensor(np.atleast_1d(value)).reshape(value.shape).realize())
 
     def state(self) -> State:
@@ -339,9 +340,10 @@ FRAMEWORKS: dict[str, Callable[[int, float, float], Living]] = {
     "onnx15": OnnxRuntime,
     "tinygrad": Tinygrad,
 }
-"""By the names of their dialects."""
+"""The frameworks by the names of their dialects."""
 
 
+@functools.cache
 def why_not(name: str) -> str | None:
     """Return why a framework cannot run here, or None."""
     try:

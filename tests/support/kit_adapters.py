@@ -1,4 +1,4 @@
-"""Batch norms to check the kit with: a right one in float64, and some that are wrong in one way each."""
+"""Batch norms for tests of the kit: a right one in float64, and wrong ones with one fault each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Right:
     """The specification for float32, computed in float64, where nothing overflows."""
 
     conventions: ClassVar[dict[str, Any]] = {}
-    """What is declared otherwise than by the specification."""
+    """The declarations that differ from the specification."""
 
     def info(self) -> Info:
         return Info(type(self).__name__, "1", **self.conventions)
@@ -60,7 +60,7 @@ class Right:
         return (rows - rows.mean(axis=1, keepdims=True)) * root, root
 
     def kept(self, rows: Array) -> Array:
-        """Return what the running variance takes in."""
+        """Return the variance for the running statistic."""
         variance: Array = rows.var(axis=1)
         return variance
 
@@ -97,20 +97,20 @@ class EpsOutside(Right):
 
 
 class Reversed(Right):
-    """Means the weight of the new value by momentum, and does not say so."""
+    """Takes momentum for the weight of the new value, and does not declare it."""
 
     def blend(self, old: Array, new: Array, momentum: float) -> Array:
         return super().blend(old, new, 1 - momentum)
 
 
 class DeclaredReversed(Reversed):
-    """The same, declared."""
+    """Takes momentum for the weight of the new value, and declares it."""
 
     conventions: ClassVar[dict[str, Any]] = {"momentum": "new"}
 
 
 class Unbiased(Right):
-    """Keeps the unbiased variance, refuses one value a channel, and says so, as PyTorch does."""
+    """Keeps the unbiased variance and refuses one value per channel, as PyTorch does, and declares both."""
 
     conventions: ClassVar[dict[str, Any]] = {"running_variance": "unbiased", "single_value": "error"}
 
@@ -122,14 +122,14 @@ class Unbiased(Right):
 
 
 class LeakingNaN(Right):
-    """Clears the whole batch of NaN if there is any."""
+    """Replaces NaN and infinity in the batch by 0."""
 
     def rows(self, x: Array, axis: int) -> Array:
         return np.nan_to_num(super().rows(x, axis), posinf=0, neginf=0)
 
 
 class Writing(Right):
-    """Updates the running mean in place, too."""
+    """Also updates the running mean in place."""
 
     def train(
         self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, **options: Any
@@ -154,7 +154,7 @@ class WideOutput(Right):
 
 
 class Frozen(Right):
-    """Normalizes inference by the batch."""
+    """Normalizes by the statistics of the batch in inference."""
 
     def infer(
         self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, **options: Any
@@ -163,7 +163,7 @@ class Frozen(Right):
 
 
 class Forgetful(Right):
-    """Adds up what it was given so far: a third training call begins to err."""
+    """Counts its training calls, and errs from the third one on."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -175,7 +175,7 @@ class Forgetful(Right):
 
 
 class OnlyForward(Right):
-    """Has no vjp and no inference, and one layout."""
+    """Has no vjp and no inference, and serves one layout."""
 
     conventions: ClassVar[dict[str, Any]] = {
         "differentiates": False, "infers": False, "axes": "second", "ranks": (4,), "empty": "error",
@@ -189,7 +189,7 @@ class OnlyForward(Right):
 
 
 class OnePass(Right):
-    """Computes the variance as the mean of squares less the square of the mean, in float32, for values near zero."""
+    """Computes the variance in float32 as the mean of squares minus the square of the mean, and declares max_kappa."""
 
     conventions: ClassVar[dict[str, Any]] = {"max_kappa": 4.0, "differentiates": False}
     vjp = None  # type: ignore[assignment]
@@ -204,7 +204,7 @@ class OnePass(Right):
 
 
 class Untracked(Right):
-    """Keeps no running statistics: what it hands back in their place means nothing."""
+    """Has no running statistics, and returns meaningless arrays in their place."""
 
     conventions: ClassVar[dict[str, Any]] = {"tracks": False}
 

@@ -1,4 +1,4 @@
-"""Batch norms as different authors write them: wrong in one way each, or right in unlike ways."""
+"""Batch norms as different authors might write them: wrong with one fault each, or right in unusual ways."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ __all__ = ["Reversed", "Right", "Unbiased"]
 
 
 class Crashing(Right):
-    """Reads memory that is not its own in the backward pass."""
+    """Crashes in the backward pass, by reading memory that is not its own."""
 
     def vjp(self, *args: Any, **options: Any) -> Any:
         ctypes.string_at(0)
 
 
 class Hanging(Right):
-    """Never comes back from inference."""
+    """Never returns from inference."""
 
     def infer(self, *args: Any, **options: Any) -> Any:
         time.sleep(3600)
 
 
 class Exiting(Right):
-    """Ends the process, successfully."""
+    """Ends the process with exit code 0."""
 
     def train(self, *args: Any, **options: Any) -> Any:
         raise SystemExit(0)
 
 
 class Leaving(Right):
-    """Ends the process without a word to Python."""
+    """Ends the process without any clean-up in Python."""
 
     def infer(self, *args: Any, **options: Any) -> Any:
         os._exit(0)
 
 
 class Printing(Right):
-    """Prints, with an escape sequence, and writes to the file descriptor itself."""
+    """Prints an escape sequence, and writes to the file descriptor directly."""
 
     def train(self, *args: Any, **options: Any) -> Any:
         print("\x1b[2Jtraining")  # noqa: T201
@@ -56,7 +56,7 @@ class Printing(Right):
 
 
 class Flat(Right):
-    """Returns y without its shape."""
+    """Returns a flattened y."""
 
     def train(self, *args: Any, **options: Any) -> Any:
         y, mean, var = super().train(*args, **options)
@@ -117,7 +117,7 @@ class Subclassed(Right):
 
 
 class Leaking(Unbiased):
-    """Leaves NaN in the running variance after training on one value per channel, and declares no error."""
+    """Returns a running variance of NaN for one value per channel, and does not declare an error for that."""
 
     conventions: ClassVar[dict[str, Any]] = {"running_variance": "unbiased"}
 
@@ -149,7 +149,7 @@ class NearlySingle(Right):
 
 
 class Thawed(Right):
-    """Differentiates a frozen batch norm by the formula of training."""
+    """Differentiates inference by the formula of training."""
 
     conventions: ClassVar[dict[str, Any]] = {"differentiates_inference": True}
 
@@ -158,13 +158,13 @@ class Thawed(Right):
 
 
 class Rubbish(Right):
-    """Declares what does not exist."""
+    """Declares values that do not exist."""
 
     conventions: ClassVar[dict[str, Any]] = {"momentum": "weight"}
 
 
 class Plainly(Right):
-    """Declares nothing, as PyTorch's layers would be declared by somebody who has not read about it."""
+    """Follows PyTorch's conventions and declares nothing, as an author would who does not know that they differ."""
 
     def blend(self, old: Array, new: Array, momentum: float) -> Array:
         return super().blend(old, new, 1 - momentum)
@@ -174,7 +174,7 @@ class Plainly(Right):
 
 
 class OnlySecond(Right):
-    """Serves axis 1 and images only, and declares to serve all."""
+    """Serves only images with channel axis 1, and declares to serve everything."""
 
     def train(self, x: Array, *args: Any, axis: int, **options: Any) -> Any:
         if axis != 1 or x.ndim != 4:
@@ -183,7 +183,7 @@ class OnlySecond(Right):
 
 
 class Flushing(Right):
-    """Flushes subnormal numbers to zero, and does not say so."""
+    """Flushes subnormal numbers to zero, and does not declare it."""
 
     def rows(self, x: Array, axis: int) -> Array:
         rows = super().rows(x, axis)
@@ -191,7 +191,7 @@ class Flushing(Right):
 
 
 class ByRunning(Right):
-    """Normalizes training by the updated running statistics, and does not say so."""
+    """Normalizes by the updated running statistics in training, and does not declare it."""
 
     def train(self, x: Array, *vectors: Any, **options: Any) -> Any:
         _, mean, var = super().train(x, *vectors, **options)
@@ -210,7 +210,7 @@ class Long(Right):
 
 
 class WelfordWide(Right):
-    """Welford's recurrence in float64."""
+    """Computes by Welford's recurrence in float64."""
 
     def normalize(self, rows: Array, eps: float) -> tuple[Array, Array]:
         mean, m2 = np.zeros(len(rows)), np.zeros(len(rows))
@@ -225,13 +225,13 @@ class WelfordWide(Right):
 
 
 class Compiled(Right):
-    """Declares to be compiled for each shape."""
+    """Declares that it is compiled for each shape."""
 
     conventions: ClassVar[dict[str, Any]] = {"compiles": True}
 
 
 class Unlike(Unbiased, Reversed):
-    """Has every convention unlike ours, and declares it."""
+    """Differs from the specification in every convention, and declares it."""
 
     conventions: ClassVar[dict[str, Any]] = {
         "momentum": "new", "running_variance": "unbiased", "single_value": "error", "empty": "error",
@@ -254,5 +254,5 @@ class Unlike(Unbiased, Reversed):
 
 
 def two_passes(variant: Honest = TREE) -> Any:
-    """Make one that sums in a tree, in the arithmetic of its arrays."""
+    """Make a batch norm that sums in a tree, in the arithmetic of its arrays."""
     return variant.make()

@@ -13,7 +13,7 @@ from polybn.conformance.cases import Case, Outcome, rows
 
 Array = NDArray[Any]
 Statistics = Callable[[Array], tuple[Array, Array]]
-"""From rows ``(C, m)`` to mean and biased variance, each ``(C, 1)``."""
+"""A function from rows ``(C, m)`` to mean and biased variance, each ``(C, 1)``."""
 
 
 def in_order(values: Array) -> Array:
@@ -32,7 +32,7 @@ def in_a_tree(values: Array) -> Array:
 
 
 def in_chains(values: Array) -> Array:
-    """Add up chains of 64 from left to right, and those by halves."""
+    """Add up chains of 64 from left to right, and then the sums of the chains by halves."""
     m = values.shape[1]
     stretches = np.pad(values, ((0, 0), (0, -m % 64))).reshape(len(values), -1, 64)
     return in_a_tree(np.cumsum(stretches, axis=2, dtype=values.dtype)[:, :, -1])
@@ -63,7 +63,7 @@ def welford(x: Array) -> tuple[Array, Array]:
 
 
 def chan(x: Array) -> tuple[Array, Array]:
-    """Merge moments pairwise; an odd one out waits for the next round."""
+    """Merge moments in pairs; the last of an odd number waits for the next round."""
     n, mean, m2 = np.ones(x.shape[1]), x, np.zeros_like(x)
     while len(n) > 1:
         (na, a, m2a), (nb, b, m2b) = (
@@ -81,7 +81,7 @@ def chan(x: Array) -> tuple[Array, Array]:
 
 
 class Plain:
-    """The formulas of the specification around given statistics, gradients by the same rows."""
+    """The formulas of the specification with given statistics; gradients use the same rows."""
 
     def __init__(
         self, statistics: Statistics, wide: type[np.floating[Any]] | None = None, kappa_free: bool = False
@@ -96,7 +96,7 @@ class Plain:
         narrow = np.float64 if x.dtype == np.float64 else np.float32
         values = rows(x, axis).astype(self.wide or narrow)
         if self.kappa_free and not np.isfinite(values.var(axis=1)).all():
-            values = np.full_like(values, np.nan)  # what cannot be right is at least not finite
+            values = np.full_like(values, np.nan)  # a result that cannot be right must not be finite
         mean, variance = self.statistics(values)
         c = values - mean
         if self.kappa_free:

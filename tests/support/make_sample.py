@@ -27,7 +27,7 @@ PER_CLASS = {"train": 600, "test": 100}
 
 
 def choose(labels: NDArray[np.uint8], per_class: int) -> NDArray[np.int64]:
-    """Return the places of the chosen images, in their new order."""
+    """Return the indices of the chosen images, in their new order."""
     rank = np.zeros(len(labels), np.int64)
     for label in np.unique(labels):
         places = np.flatnonzero(labels == label)
@@ -46,7 +46,7 @@ def sample(full: Dataset) -> Dataset:
 
 
 def idx_gzip(values: NDArray[np.uint8]) -> bytes:
-    """Return a gzip-compressed IDX file, without a time or a name in it."""
+    """Return a gzip-compressed IDX file without a time or a name in its header."""
     header = struct.pack(f">HBB{values.ndim}I", 0, 0x08, values.ndim, *values.shape)
     packer = zlib.compressobj(9, wbits=31)
     return packer.compress(header + values.tobytes()) + packer.flush()

@@ -1,4 +1,4 @@
-"""Small models of each framework, trained a little and saved by it; with each, what must be read from its file."""
+"""Small models of each framework, trained a little and saved by it, each with the expected content of its file."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ States: TypeAlias = dict[str, dict[str, NDArray[Any]]]
 
 
 class Made(NamedTuple):
-    """A file, and what is in it."""
+    """A file with its expected content."""
 
     path: Path
     dialect: str
     states: States
     options: Mapping[str, Any] = MappingProxyType({})
-    """Of the first batch norm, where the file has them."""
+    """The options of the first batch norm, if the file has them."""
 
 
 def batches(*shape: int) -> list[NDArray[np.float32]]:
@@ -35,7 +35,7 @@ def _torch_net() -> Any:
     import torch
 
     torch.manual_seed(1)
-    net = torch.nn.Sequential()
+    net: Any = torch.nn.Sequential()
     net.add_module("conv", torch.nn.Conv2d(3, 7, 3))
     net.add_module("bn", torch.nn.BatchNorm2d(7, eps=1e-3, momentum=0.3))
     net.add_module("flat", torch.nn.Flatten())
@@ -73,7 +73,7 @@ def safetensors(folder: Path) -> Made:
 
 
 def onnx(folder: Path) -> Made:
-    """Written node by node, in the way of PyTorch's exporter."""
+    """Write an ONNX model node by node, as PyTorch's exporter does."""
     import onnx as library
 
     net = _torch_net()
@@ -129,7 +129,7 @@ def keras(folder: Path) -> Made:
 
 
 def keras_weights(folder: Path) -> Made:
-    """Weights alone do not say whether gamma or beta is missing: no more than the statistics are known."""
+    """Write weights only, which do not show whether gamma or beta is missing, so only the statistics are known."""
     net, states = _keras_net()
     net.save_weights(folder / "model.weights.h5")
     states["last"] = {name: states["last"][name] for name in ("moving_mean", "moving_variance")}
@@ -137,7 +137,7 @@ def keras_weights(folder: Path) -> Made:
 
 
 def keras2(folder: Path) -> Made:
-    """Written as ``tf.keras`` 2 did, with h5py alone."""
+    """Write a file as ``tf.keras`` 2 did, with only h5py."""
     import h5py
 
     rng = np.random.default_rng(2)
@@ -181,12 +181,16 @@ def flax(folder: Path) -> Made:
 
 
 def flax_safetensors(folder: Path) -> Made:
-    from flax import traverse_util
     from safetensors.numpy import save_file
 
     variables, states = _flax_variables()
-    flat = traverse_util.flatten_dict(variables, sep=".")
-    save_file({name: np.ascontiguousarray(array) for name, array in flat.items()}, folder / "flax.safetensors")
+    flat = {
+        f"{kind}.{layer}.{name}": np.ascontiguousarray(array)
+        for kind, layers in variables.items()
+        for layer, own in layers.items()
+        for name, array in own.items()
+    }
+    save_file(flat, folder / "flax.safetensors")
     return Made(folder / "flax.safetensors", "flax_linen", states)
 
 
@@ -203,7 +207,9 @@ def _gluon_net() -> tuple[Any, States]:
 
     net = mx.gluon.nn.HybridSequential(prefix="net_")
     with net.name_scope():
-        net.add(mx.gluon.nn.Conv2D(7, 3, in_channels=3), mx.gluon.nn.BatchNorm(in_channels=7, prefix="bn_"))
+        net.add(
+            mx.gluon.nn.Conv2D(7, 3, in_channels=3), mx.gluon.nn.BatchNorm(epsilon=1e-3, in_channels=7, prefix="bn_")
+        )
     net.initialize()
     net.hybridize()
     for x in batches(13, 3, 5, 5):
@@ -223,15 +229,17 @@ def gluon(folder: Path) -> Made:
 def gluon_export(folder: Path) -> Made:
     net, states = _gluon_net()
     net.export(str(folder / "model"))
-    return Made(folder / "model-0000.params", "gluon", {"net_bn": states[""]})
+    options = {"momentum": 0.9, "epsilon": 1e-3, "axis": 1}
+    return Made(folder / "model-0000.params", "gluon", {"net_bn": states[""]}, options)
 
 
 def npz(folder: Path) -> Made:
-    """As Chainer writes it, compressed."""
+    """Write a compressed file as Chainer does."""
     rng = np.random.default_rng(2)
     states = {"bn1": {w: rng.normal(50, 9, 5).astype(np.float32) for w in ("gamma", "beta", "avg_mean", "avg_var")}}
     states["bn1"]["N"] = np.array(3)
-    np.savez_compressed(folder / "model.npz", **{f"bn1/{name}": array for name, array in states["bn1"].items()})
+    arrays: dict[str, Any] = {f"bn1/{name}": array for name, array in states["bn1"].items()}
+    np.savez_compressed(folder / "model.npz", **arrays)
     return Made(folder / "model.npz", "chainer", states)
 
 
@@ -255,4 +263,4 @@ LIBRARIES = {
     "gluon_export": ("mxnet",),
     "npz": (),
 }
-"""What must be installed to make a file, and to read it."""
+"""The libraries that making and reading a file need."""

@@ -1,4 +1,4 @@
-"""Networks in plain NumPy, float64 or complex128, images as ``(N, C, H, W)``: what every program is measured against.
+"""The reference for every program: networks in plain NumPy, in float64 or complex128, images as ``(N, C, H, W)``.
 
 Written from the layer descriptions, formula by formula; no line is shared with a backend. Complex steps
 through the forward pass check the gradients, to the last digits of float64.
@@ -7,8 +7,8 @@ How far may float32 be off? *Monte Carlo arithmetic* says: run the same formulas
 each operation add a random error, normally distributed, of the size that float32 makes there. ``size``
 is that standard deviation in units of ``u = 2^-24``: ``sqrt(K)`` times the sum of magnitudes for an inner product of
 length K in any order (Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019), a few
-units for anything else. The spread of the results over ``SAMPLES`` runs, times ``LAMBDA``, is the bound
-for each value by itself: it knows how each network amplifies errors, and there is no constant to tune.
+units for any other operation. The spread of the results over ``SAMPLES`` runs, times ``LAMBDA``, is the bound
+for each value by itself. It reflects how each network amplifies errors, and has no constant to tune.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Values: TypeAlias = NDArray[Any]
 Named: TypeAlias = dict[str, Values]
 Rounded: TypeAlias = Callable[[Values, Callable[[], Any]], Values]
 Pull: TypeAlias = Callable[[Values], tuple[Values, Named]]
-"""From the cotangent of a layer's output to that of its input, and those of its parameters."""
+"""A function from the cotangent of a layer's output to the cotangents of its input and of its parameters."""
 
 SAMPLES, LAMBDA = 16, 8
 FLOAT32 = 2.0**-24
 FLOAT64 = 2.0**-53
-SUM = 8  # the error of a sum, relative to the sum of magnitudes, however it is taken
+SUM = 8  # the error of a sum in any order, in roundings of the sum of magnitudes
 
 
 def exact(values: Values, size: Callable[[], Any]) -> Values:
@@ -53,17 +53,17 @@ class Step(NamedTuple):
     correct: int
     gradients: Named
     running: Named
-    """Updated running statistics."""
+    """The updated running statistics."""
 
 
 class Forward(NamedTuple):
-    """One way through a network."""
+    """One forward pass of a network."""
 
     logits: Values
     pulls: list[Pull]
     running: Named
     gap: float
-    """The least distance between the two largest values in any square of a max-pool."""
+    """The smallest distance between the two largest values in any square of a max-pool."""
 
 
 def forward(network: Network, values: Named, images: Values, *, training: bool, rounded: Rounded = exact) -> Forward:
@@ -94,7 +94,7 @@ def forward(network: Network, values: Named, images: Values, *, training: bool, 
 
 
 def loss_of(network: Network, values: Named, images: Values, labels: Values) -> Any:
-    """Return the mean cross-entropy in training, in nats: for complex steps."""
+    """Return the mean cross-entropy in training, in nats; complex arguments serve complex steps."""
     return cross_entropy(forward(network, values, images, training=True).logits, labels, exact)[0]
 
 
@@ -133,7 +133,7 @@ def sgd(
 
 
 def allowed(measure: Callable[[Rounded], Named], unit: float = FLOAT32) -> Named:
-    """Return how far each value that ``measure`` returns may be off in arithmetic with the given unit roundoff."""
+    """Return the error that each value of ``measure`` may have in arithmetic with the given unit roundoff."""
     right = measure(exact)
     squares = {name: np.zeros(np.shape(value)) for name, value in right.items()}
     for seed in range(SAMPLES):
@@ -204,7 +204,7 @@ def max_pool(x: Values, size: int) -> tuple[Values, Pull, float]:
     n, channels, height, width = x.shape
     split = (n, channels, height // size, size, width // size, size)
     squares = x.reshape(split).transpose(0, 1, 2, 4, 3, 5).reshape(n, channels, split[2], split[4], size**2)
-    first = squares.real.argmax(axis=-1)[..., None]  # row order, and the first of equals
+    first = squares.real.argmax(axis=-1)[..., None]  # in row order; of equal values the first
     second, largest = (
         np.moveaxis(np.sort(squares.real, axis=-1)[..., -2:], -1, 0) if size > 1 else (-np.inf, squares.real)
     )
@@ -268,7 +268,7 @@ def cross_entropy(logits: Values, labels: Values, rounded: Rounded) -> tuple[Any
 
 
 def widened(values: Values) -> Values:
-    """Turn float32 into float64; leave wider types alone."""
+    """Turn float32 into float64, and keep wider types."""
     return values.astype(np.result_type(values, np.float64))
 
 

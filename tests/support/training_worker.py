@@ -1,4 +1,4 @@
-"""Small data to train on, and a process that trains on it until it is done or killed."""
+"""Small training data, and a process that trains on them until it has finished or is killed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPTIONS: dict[str, Any] = {"batch_size": BATCH, "learning_rate": 0.5, "seed": 3}
 
 
 def slice_of_sample(train: int = 300, test: int = 60) -> Dataset:
-    """Take the first images of the sample: the last batch of an epoch is a rest."""
+    """Take the first images of the sample, so many that the last batch of an epoch is smaller."""
     data = fashion_mnist.load("sample")
     return Dataset(
         data.train_images[:train], data.train_labels[:train], data.test_images[:test], data.test_labels[:test], "slice"
@@ -37,9 +37,9 @@ def store(data: Dataset, path: Path) -> None:
 
 
 def main(data: str, directory: str, epochs: str, deadly_sync: str) -> None:
-    """Begin a run or go on with it, report as it goes, and be killed in a sync, if its number is above 0.
+    """Begin or resume a run, and report its progress; a ``deadly_sync`` above 0 kills the process in that sync.
 
-    While another process has the run, wait for the moment when it is free.
+    While another process has the run, wait.
     """
     with np.load(data) as arrays:
         dataset = Dataset(**arrays, source="slice")
@@ -69,7 +69,7 @@ def main(data: str, directory: str, epochs: str, deadly_sync: str) -> None:
         except RunInUseError as error:
             print(f"waits: {error}", flush=True)  # noqa: T201
             time.sleep(0.01)
-        except polybn.DomainError as error:  # the other one began it between the question and the call
+        except polybn.DomainError as error:  # another process began the run between the question and the call
             if "must be a new or empty directory" not in str(error):
                 raise
         else:

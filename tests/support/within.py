@@ -1,4 +1,4 @@
-"""Compare single results with exact numbers, each within its own bound."""
+"""Compare results with exact numbers, each within its own bound."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Floats = NDArray[np.float64]
 
 
 def within(what: str, got: Floats | Sequence[float], exact: ExactRow, bound: Floats | Sequence[float]) -> float:
-    """Assert that each value lies within its bound of the exact one; return the largest share of a bound used."""
+    """Assert that each value is within its bound of the exact one; return the largest used share of a bound."""
     values = np.asarray(got, np.float64)
     assert np.isfinite(values).all(), f"{what} is not finite: {values[~np.isfinite(values)][:3]}"
     errors, limits = np.asarray(exact.distances(values.tolist())), np.asarray(bound, np.float64)
@@ -29,5 +29,5 @@ def within(what: str, got: Floats | Sequence[float], exact: ExactRow, bound: Flo
 
 
 def within_one(what: str, got: float, exact: Fraction, bound: float) -> float:
-    """Assert that a single number lies within its bound of the exact one; return the share of the bound used."""
+    """Assert that a number is within its bound of the exact one; return the used share of the bound."""
     return within(what, [got], ExactRow([exact.numerator], exact.denominator), [bound])

@@ -1,6 +1,7 @@
 /* Run the passes of the two calls. If there are enough channels, each thread works on whole channels, so that the values that
    were measured are still in the cache when they are mapped. Otherwise the threads share each pass, which ends before the next
    begins. */
+#include <float.h>
 #include <stdlib.h>
 
 #include "call.h"
@@ -190,4 +191,13 @@ int polybn_backward(const polybn_backward_call *b) {
     p.k.passes = &current_passes()[b->geometry->stored];
     p.k.j.g = b->geometry, p.k.j.x = b->x, p.k.j.dy = b->dy, p.k.j.where = b->where, p.k.j.result = b->dx;
     return start(&p);
+}
+
+int64_t polybn_bad_variances(const void *variance, int64_t channels, int32_t stored, int64_t *first) {
+    int64_t bad = 0;
+    for (int64_t c = channels; c-- > 0;) {
+        const double v = parameter(stored, variance, c);
+        if (!(v >= 0 && v <= DBL_MAX)) bad++, *first = c;
+    }
+    return bad;
 }

@@ -75,11 +75,11 @@ def version(jax: Any) -> str:
 
 
 def flushes(jax: Any) -> bool:
-    """Tell whether XLA sets its threads to flush subnormal numbers to zero, as it does on the CPU."""
+    """Return whether XLA makes its threads flush subnormal numbers to zero, as on the CPU."""
     return bool(jax.default_backend() == "cpu")
 
 
 def precision(jax: Any, x: Array) -> AbstractContextManager[Any]:
-    """Switch float64 on for float64 data, as its users must; elsewhere JAX stays as it ships."""
+    """Enable float64 for float64 data, as users of JAX must; for other data JAX keeps its default."""
     context: AbstractContextManager[Any] = jax.enable_x64(x.dtype == np.float64)
     return context

@@ -19,7 +19,7 @@ USES: dict[str, str] = {
     "keras": 'keras.models.load_model("{0}")',
     "gluon": 'mxnet.gluon.SymbolBlock.imports("{1}", ["data"], "{0}")',
 }
-"""What a program does with the files."""
+"""For each format, the code that reads the files in a program."""
 
 
 def export(

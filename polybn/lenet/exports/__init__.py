@@ -1,4 +1,4 @@
-"""A trained network in the files of other frameworks, and back.
+"""Conversion of a trained network to files of other frameworks, and back.
 
 >>> sorted(FORMATS)
 ['flax', 'gluon', 'keras', 'onnx', 'pt', 'safetensors']
@@ -28,7 +28,7 @@ FORMATS = {
     "keras": ".keras",
     "gluon": "-0000.params",
 }
-"""The formats, and what the name of a file ends in. Gluon's has a second file beside it, ``-symbol.json``."""
+"""For each format, the ending of its files. Gluon has a second file, ``-symbol.json``."""
 MOST_BYTES = 2**30
 
 
@@ -38,11 +38,11 @@ def export(run: Run, path: StrPath, format: str) -> list[Path]:
     Parameters
     ----------
     run : Run
-        As :func:`polybn.train` or :func:`polybn.runs.load` return it.
+        A run, as :func:`polybn.train` and :func:`polybn.runs.load` return it.
     path : path
-        The file. The ending of the format is put to it unless it is there.
+        The file. The ending of the format is appended if it is missing.
     format : str
-        A key of :data:`FORMATS`.
+        A key of :data:`~polybn.lenet.exports.FORMATS`.
 
     Returns
     -------
@@ -74,7 +74,7 @@ def export(run: Run, path: StrPath, format: str) -> list[Path]:
 
 
 def load(path: StrPath) -> tuple[Network, State]:
-    """Read a network that :func:`export` wrote, whatever other programs have done to its weights since.
+    """Read a network that :func:`export` wrote, even if other programs have changed its weights.
 
     Parameters
     ----------
@@ -85,12 +85,12 @@ def load(path: StrPath) -> tuple[Network, State]:
     -------
     network : Network
     state : dict of str to ndarray
-        To the bit what was exported.
+        The exported values, bit by bit.
 
     Raises
     ------
     ModelFileError
-        If it is damaged, or no such export.
+        If the file is damaged, or is no such export.
 
     Examples
     --------

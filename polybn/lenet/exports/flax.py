@@ -1,4 +1,4 @@
-"""Variables for Flax linen, as ``flax.serialization`` writes them: images are (N, H, W, C)."""
+"""Variables for Flax linen, as ``flax.serialization`` writes them, for images (N, H, W, C)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STATISTICS = ("mean", "var")
 
 
 def files(trained: Trained) -> dict[str, bytes]:
-    """Write one file: the collections ``params`` and ``batch_stats``, and the note beside them, as ``polybn``."""
+    """Write one file: the collections ``params`` and ``batch_stats``, and the note as ``polybn``."""
     layers = to_layers(trained.network, trained.state, LAYOUT, trained.steps)
     params = {layer: {k: v for k, v in own.items() if k not in STATISTICS} for layer, own in layers.items()}
     stats = {layer: {k: own[k] for k in STATISTICS} for layer, own in layers.items() if "mean" in own}

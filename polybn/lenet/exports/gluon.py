@@ -1,6 +1,6 @@
 """The whole network for MXNet, as ``HybridBlock.export`` writes it: a symbol in JSON, and its arrays.
 
-``gluon.SymbolBlock.imports("lenet-symbol.json", ["data"], "lenet-0000.params")`` takes both.
+``gluon.SymbolBlock.imports("lenet-symbol.json", ["data"], "lenet-0000.params")`` reads both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VERSION = ["int", 10901]
 
 
 def files(trained: Trained) -> dict[str, bytes]:
-    """Write the two files; the symbol holds the note as an attribute, ``polybn``."""
+    """Write the two files; the symbol holds the note as its attribute ``polybn``."""
     layers = to_layers(trained.network, trained.state, LAYOUT, trained.steps)
     arrays = {f"{_kind(name)}:{layer}_{name}": array for layer, own in layers.items() for name, array in own.items()}
     graph = _Graph()
@@ -62,13 +62,13 @@ class _Graph:
         self.nodes: list[dict[str, Any]] = []
 
     def add(self, op: str, name: str, attributes: dict[str, str], inputs: list[int] | None = None) -> int:
-        """Add a node, whose inputs are the first outputs of others; return its number."""
+        """Add a node whose inputs are the first outputs of other nodes; return its number."""
         node = {"op": op, "name": name, "attrs": attributes, "inputs": [[number, 0, 0] for number in inputs or []]}
         self.nodes.append(node)
         return len(self.nodes) - 1
 
     def to_json(self, head: int) -> bytes:
-        """Return the symbol whose output is that of one node."""
+        """Return the symbol with the output of one node."""
         arguments = [number for number, node in enumerate(self.nodes) if node["op"] == "null"]
         symbol = {"nodes": self.nodes, "arg_nodes": arguments, "heads": [[head, 0, 0]]}
         return json.dumps(symbol | {"attrs": {"mxnet_version": VERSION}}, indent=1).encode()

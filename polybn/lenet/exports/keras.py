@@ -6,6 +6,7 @@ import io
 import os
 import sys
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,20 @@ from polybn.model_files.errors import ModelFileError, need
 
 LAYOUT = Layout(dialects.KERAS3, "kernel", channels_last=True)
 NOTE = "polybn.json"
-"""A member of the archive that Keras passes over."""
+"""The member of the archive with the note, which Keras ignores."""
 
 
 def files(trained: Trained) -> dict[str, bytes]:
-    """Let Keras write the model, and put the note beside its members."""
+    """Let Keras write the model, and add the note to the archive."""
     if "keras" not in sys.modules:
-        os.environ.setdefault("KERAS_BACKEND", "numpy")  # it computes nothing here, and NumPy is there
+        os.environ.setdefault("KERAS_BACKEND", "numpy")  # nothing is computed, and NumPy is always installed
     keras = need("keras", "files of Keras", "keras")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Keras on NumPy calls what NumPy 2 deprecates
+        return {".keras": _with_note(_model(keras, trained), trained.note)}
+
+
+def _model(keras: Any, trained: Trained) -> Any:
     layers = to_layers(trained.network, trained.state, LAYOUT, trained.steps)
     rows = networks.rows(trained.network)
     channels, height, width = trained.network.input_shape
@@ -37,12 +44,16 @@ def files(trained: Trained) -> dict[str, bytes]:
     for layer in model.layers:
         if layer.name in layers:
             layer.set_weights(list(layers[layer.name].values()))
+    return model
+
+
+def _with_note(model: Any, note: str) -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "lenet.keras")
         model.save(path)
         with zipfile.ZipFile(path, "a") as archive:
-            archive.writestr(NOTE, trained.note)
-        return {".keras": path.read_bytes()}
+            archive.writestr(NOTE, note)
+        return path.read_bytes()
 
 
 def read(data: bytes) -> tuple[str | None, Layers]:

@@ -1,4 +1,4 @@
-"""Where frameworks put the axes of arrays, and what they call them; batch norm is left to :mod:`polybn.dialects`."""
+"""The axes and the names of arrays in frameworks, except those of batch norm, which :mod:`polybn.dialects` has."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from polybn.lenet.networks import BatchNorm, Convolution, Dense, Network, Row, S
 
 Array: TypeAlias = NDArray[Any]
 Layers: TypeAlias = dict[str, dict[str, Array]]
-"""Arrays by layer, then by the framework's own names."""
+"""Arrays by layer, and then by the framework's own names."""
 
 
 class Layout(NamedTuple):
-    """How a framework keeps the arrays of layers."""
+    """A framework's layout of the arrays of layers."""
 
     dialect: dialects.Dialect
-    """What it means by batch norm."""
+    """The framework's conventions for batch norm."""
     weight: str = "weight"
-    """What it calls the weight of a convolution or a dense layer."""
+    """The name of the weight of a convolution or a dense layer."""
     channels_last: bool = False
-    """Whether images have shape (N, H, W, C), and weights their outputs last."""
+    """Whether images have shape (N, H, W, C), and weights the axis of outputs last."""
 
 
 def to_layers(network: Network, state: State, layout: Layout, steps: int) -> Layers:
-    """Return the arrays of a network as a framework keeps them.
+    """Return the arrays of a network in a framework's layout.
 
     Parameters
     ----------
     network : Network
     state : dict of str to ndarray
-        float32, by the names of PolyBN.
+        Arrays of float32 by PolyBN's names.
     layout : Layout
     steps : int
-        How many batches the running statistics have seen.
+        The number of batches in the running statistics.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def to_layers(network: Network, state: State, layout: Layout, steps: int) -> Lay
 
 
 def from_layers(network: Network, layers: Mapping[str, Mapping[str, Array]], layout: Layout) -> State:
-    """Return the state that :func:`to_layers` was given, to the bit.
+    """Return the argument of :func:`to_layers`, bit by bit.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def from_layers(network: Network, layers: Mapping[str, Mapping[str, Array]], lay
 
 
 def _with_images(network: Network) -> list[tuple[Row, tuple[int, ...]]]:
-    """Pair each row with the shape of its input, images or not."""
+    """Pair each row with the shape of its input before any flattening."""
     return [(row, row.input_shape) for row in networks.rows(network)]
 
 
@@ -108,7 +108,7 @@ def _turned(weight: Array, row: Row, before: tuple[int, ...], layout: Layout) ->
         return weight
     if isinstance(row.layer, Convolution):
         return weight.transpose(2, 3, 1, 0)
-    # Flattened images come as H, W, C there, and as C, H, W here.
+    # The framework flattens images in the order H, W, C, and PolyBN in the order C, H, W.
     images = weight.reshape(-1, *before)
     turned = images.transpose(0, 2, 3, 1) if len(before) == 3 else images
     return turned.reshape(weight.shape).T

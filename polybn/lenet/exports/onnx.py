@@ -13,11 +13,11 @@ from polybn.model_files.errors import need
 
 LAYOUT = Layout(dialects.ONNX15)
 OPSET, IR = 15, 8
-"""The first version of the operators in which batch norm says what it keeps, and the file format of its time."""
+"""The first operator set whose batch norm specifies the running variance, and the file format of that time."""
 
 
 def files(trained: Trained) -> dict[str, bytes]:
-    """Write one file; its metadata hold the note, under ``polybn``."""
+    """Write one file, with the note in its metadata under ``polybn``."""
     onnx = need("onnx", "ONNX files", "onnx")
     layers = to_layers(trained.network, trained.state, LAYOUT, trained.steps)
     rows = networks.rows(trained.network)
@@ -63,7 +63,7 @@ def _value(onnx: Any, name: str, kind: int, shape: tuple[int, ...]) -> Any:
 
 
 def _nodes(helper: Any, rows: list[Row], layers: Layers) -> list[Any]:
-    """Chain the layers; each hands on a value of its own name, and the last one the scores."""
+    """Chain the layers: each outputs a value of its own name, and the last one the scores."""
     nodes = [helper.make_node("Cast", ["images"], ["floats"], to=1), helper.make_node("Div", ["floats", "255"], ["x"])]
     value = "x"
     for row in rows:

@@ -1,4 +1,4 @@
-"""The state dict that ``torch.load(path, weights_only=True)`` reads; it holds arrays alone, and the note as bytes."""
+"""A state dict for ``torch.load(path, weights_only=True)``: it holds only arrays, the note among them as bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def files(trained: Trained) -> dict[str, bytes]:
 
 
 def read(data: bytes) -> tuple[str | None, Layers]:
-    """Return the note and the arrays; PyTorch reads them without unpickling any other type."""
+    """Return the note and the arrays; PyTorch unpickles no other types."""
     torch = need("torch", "files of PyTorch", "torch")
     content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     layers: Layers = {}

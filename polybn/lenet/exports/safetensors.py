@@ -13,7 +13,7 @@ LAYOUT = Layout(dialects.PYTORCH)
 
 
 def files(trained: Trained) -> dict[str, bytes]:
-    """Write one file; its metadata hold the note, under ``polybn``."""
+    """Write one file, with the note in its metadata under ``polybn``."""
     layers = to_layers(trained.network, trained.state, LAYOUT, trained.steps)
     arrays = {f"{layer}.{name}": array for layer, own in layers.items() for name, array in own.items()}
     return {".safetensors": safetensors.encode(arrays, {"polybn": trained.note, "format": "pt"})}

@@ -1,4 +1,4 @@
-"""A trained network as it leaves: layers, state, and a note about what it wants and where it comes from."""
+"""A trained network for export: layers, state, and a note about its input and its origin."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ MOST_NOTE = 2**16
 
 
 class Trained(NamedTuple):
-    """What an export holds."""
+    """The content of an export."""
 
     network: Network
     """The layers."""
     state: State
     """Every parameter and running statistic."""
     steps: int
-    """How many batches the running statistics have seen."""
+    """The number of batches in the running statistics."""
     note: str
-    """JSON: how images are prepared, the names of the classes, the layers, and the run."""
+    """A text in JSON: the preparation of images, the names of the classes, the layers, and the run."""
 
 
 def of_run(run: Run) -> Trained:
-    """Take a network from its run.
+    """Return the network of a run.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def of_run(run: Run) -> Trained:
 
 
 def network_of(note: str | None) -> Network:
-    """Return the layers that a note tells of.
+    """Return the network that a note describes.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def network_of(note: str | None) -> Network:
     Raises
     ------
     ModelFileError
-        If it tells of none.
+        If it describes no network.
 
     Examples
     --------

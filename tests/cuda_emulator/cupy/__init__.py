@@ -1,7 +1,7 @@
-"""A stand-in for the few names of CuPy that the backend uses, for tests without a GPU: everything here is emulated.
+"""A stand-in for the few names of CuPy that the backend uses, for tests without a GPU.
 
 Device memory is host memory between guard zones, and kernels are compiled by g++ with ``include/emulator.h``. The
-stand-in is found as ``cupy`` only where this folder's parent is put on the path.
+stand-in is found as ``cupy`` only if this folder's parent is on the path.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ._array import ndarray
 
 __version__ = "0 (emulated)"
 
-os.environ.setdefault("CUPY_CACHE_IN_MEMORY", "1")  # _module.py keeps binaries, by the text of emulator.h, too
+os.environ.setdefault("CUPY_CACHE_IN_MEMORY", "1")  # _module.py has its own cache, whose key includes emulator.h
 
 
 def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
-    """Allocate an array filled with bytes that are NaN as numbers: who reads what was never written shows it."""
+    """Allocate an array full of NaN, so that reading a value that was never written shows."""
     return ndarray.allocate(shape, dtype)
 
 
 def empty_like(a: ndarray) -> ndarray:
-    """Allocate an array with the order of axes in memory of another one."""
+    """Allocate an array whose axes have the same order in memory as those of another."""
     return ndarray.allocate(a.shape, a.dtype, like=a.strides)
 
 
@@ -39,14 +39,14 @@ def zeros(shape: Any, dtype: Any = float) -> ndarray:
 
 
 def zeros_like(a: ndarray) -> ndarray:
-    """Allocate zeros with the order of axes in memory of another array."""
+    """Allocate zeros whose axes have the same order in memory as those of another array."""
     made = empty_like(a)
     made.fill(0)
     return made
 
 
 def array(values: Any, dtype: Any = None) -> ndarray:
-    """Copy host values, or an array, to the current device: in Fortran's order if they have it, else in C's."""
+    """Copy host values, or an array, to the current device; keep Fortran order, and turn any other into C order."""
     cuda.get_current_stream().refuse_capture("array")
     host = values.host if isinstance(values, ndarray) else np.asarray(values, dtype)
     fortran = host.flags.f_contiguous and not host.flags.c_contiguous
@@ -66,12 +66,12 @@ def ascontiguousarray(a: ndarray) -> ndarray:
 
 
 def broadcast_to(a: ndarray, shape: tuple[int, ...]) -> ndarray:
-    """View an array with more axes or longer ones, of stride 0."""
+    """View an array with added or longer axes, of stride 0."""
     return a.view_of(np.broadcast_to(a.host, shape))
 
 
 def get_default_memory_pool() -> Any:
-    """Return the pool, of which there is nothing to free here."""
+    """Return a pool that has nothing to free."""
     return SimpleNamespace(free_all_blocks=lambda: None)
 
 

@@ -14,7 +14,7 @@ GUARD, CANARY, FRESH = 256, 0xA5, 0xFF
 
 
 class Memory:
-    """An allocation; what lies around it must not change."""
+    """An allocation between two guard zones, which must not change."""
 
     def __init__(self, size: int) -> None:
         self.room = np.full(size + 3 * GUARD, CANARY, np.uint8)
@@ -24,11 +24,11 @@ class Memory:
         LIVE[id(self)] = self
 
     def bytes(self) -> NDArray[np.uint8]:
-        """Return what was asked for."""
+        """Return the allocation without its guard zones."""
         return self.room[self.start : self.start + self.size]
 
     def intact(self) -> bool:
-        """Tell whether nobody wrote beyond either end."""
+        """Return whether both guard zones are unchanged."""
         ends = (self.room[: self.start], self.room[self.start + self.size :])
         return all((end == CANARY).all() for end in ends)
 
@@ -38,7 +38,7 @@ LIVE: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
 
 def check_guards() -> None:
     """Fail if a kernel wrote beyond the memory of an array."""
-    for reference in LIVE.valuerefs():  # at one moment, whatever other threads allocate meanwhile
+    for reference in LIVE.valuerefs():  # a copy of the list: other threads may allocate meanwhile
         memory = reference()
         if memory is not None and not memory.intact():
             raise AssertionError(f"emulated: a kernel wrote beyond an allocation of {memory.size} bytes")
@@ -50,7 +50,7 @@ class _Pointer:
 
 
 class ndarray:  # noqa: N801
-    """What the backend asks of ``cupy.ndarray``."""
+    """The part of ``cupy.ndarray`` that the backend uses."""
 
     __module__ = "cupy"
 
@@ -59,7 +59,7 @@ class ndarray:  # noqa: N801
 
     @classmethod
     def allocate(cls, shape: Any, dtype: Any, *, like: tuple[int, ...] | None = None) -> ndarray:
-        """Allocate on the current device, the axes in the order of the strides given."""
+        """Allocate on the current device, with the axes in the order of the given strides."""
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         dtype = np.dtype(dtype)
         order = sorted(range(len(shape)), key=lambda i: -abs(like[i])) if like else list(range(len(shape)))

@@ -40,7 +40,7 @@ def compile_using_nvrtc(
     log_stream: None = None,
     cache_in_memory: bool = False,
 ) -> tuple[bytes, dict[str, str]]:
-    """Compile one kernel; the binary is the path of one, and names are not mangled."""
+    """Compile one kernel; return the path of the binary in place of a binary, and its name without mangling."""
     if not ARITHMETIC.issubset(options):
         raise ValueError(f"{options} lack {ARITHMETIC.difference(options)}: that is not what g++ compiles")
     (name,) = name_expressions
@@ -51,7 +51,7 @@ class Module:
     """A binary, loaded."""
 
     def load(self, cubin: bytes) -> None:
-        """Load what the compiler returned."""
+        """Load the binary at the path that the compiler returned."""
         self._path = Path(cubin.decode())
 
     def get_function(self, name: str) -> Function:
@@ -60,7 +60,7 @@ class Module:
 
 
 class Function:
-    """A kernel, which launches, cooperatively or not."""
+    """A kernel that can be launched, cooperatively or not."""
 
     def __init__(self, path: Path, name: str) -> None:
         # PyDLL keeps the interpreter lock: an emulated device runs one kernel at a time.
@@ -114,7 +114,7 @@ def _by_value(argument: Any) -> Any:
 
 @functools.cache
 def compiled(code: str, name: str) -> Path:
-    """Compile one kernel, or find it compiled."""
+    """Compile one kernel, unless it is in the cache; return its path."""
     text = '#include "emulator.h"\n#line 1 "kernel"\n' + code + LAUNCH.format(expression=name)
     headers = "".join(path.read_text() for path in sorted(INCLUDE.iterdir()))
     target = BUILD / (hashlib.sha256((text + headers + str(FLAGS)).encode()).hexdigest()[:24] + ".so")

@@ -1,4 +1,4 @@
-"""The emulated devices, their streams and graphs. Work is done at once; a captured stream remembers it instead."""
+"""The emulated devices, their streams and graphs. Work is done at once, or recorded if the stream is captured."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ATTRIBUTES = {
     "MaxSharedMemoryPerMultiprocessor": 160 << 10,
     "CooperativeLaunch": 1,
 }
-"""Of a small device, so that small tensors meet groups of blocks and several rounds."""
+"""The attributes of a small device, so that small tensors already need groups of blocks and several rounds."""
 DEVICES = 2
 SHARED_LIMITS: dict[int, int] = {}
-"""Bytes of dynamic shared memory that a block may ask for, by kernel."""
+"""For each kernel, the bytes of dynamic shared memory that a block may ask for."""
 LAUNCHES: list[tuple[str, int, bool]] = []
-"""Kernel, blocks, and whether together, of every launch."""
+"""For every launch: the kernel, the number of blocks, and whether they run together."""
 
 _local = threading.local()
 
@@ -34,7 +34,7 @@ class Device:
 
     @property
     def attributes(self) -> dict[str, int]:
-        """Return the attributes that a plan asks for."""
+        """Return the attributes that a plan reads."""
         return dict(ATTRIBUTES)
 
     def __enter__(self) -> Device:
@@ -50,13 +50,13 @@ class Device:
 
 
 class Graph:
-    """What a stream was asked to do while it was captured; it does the same again."""
+    """The work that a stream recorded during capture, ready to be repeated."""
 
     def __init__(self, work: list[Callable[[], None]]) -> None:
         self._work = work
 
     def launch(self, stream: Stream | None = None) -> None:
-        """Do it all again."""
+        """Repeat the recorded work."""
         for go in self._work:
             go()
 
@@ -72,31 +72,31 @@ class Stream:
         self._captured: list[Callable[[], None]] | None = None
 
     def do(self, go: Callable[[], None]) -> None:
-        """Do some work, or remember it."""
+        """Do some work, or record it during capture."""
         if self._captured is None:
             go()
         else:
             self._captured.append(go)
 
     def refuse_capture(self, what: str) -> None:
-        """Fail where a GPU would: the host cannot wait for a stream that only remembers."""
+        """Fail like a GPU: the host cannot wait for a stream during capture."""
         if self.is_capturing():
             raise RuntimeError(f"emulated: {what} on a stream that is being captured")
 
     def begin_capture(self) -> None:
-        """Remember work from now on."""
+        """Record work from now on."""
         if self.ptr == 0:
             raise RuntimeError("cannot capture on the default (legacy) stream")
         self._captured = []
 
     def end_capture(self) -> Graph:
-        """Return what was remembered."""
+        """Stop recording; return the graph."""
         assert self._captured is not None
         work, self._captured = self._captured, None
         return Graph(work)
 
     def is_capturing(self) -> bool:
-        """Tell whether work is remembered, not done."""
+        """Return whether work is recorded and not done."""
         return self._captured is not None
 
     def synchronize(self) -> None:
@@ -112,7 +112,7 @@ class Stream:
 
 
 class Event:
-    """A moment, by the host's clock."""
+    """A point in time on the host's clock."""
 
     def record(self, stream: Stream | None = None) -> None:
         """Note the time."""

@@ -1,6 +1,6 @@
 // Compile CUDA C++ kernels with g++ and run them on a CPU, for tests.
 //
-// A thread of a block is a fiber of one OS thread. Fibers run one at a time, each until it must wait: at a barrier of its
+// The threads of a block are fibers of one OS thread. Fibers run one at a time, each until it must wait: at a barrier of its
 // block, at a shuffle of its warp, or in __nanosleep. An atomic operation lets all other blocks go first: they see it before
 // the block's other threads go on. So a run is repeatable, and a missing barrier shows: the first fiber runs far ahead of the
 // others. Every second launch visits fibers and blocks backwards. A shared variable lives in one place for all blocks, which
@@ -94,8 +94,8 @@ struct Block {
     std::vector<Meeting> warps;
     Meeting whole;
     std::vector<unsigned char> shared;
-    std::vector<std::uint64_t> slots;  // what the lanes of a warp tell each other
-    int any = 0, verdict = 0;          // of __syncthreads_or
+    std::vector<std::uint64_t> slots;  // the values that lanes of a warp exchange
+    int any = 0, verdict = 0;          // the state of __syncthreads_or
 };
 
 inline Block* block;
@@ -105,8 +105,8 @@ inline void (*body)(void*);
 inline void* body_data;
 inline std::size_t shared_bytes;
 inline bool backwards;
-inline unsigned naps;   // of a launch
-inline bool elsewhere;  // other blocks go first, whatever this one's threads have still to do
+inline unsigned naps;   // how often threads slept in a launch
+inline bool elsewhere;  // other blocks run next, even if threads of this one could go on
 
 inline int thread() { return int(threadIdx.x); }
 
@@ -115,7 +115,7 @@ inline void wait(State state) {
     emulated_switch(&fiber->stack_pointer, scheduler);
 }
 
-// Returns when all members are here; the last one to arrive wakes the others.
+// Returns when all members have arrived; the last one wakes the others.
 inline void meet(Meeting& meeting, State state, int first, int count) {
     if (++meeting.arrived < meeting.members) {
         wait(state);
@@ -156,7 +156,7 @@ inline void prepare(Block& b, unsigned index, unsigned threads, unsigned char* s
     b.warps.assign((threads + WARP - 1) / WARP, {});
     b.whole = {0, int(threads)};
     b.slots.assign(threads, 0);
-    b.shared.assign(shared_bytes, 0xff);  // NaN, to those who read before they write
+    b.shared.assign(shared_bytes, 0xff);  // NaN, so that reading before writing shows
     for (unsigned t = 0; t < threads; ++t) {
         b.warps[t / WARP].members += 1;
         std::uintptr_t top = reinterpret_cast<std::uintptr_t>(stacks + (t + 1) * STACK) & ~std::uintptr_t(15);
@@ -167,7 +167,7 @@ inline void prepare(Block& b, unsigned index, unsigned threads, unsigned char* s
     }
 }
 
-// Let the block's fibers run until all of them wait or are done; tell whether any moved.
+// Run the block's fibers until all of them wait or have ended; return whether any moved.
 inline bool advance(Block& b) {
     bool moved = false, again = true;
     const int threads = int(b.fibers.size());
@@ -180,7 +180,7 @@ inline bool advance(Block& b) {
     }
     while (again && !elsewhere) {
         again = false;
-        for (int w = 0; w < threads && !elsewhere; w += WARP) {  // a warp at a time: its shuffles wait for nobody else
+        for (int w = 0; w < threads && !elsewhere; w += WARP) {  // one warp at a time, because shuffles wait only within a warp
             const int first = backwards ? (threads - 1 - w) / WARP * WARP : w;
             bool lanes = true;
             while (lanes && !elsewhere) {
@@ -210,7 +210,7 @@ inline bool finished(const Block& b) {
     return true;
 }
 
-// Run blocks to their ends: all at once if they wait for each other, else one by one.
+// Run blocks to their ends, all together if they wait for each other, otherwise one by one.
 inline void run(unsigned grid, unsigned threads, std::size_t shared, bool together, void (*function)(void*), void* data) {
     static unsigned char* stacks = nullptr;
     static std::size_t room = 0;
@@ -219,7 +219,7 @@ inline void run(unsigned grid, unsigned threads, std::size_t shared, bool togeth
     const unsigned live = together ? grid : 1;
     if (const std::size_t needed = std::size_t(live) * threads * STACK; room < needed) {
         std::free(stacks);
-        stacks = static_cast<unsigned char*>(std::malloc(room = needed));  // pages come when they are touched
+        stacks = static_cast<unsigned char*>(std::malloc(room = needed));  // untouched pages take no memory
     }
     if (blocks.size() < live) blocks.resize(live);
     std::memset(memory, 0xee, sizeof memory);
@@ -235,7 +235,7 @@ inline void run(unsigned grid, unsigned threads, std::size_t shared, bool togeth
             for (unsigned i = 0; i < live; ++i) moved |= !finished(blocks[i]) && advance(blocks[i]);
         }
         for (unsigned i = 0; i < live; ++i) {
-            if (!finished(blocks[i])) fail("threads wait for each other for ever");
+            if (!finished(blocks[i])) fail("threads wait for each other forever");
         }
     }
     backwards = !backwards;
@@ -295,7 +295,7 @@ T __shfl_sync(unsigned mask, T value, int lane) {
 }
 inline void __threadfence() {}
 inline void __nanosleep(unsigned) {
-    if (++emulated::naps > 1 << 20) emulated::fail("threads sleep for ever");
+    if (++emulated::naps > 1 << 20) emulated::fail("threads sleep forever");
     emulated::wait(emulated::State::asleep);
 }
 inline unsigned atomicAdd(unsigned* address, unsigned value) {
@@ -319,6 +319,6 @@ inline double __longlong_as_double(long long bits) { return emulated_bits<double
 inline unsigned __float_as_uint(float value) { return emulated_bits<unsigned>(value); }
 inline float __uint_as_float(unsigned bits) { return emulated_bits<float>(bits); }
 
-// The compiler's own float16 rounds to nearest, as the device does.
+// The compiler's float16 rounds to nearest, like the device.
 inline float half_to_float(unsigned short bits) { return emulated_bits<_Float16>(bits); }
 inline unsigned short float_to_half(float value) { return emulated_bits<unsigned short>(static_cast<_Float16>(value)); }
