@@ -78,7 +78,7 @@ clean:  ## remove what the other targets made, runs excepted
 
 # MXNet's metadata asks for NumPy 1, hence --no-deps; requests and graphviz are what it imports.
 .venv/test: pyproject.toml | .venv/pip
-	$(BIN)/python -m pip install --quiet --editable ".[all,array_api_strict,dask]" --group test "numpy>=2" optax requests graphviz "setuptools>=77"
+	$(BIN)/python -m pip install --quiet --editable ".[all]" --group test "numpy>=2" optax requests graphviz "setuptools>=77"
 	$(BIN)/python -m pip install --quiet --no-deps mxnet==1.9.1
 	touch $@ .venv/train
 

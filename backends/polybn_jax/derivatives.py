@@ -62,16 +62,20 @@ def _rescued(usual: Gradients, dy: jax.Array, view: View, gamma: jax.Array | Non
         lost |= (jnp.abs(product) < info.tiny / info.eps) | (s.slope < info.tiny**0.25)
 
     def again() -> list[jax.Array]:
+        # All that is taken out is a power of two, so sums are rounded as the usual ones are.
         x = centered(view.x, s, view.kept)
         of_dy, of_x = (power_of_two(largest(z)) for z in (dy, x))
+        of_r, of_slope = (power_of_two(z) for z in (s.r, s.slope))
+        of_gamma = jnp.ones_like(s.r) if gamma is None else power_of_two(jnp.abs(gamma))
+        slope = s.slope / of_slope
+        product = slope if gamma is None else slope * (gamma / of_gamma)
         g = dy / spread(of_dy, dy)
-        sum_g, sum_gx = totals(g, g * (x / spread(of_x, x)))
-        factors = [] if gamma is None else [gamma]
+        sum_g, sum_gx = totals(g, g * ((x / spread(of_x, x)) * spread(s.r / of_r, x)))
         found = (
-            _times(sum_gx, of_dy, of_x, s.r),
+            _times(sum_gx, of_dy, of_x, of_r),
             _times(sum_g, of_dy),
-            _times(-sum_g, of_dy, s.slope, *factors),
-            _times(-sum_gx / 2, of_dy, of_x, s.r, s.slope, s.slope, *factors),
+            _times(-sum_g * product, of_dy, of_slope, of_gamma),
+            _times(-sum_gx / 2 * product * slope, of_dy, of_x, of_r, of_slope, of_slope, of_gamma),
         )
         return [jnp.where(lost, z, old) for z, old in zip(found, usual[1:], strict=True) if old is not None]
 

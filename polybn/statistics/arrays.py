@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.lib import format as npy
@@ -111,8 +111,8 @@ def _words(index: tuple[slice, ...]) -> str:
 
 
 def _map(path: Path, header: Header) -> Array:
-    order = "F" if header.fortran else "C"
-    return np.memmap(path, header.dtype, "r", header.length, header.shape, order)  # type: ignore[call-overload, no-any-return]
+    order: Literal["F", "C"] = "F" if header.fortran else "C"
+    return np.memmap(path, header.dtype, "r", header.length, header.shape, order)
 
 
 def _read(path: Path, header: Header, index: tuple[slice, ...], axis: int | None) -> Iterator[Array]:
