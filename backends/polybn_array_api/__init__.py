@@ -149,7 +149,10 @@ def __getattr__(name: str) -> Binding:
     """Bind to the library that an entry point names."""
     if name.startswith("_"):
         raise AttributeError(name)
-    return bind(name)
+    try:
+        return bind(name)
+    except ImportError as error:
+        raise AttributeError(f"polybn_array_api cannot serve {name!r}: {error}") from error
 
 
 @contextmanager
