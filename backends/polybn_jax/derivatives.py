@@ -55,14 +55,15 @@ def _rescued(usual: Gradients, dy: jax.Array, view: View, gamma: jax.Array | Non
     sums = [z for z in usual[1:] if z is not None]
     if not sums:
         return usual
-    lost = jnp.any(jnp.stack([~jnp.isfinite(z) for z in sums]), axis=0)
+    lost, info = jnp.any(jnp.stack([~jnp.isfinite(z) for z in sums]), axis=0), jnp.finfo(s.r.dtype)
+    few = info.tiny / info.eps
+    small = s.slope < info.tiny**0.25
     if usual.running_var is not None:  # normalized values may be tiny there
         product = usual.running_var if usual.gamma is None else usual.gamma
-        info = jnp.finfo(product.dtype)
-        lost |= (jnp.abs(product) < info.tiny / info.eps) | (s.slope < info.tiny**0.25)
+        lost |= jnp.abs(product) < few
 
     def again() -> list[jax.Array]:
-        # All that is taken out is a power of two, so sums are rounded as the usual ones are.
+        # All that is taken out is a power of two, which costs no rounding.
         x = centered(view.x, s, view.kept)
         of_dy, of_x = (power_of_two(largest(z)) for z in (dy, x))
         of_r, of_slope = (power_of_two(z) for z in (s.r, s.slope))
@@ -77,9 +78,10 @@ def _rescued(usual: Gradients, dy: jax.Array, view: View, gamma: jax.Array | Non
             _times(-sum_g * product, of_dy, of_slope, of_gamma),
             _times(-sum_gx / 2 * product * slope, of_dy, of_x, of_r, of_slope, of_slope, of_gamma),
         )
-        return [jnp.where(lost, z, old) for z, old in zip(found, usual[1:], strict=True) if old is not None]
+        due = lost | small & (of_x * of_r < few)
+        return [jnp.where(due, z, old) for z, old in zip(found, usual[1:], strict=True) if old is not None]
 
-    chosen = iter(lax.cond(lost.any(), again, lambda: sums))
+    chosen = iter(lax.cond((lost | small).any(), again, lambda: sums))
     return Gradients(usual.x, *(None if z is None else next(chosen) for z in usual[1:]))
 
 
