@@ -185,8 +185,8 @@ BAD_LAYERS: list[tuple[dict[str, Any], type[Exception], str]] = [
     *(({"dtype": dtype}, DTypeError, f"polybn.BatchNorm: dtype must be 'float32' or 'float64'; got {dtype!r} "
        "(of the statistics: half types only store values)")
       for dtype in ("float16", "f4", None, np.float16, ["float32"])),
-    ({"backend": "torch"}, BackendError, f"polybn.backend: name must be one of {', '.join(dispatch._names())}; "
-     "got 'torch' "
+    ({"backend": "tensorflow"}, BackendError, f"polybn.backend: name must be one of {', '.join(dispatch._names())}; "
+     "got 'tensorflow' "
      "(a package adds one by an entry point in the group 'polybn.backends')"),
 ]  # fmt: skip
 
