@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 import polybn
-from polybn import dialects
+from polybn import console, dialects
 from polybn.cli import app
 from polybn.dialects import DIALECTS, Dialect, calls, words
 from polybn.spec import DomainError, DTypeError
@@ -74,9 +74,11 @@ def test_a_name_leads_to_its_dialect_and_a_wrong_one_teaches() -> None:
 # The command.
 
 
-def test_the_command_lists_explains_and_compares(tmp_path: Path) -> None:
+def test_the_command_lists_explains_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console.out, "width", 200)
+
     def shown(*arguments: str) -> str:
-        result = CliRunner().invoke(app, ["dialects", *arguments], env={"COLUMNS": "200"})
+        result = CliRunner().invoke(app, ["dialects", *arguments])
         assert result.exit_code == 0, result.output
         return result.output
 
