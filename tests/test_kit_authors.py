@@ -48,12 +48,15 @@ def check(adapter: Any, only: list[str] | None = None) -> Report:
         (authors.Leaking, r"Training on one value per channel gives nan in running_var, which no declaration covers"),
         (authors.NearlySingle, r"Training on one value per channel gives y = .* where beta is"),
         (authors.Rubbish, r"Nothing was checked: Rubbish\.info: momentum must be one of 'old', 'new'; got 'weight'"),
-        (authors.Reversed, r"Your momentum weighs the new value: declare momentum='new'\.$"),
+        (
+            authors.Reversed,
+            r"Your momentum weighs the new value: declare momentum='new'\. All .* dialect='d2l_mxnet' dec",
+        ),
         (
             authors.Plainly,
             r"Your momentum weighs the new value: declare momentum='new'\. Your running variance takes in the unbiased "
             r"variance: declare running_variance='unbiased'\. Training on one value per channel raises an error: "
-            r"declare single_value='error'\.$",
+            r"declare single_value='error'\. All that was seen is what dialect='pytorch' declares \(.*\)\.$",
         ),
         (
             authors.OnlySecond,
