@@ -31,7 +31,7 @@ class Finding(NamedTuple):
     """A fault, a possible fault or a remarkable fact of one batch norm."""
 
     level: Level
-    """error if inference is wrong, warning if it may be, note for a fact that may be intended."""
+    """How grave it is: an error if inference is wrong, a warning if it may be, a note for what may be intended."""
     norm: str
     """The layer's name."""
     kind: str

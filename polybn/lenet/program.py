@@ -87,7 +87,7 @@ class Trainer(Protocol):
     """A backend that trains networks: it has this function besides those of :class:`polybn.spec.Backend`.
 
     If several processes can share a run, it also has ``join_processes(coordinator, processes, process)`` and
-    ``is_first_process()``; see :mod:`polybn.lenet.team`.
+    ``is_first_process()``; see ``polybn.lenet.team``.
     """
 
     def compile(self, rows: Sequence[Row], state: State, *, batch_size: int) -> Program:

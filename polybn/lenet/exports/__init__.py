@@ -38,7 +38,7 @@ def export(run: Run, path: StrPath, format: str) -> list[Path]:
     Parameters
     ----------
     run : Run
-        A run, as :func:`polybn.train` and :func:`polybn.runs.load` return it.
+        A run, as :func:`polybn.train` and :func:`polybn.lenet.runs.load` return it.
     path : path
         The file. The ending of the format is appended if it is missing.
     format : str
