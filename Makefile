@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help train test lanes lane-older lane-torch lane-nvrtc lane-pythons check docs bench gpu-check clean
+.PHONY: help train test lanes lane-older lane-torch lane-dask lane-nvrtc lane-pythons check docs bench gpu-check clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -17,7 +17,7 @@ PYTEST = OPENBLAS_NUM_THREADS=1 $(1)/bin/python -m pytest -n 2
 test: .venv/test  ## run all tests: NumPy, JAX and MXNet in one environment, CuPy emulated
 	POLYBN_REQUIRE=numpy,jax,mxnet $(call PYTEST,.venv) $(ARGS)
 
-lanes: lane-older lane-torch lane-nvrtc lane-pythons  ## run what differs in kind: other versions, compilers, Pythons
+lanes: lane-older lane-torch lane-dask lane-nvrtc lane-pythons  ## run what differs in kind: other versions, compilers, Pythons
 
 # The versions that pip resolves beside MXNet: NumPy 1, and with it an older JAX.
 lane-older: .venv-older/test  ## test on NumPy 1 with the JAX and the MXNet that pip resolves beside it
@@ -46,12 +46,17 @@ docs: .venv/docs  ## build the documentation into docs/_build/html; whatever doe
 	rm -rf docs/_build
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
 
-lane-torch: .venv-torch/test  ## test PyTorch, Dask and array-api-strict, a third party's backend, and the pages that need PyTorch, Keras or ONNX
-	POLYBN_REQUIRE=torch,dask,array_api_strict $(call PYTEST,.venv-torch) -k "torch or array_api_strict or dask" \
-	    tests/test_torch_peers.py tests/test_torch_modules.py tests/test_dask.py tests/test_conformance.py tests/test_protocol.py \
-	    tests/test_faults.py tests/test_where.py tests/test_moments.py tests/test_range.py tests/test_second_order.py $(ARGS)
+lane-torch: .venv-torch/test  ## test PyTorch and array-api-strict, a third party's backend, and the pages that need PyTorch, Keras or ONNX
+	POLYBN_REQUIRE=torch,array_api_strict $(call PYTEST,.venv-torch) -k "(torch or array_api_strict) and not dask" \
+	    tests/test_torch_peers.py tests/test_torch_modules.py tests/test_conformance.py tests/test_protocol.py \
+	    tests/test_faults.py tests/test_where.py tests/test_range.py tests/test_second_order.py $(ARGS)
 	$(call PYTEST,.venv-torch) tests/test_example_backend.py tests/test_conformance_page.py tests/test_pages.py \
-	    tests/test_shell_blocks.py tests/test_leaving_mxnet.py tests/test_adapters.py $(ARGS)
+	    tests/test_leaving_mxnet.py tests/test_exports.py tests/test_model_files.py tests/test_hostile_files.py \
+	    tests/test_inspection.py $(ARGS)
+
+lane-dask: .venv-torch/test  ## test Dask's arrays, which are lazy and slow to ask: the kit, local clusters, a killed worker
+	POLYBN_REQUIRE=dask $(call PYTEST,.venv-torch) -k "dask" tests/test_dask.py tests/test_conformance.py tests/test_protocol.py \
+	    tests/test_faults.py $(ARGS)
 
 check: .venv-check/check  ## lint and types
 	.venv-check/bin/ruff check .
