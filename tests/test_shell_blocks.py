@@ -60,7 +60,17 @@ ELSEWHERE = {
     "polybn convert model.onnx folded.onnx --fold": "test_model_files.py folds a model, and runs it",
     "polybn train": "ten epochs take minutes: test_fashion_mnist_training.py",
     "polybn train --norm none": "ten epochs take minutes: test_fashion_mnist_training.py",
-    "polybn check --backend torch": "test_example_backend.py installs the package and runs the kit on it",
+    "polybn stats train-images-idx3-ubyte.gz --scale 255": "test_stats_command.py reads such files, and those below",
+    "polybn stats train.npy --axis -1              # channels last": "test_stats_command.py",
+    "polybn stats a.npy b.npy --axis 1 --json -    # together, with all digits": "test_stats_command.py",
+    "polybn stats photos --scale 255 --workers 4   # a folder, by four processes": "test_stats_command.py",
+    "polybn stats scans.zarr --axis 1 --picture histograms.png": "test_stats_command.py",
+    "polybn stats scans.zarr --axis 1 --scheduler tcp://head:8786   # by the workers of a Dask cluster": (
+        "it needs a cluster: test_stats_command.py makes one"
+    ),
+    "pytest --polybn numpy,jax": "test_pytest_plugin.py",
+    "pytest --polybn my_adapter:MyBatchNorm,pytorch --polybn-profile ci": "test_pytest_plugin.py, with other names",
+    "polybn check --backend xarray": "test_example_backend.py installs the package and runs the kit on it",
     "polybn check --adapter my_adapter:MyBatchNorm --profile ci": "test_conformance_page.py checks what it finds",
     "polybn check --adapter my_adapter:MyBatchNorm --profile ci --xfail known.txt": "test_conformance_page.py",
     "polybn check --peers --json docs/results/peers.json --into docs/peers.md --into README.md": (
