@@ -75,9 +75,14 @@ def test_wrong_ones_get_the_right_first_sentence(make: Any, sentence: str) -> No
     assert not any("the kit itself failed" in result.words for result in report.results)
 
 
-def findings(source: str, wanted: list[str], seconds: float | None = None) -> list[Any]:
-    order = apart.Order(f"tests.support.kit_authors:{source}", "dev", None, 3, seconds)
+def findings(source: str, wanted: list[str], seconds: float | None = None, *, everything: bool = False) -> list[Any]:
+    order = apart.Order(f"tests.support.kit_authors:{source}", "dev", None, 3, seconds, everything)
     return list(apart.examine(order, wanted))
+
+
+def test_grades_of_dtypes_that_are_not_declared_are_waited_for_by_nobody() -> None:
+    _, *found = findings("OnlySingle", ["P4", "grade-float16", "grade-float32", "grade-float64"], everything=True)
+    assert [(one.result.id, one.result.status) for one in found] == [("P4", "pass"), ("grade-float32", "pass")]
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def examine(order: Order, wanted: Sequence[str]) -> Iterator[Begun | Finding]:
                 return
             if begun is None:
                 begun = message
+                rest = fitting(rest, begun.info) if order.everything else rest  # as the child does
                 yield begun
             if begun.useless:
                 return

@@ -163,6 +163,12 @@ class Rubbish(Right):
     conventions: ClassVar[dict[str, Any]] = {"momentum": "weight"}
 
 
+class OnlySingle(Right):
+    """Serves float32 alone, and says so."""
+
+    conventions: ClassVar[dict[str, Any]] = {"dtypes": ("float32",)}
+
+
 class Plainly(Right):
     """Follows PyTorch's conventions and declares nothing, as an author would who does not know that they differ."""
 
