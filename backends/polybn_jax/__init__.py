@@ -15,7 +15,8 @@ from polybn_jax.batch_norm import fold, forward, merge_moments, moments
 from polybn_jax.derivatives import backward, double_backward
 from polybn_jax.processes import check_process
 from polybn_jax.program import compile
-from polybn_jax.team import is_first_process, join_processes
+from polybn_jax.team import is_first_process as is_first_process
+from polybn_jax.team import join_processes as join_processes
 
 name = "jax"
 traits = Traits(
@@ -81,8 +82,6 @@ __all__ = [
     "fold",
     "forward",
     "inspect",
-    "is_first_process",
-    "join_processes",
     "merge_moments",
     "moments",
     "name",
