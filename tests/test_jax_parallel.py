@@ -25,7 +25,7 @@ from tests.support.training_worker import slice_of_sample
 ROOT = Path(__file__).parents[1]
 FIRST, LATER = 1e-6, 2e-4
 TINY = slice_of_sample(20, 10)
-# The last 59 images of an epoch are no multiple of the devices: each then works on all of them. (With three images only,
+# The last 59 images of an epoch are no multiple of the devices: each then works on all of them. (With three images,
 # batch norm would magnify each rounding: losses of Flax, too, then drift apart by 1e-3.)
 OPTIONS: dict[str, Any] = {"norm": "spec", "images": 359, "epochs": 5, "batch_size": 60, "learning_rate": 0.02}
 
