@@ -20,11 +20,13 @@ _PYTORCH_NAMES = _names("weight bias running_mean running_var num_batches_tracke
 _D2L = "https://github.com/d2l-ai/d2l-en, chapter_convolutional-modern/batch-norm.md"
 _CUDNN_EPS = "CUDNN_BN_MIN_EPSILON in the header cudnn.h of cuDNN 4 to 7; 0 in later headers"
 
+# Each row is a few lines, as in a table: what belongs together stands on one line.
+# fmt: off
 POLYBN = Dialect(
     name="polybn", title="PolyBN, polybn.BatchNorm", empty="kept", any_axis=True,
     names=_names("gamma beta running_mean running_var updates", (*STATISTICS, "count")), optional=frozenset(("count",)),
     source="polybn.spec, clauses S1 to S12",
-)  # fmt: skip
+)
 PYTORCH = Dialect(
     name="pytorch", title="PyTorch, torch.nn.BatchNorm1d, 2d, 3d", names=_PYTORCH_NAMES,
     momentum_weighs="new", momentum=0.1, running_variance="unbiased", single_value="error", empty="kept",
@@ -35,7 +37,7 @@ PYTORCH = Dialect(
         "empty": "seen with torch 2.13.0",
     },
     remark="momentum=None weighs all batches alike, by num_batches_tracked.",
-)  # fmt: skip
+)
 PYTORCH_SYNC = Dialect(
     name="pytorch_sync", title="PyTorch, torch.nn.SyncBatchNorm", names=_PYTORCH_NAMES,
     momentum_weighs="new", momentum=0.1, running_variance="unbiased", single_value="error", empty="kept",
@@ -43,7 +45,7 @@ PYTORCH_SYNC = Dialect(
     source="https://docs.pytorch.org/docs/2.13/generated/torch.nn.SyncBatchNorm.html",
     sources=dict.fromkeys(("single_value", "empty"), "torch/nn/modules/_functions.py, 2.13.0"),
     remark="The number of values is that of all processes together; a process may hold none.",
-)  # fmt: skip
+)
 KERAS3 = Dialect(
     name="keras3", title="Keras 3, keras.layers.BatchNormalization",
     names=_names("gamma beta moving_mean moving_variance"),
@@ -51,7 +53,7 @@ KERAS3 = Dialect(
     source="https://keras.io/api/layers/normalization_layers/batch_normalization, 3.15",
     sources={"empty": "seen with keras 3.15.1 on NumPy", "running_variance": "keras.src.layers.normalization, 3.15.1"},
     remark="With trainable=False the layer uses its moving statistics in training, too.",
-)  # fmt: skip
+)
 TF_FUSED = Dialect(
     name="tf_fused", title="TensorFlow, tf.keras 2 where it is fused (rank 4, axis -1 or 1)",
     names=_names("gamma beta moving_mean moving_variance"),
@@ -65,20 +67,20 @@ TF_FUSED = Dialect(
     },
     remark="One value per channel makes the moving variance NaN on GPUs. Where the layer is not fused, it keeps the "
     "biased variance.",
-)  # fmt: skip
+)
 FLAX_LINEN = Dialect(
     name="flax_linen", title="Flax, flax.linen.BatchNorm", names=_names("scale bias mean var"),
     momentum=0.99, eps_word="epsilon", dtype="float32", empty="changed", axis=-1, any_axis=True,
     source="https://flax-linen.readthedocs.io/en/latest/api_reference/flax.linen/layers.html, 0.12",
     sources={"empty": "seen with flax 0.12.8", "running_variance": "flax.linen.normalization, 0.12.8"},
     remark="scale and bias are in the collection params, mean and var in batch_stats.",
-)  # fmt: skip
+)
 FLAX_NNX = Dialect(
     name="flax_nnx", title="Flax, flax.nnx.BatchNorm", names=_names("scale bias mean var"),
     momentum=0.99, eps_word="epsilon", dtype="float32", empty="changed", axis=-1, any_axis=True,
     source="https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/nn/normalization.html, 0.12",
     sources={"empty": "seen with flax 0.12.8", "running_variance": "flax.nnx.nn.normalization, 0.12.8"},
-)  # fmt: skip
+)
 HAIKU = Dialect(
     name="haiku", title="Haiku, haiku.BatchNorm",
     names=_names(
@@ -90,7 +92,7 @@ HAIKU = Dialect(
     source="haiku._src.batch_norm and haiku._src.moving_averages, 0.0.17",
     sources={"empty": "seen with dm-haiku 0.0.17"},
     remark="Arrays keep axes of length 1, as in (1, 1, 1, C).",
-)  # fmt: skip
+)
 EQUINOX_EMA = Dialect(
     name="equinox_ema", title='Equinox, equinox.nn.BatchNorm(mode="ema")',
     names=_names("weight bias ema_state_index.0 ema_state_index.1 ema_first_time_index", (*STATISTICS, "first")),
@@ -98,7 +100,7 @@ EQUINOX_EMA = Dialect(
     momentum=0.99, normalizes_by="running", average="first", empty="changed", axis=1,
     source="equinox.nn._batch_norm, 0.13.8", sources={"empty": "seen with equinox 0.13.8"},
     remark="The channel axis is the first one, under a vmap over the batch.",
-)  # fmt: skip
+)
 EQUINOX_BATCH = Dialect(
     name="equinox_batch", title='Equinox, equinox.nn.BatchNorm(mode="batch")',
     names=_names("weight bias batch_state_index.0 batch_state_index.1 batch_counter",
@@ -107,7 +109,7 @@ EQUINOX_BATCH = Dialect(
     momentum=0.99, average="debiased from 1", empty="changed", axis=1,
     source="equinox.nn._batch_norm, 0.13.8", sources={"empty": "seen with equinox 0.13.8"},
     remark="The variance is too large by m^k / (1 - m^k) after k batches: 99 after the first, with momentum m = 0.99.",
-)  # fmt: skip
+)
 MXNET_NATIVE = Dialect(
     name="mxnet_native", title="MXNet, mx.nd.BatchNorm without cuDNN",
     names=_names("gamma beta moving_mean moving_var"),
@@ -115,7 +117,7 @@ MXNET_NATIVE = Dialect(
     affine="always",
     source="apache/mxnet, src/operator/nn/batch_norm.cc and batch_norm-inl.h, 1.9.1",
     sources={"empty": "seen with mxnet 1.9.1"},
-)  # fmt: skip
+)
 MXNET_CUDNN = Dialect(
     name="mxnet_cudnn", title="MXNet, mx.nd.BatchNorm with cuDNN, as on GPUs",
     names=_names("gamma beta moving_mean moving_var"),
@@ -126,14 +128,14 @@ MXNET_CUDNN = Dialect(
         "least_eps": _CUDNN_EPS,
         **dict.fromkeys(("running_variance", "single_value"), "https://github.com/apache/mxnet/issues/21111"),
     },
-)  # fmt: skip
+)
 GLUON = Dialect(
     name="gluon", title="MXNet, mx.gluon.nn.BatchNorm on the CPU",
     names=_names("gamma beta running_mean running_var"),
     eps_word="epsilon", dtype="float32", changes_in="backward", empty="error", any_axis=True,
     source="mxnet.gluon.nn.basic_layers, 1.9.1", sources={"empty": "seen with mxnet 1.9.1"},
     remark="On GPUs its statistics are those of mxnet_cudnn. With scale=False, gamma is taken for 1.",
-)  # fmt: skip
+)
 ONNX15 = Dialect(
     name="onnx15", title="ONNX, BatchNormalization since operator set 15", names=_names("scale B input_mean input_var"),
     affine="always",
@@ -142,7 +144,7 @@ ONNX15 = Dialect(
     sources={"empty": "seen with onnx 1.23.2 and onnxruntime 1.32.0"},
     remark="training_mode is 0 if nothing is said. A model that was exported in training has 1, and goes on using "
     "the statistics of each batch.",
-)  # fmt: skip
+)
 ONNX9 = Dialect(
     name="onnx9", title="ONNX, BatchNormalization in operator sets 9 to 13", names=_names("scale B mean var"),
     affine="always",
@@ -150,7 +152,7 @@ ONNX9 = Dialect(
     source="https://onnx.ai/onnx/operators/onnx__BatchNormalization.html, version 9",
     sources={"running_variance": "https://github.com/onnx/onnx/pull/3402 says it for later versions only"},
     remark="Training is implied by the number of outputs, five.",
-)  # fmt: skip
+)
 CHAINER = Dialect(
     name="chainer", title="Chainer, chainer.links.BatchNormalization",
     names=_names("gamma beta avg_mean avg_var N", (*STATISTICS, "count")),
@@ -158,19 +160,19 @@ CHAINER = Dialect(
     source="chainer/functions/normalization/batch_normalization.py and links/, v7, a8e15cbe",
     sources={"least_eps": "where cuDNN is used: chainer/functions/normalization/batch_normalization.py, a8e15cbe"},
     remark="N counts batches of fine-tuning alone. One value per channel is warned of; m - 1 is then taken for 1.",
-)  # fmt: skip
+)
 MLX = Dialect(
     name="mlx", title="MLX, mlx.nn.BatchNorm", names=_names("weight bias running_mean running_var"),
     momentum_weighs="new", momentum=0.1, least_eps=ABOVE_0, running_variance="unbiased", single_value="error", axis=-1,
     source="ml-explore/mlx, python/mlx/nn/layers/normalization.py, 846d1762",
     remark="Before July 2026 the running variance was biased.",
-)  # fmt: skip
+)
 TINYGRAD = Dialect(
     name="tinygrad", title="tinygrad, tinygrad.nn.BatchNorm", names=_PYTORCH_NAMES,
     momentum_weighs="new", momentum=0.1, running_variance="unbiased", dtype="float32", single_value="error",
     affine="together", empty="changed", source="tinygrad.nn, 0.14.0",
     sources=dict.fromkeys(("single_value", "empty"), "seen with tinygrad 0.14.0"),
-)  # fmt: skip
+)
 CUDNN = Dialect(
     name="cudnn", title="cuDNN 5 and later, cudnnBatchNormalizationForwardTraining",
     names=_names("bnScale bnBias resultRunningMean resultRunningVariance"),
@@ -183,7 +185,7 @@ CUDNN = Dialect(
         **dict.fromkeys(("running_variance", "single_value"), "https://github.com/apache/mxnet/issues/21111"),
     },
     remark="The caller says what statistics are before training.",
-)  # fmt: skip
+)
 CUDNN4 = Dialect(
     name="cudnn4", title="cuDNN 4, cudnnBatchNormalizationForwardTraining",
     names=_names("bnScale bnBias resultRunningMean resultRunningInvVariance"),
@@ -192,7 +194,7 @@ CUDNN4 = Dialect(
     affine="always",
     source="header cudnn.h of cuDNN 4", sources={"least_eps": _CUDNN_EPS},
     remark="The average is one of 1 / sqrt(variance + eps): eps is in it, and inference takes no other.",
-)  # fmt: skip
+)
 CAFFE = Dialect(
     name="caffe", title="Caffe, layers BatchNorm and Scale",
     names=_names("Scale.0 Scale.1 BatchNorm.0 BatchNorm.1 BatchNorm.2", (*STATISTICS, "factor")),
@@ -200,37 +202,38 @@ CAFFE = Dialect(
     stored="sums", initial_var=0.0,
     source="BVLC/caffe, src/caffe/layers/batch_norm_layer.cpp, 1.0",
     remark="BatchNorm.2 divides the two others. gamma and beta are a layer of their own, Scale.",
-)  # fmt: skip
+)
 D2L_MXNET = Dialect(
     name="d2l_mxnet", title="Dive into Deep Learning 1.0, MXNet", names=_names("gamma beta moving_mean moving_var"),
     affine="always",
     momentum_weighs="new", momentum=0.1, eps=1e-12, source=f"{_D2L}, 23d7a5ae",
-)  # fmt: skip
+)
 D2L_TORCH = Dialect(
     name="d2l_torch", title="Dive into Deep Learning 1.0, PyTorch", names=_names("gamma beta moving_mean moving_var"),
     affine="always",
     momentum_weighs="new", momentum=0.1, source=f"{_D2L}, 23d7a5ae",
     remark="Training is guessed from torch.is_grad_enabled().",
-)  # fmt: skip
+)
 D2L_TENSORFLOW = Dialect(
     name="d2l_tensorflow", title="Dive into Deep Learning 1.0, TensorFlow",
     names=_names("gamma beta moving_mean moving_variance"),
     affine="always",
     momentum_weighs="new", momentum=0.1, axis=-1, source=f"{_D2L}, 23d7a5ae",
-)  # fmt: skip
+)
 D2L_JAX = Dialect(
     name="d2l_jax", title="Dive into Deep Learning 1.0, JAX", names=_names("gamma beta moving_mean moving_var"),
     affine="always",
     source=f"{_D2L}, 23d7a5ae",
     remark="The axes that it reduces are those of channels first, and its images have channels last.",
-)  # fmt: skip
+)
 D2L_CLASSIC = Dialect(
     name="d2l_classic", title="Dive into Deep Learning before 1.0, all libraries",
     affine="always",
     names=_names("gamma beta moving_mean moving_var"), source=f"{_D2L}, branch classic, 0.17",
     remark="eps is 1e-12 in its MXNet form, and the channel axis -1 in its TensorFlow form.",
-)  # fmt: skip
+)
 
+# fmt: on
 DIALECTS: Mapping[str, Dialect] = MappingProxyType(
     {value.name: value for value in dict(globals()).values() if isinstance(value, Dialect)}
 )
