@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, currently_in_test_context, reject, settings
 
 from polybn import dispatch
 from polybn.spec import DTypeError, traits_of
+from tests.support.command import Polybn, command
 from tests.support.drawing import few_forms
 from tests.support.emulation import UNSEEN_VALUES
 
@@ -147,3 +148,12 @@ def as_readers_have_it(monkeypatch: pytest.MonkeyPatch) -> Generator[None, None,
     jax.config.update("jax_enable_x64", False)
     yield
     jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture
+def polybn_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Polybn:
+    """Run ``polybn`` in an empty directory, without the options that the environment may hold."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("POLYBN_BACKEND", "POLYBN_DATA", "POLYBN_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    return command(monkeypatch, capsys)

@@ -10,11 +10,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,38 +31,12 @@ from polybn.lenet.recipe import Recipe
 from polybn.lenet.runs import Epoch
 from polybn.lenet.training import train
 from polybn.spec import Traits
+from tests.support.command import Polybn, Said
 from tests.support.training_worker import slice_of_sample
 
 DATA = slice_of_sample()
 LINE = r"^epoch ( *\d+), loss (\d+\.\d{4}), train acc ([01]\.\d{3}), test acc ([01]\.\d{3}), time (\d+\.\d) s$"
 HEAD = ["LeNet, 44,878 trainable values, batch norm: spec; backend numpy", "300 training and 60 test images"]
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Polybn = Callable[..., Said]
-
-
-@pytest.fixture
-def polybn_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Polybn:
-    """Run ``polybn`` as its script does, in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("POLYBN_BACKEND", "POLYBN_DATA", "POLYBN_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["polybn", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        code = exit.value.code
-        assert isinstance(code, int)
-        return Said(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from polybn import cli, dialects
+from polybn import dialects
 from polybn.lenet import exports, fashion_mnist, networks, training
 from polybn.lenet.exports import layouts, trained
 from polybn.lenet.runs import Run
@@ -20,6 +19,7 @@ from polybn.model_files.errors import ModelFileError
 from polybn.spec import DomainError
 from tests.support import exported
 from tests.support import reference_lenet as reference
+from tests.support.command import Polybn
 from tests.support.training_worker import slice_of_sample
 
 DATA = slice_of_sample(train=503, test=97)
@@ -174,20 +174,7 @@ def test_a_file_of_another_origin_is_refused(tmp_path: Path) -> None:
 # The command.
 
 
-@pytest.fixture
-def polybn_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["polybn", *arguments])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        return int(exit.value.code or 0), *capsys.readouterr()
-
-    return run
-
-
-def test_export_names_its_files_and_their_use(polybn_: Callable[..., Any], tmp_path: Path) -> None:
+def test_export_names_its_files_and_their_use(polybn_: Polybn, tmp_path: Path) -> None:
     training.train(networks.lenet(), data=DATA, epochs=1, out=tmp_path / "runs" / "mine")
     code, out, err = polybn_("export", "runs/mine", "--to", "gluon")
     assert (code, err) == (0, "")
@@ -198,14 +185,14 @@ def test_export_names_its_files_and_their_use(polybn_: Callable[..., Any], tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine-0000.params", "mine-symbol.json", "runs"]
 
 
-def test_export_refuses_what_is_no_run(polybn_: Callable[..., Any]) -> None:
+def test_export_refuses_what_is_no_run(polybn_: Polybn) -> None:
     code, out, err = polybn_("export", "nowhere", "--to", "onnx")
     assert (code, out) == (2, "")
     assert err.startswith("error: polybn: nowhere must hold a checkpoint; got none")
 
 
 def test_a_missing_library_is_one_sentence_with_what_installs_it(
-    polybn_: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    polybn_: Polybn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training.train(networks.lenet(), data=DATA, epochs=1, out=tmp_path / "run")
     monkeypatch.setitem(sys.modules, "onnx", None)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from polybn import cli, dialects, inspection
+from polybn import dialects, inspection
 from polybn.inspection import words
 from polybn.inspection.channels import channels_of
 from polybn.inspection.digits import sure_digits
 from polybn.model_files import Model, Norm, safetensors
+from tests.support.command import Polybn
 
 SIZE = 7
 
@@ -201,25 +200,12 @@ def test_many_findings_of_a_kind_are_told_together() -> None:
 # The command.
 
 
-@pytest.fixture
-def polybn_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["polybn", *arguments])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        return int(exit.value.code or 0), *capsys.readouterr()
-
-    return run
-
-
 def save(path: Path, **layers: dict[str, Any]) -> None:
     arrays = {f"{layer}.{name}": array for layer, state in layers.items() for name, array in state.items()}
     path.write_bytes(safetensors.encode(arrays, {}))
 
 
-def test_inspect_shows_a_table_and_the_exit_code_tells_of_errors(polybn_: Callable[..., Any], tmp_path: Path) -> None:
+def test_inspect_shows_a_table_and_the_exit_code_tells_of_errors(polybn_: Polybn, tmp_path: Path) -> None:
     save(tmp_path / "good.safetensors", a=healthy())
     code, out, err = polybn_("inspect", "good.safetensors")
     assert (code, err) == (0, "")
@@ -231,7 +217,7 @@ def test_inspect_shows_a_table_and_the_exit_code_tells_of_errors(polybn_: Callab
     assert out.splitlines()[-1].startswith("error: b: variance is NaN or infinite in 1 of 7 channels")
 
 
-def test_inspect_writes_all_as_json(polybn_: Callable[..., Any], tmp_path: Path) -> None:
+def test_inspect_writes_all_as_json(polybn_: Polybn, tmp_path: Path) -> None:
     state = healthy(running_var=np.nan)
     save(tmp_path / "bad.safetensors", b=state)
     polybn_("inspect", "bad.safetensors", "--json", "report.json")
@@ -243,7 +229,7 @@ def test_inspect_writes_all_as_json(polybn_: Callable[..., Any], tmp_path: Path)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
-def test_inspect_draws_the_statistics(polybn_: Callable[..., Any], tmp_path: Path) -> None:
+def test_inspect_draws_the_statistics(polybn_: Polybn, tmp_path: Path) -> None:
     from matplotlib.image import imread
 
     layers = {f"bn{number}": healthy() for number in range(5)}
@@ -263,7 +249,7 @@ def test_inspect_draws_the_statistics(polybn_: Callable[..., Any], tmp_path: Pat
     ],
 )
 def test_inspect_refuses_in_one_sentence(
-    arguments: tuple[str, ...], sentence: str, polybn_: Callable[..., Any], tmp_path: Path
+    arguments: tuple[str, ...], sentence: str, polybn_: Polybn, tmp_path: Path
 ) -> None:
     save(tmp_path / "m.safetensors", a=healthy())
     code, out, err = polybn_("inspect", *arguments)

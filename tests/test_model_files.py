@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polybn import cli, dialects, inspection, model_files
+from polybn import dialects, inspection, model_files
 from polybn.model_files import Model, ModelFileError, Norm, fold, gluon, reading, safetensors, writing
 from polybn.spec import DomainError
 from tests.support import models
+from tests.support.command import Polybn
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 
@@ -239,24 +239,11 @@ def _training() -> Any:
 # The command.
 
 
-@pytest.fixture
-def polybn_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["polybn", *arguments])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        return int(exit.value.code or 0), *capsys.readouterr()
-
-    return run
-
-
 def save(path: Path, state: dict[str, Any]) -> None:
     path.write_bytes(safetensors.encode(state, {}))
 
 
-def test_convert_says_what_it_did_and_what_is_not_exact(polybn_: Callable[..., Any], tmp_path: Path) -> None:
+def test_convert_says_what_it_did_and_what_is_not_exact(polybn_: Polybn, tmp_path: Path) -> None:
     save(tmp_path / "a.safetensors", states("bn.running_mean", "bn.running_var"))
     code, out, err = polybn_("convert", "a.safetensors", "b.npz", "--to", "keras3")
     assert (code, err) == (0, "")
@@ -279,7 +266,7 @@ def test_convert_says_what_it_did_and_what_is_not_exact(polybn_: Callable[..., A
     ],
 )
 def test_convert_refuses_in_one_sentence(
-    arguments: tuple[str, ...], words: str, polybn_: Callable[..., Any], tmp_path: Path
+    arguments: tuple[str, ...], words: str, polybn_: Polybn, tmp_path: Path
 ) -> None:
     save(tmp_path / "a.safetensors", states("bn.running_mean", "bn.running_var"))
     code, out, err = polybn_("convert", "a.safetensors", *arguments)
@@ -298,7 +285,7 @@ def test_a_later_kind_is_refused_with_those_that_are_read(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(bool(missing(("onnx",))), reason="onnx is not installed")
-def test_the_page_shows_what_is_said_of_a_public_model(polybn_: Callable[..., Any]) -> None:
+def test_the_page_shows_what_is_said_of_a_public_model(polybn_: Polybn) -> None:
     spec = importlib.util.find_spec("onnx")
     assert spec is not None
     model = Path(str(spec.origin)).parent / "backend/test/data/light/light_densenet121.onnx"

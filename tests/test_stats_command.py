@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +21,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
-from polybn import Statistics, cli
+from polybn import Statistics
 from polybn.statistics import arrays, images, measure, parts, zarr_stores
 from polybn.statistics.histogram import Histogram
 from polybn.statistics.parts import Part
+from tests.support.command import Polybn, Said
 
 Array = np.ndarray[Any, Any]
 Image: Any = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
@@ -37,29 +38,13 @@ DEEP = GREY[0].astype(np.uint16)
 FLOATS = (1e6 + RNG.normal(0, 1, (61, 3, 5))).astype(np.float32)
 
 
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Stats = Callable[..., Said]
+Stats = Polybn
 
 
 @pytest.fixture
-def stats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Stats:
+def stats(polybn_: Polybn) -> Stats:
     """Run ``polybn stats`` in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["polybn", "stats", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        code = exit.value.code
-        assert isinstance(code, int)
-        return Said(code, *capsys.readouterr())
-
-    return run
+    return partial(polybn_, "stats")
 
 
 @pytest.fixture
