@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from polybn import dialects, inspection, model_files
-from polybn.model_files import Model, ModelFileError, Norm, fold, gluon, reading, safetensors, writing
+from polybn.model_files import Model, ModelFileError, Norm, fold, gluon, npz, reading, safetensors, writing
 from polybn.spec import DomainError
 from tests.support import models
 from tests.support.command import Polybn
@@ -143,6 +143,23 @@ def test_a_file_is_carried_to_every_dialect_and_back(tmp_path: Path) -> None:
             assert np.allclose(back.state[name], array, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("ending", writing.ENDINGS)
+def test_big_endian_arrays_are_written_as_what_they_are(ending: str, tmp_path: Path) -> None:
+    if ending == ".msgpack" and missing(("msgpack",)):
+        pytest.skip("msgpack is not installed")
+    state = {name: np.arange(1, 4, dtype=">f4") for name in ("scale", "bias", "mean", "var")}
+    path = tmp_path / f"a{ending}"
+    writing.write([Norm("a", "flax_linen", state)], path)
+    if ending == ".msgpack":
+        (norm,) = model_files.read(path).norms
+        assert {name: array.tolist() for name, array in norm.state.items()} == dict.fromkeys(state, [1, 2, 3])
+    else:
+        readers = {".safetensors": safetensors.read, ".params": gluon.read, ".npz": lambda file, _: npz.read(file)}
+        with path.open("rb") as file:
+            tensors = readers[ending](file, path.stat().st_size)
+            assert all(tensors.read(name).tolist() == [1, 2, 3] for name in tensors.shapes)
+
+
 def test_a_count_belongs_to_a_layer() -> None:
     state = {"running_mean": np.ones(3), "running_var": np.full(3, 12.0)}
     model = Model("safetensors", [Norm("a", "pytorch", state), Norm("b", "pytorch", state)], 4)
@@ -214,6 +231,11 @@ def test_a_folded_model_computes_the_same_without_batch_norms(tmp_path: Path) ->
         (lambda graph: graph.node[1].attribute.append(_training()), "it normalizes by the statistics of the batch"),
         (lambda graph: graph.initializer.remove(graph.initializer[0]), "Conv before it shares its weights, or"),
         (lambda graph: graph.node.remove(graph.node[0]), "it comes first"),
+        (lambda graph: graph.node.append(_branches("a")), "Conv before it has other users"),
+        (lambda graph: graph.node.append(_branches("conv.bias")), "Conv before it shares its weights, or"),
+        (lambda graph: graph.output.add(name="conv.weight"), "Conv before it shares its weights, or"),
+        (lambda graph: graph.input.add(name="conv.weight"), "it or Conv before it has weights that callers may replace"),
+        (lambda graph: graph.input.add(name="bn.bias"), "it or Conv before it has weights that callers may replace"),
     ],
 )
 def test_what_cannot_be_folded_stays_and_is_named(change: Callable[[Any], Any], why: str, tmp_path: Path) -> None:
@@ -222,6 +244,27 @@ def test_what_cannot_be_folded_stays_and_is_named(change: Callable[[Any], Any], 
     folded = fold.fold(model)
     assert folded.into == [("last", "Gemm_3")]
     assert [(name, reason[: len(why)]) for name, reason in folded.kept] == [("bn", why)]
+
+
+@pytest.mark.skipif(bool(missing(("onnx", "torch"))), reason="onnx or torch is missing")
+@pytest.mark.parametrize(("shape", "fits"), [((11,), True), ((1, 11), True), ((1,), True), ((11, 1), False)])
+def test_a_bias_that_is_not_one_number_for_each_channel_stays(
+    shape: tuple[int, ...], fits: bool, tmp_path: Path
+) -> None:
+    import onnx
+
+    model = onnx.load(models.onnx(tmp_path).path)
+    (bias,) = [tensor for tensor in model.graph.initializer if tensor.name == "fc.bias"]
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(shape, 3, np.float32), "fc.bias"))
+    kept = [] if fits else [("last", "Gemm before it adds more than a number for each channel")]
+    assert fold.fold(model).kept == kept
+
+
+def _branches(name: str) -> Any:
+    import onnx
+
+    graph = onnx.helper.make_graph([_relu(name, "r")], "branch", [], [])
+    return onnx.helper.make_node("If", ["condition"], ["z"], then_branch=graph, else_branch=graph)
 
 
 def _relu(x: str, y: str) -> Any:

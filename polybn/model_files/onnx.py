@@ -39,7 +39,7 @@ def find(model: Any) -> list[Found]:
     """List the batch norms of a model, including those in branches and loops."""
     version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 1)
     budget, found = MOST_BYTES, list[Found]()
-    for graph in _graphs(model.graph, 0):
+    for graph in graphs(model.graph, 0):
         values = {tensor.name: tensor for tensor in graph.initializer}
         makers = {output: node for node in graph.node for output in node.output}
         for node in graph.node:
@@ -51,14 +51,15 @@ def find(model: Any) -> list[Found]:
     return found
 
 
-def _graphs(graph: Any, depth: int) -> Iterator[Any]:
+def graphs(graph: Any, depth: int) -> Iterator[Any]:
+    """Yield a graph and those in it, of branches and loops."""
     if depth > MOST_DEPTH:
         raise ModelFileError(f"have graphs in graphs at most {MOST_DEPTH} deep; got more")
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _graphs(inner, depth + 1)
+                yield from graphs(inner, depth + 1)
 
 
 def _norm(node: Any, version: int, values: dict[str, Any], makers: dict[str, Any]) -> Norm:
