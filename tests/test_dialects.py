@@ -237,6 +237,16 @@ def test_words_of_a_dialect_are_its_own() -> None:
     assert repr(polybn.BatchNorm(3)) == repr(polybn.BatchNorm(3, dialect="polybn"))
 
 
+@pytest.mark.parametrize("option", ["eps", "axis"])
+def test_none_is_the_same_error_with_a_dialect_and_without(option: str) -> None:
+    said = []
+    for dialect in ({}, {"dialect": "pytorch"}):
+        with pytest.raises(DTypeError) as caught:
+            polybn.BatchNorm(2, **{option: None}, **dialect)  # type: ignore[arg-type]
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+
+
 @pytest.mark.parametrize(
     ("dialect", "options", "words"),
     [
