@@ -152,7 +152,7 @@ def test_big_endian_arrays_are_written_as_what_they_are(ending: str, tmp_path: P
     writing.write([Norm("a", "flax_linen", state)], path)
     if ending == ".msgpack":
         (norm,) = model_files.read(path).norms
-        assert {name: array.tolist() for name, array in norm.state.items()} == dict.fromkeys(state, [1, 2, 3])
+        assert {name: array.tolist() for name, array in norm.state.items()} == {name: [1, 2, 3] for name in state}
     else:
         readers = {".safetensors": safetensors.read, ".params": gluon.read, ".npz": lambda file, _: npz.read(file)}
         with path.open("rb") as file:
@@ -174,6 +174,37 @@ def test_options_are_said_in_the_words_of_the_target() -> None:
     model = Model("Keras", [Norm("a", "pytorch", state, {"momentum": 0.3, "eps": 1e-3})], 2)
     options = writing.convert_norms(model, dialects.KERAS3).norms[0].options
     assert options == {"momentum": 0.7, "epsilon": 1e-3, "axis": 1}
+
+
+@pytest.mark.parametrize("key", ["attrs", "attr", "param"])
+def test_symbols_of_every_age_are_read(key: str, tmp_path: Path) -> None:
+    arrays = states("bn_gamma", "bn_beta", "bn_moving_mean", "bn_moving_var")
+    (tmp_path / "net-0000.params").write_bytes(gluon.encode(arrays))
+    nodes: list[Any] = [{"op": "null", "name": name} for name in ("x", *arrays)]
+    nodes.append({"op": "BatchNorm", "inputs": [[n, 0, 0] for n in range(5)], key: {"eps": "0.5"}})
+    (tmp_path / "net-symbol.json").write_text(json.dumps({"nodes": nodes}))
+    assert model_files.read(tmp_path / "net-0000.params").norms[0].options["eps"] == 0.5
+    (tmp_path / "net-symbol.json").write_text("{oops")
+    with pytest.raises(ModelFileError, match=r"net-symbol\.json must be an undamaged symbol of MXNet; got JSON"):
+        model_files.read(tmp_path / "net-0000.params")
+
+
+@pytest.mark.parametrize(
+    ("ending", "dtype"), [(".params", "int16"), (".params", "longdouble"), (".safetensors", "longdouble")]
+)
+def test_a_dtype_that_a_format_lacks_is_refused(ending: str, dtype: str, tmp_path: Path) -> None:
+    state = {"running_mean": np.ones(3, dtype), "running_var": np.ones(3, dtype)}
+    words = rf"a\.running_mean must be of a dtype that {ending} has; got {np.dtype(dtype)}"
+    with pytest.raises(ModelFileError, match=words):
+        writing.write([Norm("a", "pytorch", state)], tmp_path / f"a{ending}")
+
+
+def test_float8_is_refused_in_words(tmp_path: Path) -> None:
+    header = b'{"a.running_mean":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]},'
+    header += b'"a.running_var":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[2,4]}}'
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ModelFileError, match=r"must hold 'a\.running_mean' in one of F16, .*; got 'F8_E4M3'"):
+        model_files.read(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize(("attributes", "taken"), [({"fix_gamma": "False"}, 3.0), ({}, 1.0), (None, None)])
@@ -234,7 +265,10 @@ def test_a_folded_model_computes_the_same_without_batch_norms(tmp_path: Path) ->
         (lambda graph: graph.node.append(_branches("a")), "Conv before it has other users"),
         (lambda graph: graph.node.append(_branches("conv.bias")), "Conv before it shares its weights, or"),
         (lambda graph: graph.output.add(name="conv.weight"), "Conv before it shares its weights, or"),
-        (lambda graph: graph.input.add(name="conv.weight"), "it or Conv before it has weights that callers may replace"),
+        (
+            lambda graph: graph.input.add(name="conv.weight"),
+            "it or Conv before it has weights that callers may replace",
+        ),
         (lambda graph: graph.input.add(name="bn.bias"), "it or Conv before it has weights that callers may replace"),
     ],
 )
