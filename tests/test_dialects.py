@@ -90,6 +90,7 @@ def test_the_command_lists_explains_and_compares(tmp_path: Path, monkeypatch: py
     two = shown("pytorch", "keras3")
     assert re.search(r"momentum weighs the +new value +old value", two)
     assert "stored" not in two  # they do not differ in it
+    assert shown("pytorch", "pytorch") == "pytorch and pytorch do not differ.\n"
     shown("pytorch", "--json", str(tmp_path / "pytorch.json"))
     (record,) = json.loads((tmp_path / "pytorch.json").read_text(encoding="utf-8"))
     assert record["running_variance"] == "unbiased"

@@ -207,6 +207,64 @@ def test_float8_is_refused_in_words(tmp_path: Path) -> None:
         model_files.read(tmp_path / "a.safetensors")
 
 
+def test_an_axis_that_moves_is_said() -> None:
+    state = {"moving_mean": np.ones(3), "moving_variance": np.ones(3)}
+    model = Model("Keras", [Norm("a", "keras3", state, {"momentum": 0.9, "epsilon": 1e-3, "axis": -1})], 2)
+    notes = writing.convert_norms(model, dialects.PYTORCH).notes
+    assert ("The channel axis -1 becomes 1, the only one of pytorch: move the data's axis.", ("a",)) in notes
+
+
+# Names that meet.
+
+
+@pytest.mark.parametrize("ending", [".npz", ".msgpack"])
+def test_layers_that_would_replace_each_other_are_not_written(ending: str, tmp_path: Path) -> None:
+    if ending == ".msgpack" and missing(("msgpack",)):
+        pytest.skip("msgpack is not installed")
+    state = {name: np.ones(3) for name in ("scale", "bias", "mean", "var")}
+    norms = [Norm(name, "flax_linen", state) for name in ("a/b", "a/b" if ending == ".npz" else "a.b")]
+    with pytest.raises(ModelFileError, match="layers must have names that differ in the output"):
+        writing.write(norms, tmp_path / f"a{ending}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_of_two_collections_keep_their_whole_names() -> None:
+    one = states("params.a.running_mean", "params.a.running_var")
+    two = states("state.a.running_mean", "state.a.running_var")
+    norms = model_files.names.find(model_files.tensors.from_arrays(one | two))
+    assert [norm.name for norm in norms] == ["params.a", "state.a"]
+
+
+@pytest.mark.skipif(bool(missing(("onnx", "torch"))), reason="onnx or torch is missing")
+def test_batch_norms_of_the_same_statistics_are_named_after_their_outputs(tmp_path: Path) -> None:
+    model = model_files.onnx.parse(models.onnx(tmp_path).path.read_bytes())
+    model.graph.node[4].input[3] = "bn_running_mean"
+    model.graph.initializer.add().CopyFrom(model.graph.initializer[2])
+    model.graph.initializer[-1].name = "bn_running_mean"
+    assert [found.norm.name for found in model_files.onnx.find(model)] == ["b", "y"]
+
+
+@pytest.mark.skipif(bool(missing(("keras", "h5py"))), reason="keras or h5py is missing")
+def test_batch_norms_in_wrappers_and_layers_of_the_users_own_are_found(tmp_path: Path) -> None:
+    import keras
+
+    class Own(keras.layers.Layer):  # type: ignore[misc]
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.inner = keras.layers.BatchNormalization(name="inner")
+
+        def build(self, shape: Any) -> None:
+            self.inner.build(shape)
+
+        def call(self, x: Any) -> Any:
+            return self.inner(x)
+
+    wrapped = keras.layers.TimeDistributed(keras.layers.BatchNormalization(epsilon=0.5, name="inner"), name="wrapped")
+    keras.Sequential([keras.Input((4, 3, 5)), wrapped, Own(name="own")]).save(tmp_path / "a.keras")
+    found = {norm.name: norm.options.get("epsilon") for norm in model_files.read(tmp_path / "a.keras").norms}
+    assert found == {"wrapped/inner": 0.5, "own/inner": None}
+
+
 @pytest.mark.parametrize(("attributes", "taken"), [({"fix_gamma": "False"}, 3.0), ({}, 1.0), (None, None)])
 def test_gamma_is_taken_for_1_where_the_symbol_says_so(
     attributes: dict[str, str] | None, taken: float | None, tmp_path: Path
@@ -324,9 +382,13 @@ def test_convert_says_what_it_did_and_what_is_not_exact(polybn_: Polybn, tmp_pat
     save(tmp_path / "a.safetensors", states("bn.running_mean", "bn.running_var"))
     code, out, err = polybn_("convert", "a.safetensors", "b.npz", "--to", "keras3")
     assert (code, err) == (0, "")
-    first, second = out.splitlines()
+    first, second, third = out.splitlines()
     assert first == "1 batch norms, from pytorch to keras3, are in b.npz: bn/moving_mean, ..."
     assert second.startswith("bn: keras3 goes on with the biased variance where pytorch kept the unbiased one.")
+    assert third.startswith(
+        "bn: The file does not say eps. Unless the model was made with another, make the layers with "
+    )
+    assert third.endswith("epsilon=1e-05, the default of pytorch: keras3 takes 0.001.")
     with np.load(tmp_path / "b.npz") as arrays:
         assert sorted(arrays) == ["bn/moving_mean", "bn/moving_variance"]
 
@@ -339,6 +401,12 @@ def test_convert_says_what_it_did_and_what_is_not_exact(polybn_: Polybn, tmp_pat
         (("b.txt", "--to", "keras3"), "OUTPUT must end in .safetensors, .npz, .msgpack, .params; got b.txt"),
         (("b.npz", "--to", "keras3", "--count", "1"), "--count must be N or LAYER=N, N of 2 or more; got '1'"),
         (("b.npz", "--to", "keras3", "--count", "x=y"), "--count must be N or LAYER=N, N of 2 or more; got 'x=y'"),
+        (
+            ("b.npz", "--to", "keras3", "--count", "bn=64", "--count", "bn=32"),
+            "--count must name a layer once; got 'bn=32'",
+        ),
+        (("b.onnx", "--fold", "--to", "keras3"), "--fold must stand alone; got --to, --from or --count beside it"),
+        (("b.npz", "--fold"), "OUTPUT must end in .onnx beside --fold; got b.npz"),
         (("b.onnx", "--fold"), "a.safetensors must be an ONNX model; got another file"),
     ],
 )

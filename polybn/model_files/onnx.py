@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -48,7 +49,13 @@ def find(model: Any) -> list[Found]:
                 budget -= sum(array.nbytes for array in found[-1].norm.state.values())
                 if budget < 0:
                     raise ModelFileError(f"have batch norms of at most {MOST_BYTES:,} bytes in all; got more")
-    return found
+    shared = Counter(each.norm.name for each in found)
+    return [each if shared[each.norm.name] == 1 else _by_output(each) for each in found]
+
+
+def _by_output(found: Found) -> Found:
+    """Name a batch norm after its output, which differs from all others, where names of statistics do not."""
+    return found._replace(norm=found.norm._replace(name=found.node.output[0]))
 
 
 def graphs(graph: Any, depth: int) -> Iterator[Any]:
