@@ -244,7 +244,7 @@ def test_with_momentum_1_caffe_weighs_all_batches_alike() -> None:
     sums = vectors("caffe", running_mean=14, running_var=20, factor=2)
     once = {"moving_average_fraction": 1.0}
     found = convert(sums, "caffe", "pytorch", options=once).state
-    assert (found["running_mean"].tolist(), found["num_batches_tracked"]) == ([7], 2)
+    assert (found["running_mean"].tolist(), found["num_batches_tracked"].item()) == ([7], 2)
     again = convert(found, "pytorch", "caffe", steps=2, options={"momentum": 0.0}).state
     assert (again["BatchNorm.0"].tolist(), again["BatchNorm.2"].tolist()) == ([14], [2])
 
@@ -316,8 +316,9 @@ def test_axes_of_length_1_are_dropped() -> None:
         *((PYTORCH | {"num_batches_tracked": np.array(bad)}, {"source": "pytorch"}, DomainError,
            r"num_batches_tracked must be one whole number from 0 to 2\*\*63 - 1; got")
           for bad in (np.nan, -1, 2.5, [], [1, 2], 2**63)),
-        *((vectors("caffe", running_mean=1, running_var=1) | {"BatchNorm.2": np.array(bad)}, {"source": "caffe"},
-           DomainError, r"BatchNorm\.2 must be one number from 0") for bad in ([], np.nan, -1.0, np.inf)),
+        *((vectors("caffe", running_mean=1, running_var=1) | {"BatchNorm.2": np.full(size, bad)}, {"source": "caffe"},
+           DomainError, r"BatchNorm\.2 must be one number from 0")
+          for size, bad in ((0, 1.0), (1, np.nan), (1, -1.0), (1, np.inf))),
         (vectors("equinox_batch", hidden_mean=1, hidden_var=1) | {"batch_counter": np.int32(3)},
          {"source": "equinox_batch", "options": {"momentum": 1.0}}, DomainError,
          r"options must give the batch a weight above 0; got none"),

@@ -87,7 +87,7 @@ def convert(
 
 def _counts(given: list[str]) -> dict[str, int]:
     """Return the values of --count by layer, with an empty name for all other layers."""
-    counts = {}
+    counts = dict[str, int]()
     for text in given:
         layer, _, number = text.rpartition("=")
         if not number.isdecimal() or int(number) < 2:
