@@ -210,6 +210,13 @@ def test_an_export_cannot_expand_without_bounds(
         exports.load(file)
 
 
+def test_a_damaged_symbol_is_blamed_itself(runs: dict[str, Run], tmp_path: Path) -> None:
+    symbol, arrays = exports.export(runs["spec"], tmp_path / "lenet", "gluon")
+    symbol.write_text("{oops")
+    with pytest.raises(ModelFileError, match=r"lenet-symbol\.json must be what polybn export writes; got JSON"):
+        exports.load(arrays)
+
+
 def test_a_file_of_another_origin_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "other.safetensors"
     file.write_bytes(exports.safetensors.safetensors.encode({"w": np.zeros(2, np.float32)}, {}))  # type: ignore[attr-defined]

@@ -106,12 +106,14 @@ def load(path: StrPath) -> tuple[Network, State]:
     if format is None:
         endings = ", ".join(FORMATS.values())
         raise DomainError(f"polybn.exports.load: path must end in one of {endings}; got {path} (the format's ending)")
-    module = _module(format)
-    with naming("exports.load", path, "what polybn export writes"):
+    module, kind = _module(format), "what polybn export writes"
+    with naming("exports.load", path, kind):
         note, layers = module.read(read_whole(path, MOST_BYTES))
-        if format == "gluon":
-            symbol = Path(str(path).removesuffix(FORMATS[format]) + "-symbol.json")
+    if format == "gluon":
+        symbol = Path(str(path).removesuffix(FORMATS[format]) + "-symbol.json")
+        with naming("exports.load", symbol, kind):
             note = module.note_of(read_whole(symbol, MOST_BYTES))
+    with naming("exports.load", path, kind):
         network = trained.network_of(note)
         return network, from_layers(network, layers, module.LAYOUT)
 
