@@ -18,7 +18,7 @@ from polybn.commands.check import check
 from polybn.commands.convert import convert
 from polybn.commands.dialects import dialects
 from polybn.commands.inspect import inspect
-from polybn.console import err, out
+from polybn.console import err, out, shown
 from polybn.lenet.commands.compare import compare
 from polybn.lenet.commands.data import data
 from polybn.lenet.commands.export import export
@@ -102,9 +102,9 @@ def main() -> None:
 
 
 def _words(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.strerror}: {error.filename}"
-    return f"{error}"
+    known = isinstance(error, OSError) and error.strerror and error.filename is not None
+    said = f"{error.strerror}: {error.filename}" if known else f"{error}"  # type: ignore[attr-defined]
+    return "\n".join(map(shown, said.split("\n")))
 
 
 if __name__ == "__main__":

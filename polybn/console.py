@@ -15,6 +15,11 @@ out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
 err = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
+def shown(text: str) -> str:
+    """Return a line that may hold names from a file with everything unprintable escaped."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
 def hint(*words: object) -> str:
     """Return a command line of polybn that works when the user pastes it into the same shell."""
     return shlex.join([*_program(), *map(str, words)])

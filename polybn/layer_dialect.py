@@ -34,8 +34,6 @@ RUNNING_VARIANCE: RunningVariance = _Word("biased")  # type: ignore[assignment]
 
 CUMULATIVE = ("polybn", "pytorch", "pytorch_sync")
 """The dialects in which a momentum of None gives all batches equal weights."""
-ENDLESS = 2**30
-"""A step so late that the weight of the old value equals the momentum."""
 
 
 class Manner(NamedTuple):
@@ -70,6 +68,7 @@ def in_dialect(dialect: Dialect | str, options: dict[str, Any]) -> tuple[dict[st
     """Return the given ``options`` in PolyBN's sense, and the other changes that the dialect makes to a layer."""
     from polybn.dialects import find
     from polybn.dialects.calls import arguments
+    from polybn.dialects.record import ENDLESS
 
     found = find(dialect, function="BatchNorm")
     if "running_variance" in options:
@@ -83,8 +82,8 @@ def in_dialect(dialect: Dialect | str, options: dict[str, Any]) -> tuple[dict[st
             f"polybn.BatchNorm: momentum must be a number in the dialect {found.name}; got None "
             f"(an average of all batches is known to {' and '.join(CUMULATIVE)} alone)"
         )
-    # The layer counts its steps itself.
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if not (cumulative and name == "momentum")}
+    # The layer counts its steps itself, and a step so late shows the momentum unchanged.
     settled = arguments(found, given, ENDLESS if found.debiased else None, "BatchNorm")
     manner = Manner(found.name if found.debiased else None, found.initial_mean, found.initial_var, found.fix_gamma)
     return settled | ({"momentum": None} if cumulative else {}), manner

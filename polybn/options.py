@@ -10,6 +10,7 @@ from typing import Any
 
 from polybn.spec import DomainError, DTypeError
 
+EPS = "one number for all channels, added to the variance inside the root"
 SMALLEST_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
 
 
@@ -37,13 +38,17 @@ def check_training(function: str, training: Any) -> None:
         )
 
 
+def check_number(function: str, name: str, value: Any, meaning: str) -> None:
+    """Check that an option is one number."""
+    if isinstance(value, bool) or not is_number(value):
+        raise DTypeError(
+            f"polybn.{function}: {name} must be a Python number; got {value!r} of type {type_name(value)} ({meaning})"
+        )
+
+
 def check_momentum(function: str, momentum: Any) -> None:
     """Check the weight of the old running value."""
-    if isinstance(momentum, bool) or not is_number(momentum):
-        raise DTypeError(
-            f"polybn.{function}: momentum must be a Python number; got {momentum!r} of type {type_name(momentum)} "
-            "(the weight of the OLD running value)"
-        )
+    check_number(function, "momentum", momentum, "the weight of the OLD running value")
     if not 0 <= momentum <= 1:
         raise DomainError(
             f"polybn.{function}: momentum must lie in [0, 1]; got {momentum!r} "
@@ -62,11 +67,7 @@ def check_running_variance(function: str, running_variance: Any) -> None:
 
 def check_eps(function: str, eps: Any, dtype: str) -> None:
     """Check that ``eps`` is a number that the arithmetic in ``dtype`` can hold."""
-    if isinstance(eps, bool) or not is_number(eps):
-        raise DTypeError(
-            f"polybn.{function}: eps must be a Python number; got {eps!r} of type {type_name(eps)} "
-            "(one number for all channels, added to the variance inside the root)"
-        )
+    check_number(function, "eps", eps, EPS)
     smallest, number = SMALLEST_NORMAL[dtype], _as_float(eps)
     if not (eps == 0 or smallest <= number <= 1 / smallest):  # NaN fails, too
         raise DomainError(

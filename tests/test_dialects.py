@@ -90,6 +90,7 @@ def test_the_command_lists_explains_and_compares(tmp_path: Path, monkeypatch: py
     two = shown("pytorch", "keras3")
     assert re.search(r"momentum weighs the +new value +old value", two)
     assert "stored" not in two  # they do not differ in it
+    assert shown("pytorch", "pytorch") == "pytorch and pytorch do not differ.\n"
     shown("pytorch", "--json", str(tmp_path / "pytorch.json"))
     (record,) = json.loads((tmp_path / "pytorch.json").read_text(encoding="utf-8"))
     assert record["running_variance"] == "unbiased"
@@ -235,6 +236,16 @@ def test_words_of_a_dialect_are_its_own() -> None:
     assert polybn.BatchNorm(3, dialect="mxnet_native").gamma is None
     assert not np.any(polybn.BatchNorm(3, dialect="caffe", momentum=0.5).running_var)
     assert repr(polybn.BatchNorm(3)) == repr(polybn.BatchNorm(3, dialect="polybn"))
+
+
+@pytest.mark.parametrize("option", ["eps", "axis"])
+def test_none_is_the_same_error_with_a_dialect_and_without(option: str) -> None:
+    said = []
+    for dialect in ({}, {"dialect": "pytorch"}):
+        with pytest.raises(DTypeError) as caught:
+            polybn.BatchNorm(2, **{option: None}, **dialect)  # type: ignore[arg-type]
+        said.append(str(caught.value))
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize(

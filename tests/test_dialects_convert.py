@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from polybn.dialects import DIALECTS, Dialect, convert, convert_options
-from polybn.dialects.neutral import ENDLESS
+from polybn.dialects.record import ENDLESS
 from polybn.spec import DomainError, DTypeError, ShapeError
 from tests.support.conversions import RECORD, measure
 from tests.support.frameworks import FRAMEWORKS, why_not
@@ -230,6 +230,53 @@ def test_a_least_eps_and_values_that_are_none_are_said() -> None:
     assert notes == ("Values are rounded from float64 to float32, the dtype of gluon.",)
 
 
+def test_a_counter_may_have_an_axis() -> None:
+    state = PYTORCH | {"num_batches_tracked": np.array([4])}
+    assert convert(state, "pytorch", "tinygrad").state["num_batches_tracked"].shape == ()
+
+
+def test_counts_that_a_counter_cannot_hold_mean_many_batches() -> None:
+    state = convert(PYTORCH, "pytorch", "haiku", steps=2**40, options={"momentum": 0.1}).state
+    assert state["mean_ema/counter"] == ENDLESS
+
+
+def test_with_momentum_1_caffe_weighs_all_batches_alike() -> None:
+    sums = vectors("caffe", running_mean=14, running_var=20, factor=2)
+    once = {"moving_average_fraction": 1.0}
+    found = convert(sums, "caffe", "pytorch", options=once).state
+    assert (found["running_mean"].tolist(), found["num_batches_tracked"].item()) == ([7], 2)
+    again = convert(found, "pytorch", "caffe", steps=2, options={"momentum": 0.0}).state
+    assert (again["BatchNorm.0"].tolist(), again["BatchNorm.2"].tolist()) == ([14], [2])
+
+
+@pytest.mark.parametrize(
+    ("gamma", "statistics", "kept"),
+    [
+        ("float32", "float16", "float32"),
+        ("float16", "float16", "float16"),
+        ("float32", ">f4", "float32"),
+        ("int32", "int32", "float64"),
+        ("longdouble", "longdouble", "float64"),
+    ],
+)
+def test_the_dtype_holds_every_vector(gamma: str, statistics: str, kept: str) -> None:
+    state = {name: np.ones(3, gamma if name in ("weight", "bias") else statistics) for name in PYTORCH}
+    found = convert(state, "pytorch", "keras3", 5).state
+    assert {str(array.dtype) for array in found.values()} == {kept}
+    assert found["moving_variance"].tolist() == [np.dtype(kept).type(0.8)] * 3
+
+
+def test_what_becomes_infinite_is_said() -> None:
+    state = {name: np.full(2, 60_000, np.float16) for name in PYTORCH}
+    _, notes = convert(state, "pytorch", "caffe", options={"momentum": 0.01})
+    assert "BatchNorm.0, BatchNorm.1 become infinite in part: float16 holds no values as large." in notes
+
+
+def test_a_variance_of_nan_alone_makes_no_warning() -> None:
+    state = KERAS | {"moving_variance": np.array([np.nan], "f")}
+    assert convert(state, "keras3", "tf_fused", 5, options={"epsilon": 1e-7}).notes[0].startswith("Statistics of 1")
+
+
 def test_axes_of_length_1_are_dropped() -> None:
     state = {
         name: value.reshape(1, 1, 1, -1) if value.ndim else value for name, value in made("haiku", 1, 3, 0.5, 1).items()
@@ -258,7 +305,23 @@ def test_axes_of_length_1_are_dropped() -> None:
         (KERAS, {"target": "torch"}, DomainError, r"target must be one of .*; got 'torch' \(did you mean"),
         (KERAS, {"options": {"eps": 1.0}}, DomainError, r"words of keras3 \(momentum, epsilon, axis\); got 'eps'"),
         (KERAS, {"options": {"momentum": 2}}, DomainError, r"momentum must lie in \[0, 1\]; got 2"),
-        (KERAS, {"options": {"epsilon": -1}}, DomainError, r"eps must be 0 or more; got -1"),
+        (KERAS, {"options": {"epsilon": -1}}, DomainError, r"eps must be 0 or more, and finite; got -1"),
+        (KERAS, {"options": {"epsilon": np.inf}}, DomainError, r"eps must be 0 or more, and finite; got inf"),
+        (KERAS, {"options": {"epsilon": None}}, DTypeError, r"eps must be a Python number; got None"),
+        (KERAS, {"options": {"axis": "x"}}, DTypeError, r"axis must be one int; got 'x'"),
+        (KERAS, {"options": [1]}, DTypeError, r"options must be a mapping of words to values; got list"),
+        (KERAS, {"steps": 2**70}, DomainError, r"steps must be below 2\*\*63; got 1180"),
+        (KERAS | {"gamma": np.ones(1, np.complex64)}, {}, DTypeError, r"gamma must hold real numbers; got complex64"),
+        (KERAS | {"gamma": np.array(["a"])}, {}, DTypeError, r"gamma must hold real numbers; got <U1"),
+        *((PYTORCH | {"num_batches_tracked": np.array(bad)}, {"source": "pytorch"}, DomainError,
+           r"num_batches_tracked must be one whole number from 0 to 2\*\*63 - 1; got")
+          for bad in (np.nan, -1, 2.5, [], [1, 2], 2**63)),
+        *((vectors("caffe", running_mean=1, running_var=1) | {"BatchNorm.2": np.full(size, bad)}, {"source": "caffe"},
+           DomainError, r"BatchNorm\.2 must be one number from 0")
+          for size, bad in ((0, 1.0), (1, np.nan), (1, -1.0), (1, np.inf))),
+        (vectors("equinox_batch", hidden_mean=1, hidden_var=1) | {"batch_counter": np.int32(3)},
+         {"source": "equinox_batch", "options": {"momentum": 1.0}}, DomainError,
+         r"options must give the batch a weight above 0; got none"),
     ],
 )  # fmt: skip
 def test_a_bad_call_teaches(state: Any, arguments: dict[str, Any], error: type[Exception], words: str) -> None:

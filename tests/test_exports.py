@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from polybn import dialects
 from polybn.lenet import exports, fashion_mnist, networks, training
 from polybn.lenet.exports import layouts, trained
 from polybn.lenet.runs import Run
+from polybn.model_files import archives, safetensors
 from polybn.model_files.errors import ModelFileError
 from polybn.spec import DomainError
 from tests.support import exported
@@ -162,6 +164,50 @@ def test_a_damaged_export_is_one_sentence(format: str, damage: str, runs: dict[s
     with pytest.raises(ModelFileError, match=r"^polybn\.exports\.load: .*lenet.* must .*; got ") as caught:
         exports.load(file)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("conv1.weight", lambda array: array[:2]),
+        ("norm1.weight", lambda array: array[:1]),
+        ("dense3.bias", lambda array: array.astype(np.float64)),
+    ],
+)
+def test_arrays_that_do_not_fit_the_network_are_refused(
+    name: str, change: Any, runs: dict[str, Run], tmp_path: Path
+) -> None:
+    (file,) = exports.export(runs["spec"], tmp_path / "lenet", "safetensors")
+    data = file.read_bytes()
+    tensors = safetensors.read(io.BytesIO(data), len(data))
+    arrays = {each: tensors.read(each) for each in tensors.shapes}
+    layer = name.partition(".")[0]
+    if layer == "norm1":
+        arrays |= {each: change(array) for each, array in arrays.items() if each.startswith("norm1.") and array.ndim}
+    arrays[name] = change(tensors.read(name))
+    file.write_bytes(safetensors.encode(arrays, tensors.metadata))
+    with pytest.raises(ModelFileError, match=rf"lenet\.safetensors must hold {layer}\.\w+ as float32 of shape"):
+        exports.load(file)
+
+
+@needs("onnx")
+def test_an_export_of_onnx_reads_no_other_file(runs: dict[str, Run], tmp_path: Path) -> None:
+    import onnx
+
+    (file,) = exports.export(runs["spec"], tmp_path / "lenet", "onnx")
+    onnx.save(onnx.load(file), file, save_as_external_data=True, size_threshold=0, location="other")
+    with pytest.raises(ModelFileError, match=r"must hold the values of .* itself; got a reference to another file"):
+        exports.load(file)
+
+
+@pytest.mark.parametrize("format", [p for p in FORMATS if p.values[0] in ("keras", "pt")])
+def test_an_export_cannot_expand_without_bounds(
+    format: str, runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = exports.export(runs["spec"], tmp_path / "lenet", format)[-1]
+    monkeypatch.setattr(archives, "MOST_LISTED", 9)
+    with pytest.raises(ModelFileError, match="must list its members in at most 9 bytes"):
+        exports.load(file)
 
 
 def test_a_file_of_another_origin_is_refused(tmp_path: Path) -> None:

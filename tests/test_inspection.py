@@ -97,6 +97,20 @@ def test_statistics_that_were_ported() -> None:
     assert found(healthy() | {"num_batches_tracked": np.array(9)}) == []
 
 
+def test_the_counter_has_its_own_name_and_chainers_counts_something_else() -> None:
+    state = dict(zip(("gamma", "beta", "running_mean", "running_var"), healthy().values(), strict=True))
+    (finding,) = inspection.inspect(Model("NumPy", [Norm("bn", "polybn", state | {"updates": np.array(0)})], 5))
+    assert "updates is 0" in finding.sentence
+    state = dict(zip(("gamma", "beta", "avg_mean", "avg_var"), healthy().values(), strict=True))
+    assert found(state | {"N": np.array(0)}, "chainer") == []
+
+
+@pytest.mark.parametrize(("value", "y"), [(np.inf, "inf, and y is beta."), (np.nan, "nan, and so is y.")])
+def test_an_infinite_variance_makes_y_beta(value: float, y: str) -> None:
+    (finding,) = inspection.inspect(Model("safetensors", [Norm("bn", "pytorch", healthy(running_var=value))], 4))
+    assert finding.sentence.endswith(y)
+
+
 def test_placeholders() -> None:
     assert found({name: np.full(SIZE, 0.02) for name in healthy()}) == [("warning", "all channels are the same")]
     assert found({name: np.full(1, 0.02) for name in healthy()}) == []
@@ -228,6 +242,28 @@ def test_inspect_writes_all_as_json(polybn_: Polybn, tmp_path: Path) -> None:
     assert norm["state"]["running_mean"] == state["running_mean"].tolist()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3.5])
+@pytest.mark.parametrize("dtype", ["float16", "float64", "longdouble"])
+def test_all_of_a_batch_norm_is_plain_json(value: float, dtype: str) -> None:
+    number = np.dtype(dtype).type(value)
+    plain = words.to_plain(Norm("bn", "pytorch", {"a": np.array(number), "b": np.array([number])}, {"eps": number}))
+    expected = value if value == 3.5 else str(value)
+    assert json.loads(json.dumps(plain, allow_nan=False)) == {
+        "name": "bn", "dialect": "pytorch", "options": {"eps": expected}, "state": {"a": expected, "b": [expected]},
+    }  # fmt: skip
+
+
+def test_names_are_printed_without_what_a_terminal_would_obey(polybn_: Polybn, tmp_path: Path) -> None:
+    save(tmp_path / "m.safetensors", **{"b\x1b[31m\nerror: n": healthy(running_var=np.nan)})
+    for arguments in (("inspect", "m.safetensors"), ("convert", "m.safetensors", "o.npz", "--to", "keras3")):
+        _, out, err = polybn_(*arguments)
+        assert "\x1b" not in out + err
+        assert "b\\x1b[31m\\nerror: n" in out
+        assert not any(line.startswith("error: n") for line in out.splitlines())
+    with np.load(tmp_path / "o.npz") as arrays:
+        assert "b\x1b[31m\nerror: n/gamma" in arrays
+
+
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
 def test_inspect_draws_the_statistics(polybn_: Polybn, tmp_path: Path) -> None:
     from matplotlib.image import imread
@@ -245,6 +281,7 @@ def test_inspect_draws_the_statistics(polybn_: Polybn, tmp_path: Path) -> None:
     [
         (("none.safetensors",), "No such file or directory: none.safetensors"),
         (("m.safetensors", "--for", "keras4"), "polybn.inspect: --for must be one of "),
+        (("m.safetensors", "--json", "none/m.json"), "No such file or directory: none"),
         (("m.safetensors", "--picture", "m.txt"), "polybn: the name of a picture must end in one of .png, .svg, .pdf"),
     ],
 )

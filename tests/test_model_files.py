@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from polybn import dialects, inspection, model_files
-from polybn.model_files import Model, ModelFileError, Norm, fold, gluon, reading, safetensors, writing
+from polybn.model_files import Model, ModelFileError, Norm, fold, gluon, npz, reading, safetensors, writing
 from polybn.spec import DomainError
 from tests.support import models
 from tests.support.command import Polybn
@@ -143,6 +143,23 @@ def test_a_file_is_carried_to_every_dialect_and_back(tmp_path: Path) -> None:
             assert np.allclose(back.state[name], array, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("ending", writing.ENDINGS)
+def test_big_endian_arrays_are_written_as_what_they_are(ending: str, tmp_path: Path) -> None:
+    if ending == ".msgpack" and missing(("msgpack",)):
+        pytest.skip("msgpack is not installed")
+    state = {name: np.arange(1, 4, dtype=">f4") for name in ("scale", "bias", "mean", "var")}
+    path = tmp_path / f"a{ending}"
+    writing.write([Norm("a", "flax_linen", state)], path)
+    if ending == ".msgpack":
+        (norm,) = model_files.read(path).norms
+        assert {name: array.tolist() for name, array in norm.state.items()} == {name: [1, 2, 3] for name in state}
+    else:
+        with path.open("rb") as file:
+            flat = {".safetensors": safetensors.read, ".params": gluon.read}.get(ending)
+            tensors = flat(file, path.stat().st_size) if flat else npz.read(file)
+            assert all(tensors.read(name).tolist() == [1, 2, 3] for name in tensors.shapes)
+
+
 def test_a_count_belongs_to_a_layer() -> None:
     state = {"running_mean": np.ones(3), "running_var": np.full(3, 12.0)}
     model = Model("safetensors", [Norm("a", "pytorch", state), Norm("b", "pytorch", state)], 4)
@@ -157,6 +174,95 @@ def test_options_are_said_in_the_words_of_the_target() -> None:
     model = Model("Keras", [Norm("a", "pytorch", state, {"momentum": 0.3, "eps": 1e-3})], 2)
     options = writing.convert_norms(model, dialects.KERAS3).norms[0].options
     assert options == {"momentum": 0.7, "epsilon": 1e-3, "axis": 1}
+
+
+@pytest.mark.parametrize("key", ["attrs", "attr", "param"])
+def test_symbols_of_every_age_are_read(key: str, tmp_path: Path) -> None:
+    arrays = states("bn_gamma", "bn_beta", "bn_moving_mean", "bn_moving_var")
+    (tmp_path / "net-0000.params").write_bytes(gluon.encode(arrays))
+    nodes: list[Any] = [{"op": "null", "name": name} for name in ("x", *arrays)]
+    nodes.append({"op": "BatchNorm", "inputs": [[n, 0, 0] for n in range(5)], key: {"eps": "0.5"}})
+    (tmp_path / "net-symbol.json").write_text(json.dumps({"nodes": nodes}))
+    assert model_files.read(tmp_path / "net-0000.params").norms[0].options["eps"] == 0.5
+    (tmp_path / "net-symbol.json").write_text("{oops")
+    with pytest.raises(ModelFileError, match=r"net-symbol\.json must be an undamaged symbol of MXNet; got JSON"):
+        model_files.read(tmp_path / "net-0000.params")
+
+
+@pytest.mark.parametrize(
+    ("ending", "dtype"), [(".params", "int16"), (".params", "longdouble"), (".safetensors", "longdouble")]
+)
+def test_a_dtype_that_a_format_lacks_is_refused(ending: str, dtype: str, tmp_path: Path) -> None:
+    state = {"running_mean": np.ones(3, dtype), "running_var": np.ones(3, dtype)}
+    words = rf"a\.running_mean must be of a dtype that {ending} has; got {np.dtype(dtype)}"
+    with pytest.raises(ModelFileError, match=words):
+        writing.write([Norm("a", "pytorch", state)], tmp_path / f"a{ending}")
+
+
+def test_float8_is_refused_in_words(tmp_path: Path) -> None:
+    header = b'{"a.running_mean":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]},'
+    header += b'"a.running_var":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[2,4]}}'
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ModelFileError, match=r"must hold 'a\.running_mean' in one of F16, .*; got 'F8_E4M3'"):
+        model_files.read(tmp_path / "a.safetensors")
+
+
+def test_an_axis_that_moves_is_said() -> None:
+    state = {"moving_mean": np.ones(3), "moving_variance": np.ones(3)}
+    model = Model("Keras", [Norm("a", "keras3", state, {"momentum": 0.9, "epsilon": 1e-3, "axis": -1})], 2)
+    notes = writing.convert_norms(model, dialects.PYTORCH).notes
+    assert ("The channel axis -1 becomes 1, the only one of pytorch: move the data's axis.", ("a",)) in notes
+
+
+# Names that meet.
+
+
+@pytest.mark.parametrize("ending", [".npz", ".msgpack"])
+def test_layers_that_would_replace_each_other_are_not_written(ending: str, tmp_path: Path) -> None:
+    if ending == ".msgpack" and missing(("msgpack",)):
+        pytest.skip("msgpack is not installed")
+    state = {name: np.ones(3) for name in ("scale", "bias", "mean", "var")}
+    norms = [Norm(name, "flax_linen", state) for name in ("a/b", "a/b" if ending == ".npz" else "a.b")]
+    with pytest.raises(ModelFileError, match="layers must have names that differ in the output"):
+        writing.write(norms, tmp_path / f"a{ending}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_of_two_collections_keep_their_whole_names() -> None:
+    one = states("params.a.running_mean", "params.a.running_var")
+    two = states("state.a.running_mean", "state.a.running_var")
+    norms = model_files.names.find(model_files.tensors.from_arrays(one | two))
+    assert [norm.name for norm in norms] == ["params.a", "state.a"]
+
+
+@pytest.mark.skipif(bool(missing(("onnx", "torch"))), reason="onnx or torch is missing")
+def test_batch_norms_of_the_same_statistics_are_named_after_their_outputs(tmp_path: Path) -> None:
+    model = model_files.onnx.parse(models.onnx(tmp_path).path.read_bytes())
+    model.graph.node[4].input[3] = "bn_running_mean"
+    model.graph.initializer.add().CopyFrom(model.graph.initializer[2])
+    model.graph.initializer[-1].name = "bn_running_mean"
+    assert [found.norm.name for found in model_files.onnx.find(model)] == ["b", "y"]
+
+
+@pytest.mark.skipif(bool(missing(("keras", "h5py"))), reason="keras or h5py is missing")
+def test_batch_norms_in_wrappers_and_layers_of_the_users_own_are_found(tmp_path: Path) -> None:
+    import keras
+
+    class Own(keras.layers.Layer):  # type: ignore[misc]
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.inner = keras.layers.BatchNormalization(name="inner")
+
+        def build(self, shape: Any) -> None:
+            self.inner.build(shape)
+
+        def call(self, x: Any) -> Any:
+            return self.inner(x)
+
+    wrapped = keras.layers.TimeDistributed(keras.layers.BatchNormalization(epsilon=0.5, name="inner"), name="wrapped")
+    keras.Sequential([keras.Input((4, 3, 5)), wrapped, Own(name="own")]).save(tmp_path / "a.keras")
+    found = {norm.name: norm.options.get("epsilon") for norm in model_files.read(tmp_path / "a.keras").norms}
+    assert found == {"wrapped/inner": 0.5, "own/inner": None}
 
 
 @pytest.mark.parametrize(("attributes", "taken"), [({"fix_gamma": "False"}, 3.0), ({}, 1.0), (None, None)])
@@ -214,6 +320,14 @@ def test_a_folded_model_computes_the_same_without_batch_norms(tmp_path: Path) ->
         (lambda graph: graph.node[1].attribute.append(_training()), "it normalizes by the statistics of the batch"),
         (lambda graph: graph.initializer.remove(graph.initializer[0]), "Conv before it shares its weights, or"),
         (lambda graph: graph.node.remove(graph.node[0]), "it comes first"),
+        (lambda graph: graph.node.append(_branches("a")), "Conv before it has other users"),
+        (lambda graph: graph.node.append(_branches("conv.bias")), "Conv before it shares its weights, or"),
+        (lambda graph: graph.output.add(name="conv.weight"), "Conv before it shares its weights, or"),
+        (
+            lambda graph: graph.input.add(name="conv.weight"),
+            "it or Conv before it has weights that callers may replace",
+        ),
+        (lambda graph: graph.input.add(name="bn.bias"), "it or Conv before it has weights that callers may replace"),
     ],
 )
 def test_what_cannot_be_folded_stays_and_is_named(change: Callable[[Any], Any], why: str, tmp_path: Path) -> None:
@@ -222,6 +336,27 @@ def test_what_cannot_be_folded_stays_and_is_named(change: Callable[[Any], Any], 
     folded = fold.fold(model)
     assert folded.into == [("last", "Gemm_3")]
     assert [(name, reason[: len(why)]) for name, reason in folded.kept] == [("bn", why)]
+
+
+@pytest.mark.skipif(bool(missing(("onnx", "torch"))), reason="onnx or torch is missing")
+@pytest.mark.parametrize(("shape", "fits"), [((11,), True), ((1, 11), True), ((1,), True), ((11, 1), False)])
+def test_a_bias_that_is_not_one_number_for_each_channel_stays(
+    shape: tuple[int, ...], fits: bool, tmp_path: Path
+) -> None:
+    import onnx
+
+    model = onnx.load(models.onnx(tmp_path).path)
+    (bias,) = [tensor for tensor in model.graph.initializer if tensor.name == "fc.bias"]
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(shape, 3, np.float32), "fc.bias"))
+    kept = [] if fits else [("last", "Gemm before it adds more than a number for each channel")]
+    assert fold.fold(model).kept == kept
+
+
+def _branches(name: str) -> Any:
+    import onnx
+
+    graph = onnx.helper.make_graph([_relu(name, "r")], "branch", [], [])
+    return onnx.helper.make_node("If", ["condition"], ["z"], then_branch=graph, else_branch=graph)
 
 
 def _relu(x: str, y: str) -> Any:
@@ -247,9 +382,13 @@ def test_convert_says_what_it_did_and_what_is_not_exact(polybn_: Polybn, tmp_pat
     save(tmp_path / "a.safetensors", states("bn.running_mean", "bn.running_var"))
     code, out, err = polybn_("convert", "a.safetensors", "b.npz", "--to", "keras3")
     assert (code, err) == (0, "")
-    first, second = out.splitlines()
+    first, second, third = out.splitlines()
     assert first == "1 batch norms, from pytorch to keras3, are in b.npz: bn/moving_mean, ..."
     assert second.startswith("bn: keras3 goes on with the biased variance where pytorch kept the unbiased one.")
+    assert third.startswith(
+        "bn: The file does not say eps. Unless the model was made with another, make the layers with "
+    )
+    assert third.endswith("epsilon=1e-05, the default of pytorch: keras3 takes 0.001.")
     with np.load(tmp_path / "b.npz") as arrays:
         assert sorted(arrays) == ["bn/moving_mean", "bn/moving_variance"]
 
@@ -262,6 +401,12 @@ def test_convert_says_what_it_did_and_what_is_not_exact(polybn_: Polybn, tmp_pat
         (("b.txt", "--to", "keras3"), "OUTPUT must end in .safetensors, .npz, .msgpack, .params; got b.txt"),
         (("b.npz", "--to", "keras3", "--count", "1"), "--count must be N or LAYER=N, N of 2 or more; got '1'"),
         (("b.npz", "--to", "keras3", "--count", "x=y"), "--count must be N or LAYER=N, N of 2 or more; got 'x=y'"),
+        (
+            ("b.npz", "--to", "keras3", "--count", "bn=64", "--count", "bn=32"),
+            "--count must name a layer once; got 'bn=32'",
+        ),
+        (("b.onnx", "--fold", "--to", "keras3"), "--fold must stand alone; got --to, --from or --count beside it"),
+        (("b.npz", "--fold"), "OUTPUT must end in .onnx beside --fold; got b.npz"),
         (("b.onnx", "--fold"), "a.safetensors must be an ONNX model; got another file"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from polybn.atomic import write_atomic
-from polybn.console import err, out
+from polybn.console import err, out, shown
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ def convert(
     from polybn.model_files import writing
 
     if fold:
+        if to is not None or source is not None or count:
+            raise DomainError("polybn.convert: --fold must stand alone; got --to, --from or --count beside it")
         _fold(file, output)
         return
     if to is None:
@@ -74,21 +76,24 @@ def convert(
     made = writing.convert_norms(model, target, source=here, counts=_counts(count or []))
     names = writing.write(made.norms, output)
     words = ", ".join(sorted({norm.dialect for norm in model.norms})) if here is None else here.name
-    out.print(f"{len(made.norms)} batch norms, from {words} to {target.name}, are in {output}: {names[0]}, ...")
+    first = f"{len(made.norms)} batch norms, from {words} to {target.name}, are in {output}: {names[0]}, ..."
+    out.print(shown(first))
     options = {f"{word}={value}" for norm in made.norms for word, value in norm.options.items() if word != "axis"}
     if options:
         out.print(f"Make the layers with {', '.join(sorted(options))}.")
     for note, layers in made.notes:
-        out.print(f"{_some(layers)}: {note}")
+        out.print(shown(f"{_some(layers)}: {note}"))
 
 
 def _counts(given: list[str]) -> dict[str, int]:
     """Return the values of --count by layer, with an empty name for all other layers."""
-    counts = {}
+    counts = dict[str, int]()
     for text in given:
         layer, _, number = text.rpartition("=")
         if not number.isdecimal() or int(number) < 2:
             raise DomainError(f"polybn.convert: --count must be N or LAYER=N, N of 2 or more; got {text!r}")
+        if layer in counts:
+            raise DomainError(f"polybn.convert: --count must name a layer once; got {text!r} after {counts[layer]}")
         counts[layer] = int(number)
     return counts
 
@@ -96,13 +101,16 @@ def _counts(given: list[str]) -> dict[str, int]:
 def _fold(file: Path, output: Path) -> None:
     from polybn.model_files import reading
 
+    if output.suffix.lower() != ".onnx":
+        raise DomainError(f"polybn.convert: OUTPUT must end in .onnx beside --fold; got {output} (a whole model)")
     folded: Folded = reading.fold(file)
     write_atomic(output, folded.model.SerializeToString())
     total = len(folded.into) + len(folded.kept)
     out.print(f"{len(folded.into)} of {total} batch norms are folded, in {output}.")
     reasons = dict.fromkeys(why for _, why in folded.kept)
     for reason in reasons:
-        err.print(f"{_some(tuple(name for name, why in folded.kept if why == reason))}: kept, because {reason}.")
+        layers = tuple(name for name, why in folded.kept if why == reason)
+        err.print(shown(f"{_some(layers)}: kept, because {reason}."))
 
 
 def _some(layers: tuple[str, ...]) -> str:

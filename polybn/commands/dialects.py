@@ -68,9 +68,11 @@ def _one(dialect: Dialect) -> Table:
     return table
 
 
-def _differences(chosen: list[Dialect]) -> Table:
+def _differences(chosen: list[Dialect]) -> Table | str:
     from polybn.dialects.words import LABELS, differing, say
 
+    if not differing(chosen):
+        return f"{' and '.join(dialect.name for dialect in chosen)} do not differ."
     table = Table("", *(dialect.name for dialect in chosen), box=None)
     for fact in differing(chosen):
         table.add_row(LABELS[fact], *(say(dialect, fact) for dialect in chosen))

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from polybn.atomic import write_atomic
-from polybn.console import out
+from polybn.console import out, shown
 
 WIDE = 200
 """The largest width of the table, wide enough for whole names."""
@@ -58,14 +58,6 @@ def inspect(
     to = None if target is None else dialects.find(target, function="inspect", argument="--for")
     model = model_files.read(file)
     findings = inspection.inspect(model, to)
-    out.print(words.headline(file.name, model, findings))
-    if model.norms:
-        table = Table(*words.HEADINGS, box=None)
-        for row in words.table(model, findings):
-            table.add_row(*row)
-        Console(width=WIDE, markup=False, emoji=False, highlight=False).print(table)
-    for line in words.lines(findings):
-        out.print(line)
     if json is not None:
         report = {
             "file": file.name,
@@ -74,6 +66,14 @@ def inspect(
             "batch_norms": [words.to_plain(norm) for norm in model.norms],
         }
         write_atomic(json, (writer.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+    out.print(shown(words.headline(file.name, model, findings)))
+    if model.norms:
+        table = Table(*words.HEADINGS, box=None)
+        for row in words.table(model, findings):
+            table.add_row(*map(shown, row))
+        Console(width=WIDE, markup=False, emoji=False, highlight=False).print(table)
+    for line in words.lines(findings):
+        out.print(shown(line))
     if picture is not None and model.norms:
         from polybn.inspection.picture import draw
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from polybn.dialects.neutral import ENDLESS, Knowledge, Neutral, read, write
+from polybn.dialects.neutral import Knowledge, Neutral, read, write
+from polybn.dialects.record import ENDLESS, SCALARS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,7 +34,7 @@ def carry(arrays: Arrays, here: Dialect, there: Dialect, told: Told) -> tuple[di
     """Return the target's arrays, and a sentence for each inexact step."""
     known = Knowledge(told.options.momentum, told.options.eps, told.options.fix_gamma, told.steps)
     state = read(arrays, here, known)
-    dtype = arrays["running_mean" if "running_mean" in arrays else "hidden_mean"].dtype
+    dtype = _dtype(arrays)
     wanted = np.dtype(np.float32) if there.dtype == "float32" else dtype
     notes = [*_values(state), *_training(here, there), *_averages(here, there, state, known)]
     factor, words = _bessel(here, there, told.values)
@@ -44,12 +45,23 @@ def carry(arrays: Arrays, here: Dialect, there: Dialect, told: Told) -> tuple[di
     notes += [*words, *_gamma(there, state), *_eps(there, state, known), *_counts(there, state, made)]
     if wanted.itemsize < dtype.itemsize:
         notes.append(f"Values are rounded from {dtype} to {wanted}, the dtype of {there.name}.")
-    return {role: _cast(made[role], wanted) for role in there.names if role in made}, notes
+    cast = {role: _cast(made[role], wanted) for role in there.names if role in made}
+    beyond = [there.names[role] for role in cast if (np.isinf(cast[role]) & np.isfinite(made[role])).any()]
+    if beyond:
+        notes.append(f"{', '.join(beyond)} become infinite in part: {wanted} holds no values as large.")
+    return cast, notes
+
+
+def _dtype(arrays: Arrays) -> np.dtype[Any]:
+    """Return the dtype that holds all vectors; float64 for integers, and for what is wider."""
+    found = np.result_type(*(array.dtype for role, array in arrays.items() if role not in SCALARS)).newbyteorder("=")
+    return np.dtype(np.float64) if found.kind in "biu" or found.itemsize > 8 else found
 
 
 def _cast(value: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
     array = np.asarray(value)
-    return array.astype(dtype) if array.dtype == np.float64 else array
+    with np.errstate(over="ignore"):  # a note says it
+        return array.astype(dtype) if array.dtype == np.float64 else array
 
 
 def _filled(state: Neutral, there: Dialect) -> Neutral:
@@ -130,10 +142,11 @@ def _gamma(there: Dialect, state: Neutral) -> list[str]:
 
 def _eps(there: Dialect, state: Neutral, known: Knowledge) -> list[str]:
     least = there.least_eps
-    if known.eps is None or known.eps >= least or not state.var.size:
+    finite = state.var[np.isfinite(state.var)]
+    if known.eps is None or known.eps >= least or not finite.size:
         return []
     eps: float = known.eps
-    smallest = max(float(np.nanmin(state.var)), 0.0)
+    smallest = max(float(finite.min()), 0.0)
     if smallest + eps == 0:
         return [f"eps becomes {least:g}, the least of {there.name}: where the variance is 0, results differ wholly."]
     change = 1 - float(((smallest + eps) / (smallest + least)) ** 0.5)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from polybn.dialects.dialect import Dialect
 from polybn.dialects.find import find
 from polybn.dialects.options import convert_options
+from polybn.dialects.record import FUNCTION, SCALARS
 from polybn.dialects.said import read_options
 from polybn.options import type_name
 from polybn.spec import DomainError, DTypeError, ShapeError
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from polybn.dialects.record import Role
 
 __all__ = ["Converted", "convert", "convert_options"]
-FUNCTION = "polybn.dialects.convert"
+
+
+MOST = 2**63
+"""The first whole number that a counter cannot hold."""
 
 
 class Converted(NamedTuple):
@@ -86,7 +90,7 @@ def convert(
     there = find(target, function="dialects.convert", argument="target")
     _check_number("count", count, 2, "Bessel's correction divides by count - 1")
     _check_number("steps", steps, 0, "a number of batches")
-    given = read_options(options or {}, here, "dialects.convert")
+    given = read_options({} if options is None else options, here, "dialects.convert")
     arrays = _arrays(state, here)
     if here is there and steps is None:
         return Converted({here.names[role]: array.copy() for role, array in arrays.items()}, ())
@@ -113,8 +117,12 @@ def _arrays(state: Mapping[str, NDArray[Any] | np.generic], dialect: Dialect) ->
     for name, value in state.items():
         if not isinstance(value, np.ndarray | np.generic):
             raise DTypeError(f"{FUNCTION}: {name} must be a NumPy array; got {type_name(value)} (copy it to the host)")
-        found[roles[name]] = np.asarray(value)
-    vectors = [role for role in found if role not in ("count", "second_count", "factor", "first")]
+        if value.dtype.kind not in "biuf" and value.dtype.name != "bfloat16":
+            raise DTypeError(f"{FUNCTION}: {name} must hold real numbers; got {value.dtype} (statistics are real)")
+        found[roles[name]] = (
+            _scalar(name, roles[name], np.asarray(value)) if roles[name] in SCALARS else np.asarray(value)
+        )
+    vectors = [role for role in found if role not in SCALARS]
     sizes = {found[role].size for role in vectors}
     for role in vectors:
         if len(sizes) > 1 or found[role].size != max(found[role].shape, default=1):
@@ -122,6 +130,18 @@ def _arrays(state: Mapping[str, NDArray[Any] | np.generic], dialect: Dialect) ->
             raise ShapeError(f"{FUNCTION}: all arrays must have shape (C,); got {shapes} (one value a channel)")
         found[role] = found[role].ravel()
     return found
+
+
+def _scalar(name: str, role: Role, value: NDArray[Any]) -> NDArray[Any]:
+    """Return the one value of a counter, a flag or a factor, as its framework stores it."""
+    number = value.item() if value.size == 1 else -1
+    if not 0 <= number < MOST or (role != "factor" and number != int(number)):
+        kind = "number" if role == "factor" else "whole number"
+        got = number if value.size == 1 else f"shape {value.shape}"
+        raise DomainError(
+            f"{FUNCTION}: {name} must be one {kind} from 0 to 2**63 - 1; got {got} (all channels share it)"
+        )
+    return value.reshape((1,) if role == "factor" else ())
 
 
 def _meant(state: Mapping[str, object]) -> str:
@@ -133,5 +153,9 @@ def _meant(state: Mapping[str, object]) -> str:
 
 
 def _check_number(name: str, value: Any, least: int, why: str) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise DomainError(f"{FUNCTION}: {name} must be an int of {least} or more; got {value!r} ({why})")
+    if value >= MOST:
+        raise DomainError(f"{FUNCTION}: {name} must be below 2**63; got {value!r} ({why})")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from polybn.dialects.record import ENDLESS, FUNCTION
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[Role, NDArray[Any]]
     Wide = NDArray[np.float64]
-
-FUNCTION = "polybn.dialects.convert"
-ENDLESS = 2**30
-"""A number of batches after which the initial value has no weight, and which a 32-bit counter can still exceed."""
 
 
 class Neutral(NamedTuple):
@@ -50,6 +47,11 @@ class Knowledge(NamedTuple):
             raise DomainError(
                 f"{FUNCTION}: options must have {dialect.momentum_word} here; got none "
                 f"(the statistics of {dialect.name} are divided by what the first batches leave out)"
+            )
+        if self.momentum == 1:
+            raise DomainError(
+                f"{FUNCTION}: options must give the batch a weight above 0; got none (the statistics of {dialect.name} "
+                "are divided by the weight of all batches)"
             )
         return self.momentum
 
@@ -80,7 +82,7 @@ def read(arrays: Arrays, dialect: Dialect, known: Knowledge) -> Neutral:
 def _read_statistics(wide: Mapping[Role, Wide], dialect: Dialect, known: Knowledge) -> tuple[Wide, Wide, int | None]:
     count = int(wide["count"]) if "count" in wide else None
     if dialect.stored == "sums":
-        factor = float(wide["factor"].ravel()[0])
+        factor = float(wide["factor"].item())
         scale = 0.0 if factor == 0 else 1 / factor
         return wide["running_mean"] * scale, wide["running_var"] * scale, _steps_of(factor, known)
     if dialect.average == "debiased from 1":
@@ -101,6 +103,8 @@ def _steps_of(factor: float, known: Knowledge) -> int | None:
         return 0
     if known.momentum is None:
         return None
+    if known.momentum == 1:
+        return min(round(factor), ENDLESS)
     left = 1 - factor * (1 - known.momentum)
     # A remainder within float32's rounding errors means that the initial value has no weight.
     return round(math.log(left) / math.log(known.momentum)) if left > 2.0**-20 and known.momentum > 0 else ENDLESS
@@ -115,7 +119,7 @@ def write(state: Neutral, dialect: Dialect, known: Knowledge, steps: int | None)
 
 def _write_statistics(state: Neutral, dialect: Dialect, known: Knowledge, steps: int | None) -> dict[Role, Any]:
     mean, var = state.mean, state.var
-    counter = np.int32(ENDLESS if steps is None else steps)
+    counter = np.int32(ENDLESS if steps is None else min(steps, ENDLESS))
     if dialect.stored == "sums":
         factor = _factor(known, steps)
         return {"running_mean": mean * factor, "running_var": var * factor, "factor": np.array([factor])}
@@ -130,7 +134,8 @@ def _write_statistics(state: Neutral, dialect: Dialect, known: Knowledge, steps:
     if dialect.average == "first":
         return plain | {"first": np.bool_(steps == 0)}
     if dialect.stored == "inverse root":
-        plain["running_var"] = (var + known.need_eps(dialect)) ** -0.5
+        with np.errstate(divide="ignore", invalid="ignore"):
+            plain["running_var"] = (var + known.need_eps(dialect)) ** -0.5
     return plain
 
 
@@ -144,5 +149,5 @@ def _factor(known: Knowledge, steps: int | None) -> float:
     if steps == 0:
         return 0.0
     if known.momentum is None or known.momentum == 1:
-        return 1.0
+        return float(steps or 1) if known.momentum == 1 else 1.0
     return (1 - (0.0 if steps is None else known.momentum**steps)) / (1 - known.momentum)

@@ -49,7 +49,7 @@ def convert_options(options: Mapping[str, Any], source: Dialect | str, target: D
     """
     here = find(source, function="dialects.convert_options", argument="source")
     there = find(target, function="dialects.convert_options", argument="target")
-    given = read_options(_defaults(here) | dict(options), here, "dialects.convert_options")
+    given = read_options(options, here, "dialects.convert_options", _defaults(here))
     assert given.eps is not None
     made: dict[str, Any] = {} if given.momentum is None else {there.momentum_word: to_old(there, given.momentum)}
     made[there.eps_word] = max(given.eps, there.least_eps)

@@ -12,6 +12,11 @@ Role: TypeAlias = Literal[
 ]  # fmt: skip
 """The roles of the arrays of a state, independent of their names in a framework."""
 
+SCALARS: tuple[Role, ...] = ("count", "second_count", "factor", "first")
+"""The roles with one value for all channels."""
+FUNCTION = "polybn.dialects.convert"
+ENDLESS = 2**30
+"""A number of batches after which the initial value has no weight, and which a 32-bit counter can still exceed."""
 ABOVE_0 = 5e-324
 """The smallest positive number, as ``least_eps`` of frameworks that accept any positive eps."""
 

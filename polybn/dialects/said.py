@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from polybn.dialects.record import Record
-from polybn.options import check_momentum, is_number, type_name
+from polybn.options import EPS, check_axis, check_momentum, check_number, type_name
 from polybn.spec import DomainError, DTypeError
 
 
@@ -21,8 +23,16 @@ class Options(NamedTuple):
     axis: int | None = None
 
 
-def read_options(options: Mapping[str, Any], dialect: Record, function: str) -> Options:
+def read_options(
+    options: Mapping[str, Any], dialect: Record, function: str, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> Options:
     """Check options in the words of a dialect; return momentum as the weight of the old value."""
+    if not isinstance(options, Mapping):
+        raise DTypeError(
+            f"polybn.{function}: options must be a mapping of words to values; got {type_name(options)} "
+            f"(such as {{{dialect.eps_word!r}: {dialect.eps:g}}})"
+        )
+    options = {**defaults, **options}
     words = {dialect.momentum_word: "momentum", dialect.eps_word: "eps", "axis": "axis"}
     words |= {"fix_gamma": "fix_gamma"} if dialect.fix_gamma else {}
     unknown = [word for word in options if word not in words]
@@ -35,8 +45,12 @@ def read_options(options: Mapping[str, Any], dialect: Record, function: str) -> 
     if "momentum" in found:
         check_momentum(function, found["momentum"])
         found["momentum"] = to_old(dialect, found["momentum"])
-    if "eps" in found and (isinstance(found["eps"], bool) or not is_number(found["eps"]) or not found["eps"] >= 0):
-        raise DomainError(f"polybn.{function}: eps must be 0 or more; got {found['eps']!r} (it is added to a variance)")
+    check_number(function, "eps", eps := found.get("eps", 0), EPS)
+    if not 0 <= eps < math.inf:
+        raise DomainError(
+            f"polybn.{function}: eps must be 0 or more, and finite; got {eps!r} (it is added to a variance)"
+        )
+    check_axis(function, found.get("axis", 0))
     if not isinstance(found.get("fix_gamma", True), bool):
         raise DTypeError(
             f"polybn.{function}: fix_gamma must be True or False; got {type_name(found['fix_gamma'])} "

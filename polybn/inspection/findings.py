@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from polybn.dialects import Dialect
+from polybn.dialects import CHAINER, Dialect
 from polybn.inspection.channels import Channels, channels_of
 from polybn.inspection.digits import sure_digits
 
@@ -82,7 +82,9 @@ def _not_finite(c: Channels) -> Iterator[Finding]:
     for name, values in (("variance", c.var), ("mean", c.mean), ("gamma", c.gamma), ("beta", c.beta)):
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:
-            yield _some(c, "error", f"{name} is NaN or infinite", bad, f"{values[bad[0]]}, and so is y")
+            flat = name == "variance" and (values[bad] == np.inf).all()
+            words = "inf, and y is beta" if flat else f"{values[bad].min()}, and so is y"
+            yield _some(c, "error", f"{name} is NaN or infinite", bad, words)
 
 
 def _negative(c: Channels) -> Iterator[Finding]:
@@ -104,8 +106,8 @@ def _never_updated(c: Channels) -> Iterator[Finding]:
     if _initial(c):
         words = "mean 0 and variance 1 throughout, as before training; inference does not normalize"
         yield _all(c, "warning", "statistics were never updated", words)
-    elif c.batches == 0:
-        words = "num_batches_tracked is 0; if the model was ported, the other framework's eps must be set, too"
+    elif c.batches == 0 and c.dialect is not CHAINER:  # whose N counts fine-tuning alone
+        words = f"{c.dialect.names['count']} is 0; if the model was ported, the other framework's eps must be set, too"
         yield _all(c, "note", "statistics came from elsewhere", words)
 
 

@@ -75,14 +75,18 @@ def lines(findings: list[Finding]) -> Iterator[str]:
 
 def to_plain(norm: Norm) -> dict[str, Any]:
     """Return a batch norm in JSON's types, with NaN and infinity as text."""
-    arrays = {name: _plain(array) for name, array in norm.state.items()}
-    return {"name": norm.name, "dialect": norm.dialect, "options": dict(norm.options), "state": arrays}
+    options, state = ({k: _plain(v) for k, v in values.items()} for values in (norm.options, norm.state))
+    return {"name": norm.name, "dialect": norm.dialect, "options": options, "state": state}
 
 
-def _plain(array: NDArray[Any]) -> Any:
-    if array.ndim == 0:
-        return array.item()
-    return [value if np.isfinite(value) else str(value) for value in array.tolist()]
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if isinstance(value, bool | np.bool_ | int | np.integer):
+        return value if isinstance(value, bool) else int(value)
+    return float(value) if isinstance(value, float | np.floating) and np.isfinite(value) else str(value)
 
 
 def _range(values: NDArray[np.float64]) -> str:

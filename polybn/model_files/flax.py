@@ -25,6 +25,7 @@ def encode(tree: Mapping[str, Any]) -> bytes:
 
     def extension(value: Any) -> Any:
         array = np.asarray(value)
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)  # readers take the bytes for little-endian
         packed = msgpack.packb((array.shape, array.dtype.name, array.tobytes()), use_bin_type=True)
         return msgpack.ExtType(ARRAY if isinstance(value, np.ndarray) else SCALAR, packed)
 

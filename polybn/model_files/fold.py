@@ -5,13 +5,14 @@ An ONNX file says which layer that is. The arithmetic is float64, rounded once.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from polybn.model_files.errors import need
-from polybn.model_files.onnx import Found, decode, find
+from polybn.model_files.onnx import Found, decode, find, graphs
 from polybn.model_files.tensors import Array
 
 
@@ -28,10 +29,12 @@ class Folded(NamedTuple):
 
 def fold(model: Any) -> Folded:
     """Fold every batch norm of an ONNX model if possible, in place."""
-    folded = Folded(model, [], [])
+    folded, every = Folded(model, [], []), list(graphs(model.graph, 0))
+    uses = Counter(name for graph in every for node in graph.node for name in node.input)
+    uses.update(output.name for graph in every for output in graph.output)
     for found in find(model):
         name = found.norm.name
-        layer, why_not = _layer_before(found)
+        layer, why_not = _layer_before(found, uses)
         if layer is None:
             folded.kept.append((name, why_not))
         else:
@@ -40,7 +43,7 @@ def fold(model: Any) -> Folded:
     return folded
 
 
-def _layer_before(found: Found) -> tuple[Any, str]:
+def _layer_before(found: Found, uses: Counter[str]) -> tuple[Any, str]:
     """Return the node that a batch norm can be folded into, or None with the reason."""
     graph, node, norm = found
     if norm.training or len([output for output in node.output if output]) > 1:
@@ -52,15 +55,20 @@ def _layer_before(found: Found) -> tuple[Any, str]:
         return None, "it comes first"
     if maker.op_type not in ("Conv", "Gemm"):
         return None, f"what comes before it is {maker.op_type}, neither Conv nor Gemm"
-    uses = Counter(name for other in graph.node for name in other.input)
-    values = {tensor.name for tensor in graph.initializer}
-    if uses[node.input[0]] > 1 or node.input[0] in {output.name for output in graph.output}:
+    if uses[node.input[0]] > 1:
         return None, f"{maker.op_type} before it has other users"
+    inputs = {value.name for value in graph.input}
+    if inputs & {*node.input[1:], *maker.input[1:]}:
+        return None, f"it or {maker.op_type} before it has weights that callers may replace: inputs of the graph"
+    values = {tensor.name: tensor for tensor in graph.initializer}
     if any(name not in values or uses[name] > 1 for name in maker.input[1:] if name):
         return None, f"{maker.op_type} before it shares its weights, or computes them"
     plain = {attribute.name: attribute.f for attribute in maker.attribute if attribute.name in ("alpha", "beta")}
     if any(value != 1 for value in plain.values()):
         return None, "Gemm before it has alpha or beta"
+    sizes, channels = [list(values[name].dims) for name in maker.input[2:] if name], norm.state["scale"].size
+    if any(math.prod(size) != 1 and size not in ([channels], [1, channels]) for size in sizes):
+        return None, "Gemm before it adds more than a number for each channel"
     return maker, ""
 
 
@@ -79,7 +87,7 @@ def _absorb(found: Found, layer: Any) -> None:
     shape[outputs] = -1
     _replace(tensors[layer.input[1]], weight * scale.reshape(shape), weight.dtype)
     shifted = beta + (bias - mean) * scale
-    name = layer.input[2] if given else f"{norm.name}.folded_bias"
+    name = layer.input[2] if given else f"{node.output[0]}.folded_bias"
     if not given:
         del layer.input[2:]
         layer.input.append(name)

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from polybn.model_files.errors import ModelFileError
-from polybn.model_files.tensors import MOST_TENSORS, Array, Tensors
+from polybn.model_files.tensors import MOST_TENSORS, Array, Tensors, check_dtypes
 
 LIST, DENSE, DENSE_NUMPY = 0x112, 0xF993FAC9, 0xF993FACA
 """The first numbers of a list, of an array with classic shapes, and of one with NumPy's shapes."""
@@ -25,6 +25,7 @@ _CPU = (1, 0)
 
 def encode(arrays: Mapping[str, Array]) -> bytes:
     """Encode arrays with one axis or more, as ``mxnet.nd.save`` does."""
+    check_dtypes(arrays, _FLAGS, ".params")
     parts = [struct.pack("<3Q", LIST, 0, len(arrays))]
     for array in arrays.values():
         flag = _FLAGS[array.dtype.newbyteorder("<")]

@@ -49,20 +49,26 @@ def _named(path: str, given: dict[str, str]) -> str:
 def find_weights(file: BinaryIO) -> tuple[list[Norm], int]:
     """Return the batch norms of a file with only weights: four numbered vectors of one length, or names of Keras 2."""
     tensors = for_norms(read_weights(file))
-    norms = names.find(tensors)
-    for layer, numbered in _numbered(tensors).items():
+    return [*names.find(tensors), *_nameless(tensors, _numbered(tensors))], len(tensors.shapes)
+
+
+def _nameless(tensors: Tensors, layers: dict[str, list[str]]) -> Iterator[Norm]:
+    """Yield the layers whose numbered weights are those of a batch norm: vectors of one length."""
+    for layer, numbered in layers.items():
         shapes = {tensors.shapes[name] for name in numbered}
         if len(shapes) != 1 or len(next(iter(shapes))) != 1:
             continue
         if len(numbered) == 4:
-            norms.append(_norm(tensors, layer, numbered, ROLES, {}))
+            yield _norm(tensors, layer, numbered, ROLES, {})
         elif len(numbered) == 3:
-            norms.append(_norm(tensors, layer, numbered[1:], ROLES[2:], {})._replace(lacks=EITHER))
-    return norms, len(tensors.shapes)
+            yield _norm(tensors, layer, numbered[1:], ROLES[2:], {})._replace(lacks=EITHER)
 
 
 def find_archive(file: BinaryIO) -> tuple[list[Norm], int]:
-    """Return the batch norms in the configuration of a ``.keras`` file, with their options."""
+    """Return the batch norms of a ``.keras`` file: with their options those in its configuration, then the others.
+
+    The configuration does not show what a layer of the user's own makes inside.
+    """
     archive = open_archive(file)
     if WEIGHTS not in archive.namelist():
         raise ModelFileError(f"hold {CONFIG} and {WEIGHTS}; got {', '.join(archive.namelist()):.120}")
@@ -75,12 +81,13 @@ def find_archive(file: BinaryIO) -> tuple[list[Norm], int]:
     for layer, options in _layers(config, (), 0):
         there = (options.get("scale", True), options.get("center", True), True, True)
         roles = [role for role, kept in zip(ROLES, there, strict=True) if kept]
-        if len(numbered.get(layer, ())) != len(roles):
-            raise ModelFileError(f"hold {len(roles)} weights of {layer!r:.80}; got {len(numbered.get(layer, ()))}")
+        own = numbered.pop(layer, [])
+        if len(own) != len(roles):
+            raise ModelFileError(f"hold {len(roles)} weights of {layer!r:.80}; got {len(own)}")
         words: dict[str, Any] = {word: options[word] for word in ("momentum", "epsilon", "axis") if word in options}
         words |= {"axis": words["axis"][0]} if isinstance(words.get("axis"), list) else {}
-        norms.append(_norm(tensors, layer, numbered[layer], roles, words))
-    return norms, len(tensors.shapes)
+        norms.append(_norm(tensors, layer, own, roles, words))
+    return [*norms, *_nameless(tensors, numbered)], len(tensors.shapes)
 
 
 def _numbered(tensors: Tensors) -> dict[str, list[str]]:
@@ -99,7 +106,7 @@ def _norm(tensors: Tensors, layer: str, numbered: list[str], roles: list[str], o
 
 
 def _layers(config: Any, outer: tuple[str, ...], depth: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the path and the options of each batch norm in a configuration and its nested models."""
+    """Yield the path and the options of each batch norm in a configuration, its nested models and wrappers."""
     if depth > MOST_DEPTH or not isinstance(config, dict):
         return
     own = config.get("config")
@@ -108,5 +115,6 @@ def _layers(config: Any, outer: tuple[str, ...], depth: int) -> Iterator[tuple[s
     name = str(own.get("name", ""))
     if config.get("class_name") == "BatchNormalization":
         yield "/".join((*outer, name)), own
-    for layer in own.get("layers", ()) if isinstance(own.get("layers"), list) else ():
-        yield from _layers(layer, (*outer, name) if depth else (), depth + 1)
+    for value in own.values():
+        for layer in value if isinstance(value, list) else [value]:
+            yield from _layers(layer, (*outer, name) if depth else (), depth + 1)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
 from polybn.dialects import DIALECTS, Dialect
+from polybn.dialects.table import STATISTICS
 from polybn.model_files.model import Norm, vector
 from polybn.model_files.tensors import MOST_CHANNELS, Tensors, for_norms
 
@@ -39,7 +41,9 @@ def find(tensors: Tensors, first: Iterable[str] = ()) -> list[Norm]:
 
 def places(shapes: Shapes, order: Iterable[str]) -> Iterator[Place]:
     """Yield the places of batch norms, in the order of their running means."""
-    plain = {_plain(name): name for name in shapes}
+    short = {name: _COLLECTION.sub("", _plain(name)) for name in shapes}
+    shared = Counter(short.values())
+    plain = {short[name] if shared[short[name]] == 1 else _plain(name): name for name in shapes}
     dialects = [DIALECTS[name] for name in dict.fromkeys(order)]
     for name in plain:
         fits = [place for dialect in dialects if (place := _place(name, plain, shapes, dialect)) is not None]
@@ -50,8 +54,8 @@ def places(shapes: Shapes, order: Iterable[str]) -> Iterator[Place]:
 
 
 def _plain(name: str) -> str:
-    """Remove collections, TensorFlow's output numbers and Haiku's own level from a name."""
-    return _COLLECTION.sub("", name.replace("/~/", "/")).removesuffix(":0")
+    """Remove TensorFlow's output numbers and Haiku's own level from a name."""
+    return name.replace("/~/", "/").removesuffix(":0")
 
 
 def _place(name: str, plain: dict[str, str], shapes: Shapes, dialect: Dialect) -> Place | None:
@@ -61,7 +65,7 @@ def _place(name: str, plain: dict[str, str], shapes: Shapes, dialect: Dialect) -
     if layer == name or separator not in ("", ".", "/", "_", ":"):
         return None
     found = {own: plain[layer + own] for own in dialect.names.values() if layer + own in plain}
-    vectors = [own for role, own in dialect.names.items() if role in _VECTORS and own in found]
+    vectors = [own for role, own in dialect.names.items() if role in STATISTICS and own in found]
     sizes = {tuple(size for size in shapes[found[own]] if size != 1) for own in vectors}
     if dialect.names["running_var"] not in found or len(sizes) != 1:
         return None
@@ -79,7 +83,6 @@ def _stem(name: str, place: Place) -> str:
 
 
 _AFFINE = sorted({DIALECTS[name].names[role] for name in ORDER for role in ("gamma", "beta")})
-_VECTORS = ("gamma", "beta", "running_mean", "running_var")
 
 
 def _roles(place: Place) -> set[str]:

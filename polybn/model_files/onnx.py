@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ def find(model: Any) -> list[Found]:
     """List the batch norms of a model, including those in branches and loops."""
     version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 1)
     budget, found = MOST_BYTES, list[Found]()
-    for graph in _graphs(model.graph, 0):
+    for graph in graphs(model.graph, 0):
         values = {tensor.name: tensor for tensor in graph.initializer}
         makers = {output: node for node in graph.node for output in node.output}
         for node in graph.node:
@@ -48,17 +49,24 @@ def find(model: Any) -> list[Found]:
                 budget -= sum(array.nbytes for array in found[-1].norm.state.values())
                 if budget < 0:
                     raise ModelFileError(f"have batch norms of at most {MOST_BYTES:,} bytes in all; got more")
-    return found
+    shared = Counter(each.norm.name for each in found)
+    return [each if shared[each.norm.name] == 1 else _by_output(each) for each in found]
 
 
-def _graphs(graph: Any, depth: int) -> Iterator[Any]:
+def _by_output(found: Found) -> Found:
+    """Name a batch norm after its output, which differs from all others, where names of statistics do not."""
+    return found._replace(norm=found.norm._replace(name=found.node.output[0]))
+
+
+def graphs(graph: Any, depth: int) -> Iterator[Any]:
+    """Yield a graph and those in it, of branches and loops."""
     if depth > MOST_DEPTH:
         raise ModelFileError(f"have graphs in graphs at most {MOST_DEPTH} deep; got more")
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _graphs(inner, depth + 1)
+                yield from graphs(inner, depth + 1)
 
 
 def _norm(node: Any, version: int, values: dict[str, Any], makers: dict[str, Any]) -> Norm:

@@ -18,6 +18,14 @@ MOST_DEPTH = 16
 def read(file: BinaryIO) -> Tensors:
     """Read all state dicts of a file at any depth; names are such as ``state_dict.bn1.weight``."""
     torch = need("torch", "files of PyTorch", "torch")
+    tensors = dict(_tensors(torch, load(file), "", 0))
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return Tensors(shapes, lambda name: _to_numpy(torch, tensors[name]))
+
+
+def load(file: BinaryIO) -> Any:
+    """Let PyTorch load a file that holds tensors and plain containers alone."""
+    torch = need("torch", "files of PyTorch", "torch")
     archive = open_archive(file)
     if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
         raise ModelFileError("hold members as torch.save writes them; got compressed ones")
@@ -25,7 +33,7 @@ def read(file: BinaryIO) -> Tensors:
         raise ModelFileError("hold a state dict; got a TorchScript program (save the module's state_dict())")
     file.seek(0)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         if "weights_only" not in f"{error}" and "Weights only" not in f"{error}":
             raise
@@ -33,9 +41,6 @@ def read(file: BinaryIO) -> Tensors:
             "hold tensors and plain containers alone; got a pickle that names other types, which is not run "
             "(save the module's state_dict(), not the module)"
         ) from error
-    tensors = dict(_tensors(torch, content, "", 0))
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return Tensors(shapes, lambda name: _to_numpy(torch, tensors[name]))
 
 
 def _tensors(torch: Any, content: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:

@@ -64,7 +64,7 @@ def read(path: StrPath) -> Model:
         if kind in WHOLE and size > MOST_BYTES:
             raise ModelFileError(f"have at most {MOST_BYTES:,} bytes; got {size:,}")
         model = _READERS[kind](file, size)
-        return symbol.with_options(model, Path(path)) if kind == "MXNet" else model
+    return symbol.with_options(model, Path(path)) if kind == "MXNet" else model
 
 
 def fold(path: StrPath) -> Folded:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from polybn.model_files.errors import ModelFileError
-from polybn.model_files.tensors import Array, Tensors, widen_bfloat16
+from polybn.model_files.tensors import Array, Tensors, check_dtypes, widen_bfloat16
 
 MOST_HEADER = 2**24
 """The largest header in bytes; a tensor takes some 100."""
@@ -30,6 +30,7 @@ _NAMES = {np.dtype(code): name for name, code in DTYPES.items() if name != "BF16
 
 def encode(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
     """Encode tensors, the widest dtypes first, so that each is aligned."""
+    check_dtypes(arrays, _NAMES, ".safetensors")
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     parts, offset = list[bytes](), 0
     for name, array in sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize):
@@ -56,6 +57,8 @@ def read(file: BinaryIO, size: int) -> Tensors:
 
     def value(name: str) -> Array:
         code, shape, begin, end = places[name]
+        if code not in DTYPES:
+            raise ModelFileError(f"hold {name!r:.80} in one of {', '.join(DTYPES)}; got {code!r:.80}")
         file.seek(8 + length + begin)
         found = np.frombuffer(file.read(end - begin), DTYPES[code]).reshape(shape)
         return widen_bfloat16(found) if code == "BF16" else found

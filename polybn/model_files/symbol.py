@@ -11,6 +11,7 @@ import numpy as np
 
 from polybn.atomic import read_whole
 from polybn.dialects import DIALECTS
+from polybn.model_files.errors import naming
 from polybn.model_files.model import Model, Norm
 
 MOST_BYTES = 2**24
@@ -23,13 +24,15 @@ def with_options(model: Model, params: Path) -> Model:
     symbol = params.with_name(re.sub(r"-\d{4}\.params$", "", params.name) + "-symbol.json")
     if not symbol.exists():
         return model
-    nodes = json.loads(read_whole(symbol, MOST_BYTES))["nodes"]
-    said = {
-        nodes[node["inputs"][3][0]]["name"]: DEFAULTS | node.get("attrs", {})
-        for node in nodes
-        if node["op"] == "BatchNorm"
-    }
-    return model._replace(norms=[_with(norm, said) for norm in model.norms])
+    with naming("model_files.read", symbol, "an undamaged symbol of MXNet"):
+        nodes = json.loads(read_whole(symbol, MOST_BYTES))["nodes"]
+        said = {nodes[node["inputs"][3][0]]["name"]: _said(node) for node in nodes if node["op"] == "BatchNorm"}
+        return model._replace(norms=[_with(norm, said) for norm in model.norms])
+
+
+def _said(node: dict[str, Any]) -> dict[str, str]:
+    """Return a node's attributes, whose key is ``attrs``, and in older files ``attr`` or ``param``."""
+    return {**DEFAULTS, **node.get("param", {}), **node.get("attr", {}), **node.get("attrs", {})}
 
 
 def _with(norm: Norm, said: dict[str, dict[str, str]]) -> Norm:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -39,6 +39,15 @@ def from_arrays(arrays: Mapping[str, Array], metadata: Mapping[str, str] | None 
 def widen_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Return the values of bfloat16 numbers, which NumPy knows only as bits."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def check_dtypes(arrays: Mapping[str, Array], dtypes: Container[np.dtype[Any]], kind: str) -> None:
+    """Refuse arrays whose dtype a format does not have."""
+    for name, array in arrays.items():
+        if array.dtype.newbyteorder("<") not in dtypes:
+            raise ModelFileError(
+                f"polybn.convert: {name} must be of a dtype that {kind} has; got {array.dtype} (cast it before)"
+            )
 
 
 def for_norms(tensors: Tensors) -> Tensors:

@@ -78,11 +78,22 @@ def convert_norms(
             raise DomainError(f"polybn.convert: the state of {norm.name} must be whole; got one where {norm.lacks}")
         here = source or DIALECTS[norm.dialect]
         carried = convert(norm.state, here, target, known.get(norm.name, known.get("")), options=norm.options)
-        words = convert_options(norm.options, here, target).options if norm.options else {}
+        words, moved = convert_options(norm.options, here, target) if norm.options else ({}, ())
         made.append(Norm(norm.name, target.name, carried.state, words))
-        for note in carried.notes:
+        for note in dict.fromkeys((*carried.notes, *moved, *_eps(norm, here, target))):
             notes.setdefault(note, []).append(norm.name)
     return Converted(made, [(note, tuple(layers)) for note, layers in notes.items()])
+
+
+def _eps(norm: Norm, here: Dialect, target: Dialect) -> list[str]:
+    """Say it if the target would take another eps than the source did, and the file does not say which."""
+    if norm.options or here.eps == target.eps:
+        return []
+    return [
+        "The file does not say eps. Unless the model was made with another, make the layers with "
+        f"{target.eps_word}={max(here.eps, target.least_eps):g}, the default of {here.name}: "
+        f"{target.name} takes {target.eps:g}."
+    ]
 
 
 def _check_layers(counts: Mapping[str, int], model: Model) -> None:
@@ -125,8 +136,17 @@ def write(norms: list[Norm], path: StrPath) -> list[str]:
         for norm in norms
         for own, array in norm.state.items()
     }
+    if len(arrays) < sum(len(norm.state) for norm in norms):
+        raise _same(path)
     write_atomic(path, _encode(norms, arrays, Path(path).suffix.lower(), path))
     return list(arrays)
+
+
+def _same(path: StrPath) -> ModelFileError:
+    return ModelFileError(
+        f"polybn.convert: layers must have names that differ in the output; got some that do not, for {path} "
+        "(one would replace the other)"
+    )
 
 
 def check_ending(path: StrPath) -> None:
@@ -144,13 +164,13 @@ def _encode(norms: list[Norm], arrays: dict[str, Array], ending: str, path: StrP
     if ending == ".params":
         return gluon.encode({name: np.atleast_1d(array) for name, array in arrays.items()})
     if ending == ".msgpack":
-        return flax.encode(_tree(norms))
+        return flax.encode(_tree(norms, path))
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
-def _tree(norms: list[Norm]) -> dict[str, Any]:
+def _tree(norms: list[Norm], path: StrPath) -> dict[str, Any]:
     """Put statistics and parameters into Flax's collections, as nested layers."""
     tree: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for norm in norms:
@@ -158,5 +178,9 @@ def _tree(norms: list[Norm]) -> dict[str, Any]:
             place = tree["batch_stats" if own in STATISTICS else "params"]
             for part in norm.name.replace(".", "/").split("/"):
                 place = place.setdefault(part, {})
+                if not isinstance(place, dict):
+                    raise _same(path)
+            if own in place:
+                raise _same(path)
             place[own] = array
     return tree

@@ -16,6 +16,7 @@ from polybn.lenet import networks
 from polybn.lenet.exports.layouts import Layers, Layout, to_layers
 from polybn.lenet.exports.trained import Trained
 from polybn.lenet.networks import Row
+from polybn.model_files.archives import open_archive, read_member
 from polybn.model_files.errors import ModelFileError, need
 
 LAYOUT = Layout(dialects.KERAS3, "kernel", channels_last=True)
@@ -60,11 +61,11 @@ def read(data: bytes) -> tuple[str | None, Layers]:
     """Return the note and the arrays."""
     from polybn.model_files import keras
 
-    archive = zipfile.ZipFile(io.BytesIO(data))
+    archive = open_archive(io.BytesIO(data))
     if NOTE not in archive.namelist():
         raise ModelFileError(f"hold a member {NOTE}; got none (polybn export writes it)")
-    note = archive.read(NOTE).decode()
-    tensors = keras.read_weights(io.BytesIO(archive.read(keras.WEIGHTS)))
+    note = read_member(archive, NOTE).decode()
+    tensors = keras.read_weights(io.BytesIO(read_member(archive, keras.WEIGHTS)))
     layers: Layers = {}
     for full in tensors.shapes:
         layer, _, place = full.rpartition("/")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from polybn import dialects
 from polybn.lenet import networks
 from polybn.lenet.networks import BatchNorm, Convolution, Dense, Network, Row, State
+from polybn.model_files.errors import ModelFileError
 
 Array: TypeAlias = NDArray[Any]
 Layers: TypeAlias = dict[str, dict[str, Array]]
@@ -53,12 +54,12 @@ def to_layers(network: Network, state: State, layout: Layout, steps: int) -> Lay
     (5, 5, 6, 16)
     """
     layers: Layers = {}
-    for row, before in _with_images(network):
+    for row in networks.rows(network):
         own = {name.partition(".")[2]: array for name, array in state.items() if name.startswith(f"{row.name}.")}
         if isinstance(row.layer, BatchNorm):
             layers[row.name] = dialects.convert(own, dialects.POLYBN, layout.dialect, steps=steps).state
         elif own:
-            layers[row.name] = {layout.weight: _turned(own["weight"], row, before, layout), "bias": own["bias"]}
+            layers[row.name] = {layout.weight: _turned(own["weight"], row, layout), "bias": own["bias"]}
     return layers
 
 
@@ -84,7 +85,7 @@ def from_layers(network: Network, layers: Mapping[str, Mapping[str, Array]], lay
     True
     """
     state: State = {}
-    for row, before in _with_images(network):
+    for row in networks.rows(network):
         if not row.parameters:
             continue
         own = layers[row.name]
@@ -92,35 +93,41 @@ def from_layers(network: Network, layers: Mapping[str, Mapping[str, Array]], lay
             made = dialects.convert(own, layout.dialect, dialects.POLYBN).state
             arrays = {name: made[name] for name in ("gamma", "beta", "running_mean", "running_var")}
         else:
-            weight = _turned_back(np.asarray(own[layout.weight]), row, before, layout)
+            weight = _turned_back(np.asarray(own[layout.weight]), row, layout)
             arrays = {"weight": weight, "bias": np.asarray(own["bias"])}
-        state |= {f"{row.name}.{name}": np.ascontiguousarray(array) for name, array in arrays.items()}
+        named = {f"{row.name}.{name}": np.ascontiguousarray(array) for name, array in arrays.items()}
+        _check(row, named)
+        state |= named
     return state
 
 
-def _with_images(network: Network) -> list[tuple[Row, tuple[int, ...]]]:
-    """Pair each row with the shape of its input before any flattening."""
-    return [(row, row.input_shape) for row in networks.rows(network)]
+def _check(row: Row, arrays: State) -> None:
+    """Compare the arrays of a layer with those that the network has there."""
+    for name, shape in (row.parameters | row.statistics).items():
+        found = arrays[name]
+        if found.shape != shape or found.dtype != np.float32:
+            raise ModelFileError(f"hold {name} as float32 of shape {shape}; got {found.dtype} of shape {found.shape}")
 
 
-def _turned(weight: Array, row: Row, before: tuple[int, ...], layout: Layout) -> Array:
+def _turned(weight: Array, row: Row, layout: Layout) -> Array:
     if not layout.channels_last:
         return weight
     if isinstance(row.layer, Convolution):
         return weight.transpose(2, 3, 1, 0)
     # The framework flattens images in the order H, W, C, and PolyBN in the order C, H, W.
+    before = row.input_shape
     images = weight.reshape(-1, *before)
     turned = images.transpose(0, 2, 3, 1) if len(before) == 3 else images
     return turned.reshape(weight.shape).T
 
 
-def _turned_back(weight: Array, row: Row, before: tuple[int, ...], layout: Layout) -> Array:
+def _turned_back(weight: Array, row: Row, layout: Layout) -> Array:
     if not layout.channels_last:
         return weight
     if isinstance(row.layer, Convolution):
         return weight.transpose(3, 2, 0, 1)
     assert isinstance(row.layer, Dense)
-    if len(before) != 3:
+    if len(row.input_shape) != 3:
         return weight.T
-    channels, height, width = before
+    channels, height, width = row.input_shape
     return weight.T.reshape(-1, height, width, channels).transpose(0, 3, 1, 2).reshape(weight.shape[::-1])

@@ -10,6 +10,7 @@ from polybn.lenet.exports.layouts import Array, Layers, Layout, to_layers
 from polybn.lenet.exports.trained import Trained
 from polybn.lenet.networks import Row
 from polybn.model_files.errors import need
+from polybn.model_files.onnx import decode
 
 LAYOUT = Layout(dialects.ONNX15)
 OPSET, IR = 15, 8
@@ -42,7 +43,7 @@ def read(data: bytes) -> tuple[str | None, Layers]:
     layers: Layers = {}
     for tensor in model.graph.initializer:
         layer, _, name = tensor.name.rpartition(".")
-        layers.setdefault(layer, {})[name] = onnx.numpy_helper.to_array(tensor)
+        layers.setdefault(layer, {})[name] = decode(onnx, tensor)
     return {prop.key: prop.value for prop in model.metadata_props}.get("polybn"), layers
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from polybn.lenet.exports import safetensors
 from polybn.lenet.exports.layouts import Layers, to_layers
 from polybn.lenet.exports.trained import Trained
+from polybn.model_files import pytorch
 from polybn.model_files.errors import need
 
 LAYOUT = safetensors.LAYOUT
@@ -31,8 +32,7 @@ def files(trained: Trained) -> dict[str, bytes]:
 
 def read(data: bytes) -> tuple[str | None, Layers]:
     """Return the note and the arrays; PyTorch unpickles no other types."""
-    torch = need("torch", "files of PyTorch", "torch")
-    content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    content = pytorch.load(io.BytesIO(data))
     layers: Layers = {}
     for full, tensor in content["state_dict"].items():
         layer, _, name = full.rpartition(".")
