@@ -1,4 +1,4 @@
-# Each target creates .venv and installs what it needs; PYTHON picks the interpreter (3.11 to 3.14).
+# Each target creates .venv and installs what it needs; PYTHON picks the interpreter (3.11 or later).
 PYTHON ?= python3
 BIN := .venv/bin
 

@@ -119,7 +119,7 @@ def check_batch_norm(function: str, given: Arrays, options: Options, *, joined: 
     try:
         hash(options)
     except TypeError:  # an option that has no hash, such as an array, is an error that the checks report
-        return _check_batch_norm.__wrapped__(function, given, options, joined, ())
+        return check_batch_norm_anew(function, given, options, joined=joined)
     # The types are part of the key: 1, 1.0 and True are equal, but not equally allowed.
     return _check_batch_norm(function, given, options, joined, tuple(map(type, options)))
 
@@ -132,6 +132,11 @@ def _check_batch_norm(
     joined: bool,
     types: tuple[type, ...],  # noqa: ARG001  # a part of the key
 ) -> Known:
+    return check_batch_norm_anew(function, given, options, joined=joined)
+
+
+def check_batch_norm_anew(function: str, given: Arrays, options: Options, *, joined: bool = False) -> Known:
+    """Do what :func:`check_batch_norm` does, without its cache, for compilers that trace Python."""
     known = check_moments(function, given, options.axis)
     for name in ("gamma", "beta", "running_mean", "running_var"):
         value = getattr(given, name)

@@ -14,6 +14,7 @@ import importlib
 import sys
 import warnings
 from importlib.metadata import EntryPoint, entry_points
+from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NoReturn, cast
 
@@ -190,7 +191,7 @@ def _load(function: str, value: str) -> Backend:
     module, _, attribute = value.partition(":")
     try:
         found = importlib.import_module(module)
-        return cast("Backend", getattr(found, attribute) if attribute else found)
+        return cast("Backend", attrgetter(attribute)(found) if attribute else found)
     except (Exception, SystemExit) as error:  # a module that ends the program must not end ours without a word
         name = next(name for name in _names() if _entries()[name].value == value)
         raise BackendError(

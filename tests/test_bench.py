@@ -118,8 +118,9 @@ def test_a_worker_answers_and_says_what_it_cannot() -> None:
 
 
 PARENT = """
-import sys
+import signal
 from polybn.bench import processes
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
 with processes.started({"idle": "copy", "at work": "copy"}) as entrants, processes.busy() as spinning:
     at_work = entrants["at work"]
     print(*(one.process.pid for one in entrants.values()), *(p.pid for p in spinning), flush=True)

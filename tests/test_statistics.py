@@ -120,7 +120,24 @@ def test_saved_and_loaded_it_goes_on(tmp_path: Path) -> None:
         Statistics.load(path).max  # noqa: B018
 
 
-@pytest.mark.parametrize("kind", ["empty", "text", "cut", "other", "pickle", "negative", "shape", "dtype", "missing"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "empty",
+        "text",
+        "cut",
+        "other",
+        "pickle",
+        "negative",
+        "shape",
+        "dtype",
+        "missing",
+        "npy",
+        "scalar",
+        "axis",
+        "half",
+    ],
+)
 def test_what_is_no_saved_file_is_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "file.npz"
     example().save(path)
@@ -128,9 +145,13 @@ def test_what_is_no_saved_file_is_refused(kind: str, tmp_path: Path) -> None:
     changed = {
         "negative": {"m2": -arrays["m2"]}, "shape": {"mean": arrays["mean"][:2]}, "dtype": {"low": arrays["count"]},
         "pickle": {"mean": np.array([{}], object)}, "other": {"gamma": arrays["mean"]},
+        "scalar": {"count": np.array(3)}, "axis": {"axis": np.array([1, 1])}, "half": {"axis": np.array(1.5)},
     }  # fmt: skip
     if kind in changed:
         np.savez(path, **(arrays | changed[kind]))
+    elif kind == "npy":
+        with path.open("wb") as file:
+            np.save(file, arrays["mean"])
     elif kind == "missing":
         np.savez(path, **{name: array for name, array in arrays.items() if name != "m2"})
     else:
@@ -139,6 +160,17 @@ def test_what_is_no_saved_file_is_refused(kind: str, tmp_path: Path) -> None:
         Statistics.load(path)
     with pytest.raises(FileNotFoundError):
         Statistics.load(tmp_path / "nothing")
+
+
+def test_what_is_handed_out_cannot_change_it() -> None:
+    found, other = example(), Statistics()
+    other.merge(found)
+    for array in (found.count, found.mean, found.min, found.max, found.moments.m2, other.mean):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 2
+    found.update(np.full((2, 3), 5.0))
+    assert other.mean.tolist() == example().mean.tolist()
+    assert other.count.tolist() == example().count.tolist()
 
 
 def test_refused_in_words_and_nothing_changes() -> None:

@@ -430,3 +430,27 @@ def test_a_histogram_leaves_out_what_is_no_number() -> None:
     found.update(np.array([[1e300, -1e300]]))
     found.update(np.array([[5e-324, 0.0]]))
     assert found.counts.sum(axis=1).tolist() == [2, 4]
+
+
+def test_damaged_arrays_of_a_folder_are_named_and_the_others_measured(stats: Stats, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("a.npy", "b.NPY", "cut.npy"):
+        with (folder / name).open("wb") as file:
+            np.save(file, FLOATS[:, :, 0])
+    (folder / "cut.npy").write_bytes((folder / "cut.npy").read_bytes()[:-8])
+    (folder / "empty.npy").touch()
+    (folder / "pointer.npy").write_text("version https://git-lfs.github.com/spec/v1")
+    said = stats(folder, "--json", tmp_path / "found.json")
+    assert said.code == 1
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert all(name in str(found["left_out"]) for name in ("cut.npy", "empty.npy", "pointer.npy"))
+    assert len(found["left_out"]) == 3
+    assert str(2 * len(FLOATS)) in str(found)
+
+
+@pytest.mark.parametrize("values", [[2**64 - 1], [0, 2**63, 2**64 - 1], [7, 2**53 + 1]])
+def test_histograms_count_large_integers(values: list[int]) -> None:
+    histogram = Histogram()
+    histogram.update(np.array(values, np.uint64)[:, None])
+    assert histogram.counts.sum() == len(values)

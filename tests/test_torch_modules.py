@@ -18,8 +18,10 @@ if REASONS.get("torch", "absent") is not None:
     pytest.skip(f"torch: {REASONS.get('torch', 'absent')}", allow_module_level=True)
 
 import torch
+from torch.autograd import forward_ad
 
 import polybn_torch
+from polybn.spec import DomainError
 from polybn_torch import ops
 
 KINDS = [(polybn_torch.BatchNorm1d, (7, 3)), (polybn_torch.BatchNorm2d, (7, 3, 5, 11))]
@@ -281,3 +283,63 @@ def test_tensors_that_are_no_plain_memory() -> None:
         polybn.batch_norm(x.to_sparse(), training=True)
     with pytest.raises(polybn.BackendError, match="one device"):
         polybn.batch_norm(x, torch.ones(3, device="meta"), training=True)
+
+
+# What the users of PyTorch's modules do beside training.
+
+
+def test_hooks_that_hold_their_module_go_on_after_a_conversion() -> None:
+    model, seen = torch.nn.Sequential(torch.nn.BatchNorm1d(3)), list[Any]()
+    model[0].register_load_state_dict_pre_hook(lambda module, *_: seen.append(module))
+    assert polybn_torch.convert(model) is model
+    model.load_state_dict(model.state_dict())
+    assert seen == [model[0]]
+    assert type(polybn_torch.convert(model[0], back=True)) is torch.nn.BatchNorm1d
+
+
+def test_a_derivative_of_inference_outlives_a_training_step() -> None:
+    x = torch.randn(5, 3, requires_grad=True)
+    for norm in (polybn_torch.BatchNorm1d(3), torch.nn.BatchNorm1d(3)):
+        fake = norm.eval()(x)
+        real = norm.train()(x)
+        (fake.square().sum() + real.square().sum()).backward()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1, 1), (2, 2, 3, 1)])
+def test_compiled_modules_check_their_input(shape: tuple[int, ...]) -> None:
+    norm = polybn_torch.BatchNorm2d(3).eval()
+    compiled = torch.compile(norm, backend="eager", fullgraph=True)
+    with torch.no_grad(), pytest.raises(Exception, match=r"(?s)must have shape|Observed exception"):
+        compiled(torch.ones(shape))
+    with torch.no_grad():
+        assert torch.equal(compiled(torch.ones(2, 3, 5, 1)), norm(torch.ones(2, 3, 5, 1)))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # PyTorch's own forward mode uses it
+def test_forward_mode_and_transforms_have_the_derivatives_of_pytorch() -> None:
+    x, t = (1000 + 3 * torch.randn(7, 3, dtype=torch.float64) for _ in range(2))
+
+    def mine(x: Any) -> Any:
+        return polybn.batch_norm(x, training=True).y
+
+    def theirs(x: Any) -> Any:
+        return torch.nn.functional.batch_norm(x, None, None, training=True)
+
+    with forward_ad.dual_level():
+        dual = forward_ad.unpack_dual(mine(forward_ad.make_dual(x, t))).tangent
+    right = torch.func.jvp(theirs, (x,), (t,))[1]
+    for found in (dual, torch.func.jvp(mine, (x,), (t,))[1]):
+        assert (found - right).abs().max() <= 1e-9 * right.abs().max()
+    by = [torch.func.grad(lambda x, f=f: (f(x) * t).sum())(x) for f in (mine, theirs)]
+    assert (by[0] - by[1]).abs().max() <= 1e-9 * by[1].abs().max()
+    moved = torch.func.jvp(lambda x: polybn.moments(x).mean, (x,), (t,))[1]
+    assert (moved - t.mean(0)).abs().max() <= 1e-9 * t.abs().max()
+
+
+def test_a_counter_may_be_taken_away_and_momentum_is_a_share() -> None:
+    norm = polybn_torch.BatchNorm1d(3)
+    norm.num_batches_tracked = None
+    norm(torch.randn(5, 3))
+    norm.momentum = 1.5
+    with pytest.raises(DomainError, match=r"polybn\.BatchNorm1d: momentum must lie in \[0, 1\], or be None; got 1\.5"):
+        norm(torch.randn(5, 3))

@@ -33,8 +33,10 @@ def describe() -> dict[str, str]:
 
 
 def inspect(value: object, /) -> Description | None:
-    """Describe a dense tensor or parameter; None for all else, such as sparse and quantized tensors."""
-    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.is_quantized:
+    """Describe a dense tensor or parameter; None for all else, such as sparse, quantized and nested tensors."""
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+        return None
+    if value.is_quantized or value.is_nested:
         return None
     return Description(
         tuple(value.shape), _NAMES.get(value.dtype) or str(value.dtype).removeprefix("torch."), str(value.device)

@@ -19,7 +19,7 @@ def forward(
     differentiable: bool,  # noqa: ARG001  # the statistics are at hand in any case
 ) -> tuple[BatchNormResult, tuple[torch.Tensor, torch.Tensor | None]]:
     """Normalize (S1 to S12)."""
-    found = torch.ops.polybn.normalize(*arguments[1:7], **ops.options_of(arguments))
+    found = ops.normalized(arguments)
     return unpacked(arguments, found), (found[3], found[4] if found[4].numel() else None)
 
 
@@ -31,7 +31,8 @@ def unpacked(arguments: Arguments, found: Any) -> BatchNormResult:
 
 def backward(arguments: Arguments, residuals: Any, dy: torch.Tensor) -> Gradients:
     """Map a cotangent of ``y`` to cotangents of the arguments (S13)."""
-    found = torch.ops.polybn.differentiate(*arguments[1:7], *residuals, dy, **ops.options_of(arguments))
+    saved, counts = residuals
+    found = ops.differentiated(arguments, saved, counts, dy)
     wanted = (True, arguments.gamma is not None, arguments.beta is not None, *[not arguments.training] * 2)
     return Gradients(*(gradient if want else None for gradient, want in zip(found, wanted, strict=True)))
 
@@ -48,7 +49,7 @@ def double_backward(arguments: Arguments, residuals: Any, dy: torch.Tensor, cota
 def moments(arguments: Arguments) -> Moments:
     """Measure ``x`` (S15)."""
     x = arguments.x
-    if not host.serves(x) or (torch.is_grad_enabled() and x.requires_grad):
+    if not host.serves(x) or (torch.is_grad_enabled() and x.requires_grad) or ops.transformed(x):
         return composed.moments(xp, arguments)
     return Moments(*map(torch.from_numpy, polybn_numpy.moments(host.seen(arguments))))
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from polybn.arguments import Arrays, Options, check_batch_norm, check_moments
+from polybn.arguments import Arrays, Options, check_batch_norm, check_batch_norm_anew
 from polybn.spec import Arguments, Description, DomainError
 from polybn_torch import ops
 
@@ -25,17 +25,18 @@ class _BatchNorm:
         self._check_input_dim(input)
         tracks = self.training and self.track_running_stats and self.running_mean is not None
         arguments = self._arguments(input, self.training or self.running_mean is None)
-        y, mean, var, *_ = torch.ops.polybn.normalize(*arguments[1:7], **ops.options_of(arguments))
+        y, mean, var, *_ = ops.normalized(arguments)
         if tracks:
             with torch.no_grad():
                 self.running_mean.copy_(mean)
                 self.running_var.copy_(var)
-                self.num_batches_tracked.add_(1)
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(1)
         return y
 
     def _check_training(self: Any, x: torch.Tensor) -> None:
         """Refuse calls that PyTorch refuses and the specification allows."""
-        word = f"polybn_torch.{type(self).__name__}"
+        word = f"polybn.{type(self).__name__}"
         if self.eps <= 0:
             raise DomainError(f"{word}: eps must be positive in training; got {self.eps!r} (1e-5 is the default)")
         if x.dim() > 1 and x.numel() == x.shape[1] > 0:
@@ -46,12 +47,21 @@ class _BatchNorm:
 
     def _arguments(self: Any, x: torch.Tensor, training: bool) -> Arguments:
         """Check a call as the public functions do, and return it as one record."""
-        share = self.momentum
+        share, batches = self.momentum, self.num_batches_tracked
         if share is None:  # the mean over all batches
-            share = 1.0 / (float(self.num_batches_tracked) + 1.0) if training and self.track_running_stats else 0.0
+            counts = training and self.track_running_stats and batches is not None
+            share = 1.0 / (float(batches) + 1.0) if counts else 0.0
+        elif not 0 <= share <= 1:
+            raise DomainError(
+                f"polybn.{type(self).__name__}: momentum must lie in [0, 1], or be None; got {share!r} "
+                "(the weight of the new value, as PyTorch has it)"
+            )
         momentum = 1.0 - share
         used = self.running_mean is not None and (not training or self.track_running_stats)
-        vectors = self.weight, self.bias, *((self.running_mean, self.running_var) if used else (None, None))
+        running: tuple[Any, ...] = (self.running_mean, self.running_var) if used else (None, None)
+        if not training and torch.is_grad_enabled():  # a later training step overwrites them, before the derivative
+            running = tuple(None if v is None else v.clone() for v in running)
+        vectors = self.weight, self.bias, *running
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         # The whole model may have been cast to a half type, in which statistics and parameters must not compute (S6).
         vectors = tuple(v.to(wide) if v is not None and v.dtype in _HALVES else v for v in vectors)
@@ -60,10 +70,9 @@ class _BatchNorm:
             self._check_training(x)
         options = Options(training, momentum, self.eps, 1, "unbiased")
         described = Arrays(*(None if z is None else _describe(z) for z in (x, *vectors)))
-        if torch.compiler.is_compiling():  # Dynamo would warn that it ignores the caches of the full check
-            known = check_moments(word, described, 1)
-        else:
-            known = check_batch_norm(word, described, options)
+        # Dynamo would warn that it ignores a cache.
+        check = check_batch_norm_anew if torch.compiler.is_compiling() else check_batch_norm
+        known = check(word, described, options)
         return Arguments(word, *Arrays(x, *vectors), training, momentum, self.eps, True, *known)
 
 
@@ -109,7 +118,7 @@ def convert(model: Model, *, back: bool = False) -> Model:
     Returns
     -------
     torch.nn.Module
-        The same model, or, if the model is itself a batch norm, its replacement.
+        The same model.
 
     Examples
     --------
@@ -119,22 +128,13 @@ def convert(model: Model, *, back: bool = False) -> Model:
     'polybn_torch.nn'
     """
     pairs = {new: old for old, new in PAIRS.items()} if back else PAIRS
-    made = {norm: _exchanged(norm, pairs[type(norm)]) for norm in model.modules() if type(norm) in pairs}
-    for module in list(model.modules()):
-        for name, child in module._modules.items():  # a module may have several names
-            if child in made:
-                module._modules[name] = made[child]
-    return made.get(model, model)
+    for norm in model.modules():
+        if type(norm) in pairs:
+            norm.__class__ = pairs[type(norm)]  # the module stays the same one for whoever holds it, hooks for example
+    return model
 
 
 _HALVES = (torch.float16, torch.bfloat16)
-
-
-def _exchanged(module: Any, kind: type[Any]) -> Any:
-    """Return a module of another class with the same parameters, buffers, hooks and mode."""
-    other = object.__new__(kind)
-    other.__dict__.update(module.__dict__)
-    return other
 
 
 def _describe(tensor: torch.Tensor) -> Description:

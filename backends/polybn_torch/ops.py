@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from polybn.arguments import Arrays
 from polybn.spec import Arguments, Gradients
@@ -45,6 +46,38 @@ def differentiate_twice(*arrays: Tensor | None, **options: Any) -> tuple[Tensor,
     arguments, (saved, counts, dy), cotangents = arguments_of(arrays[:6], options), arrays[6:9], arrays[9:]
     found = _form(arguments.x, saved).double_backward(arguments, saved, counts, dy, Gradients(*cotangents))
     return _tensors(arguments.x, found)
+
+
+def normalized(arguments: Arguments) -> tuple[Any, ...]:
+    """Return the five results for a call: of the operator, or of PyTorch's own operations where it cannot serve.
+
+    An operator has no derivative in forward mode and none for ``torch.func``; what it is made of has.
+    """
+    if transformed(*arguments[1:6]):
+        *found, counts = operators.forward(arguments)
+        return *found, arguments.x.new_empty(0, dtype=torch.int64) if counts is None else counts
+    return torch.ops.polybn.normalize(*arguments[1:7], **options_of(arguments))
+
+
+def differentiated(arguments: Arguments, saved: Tensor, counts: Tensor | None, dy: Tensor) -> Any:
+    """Return the gradients of the five arguments, in the same way."""
+    if not transformed(*arguments[1:6], dy):
+        return torch.ops.polybn.differentiate(*arguments[1:7], saved, counts, dy, **options_of(arguments))
+    if _form(arguments.x, saved) is host:
+        raise NotImplementedError(
+            "polybn.batch_norm_vjp: forward mode and torch.func must begin before the call; got a pullback from "
+            "outside (call batch_norm_vjp inside of the function that is transformed)"
+        )
+    return operators.backward(arguments, saved, None, dy)
+
+
+def transformed(*tensors: Tensor | None) -> bool:
+    """Return whether forward mode or a transform of ``torch.func`` looks at tensors."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or any(
+        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    )
 
 
 def arguments_of(arrays: tuple[Tensor | None, ...], options: dict[str, Any]) -> Arguments:

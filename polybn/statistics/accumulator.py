@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,13 +25,19 @@ if TYPE_CHECKING:
 FIELDS = {"count": "int64", "mean": "float64", "m2": "float64", "low": "float64", "min": "float64", "max": "float64"}
 """The arrays of a saved file, and their dtypes."""
 MOST_BYTES = 1 << 28
+DAMAGE = (
+    *(ArithmeticError, EOFError, LookupError, NotImplementedError, OSError, RuntimeError, ValueError),
+    *(struct.error, zipfile.BadZipFile, zlib.error),
+)
+"""The exceptions that damaged files of arrays can raise."""
 
 
 class Statistics:
     """Statistics per channel of values in parts: batches, files, the shares of several processes.
 
     The results are those of all values together, to a few roundings of float64 per part (clause S15), for any sizes
-    and any order of the parts, and for a mean at any distance from zero. Parts may be of different libraries.
+    and any order of the parts, and for a mean at any distance from zero. Parts may be of different libraries. Threads
+    and processes have one each, and :meth:`merge` joins them. The arrays that it hands out are read-only.
 
     Parameters
     ----------
@@ -223,7 +231,7 @@ class Statistics:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             return cls._restored(arrays)
-        except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, AttributeError) as error:
+        except (*DAMAGE, TypeError, AttributeError) as error:
             raise DomainError(
                 f"polybn.Statistics.load: path must name a file that save has written; got {path} ({error})"
             ) from error
@@ -235,8 +243,10 @@ class Statistics:
 
     @classmethod
     def _restored(cls, arrays: dict[str, NDArray[Any]]) -> Statistics:
-        extremes = "min" in arrays
-        restored = cls(axis=int(arrays.pop("axis")), extremes=extremes)
+        extremes, axis = "min" in arrays, arrays.pop("axis")
+        if axis.shape or axis.dtype.kind not in "iu":
+            raise ValueError(f"axis has dtype {axis.dtype} and shape {axis.shape}")
+        restored = cls(axis=int(axis), extremes=extremes)
         names = list(FIELDS) if extremes else list(FIELDS)[:4]
         if set(arrays) != set(names):
             raise ValueError(f"its arrays are {', '.join(sorted(arrays))}")
@@ -248,12 +258,19 @@ class Statistics:
         restored._moments = Moments(*(arrays[name] for name in names[:4]))
         if extremes:
             restored._min, restored._max = arrays["min"], arrays["max"]
+        restored._freeze()
         return restored
+
+    def _freeze(self) -> None:
+        """Make the arrays read-only: they are handed out, and two accumulators may share them."""
+        for array in (*self.moments, self._min, self._max):
+            array.flags.writeable = False
 
     def _take(self, function: str, name: str, part: Statistics) -> None:
         extremes = self.extremes and part.extremes
         if self._moments is None:
             self._moments, self._min, self._max, self.extremes = part._moments, part._min, part._max, extremes
+            self._freeze()
             return
         if part.channels != self.channels:
             raise ShapeError(
@@ -263,6 +280,7 @@ class Statistics:
         self._moments, self.extremes = merge_moments(self._moments, part.moments), extremes
         if extremes:
             self._min, self._max = np.minimum(self._min, part._min), np.maximum(self._max, part._max)
+        self._freeze()
 
     def _extreme(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         if not self.extremes:

@@ -10,7 +10,6 @@ import gzip
 import math
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,12 +20,11 @@ from numpy.lib import format as npy
 
 from polybn.lenet.errors import DataIntegrityError
 from polybn.lenet.idx import TYPES
-from polybn.spec import ShapeError
+from polybn.spec import DomainError, ShapeError
+from polybn.statistics.accumulator import DAMAGE
 from polybn.statistics.parts import LIMIT, Array, Layout, Part, blocks, channels_last, check_dtype
 
 NPY, ZIP, GZIP = b"\x93NUMPY", b"PK\x03\x04", b"\x1f\x8b"
-DAMAGE = (ValueError, EOFError, struct.error, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile)
-"""The exceptions that damaged files can raise."""
 
 
 class Header(NamedTuple):
@@ -57,7 +55,7 @@ def parts_of(path: Path, layout: Layout) -> list[Part] | None:
             return _streamed(path, f"{path}", layout, partial(_open_packed, path), _idx_header)
         if start[:2] == b"\0\0" and len(start) > 3 and start[2] in TYPES:
             return _mapped(path, layout, _idx_header)
-    except ShapeError:  # --axis is wrong, not the file
+    except (DomainError, ShapeError):  # --axis or --array is wrong, not the file
         raise
     except DAMAGE as error:
         raise DataIntegrityError(f"polybn stats: {path} must be a whole file of arrays; got {error}") from error
@@ -132,7 +130,7 @@ def pick(path: str, names: list[str], wanted: str | None) -> str:
         return wanted
     if wanted is None and len(names) == 1:
         return names[0]
-    raise DataIntegrityError(
+    raise DomainError(
         f"polybn stats: --array must name one of the arrays of {path}; got {wanted or 'nothing'} "
         f"(they are {', '.join(names) or 'none'})"
     )

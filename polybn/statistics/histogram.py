@@ -33,7 +33,8 @@ class Histogram:
         if not any(row.size for row in finite):
             return
         low, high = min(row.min(initial=np.inf) for row in finite), max(row.max(initial=-np.inf) for row in finite)
-        least = 0 if x.dtype.kind in "iu" else math.frexp(max(-low, high))[1] - 24
+        size = math.frexp(max(-low, high))[1]
+        least = max(0, size - 53) if x.dtype.kind in "iu" else size - 24
         part = Histogram()
         part.exponent = max(least, math.frexp((high / 2 - low / 2) / (MOST_BINS / 2))[1] if high > low else least)
         part.first, last = (math.floor(math.ldexp(end, -part.exponent)) for end in (low, high))

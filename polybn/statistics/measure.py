@@ -17,7 +17,7 @@ import numpy as np
 from polybn.lenet.errors import DataIntegrityError
 from polybn.spec import ShapeError
 from polybn.statistics import arrays, images, zarr_stores
-from polybn.statistics.accumulator import Statistics
+from polybn.statistics.accumulator import DAMAGE, Statistics
 from polybn.statistics.histogram import Histogram
 from polybn.statistics.parts import Layout, LeftOut, Part
 
@@ -49,13 +49,27 @@ def parts_of(path: Path, layout: Layout, mode: str | None) -> list[Part]:
 def _in_folder(folder: Path, layout: Layout, mode: str | None) -> list[Part]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     pictures = [path for path in files if path.suffix.lower() in images.SUFFIXES]
-    found = [part for path in files if path.suffix in (".npy", ".npz") for part in arrays.parts_of(path, layout) or ()]
+    found = [p for path in files if path.suffix.lower() in (".npy", ".npz") for p in _array_parts(path, layout)]
     if not pictures and not found:
         raise DataIntegrityError(
             f"polybn stats: {folder} must hold images, .npy or .npz files, or be a Zarr store; "
             f"got {len(files):,} other files"
         )
     return found + (images.parts_of(pictures, mode) if pictures else [])
+
+
+def _array_parts(path: Path, layout: Layout) -> list[Part]:
+    """Return the parts of an array among others: one that is damaged is named, and the others are measured."""
+    try:
+        found = arrays.parts_of(path, layout)
+        reason = f"polybn stats: {path} must be a file of arrays; its first bytes are others"
+    except OSError as error:
+        found, reason = None, f"{error}"
+    return [Part(f"{path}", path.stat().st_size, partial(_leave_out, f"{path}", reason))] if found is None else found
+
+
+def _leave_out(name: str, reason: str) -> Iterator[LeftOut]:
+    yield LeftOut(name, reason)
 
 
 def measure(
@@ -141,6 +155,6 @@ def _measure_part(part: Part, *, histogram: bool) -> Measured:
             found.statistics.update(wide)
             if histogram:
                 found.histogram.update(wide)
-    except (*arrays.DAMAGE, OSError) as error:
+    except DAMAGE as error:
         return Measured(Statistics(axis=-1), Histogram(), [LeftOut(part.name, f"{error}")])
     return found
