@@ -320,6 +320,7 @@ def test_a_folded_model_computes_the_same_without_batch_norms(tmp_path: Path) ->
         (lambda graph: graph.node[1].attribute.append(_training()), "it normalizes by the statistics of the batch"),
         (lambda graph: graph.initializer.remove(graph.initializer[0]), "Conv before it shares its weights, or"),
         (lambda graph: graph.node.remove(graph.node[0]), "it comes first"),
+        (lambda graph: _fill(graph, "bn.running_var", -9), "its variance and eps are not above 0"),
         (lambda graph: graph.node.append(_branches("a")), "Conv before it has other users"),
         (lambda graph: graph.node.append(_branches("conv.bias")), "Conv before it shares its weights, or"),
         (lambda graph: graph.output.add(name="conv.weight"), "Conv before it shares its weights, or"),
@@ -343,13 +344,17 @@ def test_what_cannot_be_folded_stays_and_is_named(change: Callable[[Any], Any], 
 def test_a_bias_that_is_not_one_number_for_each_channel_stays(
     shape: tuple[int, ...], fits: bool, tmp_path: Path
 ) -> None:
-    import onnx
-
-    model = onnx.load(models.onnx(tmp_path).path)
-    (bias,) = [tensor for tensor in model.graph.initializer if tensor.name == "fc.bias"]
-    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(shape, 3, np.float32), "fc.bias"))
+    model = model_files.onnx.parse(models.onnx(tmp_path).path.read_bytes())
+    _fill(model.graph, "fc.bias", 3, shape)
     kept = [] if fits else [("last", "Gemm before it adds more than a number for each channel")]
     assert fold.fold(model).kept == kept
+
+
+def _fill(graph: Any, name: str, value: float, shape: tuple[int, ...] = (7,)) -> None:
+    import onnx
+
+    (tensor,) = [tensor for tensor in graph.initializer if tensor.name == name]
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(shape, value, np.float32), name))
 
 
 def _branches(name: str) -> Any:

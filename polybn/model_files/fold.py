@@ -50,6 +50,8 @@ def _layer_before(found: Found, uses: Counter[str]) -> tuple[Any, str]:
         return None, "it normalizes by the statistics of the batch"
     if norm.lacks:
         return None, norm.lacks
+    if not (list(norm.state.values())[-1] + norm.options["epsilon"] > 0).all():
+        return None, "its variance and eps are not above 0"
     maker = next((other for other in graph.node if node.input[0] in other.output), None)
     if maker is None:
         return None, "it comes first"
