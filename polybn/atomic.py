@@ -142,14 +142,23 @@ def make_directory(directory: Path) -> list[Path]:
     """Make a directory and its parents, and sync each into its own parent; return those that were made, outer first."""
     missing: list[Path] = []
     while not directory.is_dir():
-        if directory.exists():
+        if directory.exists() and not directory.is_dir():  # asked again: another process may just have made it
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
         missing.insert(0, directory)
         directory = directory.parent
-    for path in missing:
-        path.mkdir(exist_ok=True)
-        _sync_directory(path.parent)
-    return missing
+    return [path for path in missing if _make(path)]
+
+
+def _make(directory: Path) -> bool:
+    """Make a directory, and sync it into its parent; False if another process made it first."""
+    try:
+        directory.mkdir()
+    except FileExistsError:
+        if not directory.is_dir():
+            raise
+        return False
+    _sync_directory(directory.parent)
+    return True
 
 
 def _write_durably(file: BinaryIO, data: bytes) -> None:

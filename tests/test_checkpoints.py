@@ -729,6 +729,22 @@ def test_a_directory_of_1200_levels(tmp_path: Path) -> None:
         atomic.make_directory(tmp_path.joinpath(*["d"] * 3000))
 
 
+def test_a_directory_that_another_process_makes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that was missing when first asked for, and there a moment later, is no file in the way."""
+    exists = Path.exists
+
+    def made_just_now(path: Path) -> bool:
+        path.mkdir(exist_ok=True)
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", made_just_now)
+    assert atomic.make_directory(tmp_path / "run") == []
+    monkeypatch.undo()
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(NotADirectoryError, match=f"'{tmp_path / 'file'}'$"):
+        atomic.make_directory(tmp_path / "file" / "run")
+
+
 @pytest.mark.parametrize("kind", ["a directory", "a pipe"])
 def test_only_regular_files_are_read(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x"
