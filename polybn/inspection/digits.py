@@ -43,7 +43,10 @@ def sure_digits(c: Channels, place: int) -> float:
     )
     size = abs(gamma) * deviation * channel.root
     try:
-        bound = float(envelope("T", channel, FORMATS["float32"])["y"].max())
+        with np.errstate(over="ignore", invalid="ignore"):
+            bound = float(envelope("T", channel, FORMATS["float32"])["y"].max())
     except VacuousBoundError:
+        return 0.0
+    if not bound < math.inf:
         return 0.0
     return -math.log10(bound / size) if bound > 0 else math.inf

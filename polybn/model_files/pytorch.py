@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
@@ -33,7 +34,9 @@ def load(file: BinaryIO) -> Any:
         raise ModelFileError("hold a state dict; got a TorchScript program (save the module's state_dict())")
     file.seek(0)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a damaged file is refused, and its oddities do not matter
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         if "weights_only" not in f"{error}" and "Weights only" not in f"{error}":
             raise
@@ -53,4 +56,5 @@ def _tensors(torch: Any, content: Any, prefix: str, depth: int) -> Iterator[tupl
 
 def _to_numpy(torch: Any, tensor: Any) -> Array:
     plain = tensor.detach().contiguous()
-    return np.array((plain.float() if plain.dtype == torch.bfloat16 else plain).numpy())
+    small = plain.is_floating_point() and plain.element_size() <= 2 and plain.dtype != torch.float16
+    return np.array((plain.float() if small else plain).numpy())  # NumPy has neither bfloat16 nor float8

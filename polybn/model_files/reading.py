@@ -139,7 +139,7 @@ def _onnx(file: BinaryIO, size: int) -> Model:  # noqa: ARG001
 _READERS: dict[str, Callable[[BinaryIO, int], Model]] = {
     "safetensors": _safetensors,
     "PyTorch": lambda file, size: _of_tensors("PyTorch", pytorch.read(file)),  # noqa: ARG005
-    "Keras": lambda file, size: Model("Keras", *keras.find_archive(file)),  # noqa: ARG005
+    "Keras": lambda file, size: Model("Keras", *keras.find_archive(open_archive(file))),  # noqa: ARG005
     "HDF5": lambda file, size: Model("Keras weights", *keras.find_weights(file)),  # noqa: ARG005
     "Flax": lambda file, size: _of_tensors("Flax", flax.read(file, size)),
     "MXNet": lambda file, size: _of_tensors("MXNet", gluon.read(file, size), ("gluon", "mxnet_native")),

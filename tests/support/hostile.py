@@ -69,6 +69,26 @@ def _many_members(count: int) -> bytes:
     return bytes(data)
 
 
+def _before_the_file() -> bytes:
+    """Return an archive whose first member begins before its first byte."""
+    data = bytearray(_npz(_npy(np.ones(3))))
+    (place,) = struct.unpack_from("<I", data, len(data) - 6)
+    struct.pack_into("<I", data, len(data) - 6, place + 100)
+    return bytes(data)
+
+
+def _keras(**options: object) -> bytes:
+    """Return a batch norm of three channels with other options."""
+
+    def build(file: Any) -> None:
+        for number in range(4):
+            file.create_dataset(f"layers/batch_normalization/vars/{number}", data=np.ones(3, "f4"))
+
+    layer = {"class_name": "BatchNormalization", "config": {"name": "bn", **options}}
+    model = {"class_name": "Sequential", "config": {"layers": [layer]}}
+    return _zip({"config.json": json.dumps(model).encode(), "model.weights.h5": _hdf5(build)})
+
+
 def _torch_zip(pickled: bytes, kind: int = zipfile.ZIP_STORED) -> bytes:
     return _zip({"m/data.pkl": pickled, "m/version": b"3\n", "m/byteorder": b"little"}, kind)
 
@@ -197,6 +217,11 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "bomb.npz": lambda: _npz(_claims((3,)) + bytes(2**28), zipfile.ZIP_DEFLATED),
     "cut.npz": lambda: _npz(_npy(np.ones(3)))[:-30],
     "list-of-a-gibibyte.npz": lambda: _many_members(9),
+    "before-the-file.npz": _before_the_file,
+    "text-as-eps.keras": lambda: _keras(epsilon="0.001"),
+    "nothing-as-momentum.keras": lambda: _keras(momentum=None),
+    "two-axes.keras": lambda: _keras(axis=[1, 2]),
+    "long-eps.keras": lambda: _keras(epsilon=10**400),
     "config-bomb.keras": lambda: _zip({"config.json": bytes(2**24), "model.weights.h5": b""}, zipfile.ZIP_DEFLATED),
     "no-weights.keras": lambda: _zip({"config.json": b"{}"}),
     "no-hdf5.keras": lambda: _zip({"config.json": b"{}", "model.weights.h5": b"hello"}),
@@ -230,6 +255,8 @@ HARMLESS: dict[str, Callable[[], bytes]] = {
     "circle.onnx": lambda: _onnx([3], _in_a_circle),
     "fills-memory.onnx": lambda: _onnx([3], _fills_memory),
     "huge.h5": lambda: _hdf5(_huge_dataset),
+    "other-protocol.pt": lambda: _torch_zip(b"\x80\x1c}."),
+    "nan-as-eps.keras": lambda: _keras(epsilon=float("nan")),
     "links.h5": lambda: _hdf5(_outer_link),
     "claims-much.npz": lambda: _npz(_claims((HUGE,))),
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -136,6 +138,40 @@ def keras_weights(folder: Path) -> Made:
     return Made(folder / "model.weights.h5", "keras3", states)
 
 
+def _without_names(file: Any) -> None:
+    """Remove the names of layers, which early versions of Keras 3 did not write."""
+    import h5py
+
+    with h5py.File(file, "a") as tree:
+        tree.visititems(lambda path, item: item.attrs.pop("name", None) and None)
+
+
+def keras_unnamed(folder: Path) -> Made:
+    made = keras(folder)
+    with zipfile.ZipFile(made.path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    weights = io.BytesIO(members["model.weights.h5"])
+    _without_names(weights)
+    with zipfile.ZipFile(made.path, "w") as archive:
+        for name, data in (members | {"model.weights.h5": weights.getvalue()}).items():
+            archive.writestr(name, data)
+    return made
+
+
+def keras_weights_unnamed(folder: Path) -> Made:
+    made = keras_weights(folder)
+    _without_names(made.path)
+    names = {"inner/bn": "sequential/batch_normalization", "last": "batch_normalization"}
+    return made._replace(states={names[layer]: state for layer, state in made.states.items()})
+
+
+def keras_whole(folder: Path) -> Made:
+    """Write weights and configuration into one HDF5 file, as most models of Keras 2 are."""
+    net, states = _keras_net()
+    net.save(folder / "model.h5")
+    return Made(folder / "model.h5", "keras3", states, {"momentum": 0.7, "epsilon": 1e-3, "axis": -1})
+
+
 def keras2(folder: Path) -> Made:
     """Write a file as ``tf.keras`` 2 did, with only h5py."""
     import h5py
@@ -246,7 +282,8 @@ def npz(folder: Path) -> Made:
 MAKERS: dict[str, Callable[[Path], Made]] = {
     made.__name__: made
     for made in (
-        *(pt, safetensors, onnx, keras, keras_weights, keras2, flax, flax_safetensors, orbax, gluon, gluon_export, npz),
+        *(pt, safetensors, onnx, keras, keras_unnamed, keras_weights, keras_weights_unnamed, keras_whole, keras2),
+        *(flax, flax_safetensors, orbax, gluon, gluon_export, npz),
     )
 }
 LIBRARIES = {
@@ -254,7 +291,7 @@ LIBRARIES = {
     "safetensors": ("torch", "safetensors"),
     "onnx": ("torch", "onnx"),
     "keras": ("keras", "h5py"),
-    "keras_weights": ("keras", "h5py"),
+    **dict.fromkeys(("keras_unnamed", "keras_weights", "keras_weights_unnamed", "keras_whole"), ("keras", "h5py")),
     "keras2": ("h5py",),
     "flax": ("flax", "msgpack"),
     "flax_safetensors": ("flax", "safetensors"),
