@@ -319,6 +319,7 @@ def test_inspect_draws_the_statistics(polybn_: Polybn, tmp_path: Path) -> None:
     [
         (("none.safetensors",), "No such file or directory: none.safetensors"),
         (("m.safetensors", "--for", "keras4"), "polybn.inspect: --for must be one of "),
+        (("m.safetensors", "--json", "m.safetensors"), "polybn.inspect: --json must be another file than FILE; got "),
         (("m.safetensors", "--json", "none/m.json"), "No such file or directory: none"),
         (("m.safetensors", "--picture", "m.txt"), "polybn: the name of a picture must end in one of .png, .svg, .pdf"),
     ],

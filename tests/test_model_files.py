@@ -461,6 +461,8 @@ def test_an_option_says_what_the_file_does_not(polybn_: Polybn, tmp_path: Path) 
             ("b.onnx", "--fold", "--option", "eps=1"),
             "--fold must stand alone; got --to, --from, --count or --option as well",
         ),
+        (("a.safetensors", "--to", "keras3"), "OUTPUT must be another file than FILE; got a.safetensors for both"),
+        (("a.safetensors", "--fold"), "OUTPUT must be another file than FILE; got a.safetensors for both"),
         (("b.npz", "--fold"), "OUTPUT must end in .onnx beside --fold; got b.npz"),
         (("b.onnx", "--fold"), "a.safetensors must be an ONNX model; got another file"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -69,7 +68,9 @@ def convert(
     from polybn import dialects, model_files
     from polybn.inspection.words import count_of
     from polybn.model_files import writing
+    from polybn.model_files.errors import check_other
 
+    check_other("convert", "OUTPUT", output, file)
     if fold:
         if to is not None or source is not None or count or option:
             raise DomainError("polybn.convert: --fold must stand alone; got --to, --from, --count or --option as well")
@@ -117,12 +118,20 @@ def _options(given: list[str]) -> dict[str, Any]:
     for text in given:
         word, _, value = text.partition("=")
         if word in options:
-            raise DomainError(f"polybn.convert: --option must give a word once; got {text!r} after {options[word]}")
-        with contextlib.suppress(ValueError, SyntaxError):
-            options[word] = ast.literal_eval(value.strip())
-        if type(options.get(word)) not in (bool, int, float):
-            raise DomainError(f"polybn.convert: --option must be WORD=NUMBER, or WORD=True or False; got {text!r}")
+            raise DomainError(f"polybn.convert: --option must give a word once; got {text!r:.80} after {options[word]}")
+        options[word] = _value(value)
+        if options[word] is None:
+            raise DomainError(f"polybn.convert: --option must be WORD=NUMBER, or WORD=True or False; got {text!r:.80}")
     return options
+
+
+def _value(text: str) -> bool | float | None:
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return None
 
 
 def _fold(file: Path, output: Path) -> None:
