@@ -129,7 +129,8 @@ def _constant(c: Channels) -> Iterator[Finding]:
     with np.errstate(invalid="ignore"):
         bad = np.flatnonzero((c.var >= 0) & (c.var < min(TINY, c.eps or TINY)) & (c.gamma != 0))
     if bad.size:
-        dead = f"variance {c.var[bad].max():.2g} or less, as of dead filters"
+        most = c.var[bad].max()
+        dead = f"variance {f'at most {most:.2g}' if most else 0}, as of dead filters"
         words = f"{dead}; a difference of 1 becomes {_most(c, bad):.3g}"
         yield _some(c, "warning", "channels are constant", bad, words)
 

@@ -24,7 +24,7 @@ SHOWN = 3
 def headline(name: str, model: Model, findings: list[Finding]) -> str:
     """Return the most useful sentence for the model's author."""
     if not model.norms:
-        folded = "; exporters fold it into convolutions" if model.format == "ONNX" else ""
+        folded = "; if there was one, the exporter folded it into a convolution" if model.format == "ONNX" else ""
         return f"{name} ({model.format}, {count_of(model.tensors, 'array')}) holds no batch norm{folded}."
     size = f"{count_of(len(model.norms), 'batch norm')} with {count_of(model.channels, 'channel')}"
     what = f"{name} ({model.format}): {size}"

@@ -18,7 +18,7 @@ from polybn.model_files import hdf5, names
 from polybn.model_files.archives import read_member
 from polybn.model_files.errors import ModelFileError
 from polybn.model_files.keras_config import LAYERS, Layer, parse
-from polybn.model_files.model import Norm, vector
+from polybn.model_files.model import Model, Norm, vector
 from polybn.model_files.tensors import Tensors, for_norms
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
@@ -61,36 +61,35 @@ def _named(path: str, given: Mapping[str, str], by_place: Mapping[str, str]) -> 
     return "/".join([*(given[parent] for parent in parents if parent in given), last])
 
 
-def find_weights(file: BinaryIO) -> tuple[list[Norm], int]:
+def find_weights(file: BinaryIO) -> Model:
     """Return the batch norms of an HDF5 file: numbered vectors of one length, or names of Keras 2."""
     tensors = for_norms(_read_weights(file))
-    norms = [*names.find(tensors), *_nameless(tensors, _numbered(tensors))]
+    norms, size = [*names.find(tensors), *_nameless(tensors, _numbered(tensors))], len(tensors.shapes)
     config = tensors.metadata.get(hdf5.CONFIG)
     if config is None:
-        return norms, len(tensors.shapes)
+        return Model("Keras weights", norms, size)
     if len(config) > MOST_CONFIG:
         raise ModelFileError(f"have a {hdf5.CONFIG} of at most {MOST_CONFIG:,} bytes; got more")
-    return _configured(norms, [layer for layer in parse(config) if layer.normalizes]), len(tensors.shapes)
+    return Model("Keras", _configured(norms, [layer for layer in parse(config) if layer.normalizes]), size)
 
 
 def _configured(norms: list[Norm], layers: list[Layer]) -> list[Norm]:
-    """Add the names and options of a configuration.
+    """Give batch norms the names, the options and the order of a configuration, and leave the others at the end.
 
-    The group of a layer, such as ``model_weights/inner/inner/bn``, begins with the layer of the outermost model, and
-    ends with its own name.
+    A group such as ``model_weights/inner/inner/bn`` begins with the layer of the outermost model. It ends with the
+    batch norm's own name, to which TensorFlow may have put a number.
     """
-    ends = dict[tuple[str, str], list[Layer]]()
-    for layer in layers:
-        ends.setdefault((layer.name.split("/")[0], layer.name.split("/")[-1]), []).append(layer)
+    left = {norm.name: norm for norm in norms}
     found = []
-    for norm in norms:
-        parts = norm.name.removeprefix("model_weights/").split("/")
-        match ends.get((parts[0], parts[-1]), []):
-            case [layer]:
-                found.append(norm._replace(name=layer.name, options=layer.words()))
-            case _:
-                found.append(norm)
-    return found
+    for layer in layers:
+        first, last = layer.name.split("/")[0], layer.name.split("/")[-1]
+        alike = [each for each in layers if each.name.split("/")[0] == first]
+        fits = [name for name in left if name.removeprefix("model_weights/").split("/")[0] == first]
+        if len(alike) > 1 or len(fits) > 1:
+            fits = [name for name in fits if name.split("/")[-1] == last]
+        if len(fits) == 1:
+            found.append(left.pop(fits[0])._replace(name=layer.name, options=layer.words()))
+    return [*found, *left.values()]
 
 
 def _nameless(tensors: Tensors, layers: dict[str, list[str]]) -> Iterator[Norm]:
@@ -105,7 +104,7 @@ def _nameless(tensors: Tensors, layers: dict[str, list[str]]) -> Iterator[Norm]:
             yield _norm(tensors, layer, numbered[1:], ROLES[2:])._replace(lacks=EITHER)
 
 
-def find_archive(archive: zipfile.ZipFile) -> tuple[list[Norm], int]:
+def find_archive(archive: zipfile.ZipFile) -> Model:
     """Return the batch norms of a ``.keras`` file: with their options those in its configuration, then the others.
 
     The configuration does not show what a layer of the user's own makes inside.
@@ -122,7 +121,7 @@ def find_archive(archive: zipfile.ZipFile) -> tuple[list[Norm], int]:
             if len(own) != len(roles):
                 raise ModelFileError(f"hold {len(roles)} weights of {layer.name!r:.80}; got {len(own)}")
             norms.append(_norm(tensors, layer.name, own, roles)._replace(options=layer.words()))
-    return [*norms, *_nameless(tensors, numbered)], len(tensors.shapes)
+    return Model("Keras", [*norms, *_nameless(tensors, numbered)], len(tensors.shapes))
 
 
 def _numbered(tensors: Tensors) -> dict[str, list[str]]:

@@ -14,6 +14,8 @@ from polybn.model_files.errors import ModelFileError, need
 from polybn.model_files.tensors import Array, Tensors
 
 MOST_DEPTH = 16
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"
+"""The first bytes of files of PyTorch before 1.6: a pickled number, before several pickles and the tensors' bytes."""
 
 
 def read(file: BinaryIO) -> Tensors:
@@ -27,11 +29,9 @@ def read(file: BinaryIO) -> Tensors:
 def load(file: BinaryIO) -> Any:
     """Let PyTorch load a file that holds tensors and plain containers alone."""
     torch = need("torch", "files of PyTorch", "torch")
-    archive = open_archive(file)
-    if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-        raise ModelFileError("hold members as torch.save writes them; got compressed ones")
-    if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-        raise ModelFileError("hold a state dict; got a TorchScript program (save the module's state_dict())")
+    file.seek(0)
+    if file.read(len(LEGACY)) != LEGACY:
+        _check(open_archive(file))
     file.seek(0)
     try:
         with warnings.catch_warnings():
@@ -44,6 +44,13 @@ def load(file: BinaryIO) -> Any:
             "hold tensors and plain containers alone; got a pickle that names other types, which is not run "
             "(save the module's state_dict(), not the module)"
         ) from error
+
+
+def _check(archive: zipfile.ZipFile) -> None:
+    if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+        raise ModelFileError("hold members as torch.save writes them; got compressed ones")
+    if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+        raise ModelFileError("hold a state dict; got a TorchScript program (save the module's state_dict())")
 
 
 def _tensors(torch: Any, content: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:

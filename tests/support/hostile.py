@@ -8,6 +8,7 @@ import os
 import pickle
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,34 @@ def _keras(**options: object) -> bytes:
 
 def _torch_zip(pickled: bytes, kind: int = zipfile.ZIP_STORED) -> bytes:
     return _zip({"m/data.pkl": pickled, "m/version": b"3\n", "m/byteorder": b"little"}, kind)
+
+
+def _torch_legacy(content: bytes, keys: object = (), data: bytes = b"") -> bytes:
+    """Return a file as PyTorch before 1.6 wrote it: pickles in a row, and the bytes of tensors."""
+    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    before = (0x1950A86A20F9469CFC6C, 1001, system)
+    pickles = [*(pickle.dumps(part, protocol=2) for part in before), content, pickle.dumps(list(keys), protocol=2)]  # type: ignore[call-overload]
+    return b"".join((*pickles, data))
+
+
+def _claims_storage() -> bytes:
+    """Return tensors of PyTorch whose values would take four tebibytes."""
+    import torch
+
+    class Storage:
+        pass
+
+    class Tensor:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return torch._utils._rebuild_tensor_v2, (Storage(), 0, (HUGE,), (1,), False, OrderedDict())
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: object) -> object:
+            return ("storage", torch.FloatStorage, "0", "cpu", HUGE, None) if isinstance(value, Storage) else None
+
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol=2).dump({f"bn.running_{name}": Tensor() for name in ("mean", "var")})
+    return _torch_legacy(buffer.getvalue(), ["0"], struct.pack("<q", HUGE) + bytes(64))
 
 
 def _hdf5(build: Callable[[Any], None]) -> bytes:
@@ -209,6 +238,9 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "runs-code.pt": lambda: pickle.dumps({"bn.weight": Bad()}),
     "runs-code.bin": lambda: pickle.dumps(Bad(), protocol=4),
     "runs-code-in-zip.pt": lambda: _torch_zip(pickle.dumps({"a": Bad()}, protocol=2)),
+    "runs-code-legacy.pt": lambda: _torch_legacy(pickle.dumps({"a": Bad()}, protocol=2)),
+    "cut-legacy.pt": lambda: _torch_legacy(b""),
+    "claims-legacy.pt": _claims_storage,
     "packed.pt": lambda: _torch_zip(bytes(2**20), zipfile.ZIP_DEFLATED),
     "cut.pt": lambda: _torch_zip(pickle.dumps({}, protocol=2))[:-40],
     "program.pt": lambda: _zip({"m/data.pkl": b"", "m/constants.pkl": b""}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -64,6 +65,15 @@ def pt(folder: Path) -> Made:
     net = _torch_net()
     torch.save(net.state_dict(), folder / "model.pt")
     return Made(folder / "model.pt", "pytorch", _torch_states(net))
+
+
+def pt_legacy(folder: Path) -> Made:
+    """Write a file as PyTorch before 1.6 did."""
+    import torch
+
+    net = _torch_net()
+    torch.save(net.state_dict(), folder / "model.pth", _use_new_zipfile_serialization=False)
+    return Made(folder / "model.pth", "pytorch", _torch_states(net))
 
 
 def safetensors(folder: Path) -> Made:
@@ -179,11 +189,13 @@ def keras2(folder: Path) -> Made:
     rng = np.random.default_rng(2)
     names = ("gamma", "beta", "moving_mean", "moving_variance")
     states = {f"bn_{n}": {w: rng.normal(50, 9, n).astype(np.float32) for w in names} for n in (5, 3)}
+    layers = [{"class_name": "BatchNormalization", "config": {"name": n, "epsilon": 0.5, "axis": [3]}} for n in states]
     with h5py.File(folder / "model.h5", "w") as file:
+        file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": {"layers": layers}}).encode()
         for layer, state in states.items():
             for name, array in state.items():
-                file[f"model_weights/{layer}/{layer}/{name}:0"] = array
-    return Made(folder / "model.h5", "keras3", {f"model_weights/{n}/{n}": state for n, state in states.items()})
+                file[f"model_weights/{layer}/{layer}_1/{name}:0"] = array
+    return Made(folder / "model.h5", "keras3", states, {"epsilon": 0.5, "axis": 3})
 
 
 def _flax_variables() -> tuple[Any, States]:
@@ -282,12 +294,24 @@ def npz(folder: Path) -> Made:
 MAKERS: dict[str, Callable[[Path], Made]] = {
     made.__name__: made
     for made in (
-        *(pt, safetensors, onnx, keras, keras_unnamed, keras_weights, keras_weights_unnamed, keras_whole, keras2),
+        *(
+            pt,
+            pt_legacy,
+            safetensors,
+            onnx,
+            keras,
+            keras_unnamed,
+            keras_weights,
+            keras_weights_unnamed,
+            keras_whole,
+            keras2,
+        ),
         *(flax, flax_safetensors, orbax, gluon, gluon_export, npz),
     )
 }
 LIBRARIES = {
     "pt": ("torch",),
+    "pt_legacy": ("torch",),
     "safetensors": ("torch", "safetensors"),
     "onnx": ("torch", "onnx"),
     "keras": ("keras", "h5py"),
