@@ -157,6 +157,8 @@ def test_a_momentum_of_the_other_sense(dialect: str, momentum: float, wrong: int
     state = dict(zip(own, healthy().values(), strict=True))
     expected = [("warning", "momentum may have the other sense")] * wrong
     assert found(state, dialect, options={"momentum": momentum}) == expected
+    still = 1.0 if dialect == "polybn" else 0.0
+    assert found(state, dialect, options={"momentum": still}) == [("warning", "momentum keeps statistics as they are")]
     for outside in (-0.5, 1.5, np.nan):
         assert found(state, dialect, options={"momentum": outside}) == [("warning", "momentum is not from 0 to 1")]
 

@@ -161,6 +161,9 @@ def _momentum(c: Channels) -> Iterator[Finding]:
     if c.momentum is not None and not 0 <= c.momentum <= 1:
         words = f"the old value weighs {c.momentum:g} and the batch {1 - c.momentum:g}; training on diverges"
         yield _all(c, "warning", f"{c.dialect.momentum_word} is not from 0 to 1", words)
+    elif c.momentum == 1:
+        words = "the old value weighs 1 and the batch 0; training on never changes the statistics"
+        yield _all(c, "warning", f"{c.dialect.momentum_word} keeps statistics as they are", words)
     elif c.momentum is not None and c.momentum < 0.5:
         words = (
             f"the old value weighs {c.momentum:g} and the batch {1 - c.momentum:g}; other frameworks mean the reverse"
