@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -488,13 +489,29 @@ def test_a_later_kind_is_refused_with_those_that_are_read(tmp_path: Path) -> Non
 # Public models.
 
 
-@pytest.mark.skipif(bool(missing(("onnx",))), reason="onnx is not installed")
-def test_the_page_shows_what_is_said_of_a_public_model(polybn_: Polybn) -> None:
+def onnx_data() -> Path:
     spec = importlib.util.find_spec("onnx")
-    assert spec is not None
-    model = Path(str(spec.origin)).parent / "backend/test/data/light/light_densenet121.onnx"
-    if not model.exists():
+    if spec is None:
+        pytest.skip("onnx is not installed")
+    return Path(str(spec.origin)).parent / "backend" / "test" / "data"
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "model-files.md").read_text(encoding="utf-8")
+FIRST_LINES = dict(re.findall(r"^\| `([\w/.-]+)` \| onnx \| (.*) \|$", PAGE, re.MULTILINE))
+"""The first line of each model that comes with onnx, by its path."""
+
+
+def test_the_page_has_first_lines() -> None:
+    assert len(FIRST_LINES) == 6
+
+
+@pytest.mark.parametrize("name", FIRST_LINES)
+def test_the_page_shows_what_is_said_of_public_models(name: str, polybn_: Polybn) -> None:
+    path = onnx_data() / name
+    if not path.exists():
         pytest.skip("this version of onnx does not come with the model")
-    code, out, _ = polybn_("inspect", str(model))
+    code, out, _ = polybn_("inspect", str(path))
     assert code == 0
-    assert f"```text\n{out.splitlines()[0]}\n```" in (Path(__file__).parents[1] / "docs/model-files.md").read_text()
+    first = out.splitlines()[0]
+    assert first == f"{path.name} (ONNX): {FIRST_LINES[name]}"
+    assert "densenet" not in name or f"```text\n{first}\n```" in PAGE
