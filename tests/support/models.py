@@ -156,15 +156,20 @@ def _without_names(file: Any) -> None:
         tree.visititems(lambda path, item: item.attrs.pop("name", None) and None)
 
 
-def keras_unnamed(folder: Path) -> Made:
-    made = keras(folder)
-    with zipfile.ZipFile(made.path) as archive:
+def remove_names(path: Path) -> None:
+    """Make a ``.keras`` file one of an early version of Keras 3."""
+    with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     weights = io.BytesIO(members["model.weights.h5"])
     _without_names(weights)
-    with zipfile.ZipFile(made.path, "w") as archive:
+    with zipfile.ZipFile(path, "w") as archive:
         for name, data in (members | {"model.weights.h5": weights.getvalue()}).items():
             archive.writestr(name, data)
+
+
+def keras_unnamed(folder: Path) -> Made:
+    made = keras(folder)
+    remove_names(made.path)
     return made
 
 
