@@ -105,7 +105,3 @@ def _words(error: Exception) -> str:
     known = isinstance(error, OSError) and error.strerror and error.filename is not None
     said = f"{error.strerror}: {error.filename}" if known else f"{error}"  # type: ignore[attr-defined]
     return "\n".join(map(shown, said.split("\n")))
-
-
-if __name__ == "__main__":
-    main()

@@ -353,8 +353,8 @@ def test_control_c(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:
         ("polybn", ["polybn"]),
         (".venv/bin/polybn", [".venv/bin/polybn"]),
         ("{bin}/polybn", ["polybn"]),
-        ("/x/polybn/cli.py", [sys.executable, "-m", "polybn.cli"]),
-        ("-c", [sys.executable, "-m", "polybn.cli"]),
+        ("/x/polybn/__main__.py", [sys.executable, "-m", "polybn"]),
+        ("-c", [sys.executable, "-m", "polybn"]),
     ],
 )
 def test_a_hint_is_a_command_that_works_from_here(
@@ -651,7 +651,7 @@ def test_info_says_what_a_backend_can_train(polybn_: Polybn, monkeypatch: pytest
 def test_as_a_process(tmp_path: Path) -> None:
 
     def run(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-W", "error", "-m", "polybn.cli", "train", "--data", "sample", "--out", "run"]
+        command = [sys.executable, "-W", "error", "-m", "polybn", "train", "--data", "sample", "--out", "run"]
         return subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
 
     done = run("--epochs", "1")
