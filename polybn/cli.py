@@ -75,6 +75,9 @@ def info() -> None:
 def _facts(backend: Backend) -> Iterator[str]:
     yield from (f"{key} {value}" for key, value in backend.describe().items())
     traits = traits_of(backend)
+    if traits.devices is not None:
+        option = " (--device)" if hasattr(backend, "compile") else ""
+        yield f"sees {', '.join(traits.devices())}{option}"
     if traits.several_devices:
         yield "trains on several devices (--devices)"
     if traits.native_norm:
