@@ -18,14 +18,14 @@ STEPS, BATCH = 50, 16
 RATE = 0.05
 
 
-def losses(backend: str, norm: networks.Norm) -> np.ndarray:
+def losses(backend: str, norm: networks.Norm, steps: int = STEPS) -> np.ndarray:
     data, network = fashion_mnist.load("sample"), networks.lenet(norm)
     module = polybn.backend(backend)
     program = compile(network, module, networks.initial_state(network, 3), batch_size=BATCH)
     placed = program.place(data.train_images, data.train_labels)
-    order = networks.epoch_order(3, 1, len(data.train_labels))[: STEPS * BATCH]
+    order = networks.epoch_order(3, 1, len(data.train_labels))[: steps * BATCH]
     reports = list(program.train_epoch(placed, order, learning_rate=RATE))
-    assert sum(len(report.losses) for report in reports) == STEPS
+    assert sum(len(report.losses) for report in reports) == steps
     return np.concatenate([report.losses for report in reports])
 
 
@@ -62,6 +62,24 @@ def test_a_step_is_one_graph() -> None:
     list(program.train_epoch(data, np.arange(10), learning_rate=0.1))
     assert data.graphs == graphs
     names = [name.partition("<")[0] for name, *_ in cupy.cuda.LAUNCHES]
-    assert names.count("gather") == names.count("judge") == 3
-    assert names.count("forward") == names.count("backward") == 3 * 4
-    assert len(names) == 3 * 45
+    assert names == 3 * NODES
+
+
+LAYERS = ("convolve", "convolve", "multiply", "multiply")
+NODES = [
+    *(name for layer in LAYERS for name in (layer, "forward")), "multiply", "judge",
+    *(name for layer in ("multiply_back", "multiply_back", "multiply_back", "pull") for name in (layer, "backward")),
+    "pull", "descend",
+]  # fmt: skip
+"""The kernels of a step of LeNet: pools and sigmoids belong to the layers that read them, and all updates are one."""
+
+
+@pytest.mark.skipif(not EMULATED, reason="it reads what the emulation recorded")
+def test_tests_compile_all_kernels_of_lenet() -> None:
+    from polybn_cupy import sources
+
+    listed = {name for _, name in sources.instances()}
+    cupy.cuda.LAUNCHES.clear()
+    for norm in ("spec", None):
+        losses("cupy", norm, steps=1)
+    assert {name for name, *_ in cupy.cuda.LAUNCHES} <= listed
