@@ -25,11 +25,11 @@ Shape: TypeAlias = tuple[int, ...]
 Values: TypeAlias = dict[str, Array]
 """One layer's arrays by short name, such as ``weight``, ``gamma`` or ``running_mean``."""
 
-ROWS, COLUMNS, DEPTH = 16, 64, 16  # of dense.cu
+ROWS, COLUMNS, DEPTH = 16, 64, 64  # of dense.cu
 TOGETHER, UNITS, PAIRS = 4, 2, 2  # of convolution.cu
 STAGE_BYTES = 40 << 10
 """The shared memory that planes of an image and weights should fit into, so that several blocks are resident."""
-DENSE_SLICES, SLICES = 64, 128
+SLICES = 128
 """The most slices of a batch for the gradients of weights: enough blocks for a large device."""
 
 
@@ -84,7 +84,7 @@ class Dense:
     def __init__(self, values: Values, source: Source, n: int) -> None:
         features, inputs = values["weight"].shape[0], source.values
         self._values, self._source = values, source
-        slices = min(DENSE_SLICES, -(-n // DEPTH))
+        slices = min(SLICES, -(-n // DEPTH))
         self._y = cupy.empty((n, features, 1, 1), np.float32)
         self._partials = cupy.empty((slices, features, inputs + 1), np.float32)
         self.updates = [Update(values["weight"], values["bias"], self._partials, slices)]

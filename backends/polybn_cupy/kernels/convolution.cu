@@ -114,11 +114,14 @@ __device__ void weigh(const Convolution& c, int block) {
             const int pair = (part * PAIRS + p) * THREADS + int(threadIdx.x), feature = pair / COLUMNS, tap = pair % COLUMNS;
             if (feature >= features || (tap == TAPS && channel > 0)) continue;
             const float* mine = dy + (feature - lowest) * places;
+            if (tap == TAPS) {
+                for (int place = 0; place < places; ++place) sum[p] += mine[place];
+                continue;
+            }
             const float* under = x + tap / KERNEL * wide + tap % KERNEL;
             for (int row = 0; row < down; ++row, under += wide) {
-                for (int column = 0; column < across; ++column, ++mine) {
-                    sum[p] = fmaf(*mine, tap == TAPS ? 1.0f : under[column], sum[p]);
-                }
+#pragma unroll 8
+                for (int column = 0; column < across; ++column, ++mine) sum[p] = fmaf(*mine, under[column], sum[p]);
             }
         }
     }

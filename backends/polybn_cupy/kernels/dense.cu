@@ -11,7 +11,7 @@ struct Dense {
     float *y, *partials;              // partials: (slices, features, inputs + 1), the last column for the bias
 };
 
-inline constexpr int ROWS = 16, COLUMNS = 64, DEPTH = 16, EACH = COLUMNS * ROWS / THREADS;
+inline constexpr int ROWS = 16, COLUMNS = 64, DEPTH = 64, EACH = COLUMNS * ROWS / THREADS;
 
 // put(row, column, sum of left(row, k) * right(k, column)) for a tile of ROWS x COLUMNS; k from `first` to `last`.
 template <class Left, class Right, class Put>
@@ -25,8 +25,10 @@ __device__ void product(int tile, int rows, int columns, int first, int last, Le
     float sum[EACH] = {};
     for (int start = first; start < last; start += DEPTH) {
         __syncthreads();
-        {
-            const int i = t / DEPTH, k = t % DEPTH;
+        // All loads of a step are in flight together, because a small matrix has few blocks to wait with.
+#pragma unroll
+        for (int n = t; n < ROWS * DEPTH; n += THREADS) {
+            const int i = n / DEPTH, k = n % DEPTH;
             l[i * (DEPTH + 1) + k] = top + i < rows && start + k < last ? left(top + i, start + k) : 0;
         }
 #pragma unroll
@@ -35,7 +37,7 @@ __device__ void product(int tile, int rows, int columns, int first, int last, Le
             r[n] = side + j < columns && start + k < last ? right(start + k, side + j) : 0;
         }
         __syncthreads();
-#pragma unroll
+#pragma unroll 16
         for (int k = 0; k < DEPTH; ++k) {
 #pragma unroll
             for (int e = 0; e < EACH; ++e) {

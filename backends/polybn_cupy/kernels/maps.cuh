@@ -29,37 +29,47 @@ struct Map {
         return float(images[(order ? order[number] : number) * each + place]) / 255.0f;
     }
 
-    // The largest of a square and its place; of equals, the first.
-    __device__ Best best(int image, int at) const {
-        if (size == 1) return {stored(image, at), at};
+    // The place of the first value of a square.
+    __device__ Index corner(int at) const {
         const int wide = int(width), rows = int(height), side = int(size);
         const int column = at % wide, row = at / wide % rows, channel = at / wide / rows;
-        const Index corner = (Index(channel) * rows * side + row * side) * wide * side + column * side;
-        Best found = {stored(image, corner), corner};
-        for (int i = 1; i < side * side; ++i) {
-            const Index place = corner + Index(i / side) * wide * side + i % side;
-            const float value = stored(image, place);
-            if (value > found.value || value != value) found = {value, place};
+        return (Index(channel) * rows + row) * side * wide * side + column * side;
+    }
+
+    __device__ Index place(Index corner, int i) const {
+        const int side = int(size);
+        return corner + Index(i / side) * width * side + i % side;
+    }
+
+    // The largest of a square and its place; of equals, the first.
+    __device__ __noinline__ Best largest(int image, int at) const {
+        const Index first = corner(at);
+        Best found = {stored(image, first), first};
+        for (int i = 1; i < int(size * size); ++i) {
+            const Index from = place(first, i);
+            const float value = stored(image, from);
+            if (value > found.value || value != value) found = {value, from};
         }
         return found;
     }
 
     __device__ float activated(float value) const { return sigmoid ? 1 / (1 + expf(-value)) : value; }
 
-    __device__ float read(int image, int at) const { return activated(best(image, at).value); }
+    __device__ float read(int image, int at) const {
+        return activated(size == 1 ? stored(image, at) : largest(image, at).value);
+    }
 
     // Turn the gradient of one value into that of the stored ones.
-    __device__ void give(int image, int at, float gradient) const {
-        const Index each = Index(values()) * size * size;
-        const Best found = size == 1 && !sigmoid ? Best{0, at} : best(image, at);
-        const float y = activated(found.value);
-        const float given = sigmoid ? gradient * (y * (1 - y)) : gradient;
+    __device__ __noinline__ void give(int image, int at, float gradient) const {
+        float* target = dx + Index(image) * values() * size * size;
+        Best found = {0, at};
         if (size > 1) {
-            const int wide = int(width), rows = int(height), side = int(size);
-            const int column = at % wide, row = at / wide % rows, channel = at / wide / rows;
-            const Index corner = (Index(channel) * rows * side + row * side) * wide * side + column * side;
-            for (int i = 0; i < side * side; ++i) dx[image * each + corner + Index(i / side) * wide * side + i % side] = 0;
+            found = largest(image, at);
+            for (int i = 0; i < int(size * size); ++i) target[place(corner(at), i)] = 0;
+        } else if (sigmoid) {
+            found.value = stored(image, at);
         }
-        dx[image * each + found.place] = given;
+        const float y = activated(found.value);
+        target[found.place] = sigmoid ? gradient * (y * (1 - y)) : gradient;
     }
 };
