@@ -10,7 +10,7 @@ import pytest
 import polybn
 from polybn.lenet import fashion_mnist, networks
 from polybn.lenet.program import compile
-from polybn.spec import BackendError
+from polybn.spec import BackendError, DomainError
 
 cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
 EMULATED = "emulated" in cupy.__version__
@@ -27,6 +27,12 @@ def losses(backend: str, norm: networks.Norm, steps: int = STEPS) -> np.ndarray:
     reports = list(program.train_epoch(placed, order, learning_rate=RATE))
     assert sum(len(report.losses) for report in reports) == steps
     return np.concatenate([report.losses for report in reports])
+
+
+def trained(network: networks.Network, images: np.ndarray) -> Any:
+    count = len(images)
+    program = compile(network, polybn.backend("cupy"), networks.initial_state(network, 0), batch_size=count)
+    return program.train_epoch(program.place(images, np.zeros(count, np.uint8)), np.arange(count), learning_rate=0.1)
 
 
 @pytest.mark.parametrize("norm", ["spec", None])
@@ -46,6 +52,13 @@ def test_cupy_has_no_batch_norm_of_its_own() -> None:
         BackendError, match=r"^polybn\.train: norm must be 'spec' or None on the cupy backend; got 'nat"
     ):
         compile(network, polybn.backend("cupy"), networks.initial_state(network, 0), batch_size=4)
+
+
+def test_an_image_that_does_not_fit_into_shared_memory_is_refused() -> None:
+    network = networks.Network((1, 300, 300), (networks.Convolution(1, 1), networks.MaxPool(300), networks.Dense(2)))
+    words = r"an image of a Convolution must fit into the \d+ bytes of shared memory on the cupy backend; got 1 x 300 x"
+    with pytest.raises(DomainError, match=words):
+        list(trained(network, np.zeros((2, 1, 300, 300), np.uint8)))
 
 
 @pytest.mark.skipif(not EMULATED, reason="it reads what the emulation recorded")

@@ -26,8 +26,8 @@ __device__ void correlate(
     constexpr int TAPS = KERNEL * KERNEL;
     extern __shared__ uint4 memory[];
     const int groups = (outs + TOGETHER - 1) / TOGETHER, area = high * wide;
-    Four* w = reinterpret_cast<Four*>(memory);                 // (stage, TAPS, groups)
-    float* x = reinterpret_cast<float*>(w + stage * TAPS * groups);  // (stage, high, wide)
+    Four* w = reinterpret_cast<Four*>(memory);                       // (groups, stage, TAPS)
+    float* x = reinterpret_cast<float*>(w + groups * stage * TAPS);  // (stage, high, wide)
     const int across = wide - KERNEL + 1, places = (high - KERNEL + 1) * across;
     const int first = part * UNITS * THREADS + int(threadIdx.x);
     float sum[UNITS][TOGETHER] = {};
@@ -35,9 +35,10 @@ __device__ void correlate(
         const int here = depth - start < stage ? depth - start : stage;
         __syncthreads();
         for (int n = threadIdx.x; n < here * area; n += THREADS) x[n] = plane(start + n / area, n % area);
-        for (int n = threadIdx.x; n < here * TAPS * groups * TOGETHER; n += THREADS) {
-            const int out = n % (groups * TOGETHER), tap = n / (groups * TOGETHER) % TAPS, z = n / (groups * TOGETHER) / TAPS;
-            reinterpret_cast<float*>(w)[n] = out < outs ? weight(start + z, out, tap) : 0;
+        for (int n = threadIdx.x; n < groups * stage * TAPS * TOGETHER; n += THREADS) {
+            const int tap = n / TOGETHER % TAPS, row = n / TOGETHER / TAPS, z = row % stage;
+            const int out = row / stage * TOGETHER + n % TOGETHER;
+            reinterpret_cast<float*>(w)[n] = out < outs && z < here ? weight(start + z, out, tap) : 0;
         }
         __syncthreads();
 #pragma unroll
@@ -45,15 +46,15 @@ __device__ void correlate(
             const int unit = first + u * THREADS, place = unit % places, group = unit / places;
             if (group >= groups) continue;
             const float* corner = x + place / across * wide + place % across;
-            const Four* mine = w + group;
-            for (int z = 0; z < here; ++z, corner += area, mine += TAPS * groups) {
+            const Four* mine = w + group * stage * TAPS;
+            for (int z = 0; z < here; ++z, corner += area, mine += TAPS) {
 #pragma unroll
                 for (int i = 0; i < KERNEL; ++i) {
                     const float* row = corner + (FLIP ? KERNEL - 1 - i : i) * wide;
 #pragma unroll
                     for (int j = 0; j < KERNEL; ++j) {
                         const float value = row[FLIP ? KERNEL - 1 - j : j];
-                        const Four four = mine[(i * KERNEL + j) * groups];
+                        const Four four = mine[i * KERNEL + j];
 #pragma unroll
                         for (int f = 0; f < TOGETHER; ++f) sum[u][f] = fmaf(four.value[f], value, sum[u][f]);
                     }
