@@ -20,6 +20,7 @@ from docs._ext import (
     budget,
     clauses,
     commands,
+    dask_scaling,
     dialects,
     exports,
     links,
@@ -43,6 +44,7 @@ GENERATED = {
     "dialect-facts": dialects.facts,
     "conversions": dialects.conversions,
     "exports": exports.table,
+    "dask-scaling": dask_scaling.table,
 }
 
 
