@@ -365,9 +365,8 @@ def test_numbers_of_numpy_are_numbers() -> None:
     found = convert(PYTORCH, "pytorch", "tinygrad", np.int64(5), steps=np.int32(7))  # type: ignore[arg-type]
     assert found.state["num_batches_tracked"] == 7
     assert convert(PYTORCH, "pytorch", "keras3", np.int64(5)).state == KERAS  # type: ignore[arg-type]
-    assert DIALECTS["haiku"].arguments(momentum=0.5, step=np.int64(2)) == DIALECTS["haiku"].arguments(
-        momentum=0.5, step=2
-    )
+    arguments = DIALECTS["haiku"].arguments
+    assert arguments(momentum=0.5, step=np.int64(2)) == arguments(momentum=0.5, step=2)  # type: ignore[arg-type]
 
 
 def test_an_eps_of_0_becomes_the_least_number_above_it() -> None:

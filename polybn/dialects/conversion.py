@@ -159,8 +159,8 @@ def _number(name: str, value: Any, least: int, why: str) -> int | None:
     """Return a whole number, or None where none was given."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise DomainError(f"{FUNCTION}: {name} must be an int of {least} or more; got {value!r} ({why})")
-    if value >= MOST:
+    if int(value) >= MOST:
         raise DomainError(f"{FUNCTION}: {name} must be below 2**63; got {value!r} ({why})")
     return int(value)
