@@ -56,7 +56,7 @@ def checks(path: Path) -> Iterator[tuple[str, Check]]:
 
 
 def to_rst(prose: str, tests: list[Path], properties: dict[str, list[str]]) -> str:
-    """Write the specification in reStructuredText: the clauses, then for each its tests and the kit's ``properties``."""
+    """Write the specification in reStructuredText: the clauses, then the tests and ``properties`` that check each."""
     intro, clauses = split(prose)
     found = [pair for path in tests for pair in checks(path)]
     parts = [intro]
