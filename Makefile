@@ -66,7 +66,7 @@ check: .venv-check/check  ## lint and types
 bench: .venv/train  ## time batch norm and training steps of each backend that runs here
 	$(BIN)/polybn bench $(ARGS)
 
-gpu-check:  ## on a machine with a GPU and its own CuPy: kit, tests, sanitizers, timings, docs/results/cupy-<device>.json
+gpu-check:  ## on a machine with a GPU and its own CuPy: kits, tests, timings, docs/results/cupy-<device>.json; ARGS="--budget 560"
 	PYTHONPATH=.:backends $(PYTHON) -m tests.gpu.check $(ARGS)
 
 clean:  ## remove what the other targets made, runs excepted

@@ -10,7 +10,7 @@ import pytest
 import polybn
 from polybn.lenet import fashion_mnist, networks
 from polybn.lenet.program import compile
-from polybn.spec import BackendError
+from polybn.spec import BackendError, DomainError
 
 cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
 EMULATED = "emulated" in cupy.__version__
@@ -18,15 +18,21 @@ STEPS, BATCH = 50, 16
 RATE = 0.05
 
 
-def losses(backend: str, norm: networks.Norm) -> np.ndarray:
+def losses(backend: str, norm: networks.Norm, steps: int = STEPS) -> np.ndarray:
     data, network = fashion_mnist.load("sample"), networks.lenet(norm)
     module = polybn.backend(backend)
     program = compile(network, module, networks.initial_state(network, 3), batch_size=BATCH)
     placed = program.place(data.train_images, data.train_labels)
-    order = networks.epoch_order(3, 1, len(data.train_labels))[: STEPS * BATCH]
+    order = networks.epoch_order(3, 1, len(data.train_labels))[: steps * BATCH]
     reports = list(program.train_epoch(placed, order, learning_rate=RATE))
-    assert sum(len(report.losses) for report in reports) == STEPS
+    assert sum(len(report.losses) for report in reports) == steps
     return np.concatenate([report.losses for report in reports])
+
+
+def trained(network: networks.Network, images: np.ndarray) -> Any:
+    count = len(images)
+    program = compile(network, polybn.backend("cupy"), networks.initial_state(network, 0), batch_size=count)
+    return program.train_epoch(program.place(images, np.zeros(count, np.uint8)), np.arange(count), learning_rate=0.1)
 
 
 @pytest.mark.parametrize("norm", ["spec", None])
@@ -48,6 +54,13 @@ def test_cupy_has_no_batch_norm_of_its_own() -> None:
         compile(network, polybn.backend("cupy"), networks.initial_state(network, 0), batch_size=4)
 
 
+def test_an_image_that_does_not_fit_into_shared_memory_is_refused() -> None:
+    network = networks.Network((1, 300, 300), (networks.Convolution(1, 1), networks.MaxPool(300), networks.Dense(2)))
+    words = r"an image of a Convolution must fit into the \d+ bytes of shared memory on the cupy backend; got 1 x 300 x"
+    with pytest.raises(DomainError, match=words):
+        list(trained(network, np.zeros((2, 1, 300, 300), np.uint8)))
+
+
 @pytest.mark.skipif(not EMULATED, reason="it reads what the emulation recorded")
 def test_a_step_is_one_graph() -> None:
     """Each of two batch sizes is captured once and replayed in every epoch; a batch norm is one launch in each pass."""
@@ -62,6 +75,24 @@ def test_a_step_is_one_graph() -> None:
     list(program.train_epoch(data, np.arange(10), learning_rate=0.1))
     assert data.graphs == graphs
     names = [name.partition("<")[0] for name, *_ in cupy.cuda.LAUNCHES]
-    assert names.count("gather") == names.count("judge") == 3
-    assert names.count("forward") == names.count("backward") == 3 * 4
-    assert len(names) == 3 * 45
+    assert names == 3 * NODES
+
+
+LAYERS = ("convolve", "convolve", "multiply", "multiply")
+NODES = [
+    *(name for layer in LAYERS for name in (layer, "forward")), "multiply", "judge",
+    *(name for layer in ("multiply_back", "multiply_back", "multiply_back", "pull") for name in (layer, "backward")),
+    "pull", "descend",
+]  # fmt: skip
+"""The kernels of a step of LeNet: pools and sigmoids belong to the layers that read them, and all updates are one."""
+
+
+@pytest.mark.skipif(not EMULATED, reason="it reads what the emulation recorded")
+def test_tests_compile_all_kernels_of_lenet() -> None:
+    from polybn_cupy import sources
+
+    listed = {name for _, name in sources.instances()}
+    cupy.cuda.LAUNCHES.clear()
+    for norm in ("spec", None):
+        losses("cupy", norm, steps=1)
+    assert {name for name, *_ in cupy.cuda.LAUNCHES} <= listed

@@ -44,10 +44,11 @@ def device() -> Device:
 def barriers() -> Any:
     """Return the counters of the barriers between blocks; they are zeros before and after every launch.
 
-    Launches on one stream run one after the other, so there is one set of counters per stream.
+    Launches on one stream run one after the other, so there is one set of counters per stream. The stream is kept, too,
+    because CUDA gives the handle of a deleted stream to a new one while work of the old one may still be running.
     """
     key, stream = _queue()
-    found = _barriers.get(key)
+    found, _ = _barriers.get(key, (None, None))
     if found is None:
         most = device().multiprocessors * (2048 // THREADS)
         if stream.is_capturing():  # a captured fill would not run before the graph is replayed
@@ -56,7 +57,7 @@ def barriers() -> Any:
                 aside.synchronize()
         else:
             found = cupy.zeros((most, 2), np.uint32)
-        found = _barriers.setdefault(key, found)
+        found, _ = _barriers.setdefault(key, (found, stream))
     return found
 
 
@@ -75,7 +76,7 @@ def mail(numbers: int) -> Any:
 
 
 Queue: TypeAlias = tuple[int, int, int]
-_barriers: dict[Queue, Any] = {}
+_barriers: dict[Queue, tuple[Any, Any]] = {}
 _mail: dict[Queue, list[Any]] = {}
 
 

@@ -192,7 +192,10 @@ def main() -> None:
         kernels[subject.label] = counted
         bad = complaints(subject, counted, None)
         sys.stdout.write(f"{subject.label}: {counted['instructions a value']} {'; '.join(bad)}\n")
+    from tests.gpu import steps
+
     data = {"compiler": f"NVRTC {nvrtc.version()}", "target": TARGET, "shape": LARGE, "kernels": kernels}
+    data["step"] = steps.record()
     RECORD.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
