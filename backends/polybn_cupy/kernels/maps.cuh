@@ -22,11 +22,21 @@ struct Map {
 
     __device__ int values() const { return int(channels * height * width); }
 
-    __device__ float stored(Index image, Index place) const {
+    // The stored values of an image, as a function of their places.
+    template <class Use>
+    __device__ auto with_stored(int image, Use use) const {
         const Index each = Index(values()) * size * size;
-        if (!images) return x[image * each + place];
-        const Index number = progress[0] + image;
-        return float(images[(order ? order[number] : number) * each + place]) / 255.0f;
+        if (images) {
+            const Index number = progress[0] + image;
+            const unsigned char* bytes = images + (order ? order[number] : number) * each;
+            return use([bytes](Index place) { return float(bytes[place]) / 255.0f; });
+        }
+        const float* numbers = x + image * each;
+        return use([numbers](Index place) { return numbers[place]; });
+    }
+
+    __device__ float stored(int image, Index place) const {
+        return with_stored(image, [place](auto load) { return load(place); });
     }
 
     // The place of the first value of a square.
@@ -44,20 +54,24 @@ struct Map {
     // The largest of a square and its place; of equals, the first.
     __device__ __noinline__ Best largest(int image, int at) const {
         const Index first = corner(at);
-        Best found = {stored(image, first), first};
-        for (int i = 1; i < int(size * size); ++i) {
-            const Index from = place(first, i);
-            const float value = stored(image, from);
-            if (value > found.value || value != value) found = {value, from};
-        }
-        return found;
+        return with_stored(image, [this, first](auto load) {
+            Best found = {load(first), first};
+#pragma unroll 3
+            for (int i = 1; i < int(size * size); ++i) {
+                const Index from = place(first, i);
+                const float value = load(from);
+                if (value > found.value || value != value) found = {value, from};
+            }
+            return found;
+        });
     }
 
     __device__ float activated(float value) const { return sigmoid ? 1 / (1 + expf(-value)) : value; }
 
-    __device__ float read(int image, int at) const {
-        return activated(size == 1 ? stored(image, at) : largest(image, at).value);
-    }
+    // A value before the sigmoid.
+    __device__ float raw(int image, int at) const { return size == 1 ? stored(image, at) : largest(image, at).value; }
+
+    __device__ float read(int image, int at) const { return activated(raw(image, at)); }
 
     // Turn the gradient of one value into that of the stored ones.
     __device__ __noinline__ void give(int image, int at, float gradient) const {
@@ -73,3 +87,20 @@ struct Map {
         target[found.place] = sigmoid ? gradient * (y * (1 - y)) : gradient;
     }
 };
+
+// Fill an array in shared memory with finish(load(n)); a thread starts several loads before it waits for the first.
+template <class Load, class Finish>
+__device__ void fill(float* target, int count, Load load, Finish finish) {
+    constexpr int AHEAD = 4;
+    for (int first = threadIdx.x; first < count; first += AHEAD * THREADS) {
+        float value[AHEAD];
+#pragma unroll
+        for (int k = 0; k < AHEAD; ++k) value[k] = first + k * THREADS < count ? load(first + k * THREADS) : 0;
+#pragma unroll
+        for (int k = 0; k < AHEAD; ++k) {
+            if (first + k * THREADS < count) target[first + k * THREADS] = finish(value[k]);
+        }
+    }
+}
+
+__device__ inline float unchanged(float value) { return value; }
