@@ -35,10 +35,9 @@ class Node(NamedTuple):
 def _convolution(channels: int, side: int, features: int, *, first: bool) -> tuple[Node, Node]:
     """Return the launches of a convolution with kernels of 5 x 5; four outputs and 32 lanes always go together."""
     out, taps, images = (side - 4) ** 2, 25, BATCH
-    pooled = not first
     weights = _loads(_up(features, 4) * taps * channels)
     forward = Node(
-        _loads(channels * side**2, pooled) + weights, {"convolve": images * out * _up(features, 4) * taps * channels}
+        _loads(channels * side**2) + weights, {"convolve": images * out * _up(features, 4) * taps * channels}
     )
     work, waits = {"weigh": images * channels * _up(features * (taps + 1), 32) * out}, 2 * (1 + _loads(features * out))
     if not first:
@@ -48,17 +47,17 @@ def _convolution(channels: int, side: int, features: int, *, first: bool) -> tup
     return forward, Node(waits, work)
 
 
-def _dense(inputs: int, features: int, *, pooled: bool = False) -> tuple[Node, Node]:
+def _dense(inputs: int, features: int) -> tuple[Node, Node]:
     """Return the launches of a dense layer, whose products are cut into tiles of 16 x 16, 64 deep."""
-    waits = _up(inputs, 64) // 64 * (1 + _loads(64 * 16, pooled))
+    waits = _up(inputs, 64) // 64 * 2
     forward = Node(waits, {"product": _up(features, 16) * BATCH * inputs})
     spread, weigh = _up(inputs, 16) * BATCH * features, _up(features, 16) * _up(inputs + 1, 16) * BATCH
     return forward, Node(_up(features, 64) // 64 * 2 + 1, {"product": spread + weigh})
 
 
-def _loads(number: int, pooled: bool = False) -> int:
-    """Return how often a thread waits while its block loads some values; it waits for each square of a pool."""
-    return math.ceil(number / (THREADS * (1 if pooled else AHEAD)))
+def _loads(number: int) -> int:
+    """Return how often a thread waits while its block loads some values, or squares of them."""
+    return math.ceil(number / (THREADS * AHEAD))
 
 
 def _up(number: int, step: int) -> int:
@@ -68,11 +67,11 @@ def _up(number: int, step: int) -> int:
 NODES = [
     *_convolution(1, 28, 6, first=True),
     *_convolution(6, 12, 16, first=False),
-    *_dense(256, 120, pooled=True),
+    *_dense(256, 120),
     *_dense(120, 84),
     *_dense(84, 10),
     Node(3, {}),  # the loss
-    Node(3, {}),  # SGD
+    Node(6, {}),  # SGD, which adds up to 128 slices, 32 at a time
 ]
 BATCH_NORMS = 8
 """The launches of batch norm in a step, whose tensors are so small that only latency counts."""

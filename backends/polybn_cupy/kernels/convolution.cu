@@ -23,10 +23,10 @@ struct Planes {
     int depth, stage, high, wide;  // stage: how many are in shared memory at once
 };
 
-// put(out, place, sum of weight(z, out, tap) * finish(plane(z, place + tap))) for one part of the outputs; the sum is
-// over planes z, and taps.
-template <int KERNEL, bool FLIP, class Plane, class Finish, class Weight, class Put>
-__device__ void correlate(int part, Planes planes, int outs, Plane plane, Finish finish, Weight weight, Put put) {
+// put(out, place, sum of weight(z, out, tap) * plane(z, place + tap)) for one part of the outputs; the sum is over planes
+// z, and taps. fill_planes(target, z, count) brings some planes to shared memory.
+template <int KERNEL, bool FLIP, class Fill, class Weight, class Put>
+__device__ void correlate(int part, Planes planes, int outs, Fill fill_planes, Weight weight, Put put) {
     constexpr int TAPS = KERNEL * KERNEL;
     extern __shared__ uint4 memory[];
     const int high = planes.high, wide = planes.wide, depth = planes.depth, stage = planes.stage;
@@ -39,7 +39,7 @@ __device__ void correlate(int part, Planes planes, int outs, Plane plane, Finish
     for (int start = 0; start < depth; start += stage) {
         const int here = depth - start < stage ? depth - start : stage;
         __syncthreads();
-        fill(x, here * area, [&](int n) { return plane(start + n / area, n % area); }, finish);
+        fill_planes(x, start, here * area);
         const auto load = [&](int n) {
             const int tap = n / TOGETHER % TAPS, row = n / TOGETHER / TAPS, z = row % stage;
             const int out = row / stage * TOGETHER + n % TOGETHER;
@@ -88,8 +88,7 @@ __global__ void __launch_bounds__(THREADS) convolve(const __grid_constant__ Conv
     const int image = blockIdx.x / split;
     correlate<KERNEL, false>(
         blockIdx.x % split, {channels, int(c.stage), high, wide}, features,
-        [&](int channel, int at) { return c.in.raw(image, channel * high * wide + at); },
-        [&](float value) { return c.in.activated(value); },
+        [&](float* target, int channel, int count) { c.in.fetch(target, count, image, channel * high * wide); },
         [&](int channel, int feature, int tap) { return c.weight[(feature * channels + channel) * TAPS + tap]; },
         [&](int feature, int place, float sum) {
             c.y[(Index(image) * features + feature) * places + place] = sum + c.bias[feature];
@@ -113,8 +112,7 @@ __device__ void weigh(const Convolution& c, int block) {
     float sum[PAIRS] = {};
     for (Index image = Index(slice) * length; image < Index(slice + 1) * length && image < c.n; ++image) {
         __syncthreads();
-        const auto load = [&](int n) { return c.in.raw(int(image), channel * area + n); };
-        fill(x, area, load, [&](float value) { return c.in.activated(value); });
+        c.in.fetch(x, area, int(image), channel * area);
         const float* from = c.dy + (image * features + lowest) * places;
         fill(dy, (highest - lowest) * places, [from](int n) { return from[n]; }, unchanged);
         __syncthreads();
@@ -156,12 +154,15 @@ __global__ void __launch_bounds__(THREADS) pull(const __grid_constant__ Convolut
     const int image = blockIdx.x / split;
     correlate<KERNEL, true>(
         blockIdx.x % split, {features, int(c.spread_stage), high + MARGIN, wide + MARGIN}, channels,
-        [&](int feature, int at) {
-            const int row = at / (wide + MARGIN) - MARGIN, column = at % (wide + MARGIN) - MARGIN;
-            const bool there = row >= 0 && row < down && column >= 0 && column < across;
-            return there ? c.dy[((Index(image) * features + feature) * down + row) * across + column] : 0.0f;
+        [&](float* target, int start, int count) {
+            const auto load = [&](int n) {
+                const int area = (high + MARGIN) * (wide + MARGIN), feature = start + n / area, at = n % area;
+                const int row = at / (wide + MARGIN) - MARGIN, column = at % (wide + MARGIN) - MARGIN;
+                const bool there = row >= 0 && row < down && column >= 0 && column < across;
+                return there ? c.dy[((Index(image) * features + feature) * down + row) * across + column] : 0.0f;
+            };
+            fill(target, count, load, unchanged);
         },
-        unchanged,
         [&](int feature, int channel, int tap) { return c.weight[(feature * channels + channel) * TAPS + tap]; },
         [&](int channel, int place, float sum) { c.in.give(image, channel * high * wide + place, sum); });
 }

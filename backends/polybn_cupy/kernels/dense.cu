@@ -14,11 +14,11 @@ struct Dense {
 inline constexpr int SIDE = 16, DEPTH = 64;
 static_assert(SIDE * SIDE == THREADS);
 
-// put(row, column, sum of left(row, k) * finish(right(k, column))) for a tile of SIDE x SIDE; k from `first` to `last`.
-// Tiles are small, because matrices are, and many blocks wait for memory at the same time.
-template <class Left, class Right, class Finish, class Put>
-__device__ void product(
-    int tile, int rows, int columns, int first, int last, Left left, Right right, Finish finish, Put put) {
+// put(row, column, sum of left(row, k) * right(k, column)) for a tile of SIDE x SIDE; k from `first` to `last`.
+// fill_right(target, cut) fills a tile in shared memory with cut(right). Tiles are small, because matrices are,
+// and many blocks wait for memory at the same time.
+template <class Left, class Right, class Put>
+__device__ void product(int tile, int rows, int columns, int first, int last, Left left, Right fill_right, Put put) {
     extern __shared__ uint4 memory[];
     float* l = reinterpret_cast<float*>(memory);  // (SIDE, DEPTH)
     float* r = l + SIDE * DEPTH;                  // (DEPTH, SIDE)
@@ -32,12 +32,13 @@ __device__ void product(
             const int i = top + n / DEPTH, k = start + n % DEPTH;
             return i < rows && k < last ? left(i, k) : 0.0f;
         };
-        const auto load_right = [&](int n) {
-            const int k = start + n / SIDE, j = side + n % SIDE;
-            return k < last && j < columns ? right(k, j) : 0.0f;
-        };
         fill(l, SIDE * DEPTH, load_left, unchanged);
-        fill(r, SIDE * DEPTH, load_right, finish);
+        fill_right(r, [&](auto load) {
+            return [&, load](int n) {
+                const int k = start + n / SIDE, j = side + n % SIDE;
+                return k < last && j < columns ? load(k, j) : 0.0f;
+            };
+        });
         __syncthreads();
         const int here = last - start < DEPTH ? last - start : DEPTH;
 #pragma unroll 16
@@ -51,8 +52,12 @@ __global__ void __launch_bounds__(THREADS) multiply(const __grid_constant__ Dens
     product(
         blockIdx.x, features, int(d.n), 0, inputs,
         [&](int feature, int k) { return d.weight[Index(feature) * inputs + k]; },
-        [&](int k, int image) { return d.in.raw(image, k); },
-        [&](float value) { return d.in.activated(value); },
+        [&](float* target, auto cut) {
+            d.in.with_loads([&](auto load) {
+                const auto right = cut([&](int k, int image) { return load(image, k); });
+                fill(target, SIDE * DEPTH, right, [&](float value) { return d.in.activated(value); });
+            });
+        },
         [&](int feature, int image, float sum) { d.y[Index(image) * features + feature] = sum + d.bias[feature]; });
 }
 
@@ -63,8 +68,10 @@ __global__ void __launch_bounds__(THREADS) multiply_back(const __grid_constant__
         product(
             blockIdx.x, inputs, n, 0, features,
             [&](int input, int feature) { return d.weight[Index(feature) * inputs + input]; },
-            [&](int feature, int image) { return d.dy[Index(image) * features + feature]; },
-            unchanged,
+            [&](float* target, auto cut) {
+                const auto right = cut([&](int feature, int image) { return d.dy[Index(image) * features + feature]; });
+                fill(target, SIDE * DEPTH, right, unchanged);
+            },
             [&](int input, int image, float sum) { d.in.give(image, input, sum); });
         return;
     }
@@ -73,8 +80,14 @@ __global__ void __launch_bounds__(THREADS) multiply_back(const __grid_constant__
     product(
         block / slices, features, inputs + 1, first, first + length < n ? first + length : n,
         [&](int feature, int image) { return d.dy[Index(image) * features + feature]; },
-        [&](int image, int input) { return input == inputs ? 1.0f : d.in.read(image, input); },
-        unchanged,
+        [&](float* target, auto cut) {
+            d.in.with_loads([&](auto load) {
+                const auto right = cut([&](int image, int input) {
+                    return input == inputs ? 1.0f : d.in.activated(load(image, input));
+                });
+                fill(target, SIDE * DEPTH, right, unchanged);
+            });
+        },
         [&](int feature, int input, float sum) {
             d.partials[(Index(slice) * features + feature) * (inputs + 1) + input] = sum;
         });
