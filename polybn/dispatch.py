@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+import threading
 import warnings
 from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
@@ -194,7 +195,9 @@ def _load(function: str, value: str) -> Backend:
         return cast("Backend", attrgetter(attribute)(found) if attribute else found)
     except (Exception, SystemExit) as error:  # a module that ends the program must not end ours without a word
         name = next(name for name in _names() if _entries()[name].value == value)
+        ending = not threading.main_thread().is_alive()
+        hint = "Python is ending: import it earlier" if ending else "install its library, and see polybn.backends()"
         raise BackendError(
             f"polybn.{function}: the module of backend {name!r} must be importable; got {type(error).__name__}: "
-            f"{error} (it is {value}; install its library, and see polybn.backends())"
+            f"{error} (it is {value}; {hint})"
         ) from error

@@ -222,7 +222,7 @@ def test_a_least_eps_and_values_that_are_none_are_said() -> None:
     for bad in (np.nan, -1.0, np.inf):
         found, notes = convert(KERAS | {"moving_variance": np.array([bad], "f")}, "keras3", "gluon")
         np.testing.assert_array_equal(found["running_var"], np.array([bad], "f"))
-        assert any("Statistics of 1 channels are NaN, infinite or negative" in note for note in notes)
+        assert any("Statistics are NaN, infinite or negative in 1 of 1 channels" in note for note in notes)
     wide = {name: value.astype(np.float64) for name, value in KERAS.items()}
     assert convert(wide, "keras3", "pytorch").state["weight"].dtype == np.float64
     found, notes = convert(wide, "keras3", "gluon")
@@ -274,7 +274,7 @@ def test_what_becomes_infinite_is_said() -> None:
 
 def test_a_variance_of_nan_alone_makes_no_warning() -> None:
     state = KERAS | {"moving_variance": np.array([np.nan], "f")}
-    assert convert(state, "keras3", "tf_fused", 5, options={"epsilon": 1e-7}).notes[0].startswith("Statistics of 1")
+    assert convert(state, "keras3", "tf_fused", 5, options={"epsilon": 1e-7}).notes[0].startswith("Statistics are NaN")
 
 
 def test_axes_of_length_1_are_dropped() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import subprocess
 import sys
 import textwrap
 import threading
@@ -259,6 +261,31 @@ def test_f26_a_failing_import_keeps_its_cause(install: Installer, failure: str) 
     reason = polybn.backends()["broken"]
     assert reason == " ".join(f"{failure}: {error.__cause__}".split())
     assert polybn.backends()["numpy"] is None
+
+
+ENDING = """
+import atexit, polybn
+
+def late():
+    try:
+        polybn.backend("broken")
+    except polybn.BackendError as error:
+        print(error)
+
+atexit.register(late)
+"""
+
+
+def test_a_backend_that_cannot_be_imported_while_python_ends_says_so(install: Installer) -> None:
+    """What is wrong is the moment, not the installation."""
+    install(
+        "polybn_broken", {"broken": "polybn_broken"}, polybn_broken="import threading; threading._register_atexit(id)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(install.site), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, check=True, env=environment)
+    assert (
+        "got RuntimeError: can't register atexit after shutdown (it is polybn_broken; Python is ending: " in done.stdout
+    )
 
 
 def test_f26_a_repaired_backend_is_found_without_a_new_process(install: Installer) -> None:

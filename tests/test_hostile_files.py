@@ -72,6 +72,11 @@ def test_it_can_lie_about_what_is_not_read(name: str, inspected: Callable[[str],
     assert out.startswith(f"{name} (")
 
 
+def test_the_page_counts_them() -> None:
+    page = (ROOT / "docs" / "model-files.md").read_text(encoding="utf-8")
+    assert f"{len(hostile.REFUSED) + len(hostile.HARMLESS)} damaged and hostile files" in page
+
+
 def test_the_canary_sings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code in these files does run where they are simply unpickled."""
     monkeypatch.chdir(tmp_path)

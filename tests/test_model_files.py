@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def test_batch_norms_are_found_with_every_bit(kind: str, tmp_path: Path) -> None
     made = models.MAKERS[kind](tmp_path)
     model = model_files.read(made.path)
     assert sorted(norm.name for norm in model.norms) == sorted(made.states)
+    if kind in ("keras_whole", "keras2"):
+        assert [norm.name for norm in model.norms] == list(made.states)  # as in the network, not by the alphabet
     for norm in model.norms:
         assert norm.dialect == made.dialect
         assert norm.state.keys() == made.states[norm.name].keys()
@@ -207,6 +210,17 @@ def test_float8_is_refused_in_words(tmp_path: Path) -> None:
         model_files.read(tmp_path / "a.safetensors")
 
 
+@pytest.mark.skipif(bool(missing(("torch",))), reason="torch is missing")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_small_floats_of_pytorch_are_read_as_float32(dtype: str, tmp_path: Path) -> None:
+    import torch
+
+    state = {f"a.running_{name}": torch.tensor([1.5, 4]).to(getattr(torch, dtype)) for name in ("mean", "var")}
+    torch.save(state, tmp_path / "a.pt")
+    (norm,) = model_files.read(tmp_path / "a.pt").norms
+    assert (norm.state["running_mean"].tolist(), norm.state["running_mean"].dtype) == ([1.5, 4], np.float32)
+
+
 def test_an_axis_that_moves_is_said() -> None:
     state = {"moving_mean": np.ones(3), "moving_variance": np.ones(3)}
     model = Model("Keras", [Norm("a", "keras3", state, {"momentum": 0.9, "epsilon": 1e-3, "axis": -1})], 2)
@@ -265,7 +279,10 @@ def test_batch_norms_in_wrappers_and_layers_of_the_users_own_are_found(tmp_path:
     assert found == {"wrapped/inner": 0.5, "own/inner": None}
 
 
-@pytest.mark.parametrize(("attributes", "taken"), [({"fix_gamma": "False"}, 3.0), ({}, 1.0), (None, None)])
+@pytest.mark.parametrize(
+    ("attributes", "taken"),
+    [({"fix_gamma": "False"}, 3.0), ({"fix_gamma": "0"}, 3.0), ({"fix_gamma": "true"}, 1.0), ({}, 1.0), (None, None)],
+)
 def test_gamma_is_taken_for_1_where_the_symbol_says_so(
     attributes: dict[str, str] | None, taken: float | None, tmp_path: Path
 ) -> None:
@@ -282,7 +299,7 @@ def test_gamma_is_taken_for_1_where_the_symbol_says_so(
         with pytest.raises(DomainError, match=r"options must have fix_gamma where gamma is not 1; got none"):
             writing.convert_norms(model, dialects.PYTORCH)
         return
-    assert dict(model.norms[0].options) == {"momentum": 0.9, "eps": 1e-3, "axis": 1, "fix_gamma": attributes == {}}
+    assert dict(model.norms[0].options) == {"momentum": 0.9, "eps": 1e-3, "axis": 1, "fix_gamma": taken == 1}
     assert writing.convert_norms(model, dialects.PYTORCH).norms[0].state["weight"].tolist() == [taken] * 4
 
 
@@ -388,7 +405,7 @@ def test_convert_says_what_it_did_and_what_is_not_exact(polybn_: Polybn, tmp_pat
     code, out, err = polybn_("convert", "a.safetensors", "b.npz", "--to", "keras3")
     assert (code, err) == (0, "")
     first, second, third = out.splitlines()
-    assert first == "1 batch norms, from pytorch to keras3, are in b.npz: bn/moving_mean, ..."
+    assert first == "1 batch norm, from pytorch to keras3, in b.npz: bn/moving_mean, ..."
     assert second.startswith("bn: keras3 goes on with the biased variance where pytorch kept the unbiased one.")
     assert third.startswith(
         "bn: The file does not say eps. Unless the model was made with another, make the layers with "
@@ -396,6 +413,19 @@ def test_convert_says_what_it_did_and_what_is_not_exact(polybn_: Polybn, tmp_pat
     assert third.endswith("epsilon=1e-05, the default of pytorch: keras3 takes 0.001.")
     with np.load(tmp_path / "b.npz") as arrays:
         assert sorted(arrays) == ["bn/moving_mean", "bn/moving_variance"]
+
+
+def test_an_option_says_what_the_file_does_not(polybn_: Polybn, tmp_path: Path) -> None:
+    names = ("gamma", "beta", "moving_mean", "moving_var")
+    (tmp_path / "net.params").write_bytes(gluon.encode(states(*(f"bn_{name}" for name in names))))
+    code, _, err = polybn_("convert", "net.params", "b.npz", "--to", "pytorch")
+    assert code == 2
+    assert "in 'bn', options must have fix_gamma where gamma is not 1; got none" in err
+    options = ("--option", "fix_gamma=False", "--option", "eps=0.25")
+    code, out, err = polybn_("convert", "net.params", "b.npz", "--to", "pytorch", *options)
+    assert (code, err) == (0, "")
+    assert "Make the layers with eps=0.25, momentum=0.1." in out
+    assert "does not say eps" not in out
 
 
 @pytest.mark.parametrize(
@@ -410,7 +440,32 @@ def test_convert_says_what_it_did_and_what_is_not_exact(polybn_: Polybn, tmp_pat
             ("b.npz", "--to", "keras3", "--count", "bn=64", "--count", "bn=32"),
             "--count must name a layer once; got 'bn=32'",
         ),
-        (("b.onnx", "--fold", "--to", "keras3"), "--fold must stand alone; got --to, --from or --count beside it"),
+        (
+            ("b.npz", "--to", "keras3", "--option", "eps"),
+            "--option must be WORD=NUMBER, or WORD=True or False; got 'eps'",
+        ),
+        (
+            ("b.npz", "--to", "keras3", "--option", "eps='a'"),
+            "--option must be WORD=NUMBER, or WORD=True or False; got ",
+        ),
+        (
+            ("b.npz", "--to", "keras3", "--option", "eps=1", "--option", "eps=2"),
+            "--option must give a word once; got 'eps=2' after 1",
+        ),
+        (
+            ("b.npz", "--to", "keras3", "--option", "epsilon=1"),
+            "polybn.convert: in 'bn', options must be in the words of pytorch (momentum, eps, axis); got 'epsilon'",
+        ),
+        (
+            ("b.onnx", "--fold", "--to", "keras3"),
+            "--fold must stand alone; got --to, --from, --count or --option as well",
+        ),
+        (
+            ("b.onnx", "--fold", "--option", "eps=1"),
+            "--fold must stand alone; got --to, --from, --count or --option as well",
+        ),
+        (("a.safetensors", "--to", "keras3"), "OUTPUT must be another file than FILE; got a.safetensors for both"),
+        (("a.safetensors", "--fold"), "OUTPUT must be another file than FILE; got a.safetensors for both"),
         (("b.npz", "--fold"), "OUTPUT must end in .onnx beside --fold; got b.npz"),
         (("b.onnx", "--fold"), "a.safetensors must be an ONNX model; got another file"),
     ],
@@ -434,13 +489,29 @@ def test_a_later_kind_is_refused_with_those_that_are_read(tmp_path: Path) -> Non
 # Public models.
 
 
-@pytest.mark.skipif(bool(missing(("onnx",))), reason="onnx is not installed")
-def test_the_page_shows_what_is_said_of_a_public_model(polybn_: Polybn) -> None:
+def onnx_data() -> Path:
     spec = importlib.util.find_spec("onnx")
-    assert spec is not None
-    model = Path(str(spec.origin)).parent / "backend/test/data/light/light_densenet121.onnx"
-    if not model.exists():
+    if spec is None:
+        pytest.skip("onnx is not installed")
+    return Path(str(spec.origin)).parent / "backend" / "test" / "data"
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "model-files.md").read_text(encoding="utf-8")
+FIRST_LINES = dict(re.findall(r"^\| `([\w/.-]+)` \| onnx \| (.*) \|$", PAGE, re.MULTILINE))
+"""The first line of each model that comes with onnx, by its path."""
+
+
+def test_the_page_has_first_lines() -> None:
+    assert len(FIRST_LINES) == 6
+
+
+@pytest.mark.parametrize("name", FIRST_LINES)
+def test_the_page_shows_what_is_said_of_public_models(name: str, polybn_: Polybn) -> None:
+    path = onnx_data() / name
+    if not path.exists():
         pytest.skip("this version of onnx does not come with the model")
-    code, out, _ = polybn_("inspect", str(model))
+    code, out, _ = polybn_("inspect", str(path))
     assert code == 0
-    assert f"```text\n{out.splitlines()[0]}\n```" in (Path(__file__).parents[1] / "docs/model-files.md").read_text()
+    first = out.splitlines()[0]
+    assert first == f"{path.name} (ONNX): {FIRST_LINES[name]}"
+    assert "densenet" not in name or f"```text\n{first}\n```" in PAGE

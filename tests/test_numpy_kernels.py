@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,24 +25,31 @@ FORKS = """
 import multiprocessing, numpy, polybn
 
 def spread(seed):
-    x = numpy.random.default_rng(seed).normal(size=(64, 6, 48, 48)).astype("float32")
-    return float(polybn.batch_norm(x, training=True).y.std())
+    x = numpy.random.default_rng(seed).normal(size=(67, 7, 53, 47)).astype("float32")
+    result, pullback = polybn.batch_norm_vjp(x, training=True)
+    gradients, second = pullback.vjp(x)
+    return float(result.y.std()), float(gradients.x.std()), float(second(gradients).x.std())
 
 expected = [spread(seed) for seed in range(3)]
 with multiprocessing.get_context("fork").Pool(2) as pool:
     print(pool.map_async(spread, range(3)).get(timeout=50) == expected)
 """
 OUTLIVES = """
-import threading, numpy, polybn
+import atexit, threading, numpy
 
-x = numpy.random.default_rng(0).normal(size=(64, 8, 40, 40)).astype("float32")
+x = numpy.random.default_rng(0).normal(size=(67, 7, 53, 47)).astype("float32")
 
 def work():
-    threading.main_thread().join()
+    import polybn
     print(float(polybn.batch_norm(x, training=True).y.std()))
 
-polybn.batch_norm(x, training=True)
-threading.Thread(target=work).start()
+def work_late():
+    threading.main_thread().join()
+    work()
+
+BEFORE
+threading.Thread(target=work_late).start()
+atexit.register(work)
 """
 
 
@@ -159,19 +167,29 @@ def test_out_must_fit() -> None:
         polybn.moments(x, out=np.empty_like(x))
 
 
-def run(program: str) -> str:
+@pytest.fixture(params=["compiled", "plain"])
+def run(request: pytest.FixtureRequest) -> Callable[[str], str]:
     """Run a program in a new process, where no other library has threads; return its output."""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+    environment = os.environ | {"POLYBN_KERNELS": "01"[request.param == "compiled"]}
+
+    def run(program: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60, env=environment
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    return run
 
 
-def test_a_forked_child_has_threads_of_its_own() -> None:
+def test_a_forked_child_has_threads_of_its_own(run: Callable[[str], str]) -> None:
     assert run(FORKS) == "True\n"
 
 
-def test_a_thread_that_outlives_main() -> None:
-    assert abs(float(run(OUTLIVES)) - 1) < 1e-3
+@pytest.mark.parametrize("before", ["", "import polybn", "import polybn; polybn.batch_norm(x, training=True)"])
+def test_a_thread_that_outlives_main(run: Callable[[str], str], before: str) -> None:
+    """And a function that runs at exit, after all threads have ended."""
+    assert np.allclose([float(line) for line in run(OUTLIVES.replace("BEFORE", before)).split()], [1, 1], atol=1e-3)
 
 
 def test_info_says_which_kernels_serve() -> None:

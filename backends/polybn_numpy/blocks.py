@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from polybn_numpy.kernels import Column, Mask, Rows
 # them, and a pass is long enough that two threads rarely wait for the interpreter lock. Smaller blocks were measured to
 # be slower, with one thread and with two.
 BLOCK = 1 << 20
-THREADS = 2
 
 
 def channels_first(array: NDArray[Any], axis: int) -> NDArray[Any]:
@@ -72,24 +70,36 @@ def for_each_block(work: Callable[[slice], None], channels: int, count: int) -> 
 
     Floating-point warnings are off in it, because the specification defines results that overflow or are NaN.
     """
-
-    def quietly(block: slice) -> None:
-        with np.errstate(all="ignore"):
-            work(block)
-
     blocks = list(_split(channels, count))
-    if len(blocks) == 1:
-        quietly(blocks[0])
-    else:
-        for _ in _pool().map(quietly, blocks):
-            pass
+    failures = list[BaseException]()
+
+    def do(some: list[slice]) -> None:
+        with np.errstate(all="ignore"):
+            for block in some:
+                work(block)
+
+    def help_out() -> None:
+        try:
+            do(blocks[1::2])
+        except BaseException as error:
+            failures.append(error)
+
+    # A thread for each call, not a pool: a forked child has no threads, and a pool ends before the last threads do.
+    helper = Thread(target=help_out, name="polybn-numpy")
+    if len(blocks) > 1:
+        try:
+            helper.start()
+        except RuntimeError:  # Python ends, or the system has no thread left
+            help_out()
+    try:
+        do(blocks[::2])
+    finally:
+        if helper.ident is not None:
+            helper.join()
+    if failures:
+        raise failures[0]
 
 
 def _split(channels: int, count: int) -> Iterator[slice]:
     step = max(1, BLOCK // max(count, 1))
     return (slice(low, min(low + step, channels)) for low in range(0, channels, step))
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(THREADS, thread_name_prefix="polybn-numpy")

@@ -14,7 +14,20 @@ from sphinx.directives.other import TocTree
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.logging import getLogger
 
-from docs._ext import agreement, bench, budget, clauses, commands, dialects, links, members, pictures, sources, support
+from docs._ext import (
+    agreement,
+    bench,
+    budget,
+    clauses,
+    commands,
+    dask_scaling,
+    dialects,
+    links,
+    members,
+    pictures,
+    sources,
+    support,
+)
 
 DRAWN = Path("_build") / "pictures"
 GENERATED = {
@@ -29,6 +42,7 @@ GENERATED = {
     "dialects": dialects.table,
     "dialect-facts": dialects.facts,
     "conversions": dialects.conversions,
+    "dask-scaling": dask_scaling.table,
 }
 
 

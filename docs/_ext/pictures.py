@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from docs._ext import dask_scaling
+
 RESULTS = Path(__file__).parents[1] / "results"
 WIDTH = 5.4  # inches of 72 points: letters of 9 points stay readable on a screen that is 390 pixels wide
 
@@ -119,7 +121,12 @@ def runs_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-PICTURES: dict[str, Callable[[Theme], Figure]] = {"peers": peers, "disagreement": disagreement, "curves": curves}
+PICTURES: dict[str, Callable[[Theme], Figure]] = {
+    "peers": peers,
+    "disagreement": disagreement,
+    "curves": curves,
+    "dask-scaling": dask_scaling.picture,
+}
 
 
 def draw(folder: Path) -> None:

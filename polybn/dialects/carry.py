@@ -164,4 +164,5 @@ def _values(state: Neutral) -> list[str]:
     bad = int(np.count_nonzero(~((state.var >= 0) & np.isfinite(state.var) & np.isfinite(state.mean))))
     if not bad:
         return []
-    return [f"Statistics of {bad} channels are NaN, infinite or negative; they are carried over as they are."]
+    of = f"{bad} of {state.var.size} channels"
+    return [f"Statistics are NaN, infinite or negative in {of}; they are carried over as they are."]

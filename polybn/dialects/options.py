@@ -71,6 +71,8 @@ def _notes(here: Dialect, there: Dialect, given: Options) -> list[str]:
         notes.append(f"{here.name} has no momentum unless one is said, and none was: {there.name} takes its own.")
     elif there.momentum_weighs != here.momentum_weighs and to_old(there, to_old(there, momentum)) != momentum:
         notes.append(f"The weight {momentum!r} of the old value is rounded: 1 minus it is beside 1.")
+    if momentum == 1:
+        notes.append("The old value weighs 1 and the batch 0: training on never changes the statistics.")
     if eps < there.least_eps:
         notes.append(f"eps {eps:g} becomes {there.least_eps:g}, the least that {there.name} takes.")
     if not there.any_axis and given.axis != there.axis:
