@@ -63,7 +63,7 @@ def test_a_record_grows_part_by_part(tmp_path: Path) -> None:
     assert record["parts"]["sanitizers"]["absent"] == "compute-sanitizer is not installed"
     assert record["parts"]["speed"] == speed
     titles = [panel.title.partition("\n")[0] for panel in pictures.panels(record)]
-    assert titles == [*pictures.TASKS] * 5 + ["an epoch of LeNet"]
+    assert titles == [*pictures.TASKS] * 6 + ["an epoch of LeNet"]
     pictures.main(tmp_path / "cupy-emulated-by-g.json")
     assert "times mean nothing" in (tmp_path / "cupy-emulated-by-g.svg").read_text(encoding="utf-8")
 
