@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import polybn
 from polybn.lenet import fashion_mnist, networks
 from polybn.lenet.program import compile
 from polybn.spec import BackendError, DomainError
+from tests import test_program
+from tests.support import reference_lenet as reference
 
 cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
 EMULATED = "emulated" in cupy.__version__
@@ -46,6 +49,21 @@ def test_cupy_has_no_batch_norm_of_its_own() -> None:
         BackendError, match=r"^polybn\.train: norm must be 'spec' or None on the cupy backend; got 'nat"
     ):
         compile(network, polybn.backend("cupy"), networks.initial_state(network, 0), batch_size=4)
+
+
+def test_layers_that_do_not_fit_into_shared_memory_at_once_are_right() -> None:
+    """Planes and weights come in stages, and several blocks share the gradient of one channel's weights."""
+    layers = (networks.Convolution(20, 3), networks.Convolution(28, 5), networks.MaxPool(2), networks.Dense(3))
+    network = networks.Network((3, 12, 12), layers)
+    s = test_program.sample(network, 3)
+    program: Any = test_program.compiled("cupy", s)
+    got = test_program.program_step(program, s)
+    bound = reference.allowed(lambda rounded: test_program.exact_step(s, rounded))
+    test_program.check(got, test_program.exact_step(s), bound)
+    _, features, _, stage, spread_stage, _ = struct.unpack("<6q", program._chains[3]._layers[1]._numbers)
+    assert stage < 20
+    assert spread_stage < features
+    assert features * (25 + 1) > 256 * 2
 
 
 def test_an_image_that_does_not_fit_into_shared_memory_is_refused() -> None:
