@@ -19,7 +19,7 @@ from polybn.lenet.runs import Run
 from polybn.model_files import archives, safetensors
 from polybn.model_files.errors import ModelFileError
 from polybn.spec import DomainError
-from tests.support import exported, models
+from tests.support import export_record, exported, models
 from tests.support import reference_lenet as reference
 from tests.support.command import Polybn
 from tests.support.training_worker import slice_of_sample
@@ -232,6 +232,16 @@ def test_a_file_of_another_origin_is_refused(tmp_path: Path) -> None:
     file.write_bytes(exports.safetensors.safetensors.encode({"w": np.zeros(2, np.float32)}, {}))  # type: ignore[attr-defined]
     with pytest.raises(ModelFileError, match=r"must hold the note that `polybn export` writes; got none"):
         exports.load(file)
+
+
+# The record.
+
+
+def test_the_record_has_every_format_with_equal_labels_and_bits() -> None:
+    rows = json.loads(export_record.RECORD.read_text(encoding="utf-8"))["rows"]
+    assert [row["format"] for row in rows] == [None, *exports.FORMATS]
+    assert [(row["differ"], row["same_bits"]) for row in rows] == [(0, True)] * len(rows)
+    assert all(row["share"] <= 1 for row in rows)
 
 
 # The command.

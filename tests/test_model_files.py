@@ -218,7 +218,8 @@ def test_small_floats_of_pytorch_are_read_as_float32(dtype: str, tmp_path: Path)
     state = {f"a.running_{name}": torch.tensor([1.5, 4]).to(getattr(torch, dtype)) for name in ("mean", "var")}
     torch.save(state, tmp_path / "a.pt")
     (norm,) = model_files.read(tmp_path / "a.pt").norms
-    assert (norm.state["running_mean"].tolist(), norm.state["running_mean"].dtype) == ([1.5, 4], np.float32)
+    assert norm.state["running_mean"].tolist() == [1.5, 4]
+    assert norm.state["running_mean"].dtype == np.float32
 
 
 def test_an_axis_that_moves_is_said() -> None:
@@ -266,17 +267,19 @@ def test_batch_norms_in_wrappers_and_layers_of_the_users_own_are_found(tmp_path:
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)
             self.inner = keras.layers.BatchNormalization(name="inner")
+            self.first, self.second = (keras.layers.BatchNormalization(name="same") for _ in range(2))
 
         def build(self, shape: Any) -> None:
-            self.inner.build(shape)
+            for layer in (self.inner, self.first, self.second):
+                layer.build(shape)
 
         def call(self, x: Any) -> Any:
-            return self.inner(x)
+            return self.second(self.first(self.inner(x)))
 
     wrapped = keras.layers.TimeDistributed(keras.layers.BatchNormalization(epsilon=0.5, name="inner"), name="wrapped")
     keras.Sequential([keras.Input((4, 3, 5)), wrapped, Own(name="own")]).save(tmp_path / "a.keras")
     found = {norm.name: norm.options.get("epsilon") for norm in model_files.read(tmp_path / "a.keras").norms}
-    assert found == {"wrapped/inner": 0.5, "own/inner": None}
+    assert found == {"wrapped/inner": 0.5, "own/inner": None, "own/first": None, "own/second": None}
 
 
 @pytest.mark.parametrize(

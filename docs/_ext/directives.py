@@ -22,6 +22,7 @@ from docs._ext import (
     commands,
     dask_scaling,
     dialects,
+    exports,
     links,
     members,
     pictures,
@@ -42,6 +43,7 @@ GENERATED = {
     "dialects": dialects.table,
     "dialect-facts": dialects.facts,
     "conversions": dialects.conversions,
+    "exports": exports.table,
     "dask-scaling": dask_scaling.table,
 }
 

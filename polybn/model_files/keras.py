@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import BinaryIO
@@ -43,7 +44,9 @@ def read_archive(archive: zipfile.ZipFile) -> tuple[list[Layer], Tensors]:
 def _read_weights(file: BinaryIO, by_place: Mapping[str, str] = MappingProxyType({})) -> Tensors:
     """Return weights as ``layer/0``, ``layer/1``; a layer in nested models is ``outer/inner/layer``."""
     tensors, given = hdf5.read(file)
-    paths = {_named(path, given, by_place): path for path in tensors.shapes}
+    named = {path: _named(path, given, by_place) for path in tensors.shapes}
+    shared = Counter(named.values())
+    paths = {name if shared[name] == 1 else _named(path, {}, {}): path for path, name in named.items()}
     shapes = {name: tensors.shapes[path] for name, path in paths.items()}
     return tensors._replace(shapes=shapes, read=lambda name: tensors.read(paths[name]))
 

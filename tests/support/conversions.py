@@ -150,7 +150,7 @@ def inference_bound(source: str) -> Array:
     names = ("running_mean", "running_var", "gamma", "beta")
     columns = zip(*(state[name].tolist() for name in names), strict=True)
     x = data()[BEFORE].astype(np.float64)
-    errors = [bound(x[:, place].ravel(), *column, EPS) for place, column in enumerate(columns)]
+    errors = [bound(x[:, place].ravel(), m, v, g, b, EPS) for place, (m, v, g, b) in enumerate(columns)]
     return 2 * np.stack([error.reshape(x[:, 0].shape) for error in errors], 1)
 
 

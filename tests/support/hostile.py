@@ -234,6 +234,9 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "negative-place.safetensors": lambda: _safetensors(_entry([3], -12, 0), bytes(12)),
     "other-shape.safetensors": lambda: _safetensors(_entry([5], 0, 12), bytes(12)),
     "deep.safetensors": lambda: _safetensors(b'{"a":' + b"[" * 500_000 + b"]" * 500_000 + b"}"),
+    "twice.safetensors": lambda: _safetensors(
+        json.dumps(_entry([3], 0, 12)).replace("running_var", "running_mean").encode(), bytes(12)
+    ),
     "not-a-dict.safetensors": lambda: _safetensors(b'{"a": 7}'),
     "runs-code.pt": lambda: pickle.dumps({"bn.weight": Bad()}),
     "runs-code.bin": lambda: pickle.dumps(Bad(), protocol=4),
@@ -270,6 +273,9 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "objects.msgpack": lambda: _msgpack_array([1], "object"),
     "many.params": lambda: _gluon(2**60),
     "huge-shape.params": lambda: _gluon(1, _array(HUGE)),
+    "twice.params": lambda: _gluon(
+        2, *[_array(1) + bytes(4)] * 2, struct.pack("<Q", 2), *[struct.pack("<Q", 1) + b"a"] * 2
+    ),
     "negative-shape.params": lambda: _gluon(1, _array(-3, -4)),
     "cut.params": lambda: _gluon(2, _array(3), bytes(12)),
     "other-dtype.params": lambda: _gluon(1, _array(3, flag=99)),
