@@ -44,7 +44,8 @@ class Update(NamedTuple):
     @property
     def blocks(self) -> int:
         """The number of blocks that work on it."""
-        return -(-(self.weight.size + (0 if self.bias is None else self.bias.size)) // THREADS)
+        size: int = self.weight.size + (0 if self.bias is None else self.bias.size)
+        return -(-size // THREADS)
 
     def pack(self, first: int) -> bytes:
         """Pack the struct ``Descent``."""
