@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import polybn
 from polybn.lenet import fashion_mnist, networks
 from polybn.lenet.program import compile
 from polybn.spec import BackendError, DomainError
+from tests import test_program
+from tests.support import reference_lenet as reference
 
 cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
 EMULATED = "emulated" in cupy.__version__
@@ -27,12 +30,6 @@ def losses(backend: str, norm: networks.Norm, steps: int = STEPS) -> np.ndarray:
     reports = list(program.train_epoch(placed, order, learning_rate=RATE))
     assert sum(len(report.losses) for report in reports) == steps
     return np.concatenate([report.losses for report in reports])
-
-
-def trained(network: networks.Network, images: np.ndarray) -> Any:
-    count = len(images)
-    program = compile(network, polybn.backend("cupy"), networks.initial_state(network, 0), batch_size=count)
-    return program.train_epoch(program.place(images, np.zeros(count, np.uint8)), np.arange(count), learning_rate=0.1)
 
 
 @pytest.mark.parametrize("norm", ["spec", None])
@@ -54,11 +51,26 @@ def test_cupy_has_no_batch_norm_of_its_own() -> None:
         compile(network, polybn.backend("cupy"), networks.initial_state(network, 0), batch_size=4)
 
 
+def test_layers_that_do_not_fit_into_shared_memory_at_once_are_right() -> None:
+    """Planes and weights come in stages, and several blocks share the gradient of one channel's weights."""
+    layers = (networks.Convolution(20, 3), networks.Convolution(28, 5), networks.MaxPool(2), networks.Dense(3))
+    network = networks.Network((3, 12, 12), layers)
+    s = test_program.sample(network, 3)
+    program: Any = test_program.compiled("cupy", s)
+    got = test_program.program_step(program, s)
+    bound = reference.allowed(lambda rounded: test_program.exact_step(s, rounded))
+    test_program.check(got, test_program.exact_step(s), bound)
+    _, features, _, stage, spread_stage, _ = struct.unpack("<6q", program._chains[3]._layers[1]._numbers)
+    assert stage < 20
+    assert spread_stage < features
+    assert features * (25 + 1) > 256 * 2
+
+
 def test_an_image_that_does_not_fit_into_shared_memory_is_refused() -> None:
     network = networks.Network((1, 300, 300), (networks.Convolution(1, 1), networks.MaxPool(300), networks.Dense(2)))
     words = r"an image of a Convolution must fit into the \d+ bytes of shared memory on the cupy backend; got 1 x 300 x"
     with pytest.raises(DomainError, match=words):
-        list(trained(network, np.zeros((2, 1, 300, 300), np.uint8)))
+        compile(network, polybn.backend("cupy"), networks.initial_state(network, 0), batch_size=2)
 
 
 @pytest.mark.skipif(not EMULATED, reason="it reads what the emulation recorded")

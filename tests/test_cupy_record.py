@@ -18,7 +18,7 @@ from docs._ext import support
 from polybn import conformance
 from polybn.lenet import networks
 from tests.gpu import check as gpu_check
-from tests.gpu import pictures
+from tests.gpu import pictures, speed
 from tests.gpu import record as gpu_record
 from tests.support import emulation
 
@@ -63,7 +63,7 @@ def test_a_record_grows_part_by_part(tmp_path: Path) -> None:
     assert record["parts"]["sanitizers"]["absent"] == "compute-sanitizer is not installed"
     assert record["parts"]["speed"] == speed
     titles = [panel.title.partition("\n")[0] for panel in pictures.panels(record)]
-    assert titles == [*pictures.TASKS] * 5 + ["an epoch of LeNet"]
+    assert titles == [*pictures.TASKS] * 6 + ["an epoch of LeNet"]
     pictures.main(tmp_path / "cupy-emulated-by-g.json")
     assert "times mean nothing" in (tmp_path / "cupy-emulated-by-g.svg").read_text(encoding="utf-8")
 
@@ -152,6 +152,28 @@ def test_a_folder_without_a_record_continues_the_one_in_docs(tmp_path: Path, mon
     assert [name for name, result in record(tmp_path).parts().items() if result["ok"]] == ["speed", "tests"]
 
 
+@pytest.mark.parametrize(("copied", "predicted", "goal"), [(4.3, 99.6, 106.0), (3.0, 141.0, 151.9)])
+def test_times_are_judged_by_what_a_copy_reaches(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, copied: float, predicted: float, goal: float
+) -> None:
+    """Memory that is 4.3 / 3 times as slow makes prediction and goal as much longer; the picture shows both."""
+    monkeypatch.setattr(speed, "emulated", lambda: False)
+    problem, times = speed.Problem(speed.LARGE, "float32", "NCHW"), {"copy": {"us": 411 / copied}}
+    for task, microseconds in (("forward", 450 / copied), ("inference", 430 / copied)):
+        times[task] = speed._judged(problem, task, microseconds, times, copied)
+    assert times["forward"] == {
+        "us": round(450 / copied, 2), "predicted": predicted, "instructions": times["forward"]["instructions"],
+        "of_copy": 0.913, "goal": goal, "met": True,
+    }  # fmt: skip
+    assert times["inference"]["met"] is True
+    kept = record(tmp_path, CUDA="13.0")
+    kept.keep("speed", {"ok": True, problem.label: times})
+    pictures.main(kept.path)
+    picture = kept.path.with_suffix(".svg").read_text(encoding="utf-8")
+    assert f"predicted: {predicted:g}" in picture
+    assert "emulated" not in picture
+
+
 WRONG = """
 import sys, numpy
 from tests.gpu import stress
@@ -190,7 +212,8 @@ def test_pytorch_trains_the_same_network() -> None:
 
 def test_the_documentation_lists_the_parts() -> None:
     text = (emulation.ROOT / "docs" / "cupy.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| `([\w-]+)` \|.*\d+ s \|$", text, re.MULTILINE) == list(gpu_check.PARTS)
+    listed = re.findall(r"^\| `([\w-]+)` \|.* (\d+) s \|$", text, re.MULTILINE)
+    assert listed == [(part, str(limits.most)) for part, limits in gpu_check.PARTS.items()]
 
 
 @needs_emulation

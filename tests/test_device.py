@@ -43,7 +43,12 @@ def entered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     devices = {"cpu": nullcontext} | {name: lambda name=name: enter(name) for name in ("gpu:0", "gpu:1")}
     monkeypatch.setattr(module, "traits", replace(module.traits, devices=lambda: devices))
     compiled = module.compile
-    monkeypatch.setattr(module, "compile", lambda *a, **k: seen.append("compiled") or compiled(*a, **k))
+
+    def compile(*arguments: Any, **options: Any) -> Any:
+        seen.append("compiled")
+        return compiled(*arguments, **options)
+
+    monkeypatch.setattr(module, "compile", compile)
     return seen
 
 

@@ -25,7 +25,7 @@ Shape: TypeAlias = tuple[int, ...]
 Values: TypeAlias = dict[str, Array]
 """One layer's arrays by short name, such as ``weight``, ``gamma`` or ``running_mean``."""
 
-ROWS, COLUMNS, DEPTH = 16, 64, 64  # of dense.cu
+SIDE, DEPTH = 16, 64  # of dense.cu
 TOGETHER, UNITS, PAIRS = 4, 2, 2  # of convolution.cu
 STAGE_BYTES = 40 << 10
 """The shared memory that planes of an image and weights should fit into, so that several blocks are resident."""
@@ -44,7 +44,8 @@ class Update(NamedTuple):
     @property
     def blocks(self) -> int:
         """The number of blocks that work on it."""
-        return -(-(self.weight.size + (0 if self.bias is None else self.bias.size)) // THREADS)
+        size: int = self.weight.size + (0 if self.bias is None else self.bias.size)
+        return -(-size // THREADS)
 
     def pack(self, first: int) -> bytes:
         """Pack the struct ``Descent``."""
@@ -107,7 +108,7 @@ class Dense:
     def _launch(self, name: str, blocks: int, dy: Array | None) -> None:
         arrays = (self._values["weight"], self._values["bias"], dy, self._y, self._partials)
         arguments = self._source.pack(self._x) + self._numbers + calls.pointers(*arrays)
-        launch.kernel("dense.cu", name)(blocks, arguments, shared=4 * (ROWS * (DEPTH + 1) + DEPTH * COLUMNS))
+        launch.kernel("dense.cu", name)(blocks, arguments, shared=8 * SIDE * DEPTH)
 
 
 class Convolution:
@@ -217,7 +218,7 @@ Layer: TypeAlias = Convolution | Dense | BatchNorm | Pool
 
 
 def _tiles(rows: int, columns: int) -> int:
-    return -(-rows // ROWS) * -(-columns // COLUMNS)
+    return -(-rows // SIDE) * -(-columns // SIDE)
 
 
 def _parts(units: int, each: int) -> int:

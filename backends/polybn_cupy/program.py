@@ -59,7 +59,8 @@ class CupyProgram:
             self._state = {name: cupy.array(np.asarray(value, np.float32)) for name, value in state.items()}
             self._rate = cupy.zeros(1, np.float32)
         self._classes = rows[-1].output_shape[0]
-        self._chains: dict[int, Chain] = {}
+        with self._device, self._stream:  # a layer that does not fit is refused here, not in the first epoch
+            self._chains = {1: Chain(rows, self._state, self._rate, 1)}
 
     def place(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Data:
         """Copy images ``(N, C, H, W)`` and labels ``(N,)`` to the device, as bytes."""

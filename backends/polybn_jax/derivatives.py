@@ -15,7 +15,7 @@ from polybn.spec import Arguments, Gradients, SecondGradients
 from polybn_jax import kernels
 from polybn_jax.call import Operands, Plan, number, operands_of, plan_of
 from polybn_jax.kernels import Statistics, View, centered, largest, mask
-from polybn_jax.reductions import spread, totals, varies_over
+from polybn_jax.reductions import spread, spread_both, totals, varies_over
 from polybn_jax.scaling import power_of_two, two_factors
 
 
@@ -39,15 +39,51 @@ def double_backward(
 def _backward(dy: jax.Array, operands: Operands, s: Statistics, *, plan: Plan) -> Gradients:
     x, gamma, beta = operands[:3]
     view = kernels.view(x, operands.where, plan.axis, plan.axis_name)
+    wide = dy.reshape(view.x.shape).astype(view.x.dtype)
+    # In shard_map a sum over devices may be a part of these, and no branch that only some of them take can hold it.
+    alone = plan.axis_name is None and not varies_over(view.x)
+    if plan.training and alone:
+        dx, dgamma, dbeta = _in_training(view, s, mask(wide, view.kept))
+        vectors = (None if gamma is None else dgamma, None if beta is None else dbeta)
+        return Gradients(dx.reshape(x.shape).astype(x.dtype), *vectors)
     counts = view.counts if plan.training else None
     given = (view.x, gamma, beta, s)
     _, transpose = jax.vjp(lambda *t: kernels.tangent(view.x, s, view.kept, counts, plan.axis_name, t), *given)
-    wide = dy.reshape(view.x.shape).astype(view.x.dtype)
     dx, dgamma, dbeta, ds = transpose(wide)
     running = (None, None) if plan.training else (ds.mean, ds.variance)
     usual = Gradients(dx.reshape(x.shape).astype(x.dtype), dgamma, dbeta, *running)
-    # In shard_map a sum over devices may be a part of these, and no branch that only some of them take can hold it.
-    return usual if plan.training or varies_over(view.x) else _rescued(usual, mask(wide, view.kept), view, gamma, s)
+    return _rescued(usual, mask(wide, view.kept), view, gamma, s) if alone else usual
+
+
+def _in_training(view: View, s: Statistics, dy: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the cotangents of ``x``, gamma and beta; channels whose sums leave the range are added up again (S10)."""
+
+    # Each of these standardizes x anew, as XLA would write to memory what a branch took from outside.
+    def sums_of(g: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return totals(g, g * kernels.standardized(view.x, s, view.kept))
+
+    def finish(g: jax.Array, sum_g: jax.Array, sum_gx: jax.Array, *factors: jax.Array) -> jax.Array:
+        mean, product = spread_both(sum_g / view.counts, sum_gx / view.counts, g)
+        dx = (g - mean) - kernels.standardized(view.x, s, view.kept) * product
+        for factor in factors:
+            dx = dx * spread(factor, dx)
+        return mask(dx, view.kept)
+
+    sums = sums_of(dy)
+    lost = ~(jnp.isfinite(sums[0]) & jnp.isfinite(sums[1]))
+
+    def usual() -> tuple[jax.Array, ...]:
+        return finish(dy, *sums, s.second, s.first), *sums
+
+    def again() -> tuple[jax.Array, ...]:
+        unit = jnp.where(lost, power_of_two(largest(dy)), 1)
+        root = power_of_two(jnp.sqrt(unit))  # half of it before each factor of gamma r: products then stay in range
+        g = dy / spread(unit, dy)
+        sum_g, sum_gx = (jnp.where(lost, z, old) for z, old in zip(sums_of(g), sums, strict=True))
+        return finish(g, sum_g, sum_gx, root, s.first, unit / root, s.second), sum_g * unit, sum_gx * unit
+
+    dx, dbeta, dgamma = lax.cond(lost.any(), again, usual)
+    return dx, dgamma, dbeta
 
 
 def _rescued(usual: Gradients, dy: jax.Array, view: View, gamma: jax.Array | None, s: Statistics) -> Gradients:

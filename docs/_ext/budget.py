@@ -29,7 +29,7 @@ def table() -> str:
     shape = " x ".join(map(str, record["shape"]))
     lines += [
         "",
-        f"Compiled by {record['compiler']} for {record['target']}. Bytes and times are for {shape} on an H100.",
+        f"Compiled by {record['compiler']} for {record['target']}. Bytes and times are for {shape} on an H200.",
     ]
     return "\n".join([*lines, "", _step(record["step"])]) + "\n"
 

@@ -41,7 +41,7 @@ PARTS = {
     "jax-speed": Limits(20, 90),
     "kit": Limits(60, 240),
     "first": Limits(15, 60),
-    "jax-kit": Limits(60, 240),
+    "jax-kit": Limits(120, 400),
     "tests": Limits(120, 580),
     "sanitizers": Limits(120, 580),
 }

@@ -54,12 +54,14 @@ def compile_all() -> Iterator[Result]:
 
     from polybn_cupy import binaries, launch, sources
 
+    found: Result = {"ok": True, "compiled": 0, "kernels": {}}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting = {pool.submit(binaries.binary, *instance): instance for instance in sources.instances()}
-        for number, future in enumerate(as_completed(waiting), 1):
+        for future in as_completed(waiting):
             future.result()
-            say(f"compile {number}/{len(waiting)} {waiting[future][1]}")
-    found: Result = {"ok": True, "kernels": {}}
+            found["compiled"] += 1
+            say(f"compile {found['compiled']}/{len(waiting)} {waiting[future][1]}")
+            yield found
     attributes = {"registers": "NUM_REGS", "stack_bytes": "LOCAL_SIZE_BYTES", "static_shared": "SHARED_SIZE_BYTES"}
     driver = cupy.cuda.driver
     for file, expression in sources.instances():

@@ -147,7 +147,8 @@ def _in_a_row(call: Callable[[], object]) -> float:
     import jax
 
     jax.block_until_ready(call())
-    times, end = [], time.perf_counter() + (0 if emulated() else SECONDS)
+    times: list[float] = []
+    end = time.perf_counter() + (0 if emulated() else SECONDS)
     while len(times) < 3 or time.perf_counter() < end:
         start = time.perf_counter()
         jax.block_until_ready([call() for _ in range(10)])

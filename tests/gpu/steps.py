@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from tests.gpu import budget, nvrtc, sass
 
-BATCH, STEPS = 256, 235
-WAIT = 1.2
-"""The time in us between two barriers of a block that loads from memory in between."""
-LIMITS = {"convolve": 1.8, "spread": 1.8, "weigh": 4.0, "product": 3.0}
+BATCH, STEPS, THREADS = 256, 235, 256
+WAIT, AHEAD = 0.7, 4
+"""The time in us until a load from memory arrives, and the loads that a thread starts before it waits."""
+LIMITS = {"convolve": 1.8, "spread": 1.8, "weigh": 4.0, "product": 3.1}
 """The most instructions per multiply-add in each inner loop."""
 SOURCES = {
     "convolve": ("convolution.cu", "convolve<5>"),
@@ -35,19 +35,29 @@ class Node(NamedTuple):
 def _convolution(channels: int, side: int, features: int, *, first: bool) -> tuple[Node, Node]:
     """Return the launches of a convolution with kernels of 5 x 5; four outputs and 32 lanes always go together."""
     out, taps, images = (side - 4) ** 2, 25, BATCH
-    forward = Node(1, {"convolve": images * out * _up(features, 4) * taps * channels})
-    work = {"weigh": images * channels * _up(features * (taps + 1), 32) * out}
+    weights = _loads(_up(features, 4) * taps * channels)
+    forward = Node(
+        _loads(channels * side**2) + weights, {"convolve": images * out * _up(features, 4) * taps * channels}
+    )
+    work, waits = {"weigh": images * channels * _up(features * (taps + 1), 32) * out}, 2 * (1 + _loads(features * out))
     if not first:
         work["spread"] = images * side**2 * _up(channels, 4) * taps * features
-    return forward, Node(2, work)
+        given = _up(side**2 * _up(channels, 4) // 4, THREADS) // THREADS * 4
+        waits = max(waits, _loads((side + 4) ** 2 * features) + _loads(_up(channels, 4) * taps * features) + given)
+    return forward, Node(waits, work)
 
 
 def _dense(inputs: int, features: int) -> tuple[Node, Node]:
-    """Return the launches of a dense layer, whose products are cut into tiles of 16 x 64, 64 deep."""
-    forward = Node(_up(inputs, 64) // 64, {"product": _up(features, 16) * BATCH * _up(inputs, 64)})
-    spread = _up(inputs, 16) * BATCH * _up(features, 64)
-    weigh = _up(features, 16) * _up(inputs + 1, 64) * BATCH
-    return forward, Node(_up(features, 64) // 64, {"product": spread + weigh})
+    """Return the launches of a dense layer, whose products are cut into tiles of 16 x 16, 64 deep."""
+    waits = _up(inputs, 64) // 64 * 2
+    forward = Node(waits, {"product": _up(features, 16) * BATCH * inputs})
+    spread, weigh = _up(inputs, 16) * BATCH * features, _up(features, 16) * _up(inputs + 1, 16) * BATCH
+    return forward, Node(_up(features, 64) // 64 * 2 + 1, {"product": spread + weigh})
+
+
+def _loads(number: int) -> int:
+    """Return how often a thread waits while its block loads some values, or squares of them."""
+    return math.ceil(number / (THREADS * AHEAD))
 
 
 def _up(number: int, step: int) -> int:
@@ -57,9 +67,11 @@ def _up(number: int, step: int) -> int:
 NODES = [
     *_convolution(1, 28, 6, first=True),
     *_convolution(6, 12, 16, first=False),
-    *(node for shape in ((256, 120), (120, 84), (84, 10)) for node in _dense(*shape)),
-    Node(2, {}),  # the loss
-    Node(1, {}),  # SGD
+    *_dense(256, 120),
+    *_dense(120, 84),
+    *_dense(84, 10),
+    Node(3, {}),  # the loss
+    Node(6, {}),  # SGD, which adds up to 128 slices, 32 at a time
 ]
 BATCH_NORMS = 8
 """The launches of batch norm in a step, whose tensors are so small that only latency counts."""

@@ -68,11 +68,12 @@ def _case(cupy: Any, random: np.random.Generator, shape: tuple[int, ...], dtype:
 def _window(cupy: Any, random: np.random.Generator, cases: list[Case], count: int) -> list[str]:
     """Run some calls on new streams without waiting for any; return a line for each result that differs."""
     streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(STREAMS)]
-    started = []
+    started, graphs = [], list[Any]()  # a graph must not be deleted before it has run
     for number in range(count):
         case, stream = int(random.integers(len(cases))), int(random.integers(STREAMS))
         with streams[stream]:
-            results = _captured(streams[stream], cases[case].call) if number % GRAPHS == 0 else cases[case].call()
+            captured = number % GRAPHS == 0
+            results = _captured(streams[stream], cases[case].call, graphs) if captured else cases[case].call()
         started.append((case, stream, results))
     for each in streams:
         each.synchronize()
@@ -84,17 +85,16 @@ def _window(cupy: Any, random: np.random.Generator, cases: list[Case], count: in
     return lines
 
 
-def _captured(stream: Any, call: Call) -> list[Any]:
+def _captured(stream: Any, call: Call, graphs: list[Any]) -> list[Any]:
     """Capture a call, after one that allocates, and launch the graph twice."""
     call()
     stream.begin_capture()
     try:
         results = call()
     finally:
-        graph = stream.end_capture()
+        graphs.append(stream.end_capture())
     for _ in range(2):
-        graph.launch(stream)
-    stream.synchronize()  # the graph must not be deleted before it has run
+        graphs[-1].launch(stream)
     return results
 
 

@@ -19,12 +19,17 @@ using Four = Pack<float, TOGETHER>;
 
 __device__ inline int parts(int units, int each) { return (units + THREADS * each - 1) / (THREADS * each); }
 
-// put(out, place, sum over planes z and taps of weight(z, out, tap) * plane(z, place + tap)) for one part of the outputs.
-template <int KERNEL, bool FLIP, class Plane, class Weight, class Put>
-__device__ void correlate(
-    int part, int depth, int stage, int high, int wide, int outs, Plane plane, Weight weight, Put put) {
+struct Planes {
+    int depth, stage, high, wide;  // stage: how many are in shared memory at once
+};
+
+// put(out, place, sum of weight(z, out, tap) * plane(z, place + tap)) for one part of the outputs; the sum is over planes
+// z, and taps. fill_planes(target, z, count) brings some planes to shared memory.
+template <int KERNEL, bool FLIP, class Fill, class Weight, class Put>
+__device__ void correlate(int part, Planes planes, int outs, Fill fill_planes, Weight weight, Put put) {
     constexpr int TAPS = KERNEL * KERNEL;
     extern __shared__ uint4 memory[];
+    const int high = planes.high, wide = planes.wide, depth = planes.depth, stage = planes.stage;
     const int groups = (outs + TOGETHER - 1) / TOGETHER, area = high * wide;
     Four* w = reinterpret_cast<Four*>(memory);                       // (groups, stage, TAPS)
     float* x = reinterpret_cast<float*>(w + groups * stage * TAPS);  // (stage, high, wide)
@@ -34,12 +39,13 @@ __device__ void correlate(
     for (int start = 0; start < depth; start += stage) {
         const int here = depth - start < stage ? depth - start : stage;
         __syncthreads();
-        for (int n = threadIdx.x; n < here * area; n += THREADS) x[n] = plane(start + n / area, n % area);
-        for (int n = threadIdx.x; n < groups * stage * TAPS * TOGETHER; n += THREADS) {
+        fill_planes(x, start, here * area);
+        const auto load = [&](int n) {
             const int tap = n / TOGETHER % TAPS, row = n / TOGETHER / TAPS, z = row % stage;
             const int out = row / stage * TOGETHER + n % TOGETHER;
-            reinterpret_cast<float*>(w)[n] = out < outs && z < here ? weight(start + z, out, tap) : 0;
-        }
+            return out < outs && z < here ? weight(start + z, out, tap) : 0.0f;
+        };
+        fill(reinterpret_cast<float*>(w), groups * stage * TAPS * TOGETHER, load, unchanged);
         __syncthreads();
 #pragma unroll
         for (int u = 0; u < UNITS; ++u) {
@@ -81,8 +87,8 @@ __global__ void __launch_bounds__(THREADS) convolve(const __grid_constant__ Conv
     const int places = (high - KERNEL + 1) * (wide - KERNEL + 1), split = parts(units(places, features), UNITS);
     const int image = blockIdx.x / split;
     correlate<KERNEL, false>(
-        blockIdx.x % split, channels, int(c.stage), high, wide, features,
-        [&](int channel, int at) { return c.in.read(image, channel * high * wide + at); },
+        blockIdx.x % split, {channels, int(c.stage), high, wide}, features,
+        [&](float* target, int channel, int count) { c.in.fetch(target, count, image, channel * high * wide); },
         [&](int channel, int feature, int tap) { return c.weight[(feature * channels + channel) * TAPS + tap]; },
         [&](int feature, int place, float sum) {
             c.y[(Index(image) * features + feature) * places + place] = sum + c.bias[feature];
@@ -106,9 +112,9 @@ __device__ void weigh(const Convolution& c, int block) {
     float sum[PAIRS] = {};
     for (Index image = Index(slice) * length; image < Index(slice + 1) * length && image < c.n; ++image) {
         __syncthreads();
-        for (int n = threadIdx.x; n < area; n += THREADS) x[n] = c.in.read(int(image), channel * area + n);
+        c.in.fetch(x, area, int(image), channel * area);
         const float* from = c.dy + (image * features + lowest) * places;
-        for (int n = threadIdx.x; n < (highest - lowest) * places; n += THREADS) dy[n] = from[n];
+        fill(dy, (highest - lowest) * places, [from](int n) { return from[n]; }, unchanged);
         __syncthreads();
 #pragma unroll
         for (int p = 0; p < PAIRS; ++p) {
@@ -147,11 +153,15 @@ __global__ void __launch_bounds__(THREADS) pull(const __grid_constant__ Convolut
     const int across = wide - MARGIN, down = high - MARGIN, split = parts(units(high * wide, channels), UNITS);
     const int image = blockIdx.x / split;
     correlate<KERNEL, true>(
-        blockIdx.x % split, features, int(c.spread_stage), high + MARGIN, wide + MARGIN, channels,
-        [&](int feature, int at) {
-            const int row = at / (wide + MARGIN) - MARGIN, column = at % (wide + MARGIN) - MARGIN;
-            const bool there = row >= 0 && row < down && column >= 0 && column < across;
-            return there ? c.dy[((Index(image) * features + feature) * down + row) * across + column] : 0.0f;
+        blockIdx.x % split, {features, int(c.spread_stage), high + MARGIN, wide + MARGIN}, channels,
+        [&](float* target, int start, int count) {
+            const auto load = [&](int n) {
+                const int area = (high + MARGIN) * (wide + MARGIN), feature = start + n / area, at = n % area;
+                const int row = at / (wide + MARGIN) - MARGIN, column = at % (wide + MARGIN) - MARGIN;
+                const bool there = row >= 0 && row < down && column >= 0 && column < across;
+                return there ? c.dy[((Index(image) * features + feature) * down + row) * across + column] : 0.0f;
+            };
+            fill(target, count, load, unchanged);
         },
         [&](int feature, int channel, int tap) { return c.weight[(feature * channels + channel) * TAPS + tap]; },
         [&](int channel, int place, float sum) { c.in.give(image, channel * high * wide + place, sum); });

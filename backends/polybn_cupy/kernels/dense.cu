@@ -11,45 +11,40 @@ struct Dense {
     float *y, *partials;              // partials: (slices, features, inputs + 1), the last column for the bias
 };
 
-inline constexpr int ROWS = 16, COLUMNS = 64, DEPTH = 64, EACH = COLUMNS * ROWS / THREADS;
+inline constexpr int SIDE = 16, DEPTH = 64;
+static_assert(SIDE * SIDE == THREADS);
 
-// put(row, column, sum of left(row, k) * right(k, column)) for a tile of ROWS x COLUMNS; k from `first` to `last`.
+// put(row, column, sum of left(row, k) * right(k, column)) for a tile of SIDE x SIDE; k from `first` to `last`.
+// fill_right(target, cut) fills a tile in shared memory with cut(right). Tiles are small, because matrices are,
+// and many blocks wait for memory at the same time.
 template <class Left, class Right, class Put>
-__device__ void product(int tile, int rows, int columns, int first, int last, Left left, Right right, Put put) {
+__device__ void product(int tile, int rows, int columns, int first, int last, Left left, Right fill_right, Put put) {
     extern __shared__ uint4 memory[];
-    float* l = reinterpret_cast<float*>(memory);  // (ROWS, DEPTH + 1)
-    float* r = l + ROWS * (DEPTH + 1);            // (DEPTH, COLUMNS)
-    const int across = (columns + COLUMNS - 1) / COLUMNS, t = threadIdx.x;
-    const int top = tile / across * ROWS, side = tile % across * COLUMNS;
-    const int row = t / (COLUMNS / EACH), column = t % (COLUMNS / EACH);
-    float sum[EACH] = {};
+    float* l = reinterpret_cast<float*>(memory);  // (SIDE, DEPTH)
+    float* r = l + SIDE * DEPTH;                  // (DEPTH, SIDE)
+    const int across = (columns + SIDE - 1) / SIDE;
+    const int top = tile / across * SIDE, side = tile % across * SIDE;
+    const int row = threadIdx.x / SIDE, column = threadIdx.x % SIDE;
+    float sum = 0;
     for (int start = first; start < last; start += DEPTH) {
         __syncthreads();
-        // All loads of a step are in flight together, because a small matrix has few blocks to wait with.
-#pragma unroll
-        for (int n = t; n < ROWS * DEPTH; n += THREADS) {
-            const int i = n / DEPTH, k = n % DEPTH;
-            l[i * (DEPTH + 1) + k] = top + i < rows && start + k < last ? left(top + i, start + k) : 0;
-        }
-#pragma unroll
-        for (int n = t; n < DEPTH * COLUMNS; n += THREADS) {
-            const int k = n / COLUMNS, j = n % COLUMNS;
-            r[n] = side + j < columns && start + k < last ? right(start + k, side + j) : 0;
-        }
+        const auto load_left = [&](int n) {
+            const int i = top + n / DEPTH, k = start + n % DEPTH;
+            return i < rows && k < last ? left(i, k) : 0.0f;
+        };
+        fill(l, SIDE * DEPTH, load_left, unchanged);
+        fill_right(r, [&](auto load) {
+            return [&, load](int n) {
+                const int k = start + n / SIDE, j = side + n % SIDE;
+                return k < last && j < columns ? load(k, j) : 0.0f;
+            };
+        });
         __syncthreads();
+        const int here = last - start < DEPTH ? last - start : DEPTH;
 #pragma unroll 16
-        for (int k = 0; k < DEPTH; ++k) {
-#pragma unroll
-            for (int e = 0; e < EACH; ++e) {
-                sum[e] = fmaf(l[row * (DEPTH + 1) + k], r[k * COLUMNS + column + e * (COLUMNS / EACH)], sum[e]);
-            }
-        }
+        for (int k = 0; k < here; ++k) sum = fmaf(l[row * DEPTH + k], r[k * SIDE + column], sum);
     }
-#pragma unroll
-    for (int e = 0; e < EACH; ++e) {
-        const int at = side + column + e * (COLUMNS / EACH);
-        if (top + row < rows && at < columns) put(top + row, at, sum[e]);
-    }
+    if (top + row < rows && side + column < columns) put(top + row, side + column, sum);
 }
 
 __global__ void __launch_bounds__(THREADS) multiply(const __grid_constant__ Dense d) {
@@ -57,7 +52,12 @@ __global__ void __launch_bounds__(THREADS) multiply(const __grid_constant__ Dens
     product(
         blockIdx.x, features, int(d.n), 0, inputs,
         [&](int feature, int k) { return d.weight[Index(feature) * inputs + k]; },
-        [&](int k, int image) { return d.in.read(image, k); },
+        [&](float* target, auto cut) {
+            d.in.with_loads([&](auto load) {
+                const auto right = cut([&](int k, int image) { return load(image, k); });
+                fill(target, SIDE * DEPTH, right, [&](float value) { return d.in.activated(value); });
+            });
+        },
         [&](int feature, int image, float sum) { d.y[Index(image) * features + feature] = sum + d.bias[feature]; });
 }
 
@@ -68,7 +68,10 @@ __global__ void __launch_bounds__(THREADS) multiply_back(const __grid_constant__
         product(
             blockIdx.x, inputs, n, 0, features,
             [&](int input, int feature) { return d.weight[Index(feature) * inputs + input]; },
-            [&](int feature, int image) { return d.dy[Index(image) * features + feature]; },
+            [&](float* target, auto cut) {
+                const auto right = cut([&](int feature, int image) { return d.dy[Index(image) * features + feature]; });
+                fill(target, SIDE * DEPTH, right, unchanged);
+            },
             [&](int input, int image, float sum) { d.in.give(image, input, sum); });
         return;
     }
@@ -77,7 +80,14 @@ __global__ void __launch_bounds__(THREADS) multiply_back(const __grid_constant__
     product(
         block / slices, features, inputs + 1, first, first + length < n ? first + length : n,
         [&](int feature, int image) { return d.dy[Index(image) * features + feature]; },
-        [&](int image, int input) { return input == inputs ? 1.0f : d.in.read(image, input); },
+        [&](float* target, auto cut) {
+            d.in.with_loads([&](auto load) {
+                const auto right = cut([&](int image, int input) {
+                    return input == inputs ? 1.0f : d.in.activated(load(image, input));
+                });
+                fill(target, SIDE * DEPTH, right, unchanged);
+            });
+        },
         [&](int feature, int input, float sum) {
             d.partials[(Index(slice) * features + feature) * (inputs + 1) + input] = sum;
         });

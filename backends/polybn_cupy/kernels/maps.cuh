@@ -6,6 +6,23 @@
 
 #include "types.cuh"
 
+// Fill an array in shared memory with finish(load(n)); a thread starts several loads before it waits for the first.
+template <class Load, class Finish>
+__device__ void fill(float* target, int count, Load load, Finish finish) {
+    constexpr int AHEAD = 4;
+    for (int first = threadIdx.x; first < count; first += AHEAD * THREADS) {
+        float value[AHEAD];
+#pragma unroll
+        for (int k = 0; k < AHEAD; ++k) value[k] = first + k * THREADS < count ? load(first + k * THREADS) : 0;
+#pragma unroll
+        for (int k = 0; k < AHEAD; ++k) {
+            if (first + k * THREADS < count) target[first + k * THREADS] = finish(value[k]);
+        }
+    }
+}
+
+__device__ inline float unchanged(float value) { return value; }
+
 struct Map {
     Index channels, height, width;  // after pooling
     Index size, sigmoid;            // the side of a square; 1 for no pooling
@@ -22,31 +39,30 @@ struct Map {
 
     __device__ int values() const { return int(channels * height * width); }
 
-    __device__ float stored(Index image, Index place) const {
-        const Index each = Index(values()) * size * size;
-        if (!images) return x[image * each + place];
+    __device__ Index each() const { return Index(values()) * size * size; }
+
+    __device__ float stored(int image, Index place) const {
+        if (!images) return x[image * each() + place];
         const Index number = progress[0] + image;
-        return float(images[(order ? order[number] : number) * each + place]) / 255.0f;
+        return float(images[(order ? order[number] : number) * each() + place]) / 255.0f;
     }
 
-    // The place of the first value of a square.
-    __device__ Index corner(int at) const {
-        const int wide = int(width), rows = int(height), side = int(size);
+    // The place of the first value of a square, and of another one.
+    __device__ Index corner(int at, int side) const {
+        const int wide = int(width), rows = int(height);
         const int column = at % wide, row = at / wide % rows, channel = at / wide / rows;
         return (Index(channel) * rows + row) * side * wide * side + column * side;
     }
 
-    __device__ Index place(Index corner, int i) const {
-        const int side = int(size);
-        return corner + Index(i / side) * width * side + i % side;
-    }
+    __device__ Index place(Index corner, int i, int side) const { return corner + Index(i / side) * width * side + i % side; }
 
     // The largest of a square and its place; of equals, the first.
-    __device__ __noinline__ Best largest(int image, int at) const {
-        const Index first = corner(at);
+    __device__ Best largest(int image, int at, int side) const {
+        const Index first = corner(at, side);
         Best found = {stored(image, first), first};
-        for (int i = 1; i < int(size * size); ++i) {
-            const Index from = place(first, i);
+#pragma unroll 3
+        for (int i = 1; i < side * side; ++i) {
+            const Index from = place(first, i, side);
             const float value = stored(image, from);
             if (value > found.value || value != value) found = {value, from};
         }
@@ -55,17 +71,48 @@ struct Map {
 
     __device__ float activated(float value) const { return sigmoid ? 1 / (1 + expf(-value)) : value; }
 
-    __device__ float read(int image, int at) const {
-        return activated(size == 1 ? stored(image, at) : largest(image, at).value);
+    // A value before the sigmoid.
+    __device__ __noinline__ float raw(int image, int at) const {
+        return size == 1 ? stored(image, at) : largest(image, at, int(size)).value;
     }
+
+    __device__ float read(int image, int at) const { return activated(raw(image, at)); }
+
+    // Call go(load), where load(image, at) is `raw` without branches, so that a thread can have several loads in flight.
+    template <class Go>
+    __device__ void with_loads(Go go) const {
+        if (size > 2 || (images && size > 1)) {
+            go([&](int image, int at) { return raw(image, at); });
+        } else if (images) {
+            go([&](int image, int at) { return stored(image, at); });
+        } else if (size == 2) {
+            go([&](int image, int at) {
+                const float* square = x + image * each() + corner(at, 2);
+                const float* below = square + 2 * width;
+                return larger(larger(larger(square[0], square[1]), below[0]), below[1]);
+            });
+        } else {
+            go([&](int image, int at) { return x[image * Index(values()) + at]; });
+        }
+    }
+
+    // Bring some neighbours to shared memory.
+    __device__ void fetch(float* target, int count, int image, int first) const {
+        with_loads([&](auto load) {
+            fill(target, count, [&](int n) { return load(image, first + n); }, [&](float value) { return activated(value); });
+        });
+    }
+
+    __device__ static float larger(float best, float value) { return value > best || value != value ? value : best; }
 
     // Turn the gradient of one value into that of the stored ones.
     __device__ __noinline__ void give(int image, int at, float gradient) const {
-        float* target = dx + Index(image) * values() * size * size;
+        float* target = dx + image * each();
+        const int side = int(size);
         Best found = {0, at};
-        if (size > 1) {
-            found = largest(image, at);
-            for (int i = 0; i < int(size * size); ++i) target[place(corner(at), i)] = 0;
+        if (side > 1) {
+            found = largest(image, at, side);
+            for (int i = 0; i < side * side; ++i) target[place(corner(at, side), i, side)] = 0;
         } else if (sigmoid) {
             found.value = stored(image, at);
         }

@@ -94,6 +94,7 @@ __global__ void __launch_bounds__(THREADS) descend(const __grid_constant__ Desce
     const Index columns = d.columns + (d.bias != nullptr), at = (blockIdx.x - d.first) * THREADS + threadIdx.x;
     if (at >= d.rows * columns) return;
     double gradient = 0;
+#pragma unroll 32
     for (Index slice = 0; slice < d.slices; ++slice) gradient += d.gradient[slice * d.rows * columns + at];
     const Index row = at / columns, column = at % columns;
     float& value = column == d.columns ? d.bias[row] : d.weight[row * d.columns + column];

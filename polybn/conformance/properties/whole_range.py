@@ -35,6 +35,8 @@ EXPONENTS = {
     "float64": (-1073, -1022, -540, -500, 0, 3, 505, 520, 900, 1022),
 }
 """Sizes of x and dy, as powers of two: subnormal, barely normal, with squares that vanish or overflow, and largest."""
+LARGEST = {"float16": 15, "bfloat16": 127, "float32": 127, "float64": 1023}
+"""A size that dy may have, too: two such values add up to more than the largest number."""
 EPS = {"float32": (1e-5, 0.3, 1e-20, 0.0), "float64": (1e-5, 0.3, 1e-200, 0.0)}
 """Values of eps by the dtype of the statistics; 0, which some libraries refuse, comes last."""
 PATTERN = (1.0, -0.75, 0.4375)
@@ -107,7 +109,8 @@ def call_of(info: Info, grid: Grid) -> Case:
     near = np.array((-1.0, 1.0, 0.0)[: grid.m])[:, None] * (grid.m > 1)
     x = np.where(spread == 1, first * pattern, first + near * first * spread)
     shape = np.array(rng.choice([0, 1, 2], CHANNELS))  # of dy: unequal values, equal ones, one alone
-    dy = powers(sizes, 1.25) * np.where(shape == 1, 1.0, np.where(shape == 2, np.eye(grid.m, 1), pattern[::-1]))
+    factors = np.where(shape == 1, 1.0, np.where(shape == 2, np.eye(grid.m, 1), pattern[::-1]))
+    dy = powers([*sizes, LARGEST[grid.dtype]], 1.25) * factors
     gamma = np.where(rng.random(CHANNELS) < 0.1, 0.0, powers(vectors, 1.25))
     beta = np.where(rng.random(CHANNELS) < 0.5, 0.75 * gamma, rng.choice([0.0, -0.75], CHANNELS))
     mean, var = _running(rng, grid, x, powers(vectors, 1.5))
