@@ -78,6 +78,7 @@ def test_a_backend_gives_the_bits(made: Lattice, unbiased: bool) -> None:
     assert equal(outcome.dbeta, made.dbeta.astype(wide))
     if case.training and variance is not None:
         assert case.running_var is not None
+        assert outcome.running_var is not None
         known = np.isfinite(variance)  # of float64, the exact variance may lie outside of the range
         assert equal(outcome.running_var[known], blended(case, case.running_var, variance)[known])
 

@@ -260,6 +260,7 @@ def test_batch_norms_of_the_same_statistics_are_named_after_their_outputs(tmp_pa
 
 
 @pytest.mark.skipif(bool(missing(("keras", "h5py"))), reason="keras or h5py is missing")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Keras on NumPy computes on uninitialised memory for a shape
 def test_batch_norms_in_wrappers_and_layers_of_the_users_own_are_found(tmp_path: Path) -> None:
     import keras
 
@@ -274,7 +275,7 @@ def test_batch_norms_in_wrappers_and_layers_of_the_users_own_are_found(tmp_path:
                 layer.build(shape)
 
         def call(self, x: Any) -> Any:
-            return self.second(self.first(self.inner(x)))
+            return x
 
     wrapped = keras.layers.TimeDistributed(keras.layers.BatchNormalization(epsilon=0.5, name="inner"), name="wrapped")
     keras.Sequential([keras.Input((4, 3, 5)), wrapped, Own(name="own")]).save(tmp_path / "a.keras")

@@ -57,6 +57,9 @@ ELSEWHERE = {
     "polybn convert model.safetensors batch-norms.npz --to keras3 --count 256 --count conv1.bn=147456": (
         "test_model_files.py converts such files"
     ),
+    "polybn convert net.params batch-norms.npz --to pytorch --option fix_gamma=False --option eps=0.001": (
+        "test_model_files.py converts such a file"
+    ),
     "polybn convert model.onnx folded.onnx --fold": "test_model_files.py folds a model, and runs it",
     "polybn train": "ten epochs take minutes: test_fashion_mnist_training.py",
     "polybn train --norm none": "ten epochs take minutes: test_fashion_mnist_training.py",
