@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help train test lanes lane-older lane-torch lane-dask lane-nvrtc lane-pythons check docs bench gpu-check clean
+.PHONY: help train test lanes lane-older lane-torch lane-dask lane-nvrtc lane-pythons check docs dist bench gpu-check clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -45,6 +45,13 @@ lane-nvrtc: .venv/nvrtc  ## compile all CUDA kernels for three architectures, wh
 docs: .venv/docs  ## build the documentation into docs/_build/html; whatever does not resolve is an error
 	rm -rf docs/_build
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+
+dist: .venv/pip  ## build the distributions, check them for the index, and try the wheel in an environment of its own
+	$(BIN)/python -m pip install --quiet build twine
+	rm -rf dist
+	$(BIN)/python -m build .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m tests.support.walk_wheel dist/*.whl
 
 lane-torch: .venv-torch/test  ## test PyTorch and array-api-strict, a third party's backend, and the pages that need PyTorch, Keras or ONNX
 	POLYBN_REQUIRE=torch,array_api_strict $(call PYTEST,.venv-torch) -k "(torch or array_api_strict) and not dask" \
