@@ -80,6 +80,27 @@ def test_no_device_changes_a_bit(
     assert all(map(equal, base, other))
 
 
+def test_a_process_that_may_use_a_part_of_a_device_takes_less(
+    launches: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under MPS, a launch that is too large fails, and the next one is smaller; later calls are small at once."""
+    from polybn_cupy import launch
+
+    monkeypatch.setattr(launch, "_granted", {})
+    x = cupy.array(np.random.default_rng(0).normal(300, 7, (3, 2, 60_013)).astype(np.float32))
+    whole = polybn.batch_norm(x, training=True).y.get()
+    monkeypatch.setattr(cupy.cuda, "GRANTED", [1])
+    part = polybn.batch_norm(x, training=True).y.get()
+    assert equal(whole, part)
+    assert launch._granted == {0: 1}
+    (_, all_blocks, together), (_, few_blocks, _) = launches
+    assert together
+    assert few_blocks < all_blocks
+    monkeypatch.setattr(cupy.cuda, "GRANTED", [0])
+    with pytest.raises(cupy.cuda.driver.CUDADriverError, match="720"):
+        polybn.batch_norm(x, training=True)
+
+
 def test_arrays_on_two_devices_are_refused() -> None:
     x = cupy.array(np.ones((4, 3), np.float32))
     with cupy.cuda.Device(1):

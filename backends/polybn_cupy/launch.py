@@ -12,6 +12,7 @@ import numpy as np
 from polybn_cupy.binaries import binary
 from polybn_cupy.plan import THREADS, Device, power_of_two
 
+TOO_LARGE = 720  # CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE
 PER_THREAD_STREAM = 2  # cudaStreamPerThread: one handle, another stream in each thread
 
 
@@ -38,7 +39,20 @@ def kernel(file: str, expression: str) -> Kernel:
 
 def device() -> Device:
     """Describe the current device to the planner."""
-    return _device(cupy.cuda.runtime.getDevice())
+    number = cupy.cuda.runtime.getDevice()
+    found, granted = _device(number), _granted.get(number)
+    return found._replace(multiprocessors=granted) if granted else found
+
+
+def take_less(error: Exception) -> None:
+    """Plan for half the multiprocessors from now on, if a launch failed because its blocks cannot all run at once.
+
+    Under MPS, a process may use fewer multiprocessors than the device reports. Any other error is raised again.
+    """
+    multiprocessors = device().multiprocessors
+    if getattr(error, "status", None) != TOO_LARGE or multiprocessors == 1:
+        raise error
+    _granted[cupy.cuda.runtime.getDevice()] = multiprocessors // 2
 
 
 def barriers() -> Any:
@@ -75,6 +89,7 @@ def mail(numbers: int) -> Any:
     return found
 
 
+_granted: dict[int, int] = {}
 Queue: TypeAlias = tuple[int, int, int]
 _barriers: dict[Queue, tuple[Any, Any]] = {}
 _mail: dict[Queue, list[Any]] = {}

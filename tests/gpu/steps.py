@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from tests.gpu import budget, nvrtc, sass
 
 BATCH, STEPS, THREADS = 256, 235, 256
-WAIT, AHEAD = 0.7, 4
-"""The time in us until a load from memory arrives, and the loads that a thread starts before it waits."""
+WAIT = 0.7
+"""The time in us until a load from memory arrives."""
 LIMITS = {"convolve": 1.8, "spread": 1.8, "weigh": 4.0, "product": 3.1}
 """The most instructions per multiply-add in each inner loop."""
 SOURCES = {
@@ -37,7 +37,7 @@ def _convolution(channels: int, side: int, features: int, *, first: bool) -> tup
     out, taps, images = (side - 4) ** 2, 25, BATCH
     weights = _loads(_up(features, 4) * taps * channels)
     forward = Node(
-        _loads(channels * side**2) + weights, {"convolve": images * out * _up(features, 4) * taps * channels}
+        _loads(channels * side**2, 4) + weights, {"convolve": images * out * _up(features, 4) * taps * channels}
     )
     work, waits = {"weigh": images * channels * _up(features * (taps + 1), 32) * out}, 2 * (1 + _loads(features * out))
     if not first:
@@ -55,9 +55,9 @@ def _dense(inputs: int, features: int) -> tuple[Node, Node]:
     return forward, Node(_up(features, 64) // 64 * 2 + 1, {"product": spread + weigh})
 
 
-def _loads(number: int) -> int:
-    """Return how often a thread waits while its block loads some values, or squares of them."""
-    return math.ceil(number / (THREADS * AHEAD))
+def _loads(number: int, ahead: int = 8) -> int:
+    """Return how often a thread waits while its block loads some values, several by each thread at once."""
+    return math.ceil(number / (THREADS * ahead))
 
 
 def _up(number: int, step: int) -> int:

@@ -45,7 +45,7 @@ __device__ void correlate(int part, Planes planes, int outs, Fill fill_planes, W
             const int out = row / stage * TOGETHER + n % TOGETHER;
             return out < outs && z < here ? weight(start + z, out, tap) : 0.0f;
         };
-        fill(reinterpret_cast<float*>(w), groups * stage * TAPS * TOGETHER, load, unchanged);
+        fill<8>(reinterpret_cast<float*>(w), groups * stage * TAPS * TOGETHER, load, unchanged);
         __syncthreads();
 #pragma unroll
         for (int u = 0; u < UNITS; ++u) {
@@ -114,7 +114,7 @@ __device__ void weigh(const Convolution& c, int block) {
         __syncthreads();
         c.in.fetch(x, area, int(image), channel * area);
         const float* from = c.dy + (image * features + lowest) * places;
-        fill(dy, (highest - lowest) * places, [from](int n) { return from[n]; }, unchanged);
+        fill<8>(dy, (highest - lowest) * places, [from](int n) { return from[n]; }, unchanged);
         __syncthreads();
 #pragma unroll
         for (int p = 0; p < PAIRS; ++p) {
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(THREADS) pull(const __grid_constant__ Convolut
                 const bool there = row >= 0 && row < down && column >= 0 && column < across;
                 return there ? c.dy[((Index(image) * features + feature) * down + row) * across + column] : 0.0f;
             };
-            fill(target, count, load, unchanged);
+            fill<8>(target, count, load, unchanged);
         },
         [&](int feature, int channel, int tap) { return c.weight[(feature * channels + channel) * TAPS + tap]; },
         [&](int channel, int place, float sum) { c.in.give(image, channel * high * wide + place, sum); });

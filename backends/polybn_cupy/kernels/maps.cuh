@@ -7,9 +7,8 @@
 #include "types.cuh"
 
 // Fill an array in shared memory with finish(load(n)); a thread starts several loads before it waits for the first.
-template <class Load, class Finish>
+template <int AHEAD = 4, class Load, class Finish>
 __device__ void fill(float* target, int count, Load load, Finish finish) {
-    constexpr int AHEAD = 4;
     for (int first = threadIdx.x; first < count; first += AHEAD * THREADS) {
         float value[AHEAD];
 #pragma unroll
