@@ -105,6 +105,8 @@ def main() -> None:
 
 
 def _words(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name in ("hypothesis", "ml_dtypes"):
+        return f"polybn: this command needs {error.name}: {sys.executable} -m pip install hypothesis ml_dtypes"
     known = isinstance(error, OSError) and error.strerror and error.filename is not None
     said = f"{error.strerror}: {error.filename}" if known else f"{error}"  # type: ignore[attr-defined]
     return "\n".join(map(shown, said.split("\n")))

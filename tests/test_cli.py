@@ -92,6 +92,19 @@ def test_version(polybn_: Polybn) -> None:
     assert polybn_("--version") == (0, f"{polybn.__version__}\n", "")
 
 
+@pytest.mark.parametrize("name", ["hypothesis", "ml_dtypes"])
+def test_what_the_kit_needs_is_named_with_the_command_that_installs_it(
+    polybn_: Polybn, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fail() -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(cli, "app", fail)
+    said = polybn_("agree", "numpy", "numpy-plain")
+    wanted = f"error: polybn: this command needs {name}: {sys.executable} -m pip install hypothesis ml_dtypes\n"
+    assert (said.code, said.out, said.err) == (2, "", wanted)
+
+
 def test_the_script_is_installed() -> None:
     (script,) = entry_points(group="console_scripts", name="polybn")
     assert script.load() is cli.main
