@@ -63,6 +63,9 @@ ELSEWHERE = {
     "polybn convert model.onnx folded.onnx --fold": "test_convert_command.py folds a model, and runs it",
     "polybn train": "ten epochs take minutes: test_fashion_mnist_training.py",
     "polybn train --norm none": "ten epochs take minutes: test_fashion_mnist_training.py",
+    "polybn train --backend jax --device gpu    # the first GPU; gpu:1 is the second": (
+        "it needs a GPU: test_device.py trains on a device of its own"
+    ),
     "polybn stats train-images-idx3-ubyte.gz --scale 255": "test_stats_command.py reads such files, and those below",
     "polybn stats train.npy --axis -1              # channels last": "test_stats_command.py",
     "polybn stats a.npy b.npy --axis 1 --json -    # together, with all digits": "test_stats_command.py",
