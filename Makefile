@@ -58,7 +58,7 @@ lane-torch: .venv-torch/test  ## test PyTorch and array-api-strict, a third part
 	    tests/test_torch_peers.py tests/test_torch_modules.py tests/test_conformance.py tests/test_protocol.py \
 	    tests/test_faults.py tests/test_where.py tests/test_range.py tests/test_second_order.py $(ARGS)
 	$(call PYTEST,.venv-torch) tests/test_example_backend.py tests/test_conformance_page.py tests/test_pages.py \
-	    tests/test_leaving_mxnet.py tests/test_exports.py tests/test_model_files.py tests/test_hostile_files.py \
+	    tests/test_leaving_mxnet.py tests/test_exports.py tests/test_model_files.py tests/test_convert_command.py tests/test_hostile_files.py \
 	    tests/test_inspection.py $(ARGS)
 
 lane-dask: .venv-torch/test  ## test Dask's arrays, which are lazy and slow to ask: the kit, local clusters, a killed worker

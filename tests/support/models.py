@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -26,6 +27,17 @@ class Made(NamedTuple):
     states: States
     options: Mapping[str, Any] = MappingProxyType({})
     """The options of the first batch norm, if the file has them."""
+
+
+def missing(libraries: tuple[str, ...]) -> list[str]:
+    """Return the libraries that are not installed."""
+    return [library for library in libraries if importlib.util.find_spec(library) is None]
+
+
+def states(*names: str, size: int = 5) -> dict[str, NDArray[np.float32]]:
+    """Draw a vector for each name."""
+    rng = np.random.default_rng(len(names))
+    return {name: rng.normal(9, 2, size).astype(np.float32) for name in names}
 
 
 def batches(*shape: int) -> list[NDArray[np.float32]]:
