@@ -48,7 +48,7 @@ def walk(wheel: Path, folder: Path) -> list[str]:
     for extras, steps in (("", BARE), ("[conformance,plot]", WITH_EXTRAS)):
         subprocess.run([python, "-m", "pip", "install", "--quiet", f"{wheel.resolve()}{extras}"], check=True)
         for step in steps:
-            command = [polybn, *step.command.split()]
+            command = [str(polybn), *step.command.split()]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
             said = " ".join((done.stdout + done.stderr).split())
             if done.returncode != step.code or step.words not in said:
