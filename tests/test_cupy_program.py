@@ -108,3 +108,19 @@ def test_tests_compile_all_kernels_of_lenet() -> None:
     for norm in ("spec", None):
         losses("cupy", norm, steps=1)
     assert {name for name, *_ in cupy.cuda.LAUNCHES} <= listed
+
+
+@pytest.mark.skipif(cupy.cuda.runtime.getDeviceCount() < 2, reason="there is one GPU")
+def test_the_device_that_is_named_trains() -> None:
+    """The second GPU is the current one while a run with ``device="gpu:1"`` goes on, and no longer."""
+    small = fashion_mnist.load("sample")
+    data = small._replace(train_images=small.train_images[:32], train_labels=small.train_labels[:32])
+    current: list[int] = []
+    for device in ("gpu", "gpu:1"):
+        run = polybn.train(
+            networks.lenet(), "cupy", data=data, epochs=1, batch_size=BATCH, learning_rate=RATE, device=device,
+            on_epoch=lambda _: current.append(cupy.cuda.runtime.getDevice()),
+        )  # fmt: skip
+        assert np.isfinite(run.losses).all()
+    assert current == [0, 1]
+    assert cupy.cuda.runtime.getDevice() == 0
