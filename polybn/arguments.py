@@ -16,9 +16,9 @@ from polybn.options import (
     SMALLEST_NORMAL,
     check_axis,
     check_eps,
+    check_flag,
     check_momentum,
     check_running_variance,
-    check_training,
     type_name,
 )
 from polybn.spec import (
@@ -142,7 +142,7 @@ def check_batch_norm_anew(function: str, given: Arrays, options: Options, *, joi
         value = getattr(given, name)
         if value is not None:
             _check_parameter(function, name, value, given.x, known)
-    check_training(function, options.training)
+    check_flag(function, "training", options.training, "batch statistics or running statistics: nothing is guessed")
     check_momentum(function, options.momentum)
     check_running_variance(function, options.running_variance)
     check_eps(function, options.eps, known.dtype)

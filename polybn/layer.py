@@ -12,7 +12,7 @@ from polybn.dispatch import backend as find_backend
 from polybn.functional import batch_norm, batch_norm_vjp, merge_moments, moments
 from polybn.layer_dialect import AXIS, EPS, MOMENTUM, RUNNING_VARIANCE, Manner, in_dialect, said
 from polybn.layer_state import NAMES, check_state
-from polybn.options import check_axis, check_eps, check_momentum, check_running_variance
+from polybn.options import check_axis, check_eps, check_flag, check_momentum, check_running_variance
 from polybn.spec import DTypeError, ShapeError
 
 if TYPE_CHECKING:
@@ -95,6 +95,8 @@ class BatchNorm:
         backend: str = "numpy",
         dtype: str = "float32",
     ) -> None:
+        for name, flag in {"scale": scale, "shift": shift, "track": track}.items():
+            check_flag("BatchNorm", name, flag, "whether the layer has gamma, beta, running statistics")
         self.num_features, self._dtype = _features(num_features), _dtype(dtype)
         options: Any = {"momentum": momentum, "eps": eps, "axis": axis, "running_variance": running_variance}
         self._manner = Manner()

@@ -28,13 +28,12 @@ def type_name(value: object) -> str:
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 
-def check_training(function: str, training: Any) -> None:
-    """Check that ``training`` is a truth value of Python or NumPy."""
+def check_flag(function: str, name: str, value: Any, meaning: str) -> None:
+    """Check that an option is a truth value of Python or NumPy."""
     # NumPy's bool is recognized by its name, because NumPy need not be imported.
-    if not isinstance(training, bool) and type_name(training) not in ("numpy.bool", "numpy.bool_"):
+    if not isinstance(value, bool) and type_name(value) not in ("numpy.bool", "numpy.bool_"):
         raise DTypeError(
-            f"polybn.{function}: training must be True or False; got {training!r} of type {type_name(training)} "
-            "(batch statistics or running statistics: nothing is guessed)"
+            f"polybn.{function}: {name} must be True or False; got {value!r} of type {type_name(value)} ({meaning})"
         )
 
 

@@ -222,7 +222,7 @@ def test_resume(polybn_: Polybn, tmp_path: Path) -> None:
 def test_a_finished_run_is_not_trained_again(polybn_: Polybn) -> None:
     polybn_("train", "--epochs", 1)
     assert polybn_("train", "--resume", RUN) == (
-        0, f"{RUN} has 1 finished epochs, and 1 were asked for; polybn train --resume {RUN} --epochs 11 adds ten\n", "",
+        0, f"{RUN} has 1 finished epoch, and 1 were asked for; polybn train --resume {RUN} --epochs 11 adds ten\n", "",
     )  # fmt: skip
 
 

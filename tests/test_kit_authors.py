@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 from xml.etree import ElementTree
@@ -18,6 +22,7 @@ from polybn.conformance.grades import at_least
 from polybn.conformance.report import Report
 from tests.sabotage.reference import Reference
 from tests.support import kit_authors as authors
+from tests.support.command import Polybn
 
 ROOT = Path(__file__).parents[1]
 CONVENTIONS = [name for name in conformance.IDS if name.startswith("convention-")]
@@ -101,6 +106,41 @@ def test_what_ends_or_stops_the_process_is_a_failure_and_the_rest_is_checked(
     assert [one.result.id for one in found] == ["P1", failing, "P35"]
     assert [one.result.status for one in found] == ["pass", "fail", "pass"]
     assert re.search(words, found[1].result.words), found[1].result.words
+
+
+def test_an_import_that_never_ends_is_told_in_time(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apart, "STARTING", 3.0)
+    Path("endless.py").write_text("while True:\n    pass\n")
+    said = polybn_("check", "--adapter", "endless:Norm")
+    words = "Nothing was checked: endless:Norm did not return within 3 s, and could not be interrupted when it was im"
+    assert said.code == 1
+    assert words in " ".join(said.out.split())
+
+
+@pytest.mark.parametrize("moment", ["import", "check"])
+def test_control_c_keeps_what_was_found(tmp_path: Path, moment: str) -> None:
+    """The report and the files say what was found and what was not reached."""
+    # Tests in the background of a shell ignore Ctrl-C, which Python must not inherit.
+    code = "import signal as s; s.signal(s.SIGINT, s.default_int_handler); from polybn.cli import main; main()"
+    (tmp_path / "endless.py").write_text("while True:\n    pass\n")
+    adapter = "polybn-numpy" if moment == "check" else "endless:Norm"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "check", "--adapter", adapter, "--json", "found.json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "backends")])},
+    )  # fmt: skip
+    assert process.stdout is not None
+    if moment == "check":
+        assert any(line.startswith("pass   P1 ") for line in process.stdout)
+    else:
+        time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    out, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (130, "Interrupted: the report has what was found so far.\n")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert bool(found["results"]) == (moment == "check")
+    assert "stateful" in found["missing"]
+    assert "Not reached, because the check was interrupted:" in out
 
 
 def test_printing_is_noted_and_spoils_no_report(capfd: pytest.CaptureFixture[str]) -> None:

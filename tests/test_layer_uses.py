@@ -233,6 +233,9 @@ def test_a_frozen_layer_learns_and_keeps_its_statistics() -> None:
         ({"eps": -1}, DomainError, "eps must be 0 or lie in"),
         ({"eps": 1e-40}, DomainError, "eps must be 0 or lie in"),
         ({"axis": "x"}, DTypeError, "axis must be one int; got 'x'"),
+        ({"scale": "no"}, DTypeError, "scale must be True or False; got 'no'"),
+        ({"shift": None}, DTypeError, "shift must be True or False; got None"),
+        ({"track": 0}, DTypeError, "track must be True or False; got 0"),
         ({"running_variance": "pytorch"}, DomainError, "running_variance must be 'biased' or 'unbiased'"),
     ],
 )

@@ -25,8 +25,8 @@ from polybn.conformance.runner import CallError, guarded
 from polybn.conformance.subject import Subject, UnusableError, prepare, why_useless
 from polybn.spec import DomainError, DTypeError
 
-STARTING = 300.0
-"""Seconds that a child may take to import a library and to make the adapter."""
+STARTING = 120.0
+"""Seconds that a child may take to import a library and to make the adapter; a short time limit shortens it, too."""
 MOMENT = 0.25
 """Seconds between two looks at the child."""
 
@@ -57,14 +57,15 @@ class Begun(NamedTuple):
 def examine(order: Order, wanted: Sequence[str]) -> Iterator[Begun | Finding]:
     """Yield what the adapter declares, then a finding for each wanted id, even if the child dies."""
     rest, begun = list(wanted), None
+    starting = STARTING if order.seconds is None else min(STARTING, _patience(order.seconds))
     while begun is None or rest:
         with _child(order if begun is None else order._replace(seed=begun.seed), rest) as (process, pipe):
-            message = _next(process, pipe, STARTING)
+            message = _next(process, pipe, starting)
             if isinstance(message, Exception):
                 raise message
             if not isinstance(message, Begun):
                 info = Info(order.source, "unknown version") if begun is None else begun.info
-                yield Begun(info, order.seed or 0, 0.0, f"{order.source} {message[1]} when it was made")
+                yield Begun(info, order.seed or 0, 0.0, f"{order.source} {message[1]} when it was imported and made")
                 return
             if begun is None:
                 begun = message
@@ -73,13 +74,17 @@ def examine(order: Order, wanted: Sequence[str]) -> Iterator[Begun | Finding]:
             if begun.useless:
                 return
             while rest:
-                # Usually the child's own time limit ends a check.
-                message = _next(process, pipe, begun.seconds * 3 + 30)
+                message = _next(process, pipe, _patience(begun.seconds))
                 if not isinstance(message, Finding):
                     yield _lost(rest.pop(0), *message)
                     break
                 rest.pop(0)
                 yield message
+
+
+def _patience(seconds: float) -> float:
+    """Return how long to wait for a child whose own time limit usually ends what takes so many seconds."""
+    return seconds * 3 + 30
 
 
 def _lost(name: str, cause: Cause, words: str) -> Finding:
