@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help train test lanes lane-older lane-torch lane-dask lane-nvrtc lane-pythons check docs bench gpu-check clean
+.PHONY: help train test lanes lane-older lane-torch lane-dask lane-nvrtc lane-pythons check docs dist bench gpu-check clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -46,12 +46,19 @@ docs: .venv/docs  ## build the documentation into docs/_build/html; whatever doe
 	rm -rf docs/_build
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
 
+dist: .venv/pip  ## build the distributions, check them for the index, and try the wheel in an environment of its own
+	$(BIN)/python -m pip install --quiet build twine
+	rm -rf dist
+	$(BIN)/python -m build .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m tests.support.walk_wheel dist/*.whl
+
 lane-torch: .venv-torch/test  ## test PyTorch and array-api-strict, a third party's backend, and the pages that need PyTorch, Keras or ONNX
 	POLYBN_REQUIRE=torch,array_api_strict $(call PYTEST,.venv-torch) -k "(torch or array_api_strict) and not dask" \
 	    tests/test_torch_peers.py tests/test_torch_modules.py tests/test_conformance.py tests/test_protocol.py \
 	    tests/test_faults.py tests/test_where.py tests/test_range.py tests/test_second_order.py $(ARGS)
 	$(call PYTEST,.venv-torch) tests/test_example_backend.py tests/test_conformance_page.py tests/test_pages.py \
-	    tests/test_leaving_mxnet.py tests/test_exports.py tests/test_model_files.py tests/test_hostile_files.py \
+	    tests/test_leaving_mxnet.py tests/test_exports.py tests/test_model_files.py tests/test_convert_command.py tests/test_hostile_files.py \
 	    tests/test_inspection.py $(ARGS)
 
 lane-dask: .venv-torch/test  ## test Dask's arrays, which are lazy and slow to ask: the kit, local clusters, a killed worker
@@ -66,7 +73,7 @@ check: .venv-check/check  ## lint and types
 bench: .venv/train  ## time batch norm and training steps of each backend that runs here
 	$(BIN)/polybn bench $(ARGS)
 
-gpu-check:  ## on a machine with a GPU and its own CuPy: kit, tests, sanitizers, timings, docs/results/cupy-<device>.json
+gpu-check:  ## on a machine with a GPU and its own CuPy: kits, tests, timings, docs/results/cupy-<device>.json; ARGS="--budget 560"
 	PYTHONPATH=.:backends $(PYTHON) -m tests.gpu.check $(ARGS)
 
 clean:  ## remove what the other targets made, runs excepted

@@ -17,7 +17,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.linkcode",
     "numpydoc",
-    "myst_parser",
+    "myst_nb",  # it has myst_parser within
     "sphinx_copybutton",
     "docs._ext.directives",
 ]
@@ -38,6 +38,7 @@ html_show_sourcelink = False
 
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # notebooks show what is saved in them; tests/test_notebooks.py runs them
 
 linkcode_resolve = sources.link
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
 from polybn.options import (
@@ -71,7 +71,7 @@ class Known(NamedTuple):
     dtype: str
 
 
-@cache
+@lru_cache(maxsize=None, typed=True)  # by type, too: some libraries warn when dtypes of two libraries are compared
 def dtype_name(dtype: Any) -> str:
     """Name a dtype in the same words for every library: ``float32``, never ``<class 'numpy.float32'>``.
 

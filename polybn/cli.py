@@ -75,6 +75,9 @@ def info() -> None:
 def _facts(backend: Backend) -> Iterator[str]:
     yield from (f"{key} {value}" for key, value in backend.describe().items())
     traits = traits_of(backend)
+    if traits.devices is not None:
+        option = " (--device)" if hasattr(backend, "compile") else ""
+        yield f"sees {', '.join(traits.devices())}{option}"
     if traits.several_devices:
         yield "trains on several devices (--devices)"
     if traits.native_norm:
@@ -102,10 +105,8 @@ def main() -> None:
 
 
 def _words(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name in ("hypothesis", "ml_dtypes"):
+        return f"polybn: this command needs {error.name}: {sys.executable} -m pip install hypothesis ml_dtypes"
     known = isinstance(error, OSError) and error.strerror and error.filename is not None
     said = f"{error.strerror}: {error.filename}" if known else f"{error}"  # type: ignore[attr-defined]
     return "\n".join(map(shown, said.split("\n")))
-
-
-if __name__ == "__main__":
-    main()

@@ -27,8 +27,8 @@ def hint(*words: object) -> str:
 
 def _program() -> list[str]:
     called = sys.argv[0]
-    if Path(called).name != "polybn":  # python -m polybn.cli, or from another program
-        return [sys.executable, "-m", "polybn.cli"]
+    if Path(called).name != "polybn":  # python -m polybn, or from another program
+        return [sys.executable, "-m", "polybn"]
     found = shutil.which("polybn")
     on_path = os.sep not in called or (found is not None and Path(found).resolve() == Path(called).resolve())
     return ["polybn"] if on_path else [called]

@@ -276,6 +276,9 @@ class Traits:
     """Whether the library replaces subnormal numbers by 0, at least on some of its devices."""
     jit: Callable[..., Any] | None = None
     """Compiles a function of arrays for each shape; called as ``jit(function, static_argnames=...)``."""
+    devices: Callable[[], Mapping[str, Callable[[], AbstractContextManager[Any]]]] | None = None
+    """Lists the devices that the library sees, ``"cpu"``, ``"gpu:0"``, each with a context manager that makes it the
+    default. None if the library has no such choice."""
     several_devices: bool = False
     """Whether ``compile`` takes ``devices``, a number of devices to train on."""
     native_norm: bool = False

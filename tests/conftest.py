@@ -36,7 +36,7 @@ BLIND = {name for name, traits in TRAITS.items() if not traits.sees_values}
 TRAINS = {name for name in TRAITS if hasattr(dispatch.backend(name), "compile")}
 MAPS = 30_000
 
-OF_NETWORKS = {"test_training", "test_program", "test_fashion_mnist_training"}
+OF_NETWORKS = {"test_training", "test_program", "test_fashion_mnist_training", "test_notebooks", "test_device"}
 """Modules of tests that train, for backends with ``compile`` only."""
 
 OF_DTYPES = {"test_conformance", "test_protocol"}

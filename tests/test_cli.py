@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,6 +92,19 @@ def test_version(polybn_: Polybn) -> None:
     assert polybn_("--version") == (0, f"{polybn.__version__}\n", "")
 
 
+@pytest.mark.parametrize("name", ["hypothesis", "ml_dtypes"])
+def test_what_the_kit_needs_is_named_with_the_command_that_installs_it(
+    polybn_: Polybn, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fail() -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(cli, "app", fail)
+    said = polybn_("agree", "numpy", "numpy-plain")
+    wanted = f"error: polybn: this command needs {name}: {sys.executable} -m pip install hypothesis ml_dtypes\n"
+    assert (said.code, said.out, said.err) == (2, "", wanted)
+
+
 def test_the_script_is_installed() -> None:
     (script,) = entry_points(group="console_scripts", name="polybn")
     assert script.load() is cli.main
@@ -141,7 +155,7 @@ def test_defaults_are_those_of_the_function(polybn_: Polybn, monkeypatch: pytest
     recipe = given.pop("recipe")
     assert recipe == Recipe(networks.lenet())
     assert {name: value for name, value in recipe.to_config().items() if name in defaults} == {
-        name: defaults[name] for name in ("batch_size", "learning_rate", "seed", "devices", "last_batch")
+        name: defaults[name] for name in ("batch_size", "learning_rate", "seed", "devices", "last_batch", "device")
     }
     assert given.keys() == {"on_steps", "on_epoch"}
 
@@ -353,8 +367,8 @@ def test_control_c(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:
         ("polybn", ["polybn"]),
         (".venv/bin/polybn", [".venv/bin/polybn"]),
         ("{bin}/polybn", ["polybn"]),
-        ("/x/polybn/cli.py", [sys.executable, "-m", "polybn.cli"]),
-        ("-c", [sys.executable, "-m", "polybn.cli"]),
+        ("/x/polybn/__main__.py", [sys.executable, "-m", "polybn"]),
+        ("-c", [sys.executable, "-m", "polybn"]),
     ],
 )
 def test_a_hint_is_a_command_that_works_from_here(
@@ -628,20 +642,22 @@ def test_info_lists_every_backend(polybn_: Polybn, monkeypatch: pytest.MonkeyPat
     said = polybn_("info")
     assert (said.code, said.err) == (0, "")
     assert said.out.startswith(f"polybn {polybn.__version__}, Python {sys.version.split()[0]}\n")
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.out.splitlines() if line[0] == "│"]
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.out.splitlines() if line[0] == "│"]
     facts = ", ".join(f"{key} {value}" for key, value in dispatch.backend("numpy").describe().items())
-    assert rows == [["numpy", "yes", facts], ["jax", "no", reason]]
+    text = " ".join(" ".join(filter(None, cells)) for cells in lines)  # long rows take several lines
+    assert text == f"numpy yes {facts}, sees cpu (--device) jax no {reason}"
 
 
 def test_info_says_what_a_backend_can_train(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:
     """`polybn info` shows the devices, because the error of a backend that trains on one device refers to it."""
-    several = SimpleNamespace(describe=lambda: {"lib": "1"}, traits=Traits(several_devices=True, native_norm=True))
+    names = {"cpu": nullcontext, "gpu:0": nullcontext}
+    traits = Traits(devices=lambda: names, several_devices=True, native_norm=True)
+    several = SimpleNamespace(describe=lambda: {"lib": "1"}, traits=traits, compile=None)
     monkeypatch.setattr(dispatch, "backends", lambda: {"numpy": None, "several": None})
     monkeypatch.setattr(dispatch, "backend", lambda name: several if name == "several" else polybn.backend("numpy"))
     text = re.sub(r"[\s│]+", " ", polybn_("info").out)
-    assert (
-        "several yes lib 1, trains on several devices (--devices), has a batch norm of its own (--norm native)" in text
-    )
+    assert "several yes lib 1, sees cpu, gpu:0 (--device), trains on several devices (--devices), has a batch" in text
+    assert "has a batch norm of its own (--norm native)" in text
     assert text.count("several devices") == 1
 
 
@@ -651,7 +667,7 @@ def test_info_says_what_a_backend_can_train(polybn_: Polybn, monkeypatch: pytest
 def test_as_a_process(tmp_path: Path) -> None:
 
     def run(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-W", "error", "-m", "polybn.cli", "train", "--data", "sample", "--out", "run"]
+        command = [sys.executable, "-W", "error", "-m", "polybn", "train", "--data", "sample", "--out", "run"]
         return subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
 
     done = run("--epochs", "1")

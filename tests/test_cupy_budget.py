@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.gpu import budget, nvrtc, sass
+from tests.gpu import budget, nvrtc, sass, steps
 from tests.gpu.budget import Subject
 
 REASON = sass.why_not()
@@ -71,3 +71,29 @@ def test_a_planted_regression_is_found(name: str) -> None:
     assert text.count(old) == 1
     found = budget.complaints(subject, budget.count(subject, text.replace(old, new)), recorded(subject))
     assert any(expected in words for words in found), found
+
+
+def test_the_layers_of_a_network_did_not_get_worse() -> None:
+    """Each inner loop is within its limit, and the record has the prediction that follows."""
+    costs = steps.count()
+    assert {kind: cost for kind, cost in costs.items() if cost > steps.LIMITS[kind]} == {}
+    record = json.loads(budget.RECORD.read_text(encoding="utf-8"))
+    if record["compiler"] == f"NVRTC {nvrtc.version()}":
+        assert record["step"] == steps.record()
+
+
+PLANTED_STEPS = {
+    "a lost unroll in a convolution": (
+        "convolve", "#pragma unroll\n                for (int i", "#pragma unroll 1\nfor (int i",
+    ),
+    "a division in a convolution": ("spread", "mine[i * KERNEL + j]", "mine[(z + i * KERNEL + j) % groups]"),
+    "a lost unroll in the gradient of weights": ("weigh", "#pragma unroll 8", "#pragma unroll 1"),
+    "a lost unroll in a product": ("product", "#pragma unroll 16", "#pragma unroll 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLANTED_STEPS)
+def test_a_planted_regression_in_a_layer_is_found(name: str) -> None:
+    kind, old, new = PLANTED_STEPS[name]
+    costs = steps.count((old, new))
+    assert costs[kind] > steps.LIMITS[kind], costs

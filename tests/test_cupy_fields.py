@@ -245,40 +245,67 @@ def test_merge_and_fold(captured: Captured) -> None:
     check("vectors.cu", "FoldArguments", captured["fold"], fields | pointers(**affine._asdict()) | {"eps": 0.125})
 
 
-def test_layers(captured: Captured) -> None:
+def source(
+    shape: tuple[int, ...], x: Any, dx: Any, *, size: int = 1, sigmoid: bool = False, images: Any = None
+) -> Fields:
+    """Return the fields of a Map."""
+    numbers = dict(zip(("channels", "height", "width"), shape, strict=True)) | {"size": size, "sigmoid": int(sigmoid)}
+    pixels, order, progress = images or (None, None, None)
+    fields: Fields = numbers | pointers(x=x, dx=dx, images=pixels, order=order, progress=progress)
+    return {f"in.{name}": value for name, value in fields.items()}
+
+
+def made(*shape: int) -> Any:
+    return cupy.zeros(shape, np.float32)
+
+
+def test_layers_with_weights(captured: Captured) -> None:
     from polybn_cupy import layers
 
-    def made(*shape: int) -> Any:
-        return cupy.zeros(shape, np.float32)
-
-    values, rate = {"weight": made(5, 2, 3, 4), "bias": made(5)}, made(1)
-    layer: Any = layers.Convolution(layers.Variables(values, rate), (2, 7, 8), (3, 4), 6, first=False)
-    x, dy = made(6, 2, 7, 8), made(6, 5, 5, 5)
+    x = made(6, 2, 14, 16)
+    read = layers.Source((2, 14, 16), 6, size=2, sigmoid=True, wanted=True)
+    of_map = source((2, 7, 8), x, read.dx, size=2, sigmoid=True)
+    values = {"weight": made(5, 2, 3, 3), "bias": made(5)}
+    layer: Any = layers.Convolution(values, read, 6, kernel=3)
     layer.forward(x, training=True)
-    fields: Fields = dict(zip(("n", "channels", "height", "width", "features"), (6, 2, 7, 8, 5), strict=True))
-    fields |= {"kernel_height": 3, "kernel_width": 4, "slices": layer._slices}
-    fields |= pointers(x=x, **values, dy=None, y=layer.y, dx=layer._dx, partials=layer._partials)
-    check("network.cu", "Convolution", captured["convolve"], fields)
+    rest = pointers(**values, dy=None, y=layer._y, partials=layer._partials)
+    numbers = dict(
+        zip(("n", "features", "slices", "stage", "spread_stage", "spread_blocks"), (6, 5, 6, 2, 5, 6), strict=True)
+    )
+    check("convolution.cu", "Convolution", captured["convolve"], of_map | numbers | rest)
+    dy = made(6, 5, 5, 6)
     layer.backward(dy)
-    for kernel in ("weigh", "spread"):
-        check("network.cu", "Convolution", captured[kernel], fields | {"dy": dy.data.ptr})
-    descent = pointers(**values, gradient=layer._partials, rate=rate)
-    check("network.cu", "Descent", captured["descend"], {"rows": 5, "columns": 24, "slices": layer._slices} | descent)
-    pool: Any = layers.Pool((2, 7, 8), 6, size=2, sigmoid=True)
+    check("convolution.cu", "Convolution", captured["pull"], of_map | numbers | rest | {"dy": dy.data.ptr})
+    values = {"weight": made(5, 112), "bias": made(5)}
+    layer = layers.Dense(values, read, 6)
+    layer.forward(x, training=True)
+    rest = pointers(**values, dy=None, y=layer._y, partials=layer._partials)
+    numbers = dict(zip(("n", "features", "slices", "spread_blocks"), (6, 5, 1, 7), strict=True))
+    check("dense.cu", "Dense", captured["multiply"], of_map | numbers | rest)
+    dy = made(6, 5)
+    layer.backward(dy)
+    check("dense.cu", "Dense", captured["multiply_back"], of_map | numbers | rest | {"dy": dy.data.ptr})
+    (update,) = layer.updates
+    descent = {"first": 3, "rows": 5, "columns": 112, "slices": 1} | pointers(**values, gradient=layer._partials)
+    check("network.cu", "Descent", update.pack(3), descent)
+
+
+def test_a_pool(captured: Captured) -> None:
+    from polybn_cupy import layers
+
+    x, read = made(6, 2, 14, 16), layers.Source((2, 14, 16), 6, size=2, sigmoid=True, wanted=True)
+    pool: Any = layers.Pool(read, 6)
     pool.forward(x, training=True)
-    fields = {"planes": 12, "height": 7, "width": 8, "size": 2, "sigmoid": 1}
-    after = pointers(y=pool._y, dx=None, winner=pool._winner)
-    check("network.cu", "Pool", captured["pool"], fields | pointers(x=x, dy=None) | after)
-    small = made(6, 2, 3, 4)
-    pool.backward(small)
-    check(
-        "network.cu", "Pool", captured["unpool"],
-        fields | pointers(x=None, dy=small) | after | pointers(dx=pool._dx),
-    )  # fmt: skip
+    of_map = source((2, 7, 8), x, read.dx, size=2, sigmoid=True)
+    check("network.cu", "Pool", captured["pool"], of_map | {"n": 6} | pointers(dy=None, y=pool._y))
+    dy = made(6, 2, 7, 8)
+    pool.backward(dy)
+    check("network.cu", "Pool", captured["unpool"], of_map | {"n": 6} | pointers(dy=dy, y=pool._y))
 
 
 def test_batches(captured: Captured) -> None:
     from polybn.lenet import networks
+    from polybn_cupy import layers
 
     network = networks.lenet()
     program: Any = compile(network, polybn.backend("cupy"), networks.initial_state(network, 0), batch_size=2)
@@ -286,12 +313,20 @@ def test_batches(captured: Captured) -> None:
     data = program.place(random.integers(0, 256, (2, 1, 28, 28), np.uint8), random.integers(0, 10, 2, np.uint8))
     list(program.train_epoch(data, np.arange(2), learning_rate=0.1))
     chain = program._chains[2]
-    sizes: Fields = {"n": 2, "pixels": 784, "classes": 10}
-    common: Any = {"images": data.images, "labels": data.labels, "order": data.order, "progress": data.trained}
-    rest: Any = {"gradient": chain._gradient, "scores": data.scores, "losses": data.losses}
-    first = pointers(**common, x=chain._x)
-    check("network.cu", "Batch", captured["gather"], sizes | first | pointers(logits=None, **rest))
-    check("network.cu", "Batch", captured["judge"], sizes | first | pointers(logits=chain._layers[-1].y, **rest))
+    sizes: Fields = {"n": 2, "classes": 10}
+    rest = pointers(logits=chain._layers[-1]._y, gradient=chain._gradient, scores=data.scores, losses=data.losses)
+    given = pointers(labels=data.labels, order=data.order, progress=data.trained)
+    check("network.cu", "Batch", captured["judge"], sizes | given | rest)
+    updates = [update for layer in chain._layers for update in layer.updates]
+    descents: Fields = {"each": chain._updates.data.ptr, "count": len(updates), "n": 2}
+    descents |= pointers(rate=program._rate, progress=data.trained)
+    check("network.cu", "Descents", captured["descend"], descents)
+    firsts = np.cumsum([0, *(update.blocks for update in updates)])
+    table = b"".join(update.pack(first) for update, first in zip(updates, firsts, strict=False))
+    assert chain._updates.get().tobytes() == table
+    assert len(updates) == 5 + 2 * 4
+    images = layers.Images(data.images, data.order, data.trained)
+    of_map = source((1, 28, 28), None, None, images=images)
+    assert struct.unpack("<10q", chain._layers[0]._source.pack(images)) == tuple(of_map.values())
     program.logits(data)
-    first |= pointers(order=None, progress=data.scored)
-    check("network.cu", "Batch", captured["deliver"], sizes | first | pointers(logits=chain._layers[-1].y, **rest))
+    check("network.cu", "Batch", captured["deliver"], sizes | given | pointers(progress=data.scored) | rest)

@@ -5,6 +5,8 @@ Emulated only: it reads what the stand-in for CuPy recorded.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -78,6 +80,27 @@ def test_no_device_changes_a_bit(
     assert all(map(equal, base, other))
 
 
+def test_a_process_that_may_use_a_part_of_a_device_takes_less(
+    launches: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under MPS, a launch that is too large fails, and the next one is smaller; later calls are small at once."""
+    from polybn_cupy import launch
+
+    monkeypatch.setattr(launch, "_granted", {})
+    x = cupy.array(np.random.default_rng(0).normal(300, 7, (3, 2, 60_013)).astype(np.float32))
+    whole = polybn.batch_norm(x, training=True).y.get()
+    monkeypatch.setattr(cupy.cuda, "GRANTED", [1])
+    part = polybn.batch_norm(x, training=True).y.get()
+    assert equal(whole, part)
+    assert launch._granted == {0: 1}
+    (_, all_blocks, together), (_, few_blocks, _) = launches
+    assert together
+    assert few_blocks < all_blocks
+    monkeypatch.setattr(cupy.cuda, "GRANTED", [0])
+    with pytest.raises(cupy.cuda.driver.CUDADriverError, match="720"):
+        polybn.batch_norm(x, training=True)
+
+
 def test_arrays_on_two_devices_are_refused() -> None:
     x = cupy.array(np.ones((4, 3), np.float32))
     with cupy.cuda.Device(1):
@@ -129,6 +152,37 @@ def test_streams_and_devices_have_barriers_and_mail_of_their_own() -> None:
                 found += [launch.barriers(), launch.mail(10)]
     assert len({array.data.ptr for array in found}) == len(found) == 8
     assert [array.device.id for array in found] == [0] * 4 + [1] * 4
+
+
+def test_a_stream_with_barriers_lives_on() -> None:
+    """CUDA may give the handle of a deleted stream to a new one, while work of the old one still runs."""
+    from polybn_cupy import launch
+
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        launch.barriers()
+    reference = weakref.ref(stream)
+    del stream
+    gc.collect()
+    assert reference() is not None
+
+
+def test_a_call_that_ran_once_needs_nothing_new_to_be_captured() -> None:
+    """Another library may capture in a mode that forbids to allocate and to wait; its users call once before."""
+    from polybn_cupy import launch
+
+    x = cupy.array(np.ones((1, 1, 50_000), np.float32))
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        polybn.batch_norm(x, training=True)
+
+        def kept() -> list[Any]:
+            mail = {key: list(boxes) for key, boxes in launch._mail.items()}
+            return [cupy.cuda.Stream._count, dict(launch._barriers), mail, launch._kernel.cache_info().misses]
+
+        before = kept()
+        stream.begin_capture()
+        polybn.batch_norm(x, training=True)
+        stream.end_capture()
+    assert kept() == before
 
 
 def test_mail_that_a_graph_may_know_is_kept() -> None:

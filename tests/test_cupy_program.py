@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import polybn
 from polybn.lenet import fashion_mnist, networks
 from polybn.lenet.program import compile
-from polybn.spec import BackendError
+from polybn.spec import BackendError, DomainError
+from tests import test_program
+from tests.support import reference_lenet as reference
 
 cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
 EMULATED = "emulated" in cupy.__version__
@@ -18,14 +21,14 @@ STEPS, BATCH = 50, 16
 RATE = 0.05
 
 
-def losses(backend: str, norm: networks.Norm) -> np.ndarray:
+def losses(backend: str, norm: networks.Norm, steps: int = STEPS) -> np.ndarray:
     data, network = fashion_mnist.load("sample"), networks.lenet(norm)
     module = polybn.backend(backend)
     program = compile(network, module, networks.initial_state(network, 3), batch_size=BATCH)
     placed = program.place(data.train_images, data.train_labels)
-    order = networks.epoch_order(3, 1, len(data.train_labels))[: STEPS * BATCH]
+    order = networks.epoch_order(3, 1, len(data.train_labels))[: steps * BATCH]
     reports = list(program.train_epoch(placed, order, learning_rate=RATE))
-    assert sum(len(report.losses) for report in reports) == STEPS
+    assert sum(len(report.losses) for report in reports) == steps
     return np.concatenate([report.losses for report in reports])
 
 
@@ -48,6 +51,28 @@ def test_cupy_has_no_batch_norm_of_its_own() -> None:
         compile(network, polybn.backend("cupy"), networks.initial_state(network, 0), batch_size=4)
 
 
+def test_layers_that_do_not_fit_into_shared_memory_at_once_are_right() -> None:
+    """Planes and weights come in stages, and several blocks share the gradient of one channel's weights."""
+    layers = (networks.Convolution(20, 3), networks.Convolution(28, 5), networks.MaxPool(2), networks.Dense(3))
+    network = networks.Network((3, 12, 12), layers)
+    s = test_program.sample(network, 3)
+    program: Any = test_program.compiled("cupy", s)
+    got = test_program.program_step(program, s)
+    bound = reference.allowed(lambda rounded: test_program.exact_step(s, rounded))
+    test_program.check(got, test_program.exact_step(s), bound)
+    _, features, _, stage, spread_stage, _ = struct.unpack("<6q", program._chains[3]._layers[1]._numbers)
+    assert stage < 20
+    assert spread_stage < features
+    assert features * (25 + 1) > 256 * 2
+
+
+def test_an_image_that_does_not_fit_into_shared_memory_is_refused() -> None:
+    network = networks.Network((1, 300, 300), (networks.Convolution(1, 1), networks.MaxPool(300), networks.Dense(2)))
+    words = r"an image of a Convolution must fit into the \d+ bytes of shared memory on the cupy backend; got 1 x 300 x"
+    with pytest.raises(DomainError, match=words):
+        compile(network, polybn.backend("cupy"), networks.initial_state(network, 0), batch_size=2)
+
+
 @pytest.mark.skipif(not EMULATED, reason="it reads what the emulation recorded")
 def test_a_step_is_one_graph() -> None:
     """Each of two batch sizes is captured once and replayed in every epoch; a batch norm is one launch in each pass."""
@@ -62,6 +87,24 @@ def test_a_step_is_one_graph() -> None:
     list(program.train_epoch(data, np.arange(10), learning_rate=0.1))
     assert data.graphs == graphs
     names = [name.partition("<")[0] for name, *_ in cupy.cuda.LAUNCHES]
-    assert names.count("gather") == names.count("judge") == 3
-    assert names.count("forward") == names.count("backward") == 3 * 4
-    assert len(names) == 3 * 45
+    assert names == 3 * NODES
+
+
+LAYERS = ("convolve", "convolve", "multiply", "multiply")
+NODES = [
+    *(name for layer in LAYERS for name in (layer, "forward")), "multiply", "judge",
+    *(name for layer in ("multiply_back", "multiply_back", "multiply_back", "pull") for name in (layer, "backward")),
+    "pull", "descend",
+]  # fmt: skip
+"""The kernels of a step of LeNet: pools and sigmoids belong to the layers that read them, and all updates are one."""
+
+
+@pytest.mark.skipif(not EMULATED, reason="it reads what the emulation recorded")
+def test_tests_compile_all_kernels_of_lenet() -> None:
+    from polybn_cupy import sources
+
+    listed = {name for _, name in sources.instances()}
+    cupy.cuda.LAUNCHES.clear()
+    for norm in ("spec", None):
+        losses("cupy", norm, steps=1)
+    assert {name for name, *_ in cupy.cuda.LAUNCHES} <= listed

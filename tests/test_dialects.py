@@ -134,6 +134,14 @@ def spread(values: Array) -> Array:
     return np.asarray(values)[:, None, None]
 
 
+def test_the_page_counts_what_is_trained_here() -> None:
+    trained = [name for name in FRAMEWORKS if calls.why_not(DIALECTS[name]) is None]
+    libraries = {DIALECTS[name].title.partition(",")[0].partition(" ")[0] for name in trained}
+    numbers = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+    page = (Path(__file__).parents[1] / "docs" / "dialects.md").read_text(encoding="utf-8")
+    assert f"{numbers[len(trained)]} batch norms of {numbers[len(libraries)]} libraries train step by step" in page
+
+
 @pytest.mark.parametrize("momentum", [0.25, 0.9])
 def test_a_layer_in_a_dialect_does_what_the_framework_does(framework: str, momentum: float) -> None:
     if calls.why_not(DIALECTS[framework]) is not None:

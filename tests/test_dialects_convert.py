@@ -218,11 +218,13 @@ def test_the_count_of_batches_is_carried_or_said_to_be_lost() -> None:
 def test_a_least_eps_and_values_that_are_none_are_said() -> None:
     _, notes = convert(vectors("d2l_mxnet", gamma=1, beta=0, running_mean=0, running_var=1e-5), "d2l_mxnet",
                        "mxnet_cudnn", 5, options={"eps": 1e-12})  # fmt: skip
-    assert any("eps 1e-12 becomes 1e-05, the least of mxnet_cudnn: inference changes by up to 0.29" in n for n in notes)
+    assert any(
+        "eps 1e-12 becomes 1e-05, the least that mxnet_cudnn takes; inference changes by up to 0.29" in n for n in notes
+    )
     for bad in (np.nan, -1.0, np.inf):
         found, notes = convert(KERAS | {"moving_variance": np.array([bad], "f")}, "keras3", "gluon")
         np.testing.assert_array_equal(found["running_var"], np.array([bad], "f"))
-        assert any("Statistics of 1 channels are NaN, infinite or negative" in note for note in notes)
+        assert any("Statistics are NaN, infinite or negative in 1 of 1 channels" in note for note in notes)
     wide = {name: value.astype(np.float64) for name, value in KERAS.items()}
     assert convert(wide, "keras3", "pytorch").state["weight"].dtype == np.float64
     found, notes = convert(wide, "keras3", "gluon")
@@ -274,7 +276,7 @@ def test_what_becomes_infinite_is_said() -> None:
 
 def test_a_variance_of_nan_alone_makes_no_warning() -> None:
     state = KERAS | {"moving_variance": np.array([np.nan], "f")}
-    assert convert(state, "keras3", "tf_fused", 5, options={"epsilon": 1e-7}).notes[0].startswith("Statistics of 1")
+    assert convert(state, "keras3", "tf_fused", 5, options={"epsilon": 1e-7}).notes[0].startswith("Statistics are NaN")
 
 
 def test_axes_of_length_1_are_dropped() -> None:
@@ -304,10 +306,15 @@ def test_axes_of_length_1_are_dropped() -> None:
         (KERAS, {"source": None}, DTypeError, r"source must be a name or a Dialect; got NoneType"),
         (KERAS, {"target": "torch"}, DomainError, r"target must be one of .*; got 'torch' \(did you mean"),
         (KERAS, {"options": {"eps": 1.0}}, DomainError, r"words of keras3 \(momentum, epsilon, axis\); got 'eps'"),
-        (KERAS, {"options": {"momentum": 2}}, DomainError, r"momentum must lie in \[0, 1\]; got 2"),
-        (KERAS, {"options": {"epsilon": -1}}, DomainError, r"eps must be 0 or more, and finite; got -1"),
-        (KERAS, {"options": {"epsilon": np.inf}}, DomainError, r"eps must be 0 or more, and finite; got inf"),
-        (KERAS, {"options": {"epsilon": None}}, DTypeError, r"eps must be a Python number; got None"),
+        (KERAS, {"options": {"momentum": 2}}, DomainError,
+         r"momentum must lie in \[0, 1\]; got 2 \(in keras3 it is the weight of the old value\)"),
+        (PYTORCH, {"source": "pytorch", "options": {"momentum": 2}}, DomainError,
+         r"momentum must lie in \[0, 1\]; got 2 \(in pytorch it is the weight of the new value\)"),
+        (PYTORCH, {"source": "pytorch", "options": {"momentum": "x"}}, DTypeError,
+         r"momentum must be a Python number; got 'x' of type str \(in pytorch it is the weight of the new value\)"),
+        (KERAS, {"options": {"epsilon": -1}}, DomainError, r"epsilon must be 0 or more, and finite; got -1"),
+        (KERAS, {"options": {"epsilon": np.inf}}, DomainError, r"epsilon must be 0 or more, and finite; got inf"),
+        (KERAS, {"options": {"epsilon": None}}, DTypeError, r"epsilon must be a Python number; got None"),
         (KERAS, {"options": {"axis": "x"}}, DTypeError, r"axis must be one int; got 'x'"),
         (KERAS, {"options": [1]}, DTypeError, r"options must be a mapping of words to values; got list"),
         (KERAS, {"steps": 2**70}, DomainError, r"steps must be below 2\*\*63; got 1180"),
@@ -345,8 +352,26 @@ def test_momentum_is_converted_with_its_sense_and_refused_without() -> None:
 def test_a_momentum_there_and_back_is_the_same_number(momentum: float) -> None:
     for target in ("keras3", "pytorch"):
         there = convert_options({"momentum": momentum}, "pytorch", target)
-        assert there.notes == ()
+        assert there.notes == () or momentum == 0
         assert convert_options(there.options, target, "pytorch").options["momentum"] == momentum
+
+
+def test_a_batch_without_weight_is_said() -> None:
+    for options, source in (({"momentum": 0.0}, "pytorch"), ({"momentum": 1.0}, "onnx9")):
+        assert convert_options(options, source, "keras3").notes[0].endswith("training on never changes the statistics.")
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    found = convert(PYTORCH, "pytorch", "tinygrad", np.int64(5), steps=np.int32(7))  # type: ignore[arg-type]
+    assert found.state["num_batches_tracked"] == 7
+    assert convert(PYTORCH, "pytorch", "keras3", np.int64(5)).state == KERAS  # type: ignore[arg-type]
+    arguments = DIALECTS["haiku"].arguments
+    assert arguments(momentum=0.5, step=np.int64(2)) == arguments(momentum=0.5, step=2)  # type: ignore[arg-type]
+
+
+def test_an_eps_of_0_becomes_the_least_number_above_it() -> None:
+    _, notes = convert_options({"epsilon": 0}, "keras3", "pytorch")
+    assert notes[0] == "eps 0 becomes 5e-324, because pytorch does not take 0."
 
 
 def test_a_momentum_that_has_no_counterpart_is_said() -> None:

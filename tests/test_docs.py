@@ -31,7 +31,10 @@ EXAMPLE = ROOT / "docs" / "examples" / "polybn_xarray"
 def test_each_clause_is_told_once_and_lists_all_of_its_tests() -> None:
     text = clauses.specification()
     assert re.findall(r"^\.\. _(S\d+):$", text, re.MULTILINE) == CLAUSES
-    parts = dict(zip(CLAUSES, re.split(r"^\.\. _S\d+:$", text, flags=re.MULTILINE)[1:], strict=True))
+    told, listed = text.split("What checks each clause\n")
+    assert re.findall(r"^:ref:`What checks (S\d+) <checks-\1>`$", told, re.MULTILINE) == CLAUSES
+    assert "tests/test_" not in told
+    parts = dict(zip(CLAUSES, re.split(r"^\.\. _checks-S\d+:$", listed, flags=re.MULTILINE)[1:], strict=True))
     for clause, part in parts.items():
         assert all(f"tests/{path.name}``" in part for path in TESTS if clause in marked_in(path))
     words = re.sub(r"\W", "", re.sub(r"\*\*S\d+ [^*]+\*\*", "", spec.__doc__ or ""))

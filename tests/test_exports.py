@@ -19,7 +19,7 @@ from polybn.lenet.runs import Run
 from polybn.model_files import archives, safetensors
 from polybn.model_files.errors import ModelFileError
 from polybn.spec import DomainError
-from tests.support import exported
+from tests.support import export_record, exported, models
 from tests.support import reference_lenet as reference
 from tests.support.command import Polybn
 from tests.support.training_worker import slice_of_sample
@@ -84,6 +84,16 @@ def test_what_comes_back_has_the_same_bits(format: str, norm: str, runs: dict[st
     assert {name: array.tobytes() for name, array in state.items()} == {k: v.tobytes() for k, v in run.state.items()}
     assert {name: array.shape for name, array in state.items()} == {k: v.shape for k, v in run.state.items()}
     assert all(array.flags.c_contiguous and array.dtype == np.float32 for array in state.values())
+
+
+@needs("keras", "h5py")
+def test_a_file_of_an_early_keras_3_comes_back_too(runs: dict[str, Run], tmp_path: Path) -> None:
+    (file,) = exports.export(runs["spec"], tmp_path / "lenet", "keras")
+    models.remove_names(file)
+    _, state = exports.load(file)
+    assert {name: array.tobytes() for name, array in state.items()} == {
+        name: array.tobytes() for name, array in runs["spec"].state.items()
+    }
 
 
 def test_pytorch_is_told_how_many_batches_there_were(runs: dict[str, Run]) -> None:
@@ -222,6 +232,16 @@ def test_a_file_of_another_origin_is_refused(tmp_path: Path) -> None:
     file.write_bytes(exports.safetensors.safetensors.encode({"w": np.zeros(2, np.float32)}, {}))  # type: ignore[attr-defined]
     with pytest.raises(ModelFileError, match=r"must hold the note that `polybn export` writes; got none"):
         exports.load(file)
+
+
+# The record.
+
+
+def test_the_record_has_every_format_with_equal_labels_and_bits() -> None:
+    rows = json.loads(export_record.RECORD.read_text(encoding="utf-8"))["rows"]
+    assert [row["format"] for row in rows] == [None, *exports.FORMATS]
+    assert [(row["differ"], row["same_bits"]) for row in rows] == [(0, True)] * len(rows)
+    assert all(row["share"] <= 1 for row in rows)
 
 
 # The command.

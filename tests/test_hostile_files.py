@@ -19,9 +19,11 @@ from tests.support import hostile, limited
 
 ROOT = Path(__file__).parents[1]
 NEEDS = {".h5": "h5py", ".keras": "h5py", ".msgpack": "msgpack", ".onnx": "onnx", ".pt": "torch"}
-Ended = tuple[int, str, str]
+MOST_MEMORY = 2**24
+"""The most bytes that inspecting a file may take."""
+Ended = tuple[int, str, str, int]
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of this kind on Windows")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and measures of memory are those of Linux")
 
 
 def in_a_limited_process(names: list[str], folder: Path) -> dict[str, Ended]:
@@ -57,8 +59,9 @@ def inspected(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ended
 
 @pytest.mark.parametrize("name", hostile.REFUSED)
 def test_it_is_refused_in_one_sentence(name: str, inspected: Callable[[str], Ended]) -> None:
-    code, out, err = inspected(name)
+    code, out, err, memory = inspected(name)
     assert (code, out) == (2, "")
+    assert memory <= MOST_MEMORY
     assert err.startswith(f"error: polybn.model_files.read: {name} must ")
     assert err.count("\n") == 1
     assert len(err) < 400
@@ -66,10 +69,16 @@ def test_it_is_refused_in_one_sentence(name: str, inspected: Callable[[str], End
 
 @pytest.mark.parametrize("name", hostile.HARMLESS)
 def test_it_can_lie_about_what_is_not_read(name: str, inspected: Callable[[str], Ended]) -> None:
-    code, out, err = inspected(name)
+    code, out, err, memory = inspected(name)
+    assert memory <= MOST_MEMORY
     assert code in (0, 1)
     assert err == ""
     assert out.startswith(f"{name} (")
+
+
+def test_the_page_counts_them() -> None:
+    page = (ROOT / "docs" / "model-files.md").read_text(encoding="utf-8")
+    assert f"{len(hostile.REFUSED) + len(hostile.HARMLESS)} damaged and hostile files" in page
 
 
 def test_the_canary_sings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

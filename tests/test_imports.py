@@ -206,7 +206,14 @@ def test_polybn_names_no_backend_and_no_array_library_but_numpy(path: Path) -> N
 # The plan: no cycles, and no import from a higher floor.
 
 ROOMS = (
-    {"polybn.cli", "polybn.pytest_plugin", "polybn.commands", "polybn.bench", "polybn.lenet.commands"},
+    {
+        "polybn.__main__",
+        "polybn.cli",
+        "polybn.pytest_plugin",
+        "polybn.commands",
+        "polybn.bench",
+        "polybn.lenet.commands",
+    },
     {"polybn.inspection", "polybn.statistics"},
     {"polybn.conformance", "polybn.lenet"},
     {"polybn.model_files"},

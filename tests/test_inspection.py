@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from polybn.inspection import words
 from polybn.inspection.channels import channels_of
 from polybn.inspection.digits import sure_digits
 from polybn.model_files import Model, Norm, safetensors
+from polybn.spec import DomainError
 from tests.support.command import Polybn
 
 SIZE = 7
@@ -105,10 +107,35 @@ def test_the_counter_has_its_own_name_and_chainers_counts_something_else() -> No
     assert found(state | {"N": np.array(0)}, "chainer") == []
 
 
-@pytest.mark.parametrize(("value", "y"), [(np.inf, "inf, and y is beta."), (np.nan, "nan, and so is y.")])
+@pytest.mark.parametrize(("value", "y"), [(np.inf, "inf, and y is beta."), (np.nan, "nan, and y is NaN or infinite.")])
 def test_an_infinite_variance_makes_y_beta(value: float, y: str) -> None:
     (finding,) = inspection.inspect(Model("safetensors", [Norm("bn", "pytorch", healthy(running_var=value))], 4))
     assert finding.sentence.endswith(y)
+
+
+def test_a_nan_that_signals_makes_no_warning() -> None:
+    state = {name: value.astype(np.float32) for name, value in healthy().items()}
+    state["running_var"].view(np.uint32)[2] = 0x7F800001
+    names = ("gamma", "beta", "running_mean", "running_var")
+    for dialect, own in (("pytorch", state), ("polybn", dict(zip(names, state.values(), strict=True)))):
+        assert found(own, dialect) == [("error", "variance is NaN or infinite")]
+
+
+@pytest.mark.parametrize("eps", [-1.0, np.nan, np.inf])
+def test_an_eps_that_cannot_be_added(eps: float) -> None:
+    kinds = found(healthy(), options={"eps": eps})
+    assert kinds[0] == ("error", "eps is negative, NaN or infinite")
+
+
+def test_a_damaged_state_is_refused_with_its_layer() -> None:
+    words = r"polybn\.inspect: in 'bn', num_batches_tracked must be one whole number .*; got -1"
+    with pytest.raises(DomainError, match=words):
+        found(healthy() | {"num_batches_tracked": np.array(-1)})
+
+
+def test_numbers_beyond_float32_are_judged_without_warnings() -> None:
+    kinds = [("warning", "variance is tiny and gamma is not"), ("warning", "float32 loses digits")]
+    assert found(healthy(running_mean=1e308, running_var=1e-9)) == kinds
 
 
 def test_placeholders() -> None:
@@ -130,6 +157,10 @@ def test_a_momentum_of_the_other_sense(dialect: str, momentum: float, wrong: int
     state = dict(zip(own, healthy().values(), strict=True))
     expected = [("warning", "momentum may have the other sense")] * wrong
     assert found(state, dialect, options={"momentum": momentum}) == expected
+    still = 1.0 if dialect == "polybn" else 0.0
+    assert found(state, dialect, options={"momentum": still}) == [("warning", "momentum keeps statistics as they are")]
+    for outside in (-0.5, 1.5, np.nan):
+        assert found(state, dialect, options={"momentum": outside}) == [("warning", "momentum is not from 0 to 1")]
 
 
 def test_eps_below_what_the_target_takes() -> None:
@@ -211,6 +242,15 @@ def test_many_findings_of_a_kind_are_told_together() -> None:
     assert lines[-1] == "warning: channels are constant in 6 more: bn3, bn4, bn5, ..."
 
 
+def test_a_range_leaves_nan_out_and_says_so() -> None:
+    model = Model(
+        "safetensors", [Norm("bn", "pytorch", healthy(running_var=np.nan) | {"bias": np.full(SIZE, np.nan)})], 4
+    )
+    ((_, _, _, variance, _, beta, *_),) = words.table(model, [])
+    assert re.fullmatch(r"[\d.]+\.\.[\d.]+, nan", variance)
+    assert beta == "nan"
+
+
 # The command.
 
 
@@ -281,6 +321,7 @@ def test_inspect_draws_the_statistics(polybn_: Polybn, tmp_path: Path) -> None:
     [
         (("none.safetensors",), "No such file or directory: none.safetensors"),
         (("m.safetensors", "--for", "keras4"), "polybn.inspect: --for must be one of "),
+        (("m.safetensors", "--json", "m.safetensors"), "polybn.inspect: --json must be another file than FILE; got "),
         (("m.safetensors", "--json", "none/m.json"), "No such file or directory: none"),
         (("m.safetensors", "--picture", "m.txt"), "polybn: the name of a picture must end in one of .png, .svg, .pdf"),
     ],

@@ -41,7 +41,7 @@ def start(processes: int, *options: Any) -> list[subprocess.Popen[str]]:
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "backends")]),
     }
-    command = [sys.executable, "-m", "polybn.cli", "train", "--data", "sample", *map(str, options)]
+    command = [sys.executable, "-m", "polybn", "train", "--data", "sample", *map(str, options)]
     team = ["--coordinator", f"localhost:{free_port()}", "--processes", str(processes), "--process"]
     return [
         subprocess.Popen(

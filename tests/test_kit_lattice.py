@@ -78,7 +78,9 @@ def test_a_backend_gives_the_bits(made: Lattice, unbiased: bool) -> None:
     assert equal(outcome.dbeta, made.dbeta.astype(wide))
     if case.training and variance is not None:
         assert case.running_var is not None
-        assert equal(outcome.running_var, blended(case, case.running_var, variance))
+        assert outcome.running_var is not None
+        known = np.isfinite(variance)  # of float64, the exact variance may lie outside of the range
+        assert equal(outcome.running_var[known], blended(case, case.running_var, variance)[known])
 
 
 @pytest.mark.parametrize("arguments", [("float16", (4,), 20, 0), ("bfloat16", (4,), 0, 1000), ("float32", (6,), 0, 0)])

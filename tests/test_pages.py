@@ -140,7 +140,7 @@ def test_the_readers_of_pages_read() -> None:
 def test_readme_shows_four_answers_that_differ() -> None:
     shown = examples_of(README)[0][1]
     assert shown is not None
-    assert len({line[8:] for line in shown.splitlines()}) == 4
+    assert len({line.split(maxsplit=1)[1] for line in shown.splitlines()}) == 4
 
 
 # Commands.

@@ -53,13 +53,19 @@ EXPECTED = {
 ELSEWHERE = {
     "polybn export runs/mine --to onnx": "it needs a library: test_exports.py",
     "polybn inspect light_densenet121.onnx": "test_model_files.py inspects it",
-    "polybn convert model.npz batch-norms.safetensors --to keras3": "test_model_files.py converts such files",
+    "polybn convert model.npz batch-norms.safetensors --to keras3": "test_convert_command.py converts such files",
     "polybn convert model.safetensors batch-norms.npz --to keras3 --count 256 --count conv1.bn=147456": (
-        "test_model_files.py converts such files"
+        "test_convert_command.py converts such files"
     ),
-    "polybn convert model.onnx folded.onnx --fold": "test_model_files.py folds a model, and runs it",
+    "polybn convert net.params batch-norms.npz --to pytorch --option fix_gamma=False --option eps=0.001": (
+        "test_convert_command.py converts such a file"
+    ),
+    "polybn convert model.onnx folded.onnx --fold": "test_convert_command.py folds a model, and runs it",
     "polybn train": "ten epochs take minutes: test_fashion_mnist_training.py",
     "polybn train --norm none": "ten epochs take minutes: test_fashion_mnist_training.py",
+    "polybn train --backend jax --device gpu    # the first GPU; gpu:1 is the second": (
+        "it needs a GPU: test_device.py trains on a device of its own"
+    ),
     "polybn stats train-images-idx3-ubyte.gz --scale 255": "test_stats_command.py reads such files, and those below",
     "polybn stats train.npy --axis -1              # channels last": "test_stats_command.py",
     "polybn stats a.npy b.npy --axis 1 --json -    # together, with all digits": "test_stats_command.py",

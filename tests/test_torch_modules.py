@@ -336,6 +336,65 @@ def test_forward_mode_and_transforms_have_the_derivatives_of_pytorch() -> None:
     assert (moved - t.mean(0)).abs().max() <= 1e-9 * t.abs().max()
 
 
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_vmap_is_a_loop_over_calls(axis: int, training: bool, dtype: torch.dtype) -> None:
+    """Whatever is mapped: x alone, or an ensemble of layers, each with its own x, mask and state."""
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    x = (1000 + 3 * torch.randn(5, 7, 3, 2).movedim(2, 1 + axis)).to(dtype)
+    vectors = torch.randn(4, 5, 3, dtype=state) + torch.tensor([0, 1, 1000, 0])[:, None, None]
+    vectors[3] = vectors[3].abs() + 1
+    where = torch.rand(5, 7, 1, 2).movedim(2, 1 + axis) < 0.7
+
+    def call(x: Any, *vectors: Any, where: Any = None) -> Any:
+        return polybn.batch_norm(x, *vectors, training=training, axis=axis, where=where)
+
+    def derivative(*arguments: Any) -> Any:
+        return torch.func.grad(lambda x: (call(x, *arguments[1:]).y.double() ** 3).sum())(arguments[0])
+
+    def close(mapped: Any, looped: Any, of: torch.dtype) -> None:
+        assert mapped.dtype == looped.dtype
+        assert (mapped - looped).abs().max() <= 8 * torch.finfo(of).eps * looped.abs().max()
+
+    for mapped, looped, of in zip(
+        torch.vmap(call)(x, *vectors),
+        map(torch.stack, zip(*map(call, x, *vectors), strict=True)),
+        (dtype, state, state),
+        strict=True,
+    ):
+        close(mapped, looped, of)
+    alone = torch.vmap(call, (0, *[None] * 4))(x, *vectors[:, 0]).y
+    close(alone, torch.stack([call(one, *vectors[:, 0]).y for one in x]), dtype)
+    masked = torch.vmap(lambda x, where: call(x, *vectors[:, 0], where=where).y)(x, where)
+    close(masked, torch.stack([call(*one, *vectors[:, 0], where=w).y for *one, w in zip(x, where, strict=True)]), dtype)
+    slopes = torch.vmap(derivative)(x, *vectors)
+    close(slopes, torch.stack([*map(derivative, x, *vectors)]), dtype)
+
+
+def test_vmap_of_modules_in_both_modes() -> None:
+    """An ensemble in one call: the module's state is mapped, so a bad variance is NaN, not an error (S14)."""
+    x = 100 + 3 * torch.randn(5, 7, 3, 2, 2)
+    base = polybn_torch.BatchNorm2d(3)
+
+    def call(parameters: Any, buffers: Any, x: Any) -> Any:
+        return torch.func.functional_call(base, (parameters, buffers), (x,))
+
+    for training in (True, False):
+        base.train(training)
+        norms = [polybn_torch.BatchNorm2d(3).train(training) for _ in range(5)]
+        for norm, mean in zip(norms, torch.randn(5, 3), strict=True):
+            norm.running_mean.copy_(100 + mean)
+        parameters, buffers = torch.func.stack_module_state(norms)
+        y = torch.vmap(call)(parameters, buffers, x)
+        expected = torch.stack([norm(one) for norm, one in zip(norms, x, strict=True)])
+        assert (y - expected).abs().max() <= 8 * torch.finfo(torch.float32).eps * expected.abs().max()
+    buffers["running_var"][1, 2] = -1
+    nan = torch.vmap(call)(parameters, buffers, x).isnan()
+    assert nan[1, :, 2].all()
+    assert nan.sum() == nan[1, :, 2].numel()
+
+
 def test_a_counter_may_be_taken_away_and_momentum_is_a_share() -> None:
     norm = polybn_torch.BatchNorm1d(3)
     norm.num_batches_tracked = None

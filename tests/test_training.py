@@ -184,6 +184,7 @@ def test_a_run_directory(tmp_path: Path) -> None:
         "seed": 2,
         "devices": 1,
         "last_batch": "keep",
+        "device": None,
         "data_sha256": hashlib.sha256(b"".join(array.tobytes() for array in TINY[:4])).hexdigest(),
     }
     lines = (directory / "metrics.jsonl").read_text().splitlines()

@@ -115,9 +115,10 @@ def checked_variance(a: Layout, arguments: Arguments) -> Array:
     """Refuse bad running variances; if values cannot be read, bad ones become NaN (S14)."""
     variance = arguments.running_var
     good = (variance >= 0) & a.xp.isfinite(variance)
-    if a.blocks:
+    found = _any(a, ~good)
+    if found is None:
         return a.xp.where(good, variance, a.xp.full_like(variance, float("nan")))
-    if not a.xp.all(good):
+    if found:
         first = int(a.xp.argmax(a.xp.astype(~good, a.xp.int64)))
         bad = int(a.xp.sum(a.xp.astype(~good, a.xp.int64)))
         fail_variance(arguments.function, bad, first, float(variance[first]))
@@ -126,12 +127,22 @@ def checked_variance(a: Layout, arguments: Arguments) -> Array:
 
 def _check_counts(a: Layout, arguments: Arguments, counts: Array) -> None:
     """Refuse an unbiased variance of one value."""
-    if not arguments.unbiased or arguments.where is None or a.blocks:
+    if not arguments.unbiased or arguments.where is None:
         return
     single = a.xp.reshape(counts, (-1,)) == 1
-    if a.xp.any(single):
+    if _any(a, single):
         first = int(a.xp.argmax(a.xp.astype(single, a.xp.int64)))
         fail_single_value(arguments.function, f"where keeps one value in channel {first}")
+
+
+def _any(a: Layout, flags: Array) -> bool | None:
+    """Return whether any flag is set; None if values cannot be read, as in a graph and under PyTorch's ``vmap``."""
+    if a.blocks:
+        return None
+    try:
+        return bool(a.xp.any(flags))
+    except RuntimeError:
+        return None
 
 
 def _update(

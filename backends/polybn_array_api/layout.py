@@ -36,7 +36,7 @@ class Layout(NamedTuple):
         """Reorder an array of the shape of ``x`` as in S1, to a contiguous one of shape ``(C, m)``."""
         if self.blocks:
             return array
-        moved = self.xp.moveaxis(array, self.axis, 0)
+        moved = self.xp.permute_dims(array, self.order)
         return self.xp.reshape(self.xp.reshape(moved, (-1,)), (self.shape[self.axis], -1))
 
     def values(self, array: Array, kept: Array | None) -> Array:
@@ -50,9 +50,14 @@ class Layout(NamedTuple):
     def array(self, rows: Array, dtype: Any) -> Array:
         """Return rows in the shape of ``x``, rounded to a dtype."""
         if not self.blocks:
-            first = (self.shape[self.axis], *self.shape[: self.axis], *self.shape[self.axis + 1 :])
-            rows = self.xp.moveaxis(self.xp.reshape(rows, first), 0, self.axis)
+            moved = self.xp.reshape(rows, tuple(self.shape[k] for k in self.order))
+            rows = self.xp.permute_dims(moved, tuple(self.order.index(k) for k in range(len(self.order))))
         return self.xp.astype(rows, dtype)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The axes with that of the channels first. PyTorch's ``vmap`` knows ``permute_dims`` and not ``moveaxis``."""
+        return (self.axis, *(k for k in range(len(self.shape)) if k != self.axis))
 
     def column(self, vector: Array | None) -> Array:
         """Return a vector as a column that broadcasts against rows; None stays None."""

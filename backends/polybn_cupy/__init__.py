@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import cupy
@@ -13,8 +14,13 @@ from polybn_cupy.batch_norm import fold, forward, merge_moments, moments
 from polybn_cupy.derivatives import backward, double_backward
 from polybn_cupy.program import compile
 
+
+def _devices() -> dict[str, Any]:
+    return {f"gpu:{i}": partial(cupy.cuda.Device, i) for i in range(cupy.cuda.runtime.getDeviceCount())}
+
+
 name = "cupy"
-traits = Traits(library="CuPy", sees_values=False)
+traits = Traits(library="CuPy", devices=_devices, sees_values=False)
 
 
 def why_not() -> str | None:

@@ -35,14 +35,19 @@ def sweep(kernel: Pass, values: Sequence[Array | None], arguments: Arguments, ta
     layout = lay_out(given if mask is None else [*given, mask], arguments.axis)
     along, length = walk(layout, given, masked=mask is not None)
     compiled = launch.kernel(f"{kernel.name}.cu", f"{kernel.name}<{STORED[x.dtype.name]}, {along}, {length}>")
-    tiling = plan.cut(layout, x.itemsize, kernel, launch.device(), compiled.resident, masked=mask is not None)
-    packed, index = [tiling.pack(layout)], 0
+    packed, index = b"", 0
     for array in (*values, mask):
-        packed.append(NO_ARRAY if array is None else layout.pack_array(index, array.data.ptr))
+        packed += NO_ARRAY if array is None else layout.pack_array(index, array.data.ptr)
         index += array is not None
-    together = kernel.tiles > 0 and tiling.members > 1
-    post = _post(tiling, kernel) if kernel.tiles else b""
-    compiled(tiling.blocks, b"".join(packed) + post + tail, shared=tiling.shared_bytes, together=together)
+    while True:
+        tiling = plan.cut(layout, x.itemsize, kernel, launch.device(), compiled.resident, masked=mask is not None)
+        together = kernel.tiles > 0 and tiling.members > 1
+        post = _post(tiling, kernel) if kernel.tiles else b""
+        whole = tiling.pack(layout) + packed + post + tail
+        try:
+            return compiled(tiling.blocks, whole, shared=tiling.shared_bytes, together=together)
+        except cupy.cuda.driver.CUDADriverError as error:
+            launch.take_less(error)
 
 
 def pointers(*arrays: Array | None) -> bytes:

@@ -12,6 +12,7 @@ import numpy as np
 from polybn_cupy.binaries import binary
 from polybn_cupy.plan import THREADS, Device, power_of_two
 
+TOO_LARGE = 720  # CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE
 PER_THREAD_STREAM = 2  # cudaStreamPerThread: one handle, another stream in each thread
 
 
@@ -38,16 +39,30 @@ def kernel(file: str, expression: str) -> Kernel:
 
 def device() -> Device:
     """Describe the current device to the planner."""
-    return _device(cupy.cuda.runtime.getDevice())
+    number = cupy.cuda.runtime.getDevice()
+    found, granted = _device(number), _granted.get(number)
+    return found._replace(multiprocessors=granted) if granted else found
+
+
+def take_less(error: Exception) -> None:
+    """Plan for half the multiprocessors from now on, if a launch failed because its blocks cannot all run at once.
+
+    Under MPS, a process may use fewer multiprocessors than the device reports. Any other error is raised again.
+    """
+    multiprocessors = device().multiprocessors
+    if getattr(error, "status", None) != TOO_LARGE or multiprocessors == 1:
+        raise error
+    _granted[cupy.cuda.runtime.getDevice()] = multiprocessors // 2
 
 
 def barriers() -> Any:
     """Return the counters of the barriers between blocks; they are zeros before and after every launch.
 
-    Launches on one stream run one after the other, so there is one set of counters per stream.
+    Launches on one stream run one after the other, so there is one set of counters per stream. The stream is kept, too,
+    because CUDA gives the handle of a deleted stream to a new one while work of the old one may still be running.
     """
     key, stream = _queue()
-    found = _barriers.get(key)
+    found, _ = _barriers.get(key, (None, None))
     if found is None:
         most = device().multiprocessors * (2048 // THREADS)
         if stream.is_capturing():  # a captured fill would not run before the graph is replayed
@@ -56,7 +71,7 @@ def barriers() -> Any:
                 aside.synchronize()
         else:
             found = cupy.zeros((most, 2), np.uint32)
-        found = _barriers.setdefault(key, found)
+        found, _ = _barriers.setdefault(key, (found, stream))
     return found
 
 
@@ -74,8 +89,9 @@ def mail(numbers: int) -> Any:
     return found
 
 
+_granted: dict[int, int] = {}
 Queue: TypeAlias = tuple[int, int, int]
-_barriers: dict[Queue, Any] = {}
+_barriers: dict[Queue, tuple[Any, Any]] = {}
 _mail: dict[Queue, list[Any]] = {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,9 +13,8 @@ from numpy.typing import NDArray
 
 from polybn.lenet import networks
 from polybn.lenet.program import Steps
-from polybn.spec import DomainError
 from polybn_cupy import calls, launch, layers
-from polybn_cupy.layers import Layer, Variables
+from polybn_cupy.layers import Images, Layer, Values
 from polybn_cupy.plan import THREADS
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ class CupyProgram:
             self._state = {name: cupy.array(np.asarray(value, np.float32)) for name, value in state.items()}
             self._rate = cupy.zeros(1, np.float32)
         self._classes = rows[-1].output_shape[0]
-        self._chains: dict[int, Chain] = {}
+        with self._device, self._stream:  # a layer that does not fit is refused here, not in the first epoch
+            self._chains = {1: Chain(rows, self._state, self._rate, 1)}
 
     def place(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Data:
         """Copy images ``(N, C, H, W)`` and labels ``(N,)`` to the device, as bytes."""
@@ -107,7 +108,7 @@ class CupyProgram:
         key = (self, n, training)
         if key not in data.graphs:
             if n not in self._chains:
-                self._chains[n] = Chain(self._rows, Variables(self._state, self._rate), n)
+                self._chains[n] = Chain(self._rows, self._state, self._rate, n)
             chain = self._chains[n]
             # A first run compiles and loads all kernels, which cannot be done during a capture.
             self._rehearse(chain, data, training=training)
@@ -128,75 +129,90 @@ class CupyProgram:
 class Chain:
     """The layers of a network with buffers for batches of ``n`` images."""
 
-    def __init__(self, rows: Sequence[Row], variables: Variables, n: int) -> None:
+    def __init__(self, rows: Sequence[Row], values: Values, rate: Array, n: int) -> None:
         self._n = n
-        self._x = cupy.empty((n, *rows[0].input_shape), np.float32)
         self._classes = rows[-1].output_shape[0]
         self._gradient = cupy.empty((n, self._classes), np.float32)
         steps = _fuse(rows)
-        trained = [bool(row.parameters) for row, _ in steps]
+        trained = [bool(step.row.parameters) for step in steps]
         self._first = trained.index(True) if any(trained) else len(steps)
         self._layers = [
-            _build(row, _select(variables, row.name), n, first=place == self._first, sigmoid=sigmoid)
-            for place, (row, sigmoid) in enumerate(steps)
+            _build(step, _select(values, step.row.name), n, wanted=place > self._first)
+            for place, step in enumerate(steps)
         ]
+        updates = [update for layer in self._layers for update in layer.updates]
+        firsts = [0, *itertools.accumulate(update.blocks for update in updates)]
+        packed = b"".join(update.pack(first) for update, first in zip(updates, firsts, strict=False))
+        self._updates = cupy.array(np.frombuffer(packed, np.uint8))
+        self._descent = firsts[-1], struct.pack("<Q2q", self._updates.data.ptr, len(updates), n), rate
 
     def step(self, data: Data, *, training: bool) -> None:
-        """Launch all kernels of one step: forward, loss and backward in training, else forward and copying scores."""
-        self._batch("gather", data, None, blocks=-(-self._x.size // THREADS), ordered=training)
-        x = self._x
+        """Launch all kernels of one step: forward, loss, backward and SGD in training, else forward and delivery."""
+        x: Array | Images = Images(
+            data.images, data.order if training else None, data.trained if training else data.scored
+        )
         for layer in self._layers:
             x = layer.forward(x, training=training)
         if not training:
-            self._batch("deliver", data, x, blocks=1, ordered=False)
+            self._batch("deliver", data, data.scored, x)
             return
-        self._batch("judge", data, x, blocks=1, ordered=True)
+        self._batch("judge", data, data.trained, x)
         dy = self._gradient
         for layer in reversed(self._layers[self._first :]):
             dy = layer.backward(dy)
+        blocks, arguments, rate = self._descent
+        launch.kernel("network.cu", "descend")(blocks, arguments + calls.pointers(rate, data.trained))
 
-    def _batch(self, name: str, data: Data, logits: Array | None, *, blocks: int, ordered: bool) -> None:
-        pixels = self._x.size // self._n
-        arguments = struct.pack("<3q", self._n, pixels, self._classes) + calls.pointers(
-            data.images, data.labels, data.order if ordered else None,
-            data.trained if ordered else data.scored, self._x, logits, self._gradient,
-            data.scores, data.losses,
-        )  # fmt: skip
-        launch.kernel("network.cu", name)(blocks, arguments, shared=16 * THREADS)
+    def _batch(self, name: str, data: Data, progress: Array, logits: Array) -> None:
+        arguments = struct.pack("<2q", self._n, self._classes) + calls.pointers(
+            data.labels, data.order, progress, logits, self._gradient, data.scores, data.losses
+        )
+        launch.kernel("network.cu", name)(1, arguments, shared=16 * THREADS)
 
 
-def _fuse(rows: Sequence[Row]) -> list[tuple[Row, bool]]:
-    """Return the layers to build, each with whether a sigmoid is part of it: one that follows a pool is."""
-    steps: list[tuple[Row, bool]] = []
+class Step(NamedTuple):
+    """A row, and what is done to its input before, or by a pool itself: the maximum over squares, then a sigmoid."""
+
+    row: Row
+    shape: tuple[int, ...]
+    size: int
+    sigmoid: bool
+
+
+def _fuse(rows: Sequence[Row]) -> list[Step]:
+    """Return the layers to build: a pool takes up the sigmoid after it, and a layer with weights both of them."""
+    steps: list[Step] = []
+    if isinstance(rows[0].layer, networks.BatchNorm):  # it reads numbers, not bytes
+        steps.append(Step(rows[0]._replace(layer=networks.MaxPool(1), parameters={}), rows[0].input_shape, 1, False))
     for row in rows:
-        sigmoid = isinstance(row.layer, networks.Sigmoid)
-        if sigmoid and steps and isinstance(steps[-1][0].layer, networks.MaxPool):
-            steps[-1] = (steps[-1][0], True)
-        else:
-            steps.append((row, sigmoid))
+        before = steps[-1] if steps and isinstance(steps[-1].row.layer, networks.MaxPool | networks.Sigmoid) else None
+        match row.layer:
+            case networks.MaxPool(size):
+                steps.append(Step(row, row.input_shape, size, False))
+            case networks.Sigmoid() if before and not before.sigmoid:
+                steps[-1] = before._replace(sigmoid=True)
+            case networks.Convolution() | networks.Dense() if before:
+                steps[-1] = before._replace(row=row)
+            case _:
+                steps.append(Step(row, row.input_shape, 1, isinstance(row.layer, networks.Sigmoid)))
     return steps
 
 
-def _select(variables: Variables, layer: str) -> Variables:
-    own = {n.partition(".")[2]: array for n, array in variables.values.items() if n.startswith(layer + ".")}
-    return variables._replace(values=own)
+def _select(values: Values, layer: str) -> Values:
+    return {n.partition(".")[2]: array for n, array in values.items() if n.startswith(layer + ".")}
 
 
-def _build(row: Row, variables: Variables, n: int, *, first: bool, sigmoid: bool) -> Layer:
-    shape = _cube(row.input_shape)
-    match row.layer:
-        case networks.Convolution(_, kernel):
-            return layers.Convolution(variables, shape, (kernel, kernel), n, first=first)
-        case networks.Dense():
-            return layers.Convolution(variables, shape, (shape[1], shape[2]), n, first=first)
+def _build(step: Step, values: Values, n: int, *, wanted: bool) -> Layer:
+    """Make a layer; ``wanted`` tells whether the gradient of its input is."""
+    shape = _cube(step.shape)
+    match step.row.layer:
         case networks.BatchNorm(_, momentum, eps):
-            return layers.BatchNorm(variables, shape, n, momentum=momentum, eps=eps)
-        case networks.Sigmoid():
-            return layers.Pool(shape, n, size=1, sigmoid=True)
-        case networks.MaxPool(size) if size > 15:
-            raise DomainError(f"polybn.train: a MaxPool must have a size of 15 at most on the cupy backend; got {size}")
-        case networks.MaxPool(size):
-            return layers.Pool(shape, n, size=size, sigmoid=sigmoid)
+            return layers.BatchNorm(values, shape, n, momentum=momentum, eps=eps)
+        case layer:
+            source = layers.Source(shape, n, size=step.size, sigmoid=step.sigmoid, wanted=wanted)
+            if isinstance(layer, networks.Convolution):
+                return layers.Convolution(values, source, n, kernel=layer.kernel)
+            return layers.Dense(values, source, n) if isinstance(layer, networks.Dense) else layers.Pool(source, n)
 
 
 def _cube(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -22,7 +22,9 @@ COUNTS = {
 }  # fmt: skip
 """C++ types of integers by kind and width, because NumPy has several names for one width."""
 
-NETWORK = ("convolve", "weigh", "spread", "pool", "unpool", "gather", "judge", "deliver", "descend")
+NETWORK = ("pool", "unpool", "judge", "deliver", "descend")
+KERNELS = (1, 3, 5)
+"""The sides of the kernels of convolutions for which tests compile; users have any."""
 
 _FOLDER = Path(__file__).parent / "kernels"
 _INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
@@ -59,3 +61,6 @@ def instances() -> Iterator[tuple[str, str]]:
             yield "vectors.cu", f"merge<{count}, {real}>"
     for kernel in NETWORK:
         yield "network.cu", kernel
+    for side in KERNELS:
+        yield from (("convolution.cu", f"{kernel}<{side}>") for kernel in ("convolve", "pull"))
+    yield from (("dense.cu", kernel) for kernel in ("multiply", "multiply_back"))

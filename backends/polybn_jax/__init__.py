@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,9 +21,20 @@ from polybn_jax.program import compile
 from polybn_jax.team import is_first_process as is_first_process
 from polybn_jax.team import join_processes as join_processes
 
+
+def _devices() -> dict[str, Callable[[], AbstractContextManager[Any]]]:
+    """List the devices of the default platform, and of the CPU unless JAX_PLATFORMS leaves it out."""
+    found = jax.local_devices()
+    if found[0].platform != "cpu":
+        with suppress(RuntimeError):
+            found = [*found, *jax.local_devices(backend="cpu")]
+    return {f"{device.platform}:{device.id}": partial(jax.default_device, device) for device in found}
+
+
 name = "jax"
 traits = Traits(
     library="JAX",
+    devices=_devices,
     flushes_subnormals=True,
     jit=jax.jit,
     several_devices=True,

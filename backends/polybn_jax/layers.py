@@ -4,7 +4,7 @@ A batch of images has shape ``(n, H, 1, W * C)``: NHWC, a row of pixels being on
 innermost. On the way to a max-pool it has shape ``(n, H / s, s * s, W / s * C)`` instead, in *squares*: what the pool
 compares lies side by side, in blocks that vectorize. A batch of vectors has shape ``(n, features)``.
 
-Why these forms: see ``docs/jax-lenet.md``, where the others are timed.
+Why these forms: see ``docs/jax-forms.md``, where the others are timed.
 """
 
 from __future__ import annotations

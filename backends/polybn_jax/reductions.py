@@ -12,7 +12,7 @@ Several devices may hold one array in equal blocks along an axis. So both outer 
 number of devices allows, all stages stay inside a block, and the last one adds up blocks: only arrays of shape
 ``(channels,)`` cross devices. Arrays then have shape ``(blocks, before, channels, blocks, after)``.
 
-docs/jax.md has the figures, and what else was tried.
+docs/jax-forms.md has the figures, and what else was tried.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,15 @@ from polybn_mxnet.compat import mxnet as mx
 from polybn_mxnet.derivatives import backward, double_backward
 from polybn_mxnet.program import compile
 
+
+def _devices() -> dict[str, Any]:
+    return {"cpu": mx.cpu} | {f"gpu:{number}": partial(mx.gpu, number) for number in range(mx.context.num_gpus())}
+
+
 name = "mxnet"
-traits = Traits(library="MXNet", native_norm=True, integers=True, variants={"operators": operators_only})
+traits = Traits(
+    library="MXNet", devices=_devices, native_norm=True, integers=True, variants={"operators": operators_only}
+)
 
 
 def why_not() -> str | None:

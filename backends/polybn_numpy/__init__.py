@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +21,7 @@ from polybn_numpy.program import compile
 name = "numpy"
 traits = Traits(
     library="NumPy",
+    devices=lambda: {"cpu": nullcontext},
     integers=True,
     variants={"plain": without_kernels},
     own=frozenset({"out"}),

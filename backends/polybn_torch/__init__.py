@@ -7,6 +7,7 @@ For host memory it uses the compiled loops of :mod:`polybn_host`; for other devi
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,14 @@ from polybn.spec import Description, Traits
 from polybn_torch.batch_norm import backward, double_backward, fold, forward, merge_moments, moments
 from polybn_torch.host import operators_only, view
 
+
+def _devices() -> dict[str, Any]:
+    gpus = {f"gpu:{number}": partial(torch.device, "cuda", number) for number in range(torch.cuda.device_count())}
+    return {"cpu": partial(torch.device, "cpu")} | gpus
+
+
 name = "torch"
-traits = Traits(library="PyTorch", variants={"operators": operators_only})
+traits = Traits(library="PyTorch", devices=_devices, variants={"operators": operators_only})
 
 
 def why_not() -> str | None:

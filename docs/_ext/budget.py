@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 RECORD = Path(__file__).parents[1] / "results" / "cupy-budget.json"
 COLUMNS = {
@@ -28,6 +29,17 @@ def table() -> str:
     shape = " x ".join(map(str, record["shape"]))
     lines += [
         "",
-        f"Compiled by {record['compiler']} for {record['target']}. Bytes and times are for {shape} on an H100.",
+        f"Compiled by {record['compiler']} for {record['target']}. Bytes and times are for {shape} on an H200.",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", _step(record["step"])]) + "\n"
+
+
+def _step(step: dict[str, Any]) -> str:
+    """Say what a training step of LeNet costs."""
+    costs = ", ".join(f"{cost:g} in `{kind}`" for kind, cost in step["instructions a multiply-add"].items())
+    return (
+        f"A step of LeNet on 256 images is {step['launches']} launches. Its inner loops take, per multiply-add, "
+        f"{costs} instructions. Launches, waits for loads and these instructions add up to "
+        f"{step['predicted us a step']:g} µs a step and {step['predicted ms an epoch']:g} ms for 60,000 images, "
+        "perhaps wrong by a factor of 2."
+    )

@@ -56,18 +56,25 @@ def checks(path: Path) -> Iterator[tuple[str, Check]]:
 
 
 def to_rst(prose: str, tests: list[Path], properties: dict[str, list[str]]) -> str:
-    """Write the specification in reStructuredText: each clause with its tests and the kit's ``properties``."""
+    """Write the specification in reStructuredText: the clauses, then the tests and ``properties`` that check each."""
     intro, clauses = split(prose)
     found = [pair for path in tests for pair in checks(path)]
     parts = [intro]
     for clause in clauses:
-        heading = f"{clause.number}. {clause.title}"
-        parts += [f".. _{clause.number}:", f"{heading}\n{'-' * len(heading)}", clause.body]
-        parts.append(_checked_by([check for number, check in found if number == clause.number]))
+        parts += [f".. _{clause.number}:", _heading(f"{clause.number}. {clause.title}", "-"), clause.body]
+        parts.append(f":ref:`What checks {clause.number} <checks-{clause.number}>`")
+    parts.append(_heading("What checks each clause", "-"))
+    for clause in clauses:
+        parts += [f".. _checks-{clause.number}:", _heading(f"{clause.number}: {clause.title}", "~")]
         if properties.get(clause.number):
             ids = ", ".join(f"``{name}``" for name in properties[clause.number])
-            parts.append(f"*In the conformance kit* (``polybn check --only ID``): {ids}")
+            parts.append(f"In the conformance kit (``polybn check --only ID``): {ids}")
+        parts.append(_tests([check for number, check in found if number == clause.number]))
     return "\n\n".join(parts) + "\n"
+
+
+def _heading(text: str, line: str) -> str:
+    return f"{text}\n{line * len(text)}"
 
 
 def kit() -> dict[str, list[str]]:
@@ -92,12 +99,12 @@ def _complete(title: str, body: str) -> str:
     return body if body[:1].isupper() or body[:1] == "`" else f"{title} {body}"
 
 
-def _checked_by(found: list[Check]) -> str:
+def _tests(found: list[Check]) -> str:
     by_file = dict[str, list[Check]]()
     for check in found:
         if check not in by_file.setdefault(check.path, []):
             by_file[check.path].append(check)
-    lines = ["*Checked by*", ""]
+    lines = []
     for path, places in by_file.items():
         links = ", ".join(
             f"`{place.name or 'the whole file'} <sources/{path}.html#L{place.line}>`__" for place in places

@@ -60,8 +60,8 @@ def _made(record: dict[str, Any]) -> str:
     largest = max(pair["inference"] for pair in record["pairs"])
     return (
         f"Each one: {record['before']} training steps, the conversion, inference, and {record['after']} more steps on "
-        f"both sides, {record['values']} values per channel. Inference agrees everywhere, within {largest:.1g} of the "
-        f"bound on float32's roundings. Recorded {record['date']}: {versions}."
+        f"both sides, {record['values']} values per channel. Inference agrees everywhere, within {largest:.2g} of the "
+        f"bound that is proven for float32. Recorded {record['date']}: {versions}."
     )
 
 

@@ -14,7 +14,21 @@ from sphinx.directives.other import TocTree
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.logging import getLogger
 
-from docs._ext import agreement, bench, budget, clauses, commands, dialects, links, members, pictures, sources, support
+from docs._ext import (
+    agreement,
+    bench,
+    budget,
+    clauses,
+    commands,
+    dask_scaling,
+    dialects,
+    exports,
+    links,
+    members,
+    pictures,
+    sources,
+    support,
+)
 
 DRAWN = Path("_build") / "pictures"
 GENERATED = {
@@ -29,6 +43,8 @@ GENERATED = {
     "dialects": dialects.table,
     "dialect-facts": dialects.facts,
     "conversions": dialects.conversions,
+    "exports": exports.table,
+    "dask-scaling": dask_scaling.table,
 }
 
 

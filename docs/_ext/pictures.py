@@ -16,6 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from docs._ext import dask_scaling
+from polybn.conformance.peers import short
+
 RESULTS = Path(__file__).parents[1] / "results"
 WIDTH = 5.4  # inches of 72 points: letters of 9 points stay readable on a screen that is 390 pixels wide
 
@@ -36,7 +39,12 @@ DARK = Theme("dark", "#d7dade", "#7d858f", ("#56B4E9", "#FF8A3D", "#2FC89B", "#E
 def peers(theme: Theme) -> Figure:
     """Draw each library's largest error of y, family by family, over PolyBN's on NumPy."""
     record = _load("peers.json")
-    rows = [(_short(p), errors) for p in record["peers"] for layout, errors in p["errors"].items() if "C, H" in layout]
+    rows = [
+        (short(p["name"]), errors)
+        for p in record["peers"]
+        for layout, errors in p["errors"].items()
+        if "C, H" in layout
+    ]
     families = list(rows[0][1])
     own = next(errors for name, errors in rows if name == "PolyBN, numpy")
     height = math.ceil(len(rows) / 3)
@@ -64,7 +72,7 @@ def disagreement(theme: Theme) -> Figure:
     for axes, row in zip(panels, rows, strict=False):
         axes.plot(exact, color=theme.faint, linewidth=3)
         axes.plot([float(v) for v in row["y"]], ".", markersize=3, color=theme.colours[1])
-        axes.set_title(f"{_short(row)}: {said(row['error'])}", fontsize=8, loc="left")
+        axes.set_title(f"{short(row['name'])}: {said(row['error'])}", fontsize=8, loc="left")
     for axes in panels[len(rows) :]:
         axes.set_visible(False)
     return figure
@@ -119,7 +127,12 @@ def runs_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-PICTURES: dict[str, Callable[[Theme], Figure]] = {"peers": peers, "disagreement": disagreement, "curves": curves}
+PICTURES: dict[str, Callable[[Theme], Figure]] = {
+    "peers": peers,
+    "disagreement": disagreement,
+    "curves": curves,
+    "dask-scaling": dask_scaling.picture,
+}
 
 
 def draw(folder: Path) -> None:
@@ -157,18 +170,6 @@ def _height(error: float | str) -> float:
     if isinstance(error, str) or math.isnan(error):
         return 1e3
     return max(error, 1e-8)
-
-
-def _short(row: dict[str, Any]) -> str:
-    return (
-        str(row["name"])
-        .replace(", fast variance", "")
-        .replace("statistics after backward", "Gluon")
-        .replace("ONNX reference evaluator", "ONNX reference")
-        .replace("PolyBN on ", "PolyBN, ")
-        .replace(", in its", "")
-        .replace(", in jax.jit", ".jit")
-    )
 
 
 def _load(name: str) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -40,6 +41,14 @@ def convert(
             "or of all that are not named. May be given several times.",
         ),
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WORD=VALUE",
+            help="What FILE does not say of its layers, in its own words: eps=0.001, fix_gamma=False. May be given "
+            "several times.",
+        ),
+    ] = None,
     fold: Annotated[
         bool,
         typer.Option("--fold", help="Instead: write the whole ONNX model, batch norms folded into what comes before."),
@@ -53,14 +62,18 @@ def convert(
 
     [dim]polybn convert model.safetensors batch-norms.npz --to keras3
     polybn convert model.keras batch-norms.msgpack --to flax_linen
+    polybn convert net.params batch-norms.npz --to pytorch --option fix_gamma=False
     polybn convert model.onnx folded.onnx --fold[/dim]
     """
     from polybn import dialects, model_files
+    from polybn.inspection.words import count_of
     from polybn.model_files import writing
+    from polybn.model_files.errors import check_other
 
+    check_other("convert", "OUTPUT", output, file)
     if fold:
-        if to is not None or source is not None or count:
-            raise DomainError("polybn.convert: --fold must stand alone; got --to, --from or --count beside it")
+        if to is not None or source is not None or count or option:
+            raise DomainError("polybn.convert: --fold must stand alone; got --to, --from, --count or --option as well")
         _fold(file, output)
         return
     if to is None:
@@ -69,18 +82,19 @@ def convert(
         )
     target = dialects.find(to, function="convert", argument="--to")
     here = None if source is None else dialects.find(source, function="convert", argument="--from")
+    counts, options = _counts(count or []), _options(option or [])
     writing.check_ending(output)
     model = model_files.read(file)
     if not model.norms:
         raise DomainError(f"polybn.convert: FILE must hold a batch norm; got none in {file} ({model.format})")
-    made = writing.convert_norms(model, target, source=here, counts=_counts(count or []))
+    made = writing.convert_norms(model, target, source=here, counts=counts, options=options)
     names = writing.write(made.norms, output)
     words = ", ".join(sorted({norm.dialect for norm in model.norms})) if here is None else here.name
-    first = f"{len(made.norms)} batch norms, from {words} to {target.name}, are in {output}: {names[0]}, ..."
+    first = f"{count_of(len(made.norms), 'batch norm')}, from {words} to {target.name}, in {output}: {names[0]}, ..."
     out.print(shown(first))
-    options = {f"{word}={value}" for norm in made.norms for word, value in norm.options.items() if word != "axis"}
-    if options:
-        out.print(f"Make the layers with {', '.join(sorted(options))}.")
+    said = {f"{word}={value}" for norm in made.norms for word, value in norm.options.items() if word != "axis"}
+    if said:
+        out.print(f"Make the layers with {', '.join(sorted(said))}.")
     for note, layers in made.notes:
         out.print(shown(f"{_some(layers)}: {note}"))
 
@@ -98,7 +112,30 @@ def _counts(given: list[str]) -> dict[str, int]:
     return counts
 
 
+def _options(given: list[str]) -> dict[str, Any]:
+    """Return the values of --option by word."""
+    options = dict[str, Any]()
+    for text in given:
+        word, _, value = text.partition("=")
+        if word in options:
+            raise DomainError(f"polybn.convert: --option must give a word once; got {text!r:.80} after {options[word]}")
+        options[word] = _value(value)
+        if options[word] is None:
+            raise DomainError(f"polybn.convert: --option must be WORD=NUMBER, or WORD=True or False; got {text!r:.80}")
+    return options
+
+
+def _value(text: str) -> bool | float | None:
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return None
+
+
 def _fold(file: Path, output: Path) -> None:
+    from polybn.inspection.words import count_of
     from polybn.model_files import reading
 
     if output.suffix.lower() != ".onnx":
@@ -106,7 +143,7 @@ def _fold(file: Path, output: Path) -> None:
     folded: Folded = reading.fold(file)
     write_atomic(output, folded.model.SerializeToString())
     total = len(folded.into) + len(folded.kept)
-    out.print(f"{len(folded.into)} of {total} batch norms are folded, in {output}.")
+    out.print(f"Folded {len(folded.into)} of {count_of(total, 'batch norm')}, in {output}.")
     reasons = dict.fromkeys(why for _, why in folded.kept)
     for reason in reasons:
         layers = tuple(name for name, why in folded.kept if why == reason)

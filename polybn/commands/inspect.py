@@ -50,7 +50,10 @@ def inspect(
     """
     from polybn import dialects, inspection, model_files
     from polybn.inspection import words
+    from polybn.model_files.errors import check_other
 
+    if json is not None:
+        check_other("inspect", "--json", json, file)
     if picture is not None:
         from polybn.lenet import pictures
 

@@ -125,7 +125,7 @@ def to_markdown(record: dict[str, Any], *, compact: bool = False) -> str:
     for peer in record["peers"]:
         for layout, errors in peer["errors"].items():
             cells = [_cell(errors[family]) for family in FAMILIES]
-            who, second = peer["name"], layout == "(N, C, H, W)"
+            who, second = short(peer["name"]), layout == "(N, C, H, W)"
             version, _, _ = peer["version"].partition(", device ")
             if not compact:
                 more = [peer.get("whole_range", "")] if ranged else []
@@ -146,6 +146,16 @@ def fill(text: str, record: dict[str, Any]) -> str:
     if not count:
         raise DomainError("polybn check: a file for --into must hold <!-- peers --> and <!-- /peers -->; got neither")
     return filled
+
+
+def short(name: str) -> str:
+    """Shorten an adapter's name for tables and pictures, in which it stands beside numbers."""
+    for long, brief in {
+        ", fast variance": "", "statistics after backward": "Gluon", "ONNX reference evaluator": "ONNX reference",
+        "PolyBN on ": "PolyBN, ", ", in its": "", ", in jax.jit": ".jit",
+    }.items():  # fmt: skip
+        name = name.replace(long, brief)
+    return name
 
 
 def _largest_error(adapter: Any, make: Maker, axis: int) -> float | str:

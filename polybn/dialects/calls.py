@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 from polybn.dialects.record import ABOVE_0, Record
-from polybn.dialects.said import read_options, to_old
+from polybn.dialects.said import check_options, to_old
 from polybn.spec import DomainError
 
 
@@ -31,8 +32,7 @@ def arguments(
         raise DomainError(
             f"polybn.{function}: dialect must be one that arguments can say; got {dialect.name} ({reason})"
         )
-    words = {"momentum": dialect.momentum_word, "eps": dialect.eps_word, "axis": "axis"}
-    given = read_options({words[name]: value for name, value in options.items()}, dialect, function)
+    given = check_options(options, dialect, function)
     momentum = given.momentum
     if momentum is None:
         if dialect.momentum is None:
@@ -61,12 +61,12 @@ def debiased(momentum: float, step: int) -> float:
 
 
 def _checked(step: Any, dialect: Record, function: str) -> int:
-    if isinstance(step, bool) or not isinstance(step, int) or step < 1:
+    if isinstance(step, bool) or not isinstance(step, Integral) or step < 1:
         raise DomainError(
             f"polybn.{function}: step must be an int of 1 or more; got {step!r} (in {dialect.name} the weight of the "
             "old value grows from step to step)"
         )
-    return step
+    return int(step)
 
 
 def _eps(dialect: Record, eps: float, function: str) -> float:

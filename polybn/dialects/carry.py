@@ -8,6 +8,7 @@ import numpy as np
 
 from polybn.dialects.neutral import Knowledge, Neutral, read, write
 from polybn.dialects.record import ENDLESS, SCALARS
+from polybn.dialects.said import least
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -141,16 +142,16 @@ def _gamma(there: Dialect, state: Neutral) -> list[str]:
 
 
 def _eps(there: Dialect, state: Neutral, known: Knowledge) -> list[str]:
-    least = there.least_eps
+    to = there.least_eps
     finite = state.var[np.isfinite(state.var)]
-    if known.eps is None or known.eps >= least or not finite.size:
+    if known.eps is None or known.eps >= to or not finite.size:
         return []
     eps: float = known.eps
     smallest = max(float(finite.min()), 0.0)
     if smallest + eps == 0:
-        return [f"eps becomes {least:g}, the least of {there.name}: where the variance is 0, results differ wholly."]
-    change = 1 - float(((smallest + eps) / (smallest + least)) ** 0.5)
-    return [f"eps {eps:g} becomes {least:g}, the least of {there.name}: inference changes by up to {change:.2g} of it."]
+        return [f"eps 0 becomes {least(there)}; where the variance is 0, results differ wholly."]
+    change = 1 - float(((smallest + eps) / (smallest + to)) ** 0.5)
+    return [f"eps {eps:g} becomes {least(there)}; inference changes by up to {change:.2g} of it."]
 
 
 def _counts(there: Dialect, state: Neutral, made: dict[Role, Any]) -> list[str]:
@@ -164,4 +165,5 @@ def _values(state: Neutral) -> list[str]:
     bad = int(np.count_nonzero(~((state.var >= 0) & np.isfinite(state.var) & np.isfinite(state.mean))))
     if not bad:
         return []
-    return [f"Statistics of {bad} channels are NaN, infinite or negative; they are carried over as they are."]
+    of = f"{bad} of {state.var.size} channels"
+    return [f"Statistics are NaN, infinite or negative in {of}; they are carried over as they are."]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polybn.dialects.dialect import Dialect
@@ -88,8 +89,8 @@ def convert(
 
     here = find(source, function="dialects.convert", argument="source")
     there = find(target, function="dialects.convert", argument="target")
-    _check_number("count", count, 2, "Bessel's correction divides by count - 1")
-    _check_number("steps", steps, 0, "a number of batches")
+    count = _number("count", count, 2, "Bessel's correction divides by count - 1")
+    steps = _number("steps", steps, 0, "a number of batches")
     given = read_options({} if options is None else options, here, "dialects.convert")
     arrays = _arrays(state, here)
     if here is there and steps is None:
@@ -116,9 +117,11 @@ def _arrays(state: Mapping[str, NDArray[Any] | np.generic], dialect: Dialect) ->
     found: dict[Role, NDArray[Any]] = {}
     for name, value in state.items():
         if not isinstance(value, np.ndarray | np.generic):
-            raise DTypeError(f"{FUNCTION}: {name} must be a NumPy array; got {type_name(value)} (copy it to the host)")
+            raise DTypeError(
+                f"{FUNCTION}: {name} must be a NumPy array; got {type_name(value)} (numpy.asarray makes one)"
+            )
         if value.dtype.kind not in "biuf" and value.dtype.name != "bfloat16":
-            raise DTypeError(f"{FUNCTION}: {name} must hold real numbers; got {value.dtype} (statistics are real)")
+            raise DTypeError(f"{FUNCTION}: {name} must hold real numbers; got {value.dtype} (cast it to float32)")
         found[roles[name]] = (
             _scalar(name, roles[name], np.asarray(value)) if roles[name] in SCALARS else np.asarray(value)
         )
@@ -152,10 +155,12 @@ def _meant(state: Mapping[str, object]) -> str:
     return f"; these are names of {', '.join(fit)}" if fit and state else ""
 
 
-def _check_number(name: str, value: Any, least: int, why: str) -> None:
+def _number(name: str, value: Any, least: int, why: str) -> int | None:
+    """Return a whole number, or None where none was given."""
     if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise DomainError(f"{FUNCTION}: {name} must be an int of {least} or more; got {value!r} ({why})")
-    if value >= MOST:
+    if int(value) >= MOST:
         raise DomainError(f"{FUNCTION}: {name} must be below 2**63; got {value!r} ({why})")
+    return int(value)

@@ -66,7 +66,8 @@ class Knowledge(NamedTuple):
 
 def read(arrays: Arrays, dialect: Dialect, known: Knowledge) -> Neutral:
     """Read a dialect's arrays as its inference uses them."""
-    wide = {role: array.astype(np.float64) for role, array in arrays.items()}
+    with np.errstate(invalid="ignore"):  # of a signalling NaN, which becomes a quiet one
+        wide = {role: array.astype(np.float64) for role, array in arrays.items()}
     mean, var, steps = _read_statistics(wide, dialect, known)
     gamma, beta = wide.get("gamma"), wide.get("beta")
     if dialect.fix_gamma and gamma is not None and not (gamma == 1).all():

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from polybn.dialects.dialect import Dialect
 from polybn.dialects.find import find
-from polybn.dialects.said import Options, read_options, to_old
+from polybn.dialects.said import Options, least, read_options, to_old
 
 
 class ConvertedOptions(NamedTuple):
@@ -71,8 +71,10 @@ def _notes(here: Dialect, there: Dialect, given: Options) -> list[str]:
         notes.append(f"{here.name} has no momentum unless one is said, and none was: {there.name} takes its own.")
     elif there.momentum_weighs != here.momentum_weighs and to_old(there, to_old(there, momentum)) != momentum:
         notes.append(f"The weight {momentum!r} of the old value is rounded: 1 minus it is beside 1.")
+    if momentum == 1:
+        notes.append("The old value weighs 1 and the batch 0: training on never changes the statistics.")
     if eps < there.least_eps:
-        notes.append(f"eps {eps:g} becomes {there.least_eps:g}, the least that {there.name} takes.")
+        notes.append(f"eps {eps:g} becomes {least(there)}.")
     if not there.any_axis and given.axis != there.axis:
         notes.append(
             f"The channel axis {given.axis} becomes {there.axis}, the only one of {there.name}: move the data's axis."

@@ -8,8 +8,8 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from polybn.dialects.record import Record
-from polybn.options import EPS, check_axis, check_momentum, check_number, type_name
+from polybn.dialects.record import ABOVE_0, Record
+from polybn.options import EPS, check_axis, check_number, type_name
 from polybn.spec import DomainError, DTypeError
 
 
@@ -42,13 +42,21 @@ def read_options(
             f"got {unknown[0]!r} (what it means elsewhere says nothing here)"
         )
     found = {words[word]: value for word, value in options.items()}
+    return check_options(found, dialect, function, (dialect.momentum_word, dialect.eps_word))
+
+
+def check_options(
+    given: Mapping[str, Any], dialect: Record, function: str, words: tuple[str, str] = ("momentum", "eps")
+) -> Options:
+    """Check options by their meaning, where the caller's ``words`` are those for momentum and eps."""
+    found = dict(given)
     if "momentum" in found:
-        check_momentum(function, found["momentum"])
+        _check_momentum(function, words[0], found["momentum"], dialect)
         found["momentum"] = to_old(dialect, found["momentum"])
-    check_number(function, "eps", eps := found.get("eps", 0), EPS)
+    check_number(function, words[1], eps := found.get("eps", 0), EPS)
     if not 0 <= eps < math.inf:
         raise DomainError(
-            f"polybn.{function}: eps must be 0 or more, and finite; got {eps!r} (it is added to a variance)"
+            f"polybn.{function}: {words[1]} must be 0 or more, and finite; got {eps!r} (it is added to a variance)"
         )
     check_axis(function, found.get("axis", 0))
     if not isinstance(found.get("fix_gamma", True), bool):
@@ -59,9 +67,23 @@ def read_options(
     return Options(**found)
 
 
+def _check_momentum(function: str, word: str, momentum: Any, dialect: Record) -> None:
+    meaning = f"in {dialect.name} it is the weight of the {dialect.momentum_weighs} value"
+    check_number(function, word, momentum, meaning)
+    if not 0 <= momentum <= 1:
+        raise DomainError(f"polybn.{function}: {word} must lie in [0, 1]; got {momentum!r} ({meaning})")
+
+
 def to_old(dialect: Record, momentum: float) -> float:
     """Convert a dialect's momentum to the weight of the old value, or back, by the same exact step."""
     if dialect.momentum_weighs == "old":
         return float(momentum)
     # In decimal, because 1 - 0.9 is 0.09999999999999998 in binary.
     return float(1 - Decimal(repr(float(momentum))))
+
+
+def least(dialect: Record) -> str:
+    """Return a dialect's least eps, with the reason for it."""
+    if dialect.least_eps == ABOVE_0:
+        return f"{ABOVE_0:.0e}, because {dialect.name} does not take 0"
+    return f"{dialect.least_eps:g}, the least that {dialect.name} takes"

@@ -8,6 +8,7 @@ import numpy as np
 
 from polybn.dialects import DIALECTS, POLYBN, convert
 from polybn.dialects.said import to_old
+from polybn.model_files.errors import of_layer
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Channels(NamedTuple):
     @property
     def ratio(self) -> Floats:
         """The distance of the mean from 0 in standard deviations; infinite if these are 0."""
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             return np.asarray(np.abs(self.mean) / np.sqrt(self.var))
 
 
@@ -59,15 +60,17 @@ def channels_of(norm: Norm) -> Channels | None:
     mean = _find(norm, dialect, "running_mean")
     if mean is None or _find(norm, dialect, "running_var") is None:
         return None
-    state = _neutral(norm, dialect)
+    default = {"gamma": np.ones(mean.size), "beta": np.zeros(mean.size)}
+    with of_layer("inspect", norm.name), np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+        state = {role: array.astype(np.float64) for role, array in (default | _neutral(norm, dialect)).items()}
     count = _find(norm, dialect, "count")
     return Channels(
         name=norm.name,
         dialect=dialect,
-        gamma=np.asarray(state.get("gamma", np.ones(mean.size)), np.float64),
-        beta=np.asarray(state.get("beta", np.zeros(mean.size)), np.float64),
-        mean=np.asarray(state["running_mean"], np.float64),
-        var=np.asarray(state["running_var"], np.float64),
+        gamma=state["gamma"],
+        beta=state["beta"],
+        mean=state["running_mean"],
+        var=state["running_var"],
         eps=float(said.get("eps", dialect.eps)),
         eps_known="eps" in said,
         momentum=to_old(dialect, said["momentum"]) if "momentum" in said else None,

@@ -11,39 +11,50 @@ from polybn.conformance.bounds import envelope
 from polybn.conformance.forms import FORMATS, Channel, VacuousBoundError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from polybn.inspection.channels import Channels
 
+    Floats = NDArray[np.float64]
 
-def sure_digits(c: Channels, place: int) -> float:
-    """Return how many decimal digits of y are certain, for values one standard deviation from the mean.
+
+def bound(x: Floats, mean: float, var: float, gamma: float, beta: float, eps: float) -> Floats:
+    """Bound the errors of y in inference, computed in float32, for values ``x`` of one channel.
 
     Most libraries compute inference as ``x * scale + (beta - mean * scale)``, which rounds away digits of the mean;
     the bound is for these, in form T.
     """
-    mean, var, gamma = float(c.mean[place]), float(c.var[place]), float(c.gamma[place])
-    deviation = math.sqrt(var)
     channel = Channel(
-        x=np.array([abs(mean - deviation), abs(mean + deviation)]),
-        c=np.full(2, deviation),
-        dy=np.zeros(2),
-        length=2,
+        x=np.abs(x),
+        c=np.abs(x - mean),
+        dy=np.zeros_like(x),
+        length=x.size,
         mean=mean,
         variance=var,
-        eps=c.eps,
-        square=var + c.eps,
-        root=(var + c.eps) ** -0.5,
+        eps=eps,
+        square=var + eps,
+        root=(var + eps) ** -0.5,
         gamma=gamma,
-        beta=float(c.beta[place]),
-        stored_beta=float(c.beta[place]),
+        beta=beta,
+        stored_beta=beta,
         old_mean=mean,
         old_variance=var,
         momentum=1.0,
         unbiased=False,
         training=False,
     )
-    size = abs(gamma) * deviation * channel.root
+    return envelope("T", channel, FORMATS["float32"])["y"]
+
+
+def sure_digits(c: Channels, place: int) -> float:
+    """Return how many decimal digits of y are certain, for values one standard deviation from the mean."""
+    mean, var, gamma, beta = (float(values[place]) for values in (c.mean, c.var, c.gamma, c.beta))
+    deviation = math.sqrt(var)
     try:
-        bound = float(envelope("T", channel, FORMATS["float32"])["y"].max())
+        with np.errstate(over="ignore", invalid="ignore"):
+            error = float(bound(mean + np.array([-deviation, deviation]), mean, var, gamma, beta, c.eps).max())
     except VacuousBoundError:
         return 0.0
-    return -math.log10(bound / size) if bound > 0 else math.inf
+    if not error < math.inf:
+        return 0.0
+    return math.inf if error == 0 else -math.log10(error / (abs(gamma) * deviation * (var + c.eps) ** -0.5))

@@ -83,8 +83,13 @@ def _not_finite(c: Channels) -> Iterator[Finding]:
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:
             flat = name == "variance" and (values[bad] == np.inf).all()
-            words = "inf, and y is beta" if flat else f"{values[bad].min()}, and so is y"
+            words = "inf, and y is beta" if flat else f"{values[bad].min()}, and y is NaN or infinite"
             yield _some(c, "error", f"{name} is NaN or infinite", bad, words)
+
+
+def _eps(c: Channels) -> Iterator[Finding]:
+    if not 0 <= c.eps < np.inf:
+        yield _all(c, "error", "eps is negative, NaN or infinite", f"{c.eps:g} is added to every variance")
 
 
 def _negative(c: Channels) -> Iterator[Finding]:
@@ -124,7 +129,8 @@ def _constant(c: Channels) -> Iterator[Finding]:
     with np.errstate(invalid="ignore"):
         bad = np.flatnonzero((c.var >= 0) & (c.var < min(TINY, c.eps or TINY)) & (c.gamma != 0))
     if bad.size:
-        dead = f"variance {c.var[bad].max():.2g} or less, as of dead filters"
+        most = c.var[bad].max()
+        dead = f"variance {f'at most {most:.2g}' if most else 0}, as of dead filters"
         words = f"{dead}; a difference of 1 becomes {_most(c, bad):.3g}"
         yield _some(c, "warning", "channels are constant", bad, words)
 
@@ -140,7 +146,7 @@ def _blown_up(c: Channels) -> Iterator[Finding]:
 
 def _digits(c: Channels) -> Iterator[Finding]:
     with np.errstate(invalid="ignore"):
-        far_off = np.isfinite(c.ratio) & (c.ratio > FAR) & (c.var >= TINY)
+        far_off = (c.ratio > FAR) & (c.var >= TINY) & np.isfinite(c.mean)
         far = np.flatnonzero(far_off & (c.gamma != 0) & np.isfinite(c.gamma + c.beta))
     sure = {int(place): sure_digits(c, int(place)) for place in far}
     bad = np.array([place for place, digits in sure.items() if digits < FEW_DIGITS], np.int64)
@@ -152,7 +158,13 @@ def _digits(c: Channels) -> Iterator[Finding]:
 
 
 def _momentum(c: Channels) -> Iterator[Finding]:
-    if c.momentum is not None and c.momentum < 0.5:
+    if c.momentum is not None and not 0 <= c.momentum <= 1:
+        words = f"the old value weighs {c.momentum:g} and the batch {1 - c.momentum:g}; training on diverges"
+        yield _all(c, "warning", f"{c.dialect.momentum_word} is not from 0 to 1", words)
+    elif c.momentum == 1:
+        words = "the old value weighs 1 and the batch 0; training on never changes the statistics"
+        yield _all(c, "warning", f"{c.dialect.momentum_word} keeps statistics as they are", words)
+    elif c.momentum is not None and c.momentum < 0.5:
         words = (
             f"the old value weighs {c.momentum:g} and the batch {1 - c.momentum:g}; other frameworks mean the reverse"
         )
@@ -171,7 +183,7 @@ def _lacks(c: Channels) -> Iterator[Finding]:
 
 
 RULES: tuple[Rule, ...] = (
-    *(_not_finite, _negative, _training, _never_updated, _placeholders, _constant, _blown_up, _digits),
+    *(_not_finite, _eps, _negative, _training, _never_updated, _placeholders, _constant, _blown_up, _digits),
     *(_momentum, _gamma_is_zero, _lacks),
 )
 

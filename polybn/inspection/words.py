@@ -24,9 +24,10 @@ SHOWN = 3
 def headline(name: str, model: Model, findings: list[Finding]) -> str:
     """Return the most useful sentence for the model's author."""
     if not model.norms:
-        folded = "; exporters fold it into convolutions" if model.format == "ONNX" else ""
-        return f"{name} ({model.format}, {_count(model.tensors, 'array')}) holds no batch norm{folded}."
-    what = f"{name} ({model.format}): {_count(len(model.norms), 'batch norm')} with {_count(model.channels, 'channel')}"
+        folded = "; if there was one, the exporter folded it into a convolution" if model.format == "ONNX" else ""
+        return f"{name} ({model.format}, {count_of(model.tensors, 'array')}) holds no batch norm{folded}."
+    size = f"{count_of(len(model.norms), 'batch norm')} with {count_of(model.channels, 'channel')}"
+    what = f"{name} ({model.format}): {size}"
     worst = [finding for finding in findings if finding.level == findings[0].level]
     if not findings or worst[0].level == "note":
         return f"{what}, nothing wrong with {'them' if len(model.norms) > 1 else 'it'}."
@@ -90,11 +91,14 @@ def _plain(value: Any) -> Any:
 
 
 def _range(values: NDArray[np.float64]) -> str:
-    if not values.size:
-        return ""
-    least, most = values.min(), values.max()
-    return f"{least:.2g}" if least == most else f"{least:.2g}..{most:.2g}"
+    known = values[~np.isnan(values)]
+    parts = [] if known.size == values.size else ["nan"]
+    if known.size:
+        least, most = known.min(), known.max()
+        parts.insert(0, f"{least:.2g}" if least == most else f"{least:.2g}..{most:.2g}")
+    return ", ".join(parts)
 
 
-def _count(number: int, word: str) -> str:
+def count_of(number: int, word: str) -> str:
+    """Return a number with a word in the right form."""
     return f"{number:,} {word}{'' if number == 1 else 's'}"

@@ -37,6 +37,8 @@ class Recipe:
     """The number of devices that share each step."""
     last_batch: Literal["keep", "drop"] = "keep"
     """Whether images left over after the last whole batch of an epoch make a smaller batch, or are left out."""
+    device: str | None = None
+    """The device that trains, in the words of the backend; None is the one that the library chooses."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "seed", "devices"):
@@ -45,6 +47,8 @@ class Recipe:
         if isinstance(self.learning_rate, bool) or not isinstance(self.learning_rate, Real):
             raise DTypeError(f"polybn.train: learning_rate must be a number; got {self.learning_rate!r}")
         object.__setattr__(self, "learning_rate", float(self.learning_rate))
+        if not isinstance(self.device, str | None):
+            raise DTypeError(f"polybn.train: device must be a name or None; got {self.device!r} (such as 'gpu:0')")
         self._check_ranges()
 
     def to_config(self) -> dict[str, Any]:
@@ -98,6 +102,11 @@ class Recipe:
             raise DomainError(
                 f"polybn.train: last_batch must be 'keep' or 'drop'; got {self.last_batch!r} "
                 "(what happens to the images left over after the last whole batch)"
+            )
+        if self.device is not None and self.devices > 1:
+            raise DomainError(
+                f"polybn.train: device must be left out with several devices; got {self.device!r} and "
+                f"{self.devices} devices (these are the library's first ones)"
             )
 
 

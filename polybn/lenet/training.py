@@ -18,6 +18,7 @@ import numpy as np
 
 from polybn.dispatch import backend as find_backend
 from polybn.lenet import fashion_mnist, folder, networks, runs, team
+from polybn.lenet.device import on_device
 from polybn.lenet.errors import DivergenceError
 from polybn.lenet.fashion_mnist import Dataset
 from polybn.lenet.networks import BatchNorm
@@ -72,6 +73,7 @@ def train(
     seed: int = 0,
     devices: int = 1,
     last_batch: Literal["keep", "drop"] = "keep",
+    device: str | None = None,
     out: StrPath | None = None,
     on_steps: OnSteps = lambda *_: None,
     on_epoch: OnEpoch = lambda _: None,
@@ -101,6 +103,9 @@ def train(
     last_batch : {"keep", "drop"}
         Images left over after the last whole batch of an epoch: "keep" makes a smaller batch of them, "drop" leaves
         them out of this epoch.
+    device : str, optional
+        The device that trains, such as ``"gpu"`` or ``"gpu:1"``; ``polybn info`` lists those that each backend sees.
+        Default: the library's own choice.
     out : path, optional
         A new or empty directory for the run, which no other process can train in until the call returns. Where several
         processes share the run, the first one writes.
@@ -128,7 +133,7 @@ def train(
     DivergenceError
         If a loss or a weight stops being finite. The checkpoints of finished epochs stay as they are.
     BackendError
-        If the backend cannot run, or lacks the batch norm or the number of devices.
+        If the backend cannot run, or lacks the batch norm, the device or the number of devices.
 
     Examples
     --------
@@ -138,7 +143,7 @@ def train(
     >>> 0.4 < run.epochs[0].train_accuracy < 1
     True
     """
-    recipe = Recipe(network, backend, batch_size, learning_rate, seed, devices, last_batch)
+    recipe = Recipe(network, backend, batch_size, learning_rate, seed, devices, last_batch, device)
     return begin(recipe, epochs=epochs, data=data, out=out, on_steps=on_steps, on_epoch=on_epoch)
 
 
@@ -153,7 +158,8 @@ def begin(
 ) -> Run:
     """Train with options that are already checked; see :func:`polybn.train`."""
     goal = _check_epochs(epochs)
-    with folder.begin(out) if out is not None and team.writes(recipe.backend) else contextlib.nullcontext() as own:
+    place = folder.begin(out) if out is not None and team.writes(recipe.backend) else contextlib.nullcontext()
+    with place as own, on_device(find_backend(recipe.backend), recipe.device):
         return _go_on(_prepare(recipe, None, data), goal, own, Watch(on_steps, on_epoch))
 
 
@@ -204,9 +210,10 @@ def resume(
     with _reopened(out) as (own, saved):
         goal = _check_epochs(saved.epochs if epochs is None else epochs)
         read = (lambda: fashion_mnist.load(saved.where)) if data is None else data
-        job = _prepare(saved.recipe, saved.run, read)
-        saved.check_same_data(job.data.source, job.run.config["data_sha256"])
-        return _go_on(job, goal, own, Watch(on_steps, on_epoch))
+        with on_device(find_backend(saved.recipe.backend), saved.recipe.device):
+            job = _prepare(saved.recipe, saved.run, read)
+            saved.check_same_data(job.data.source, job.run.config["data_sha256"])
+            return _go_on(job, goal, own, Watch(on_steps, on_epoch))
 
 
 @contextlib.contextmanager

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from polybn.atomic import StrPath, UnfitFileError
-from polybn.spec import DomainError
+from polybn.spec import DomainError, DTypeError, ShapeError
+
+PARSERS = (None, 0, errno.EINVAL)
+"""The numbers of errors that come from parsers and not from the system, such as a seek to a place before the file."""
 
 
 class ModelFileError(DomainError):
@@ -82,9 +87,53 @@ def naming(function: str, path: StrPath, kind: str) -> Iterator[None]:
     except ImportError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno:  # one without a number is from a parser
+        if isinstance(error, OSError) and error.errno not in PARSERS:
+            error.filename = error.filename or os.fspath(path)
             raise
         raise ModelFileError(f"{begins} be {kind}; got {_one_line(error)}") from error
+
+
+def check_other(function: str, argument: str, output: Path, file: Path) -> None:
+    """Refuse to replace a model by what is made from it.
+
+    Parameters
+    ----------
+    function, argument : str
+        The names for the message.
+    output, file : Path
+        What is written, and the model; the output need not exist.
+
+    Raises
+    ------
+    DomainError
+        If both are one file, whatever their names are.
+    """
+    if output.exists() and file.exists() and output.samefile(file):
+        raise DomainError(
+            f"polybn.{function}: {argument} must be another file than FILE; got {output} for both (FILE would be lost)"
+        )
+
+
+@contextlib.contextmanager
+def of_layer(function: str, layer: str) -> Iterator[None]:
+    """Begin a message about the state of a layer with the function that was called, and with the layer.
+
+    Parameters
+    ----------
+    function : str
+        The public function, such as ``"inspect"``.
+    layer : str
+        The name of the layer.
+
+    Raises
+    ------
+    DomainError, DTypeError, ShapeError
+        With the class and the words of the error in the block.
+    """
+    try:
+        yield
+    except (DomainError, DTypeError, ShapeError) as error:
+        raise type(error)(f"polybn.{function}: in {layer!r:.80}, {f'{error}'.partition(': ')[2]}") from None
 
 
 def _one_line(error: Exception) -> str:

@@ -77,7 +77,8 @@ def _layer_before(found: Found, uses: Counter[str]) -> tuple[Any, str]:
 def _absorb(found: Found, layer: Any) -> None:
     """Scale a layer's weight, shift its bias, and remove the batch norm from the graph."""
     graph, node, norm = found
-    gamma, beta, mean, var = (array.astype(np.float64) for array in norm.state.values())
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+        gamma, beta, mean, var = (array.astype(np.float64) for array in norm.state.values())
     scale = gamma / np.sqrt(var + norm.options["epsilon"])
     onnx = need("onnx", "ONNX files", "onnx")
     tensors = {tensor.name: tensor for tensor in graph.initializer}

@@ -47,6 +47,8 @@ def read(file: BinaryIO, size: int) -> Tensors:
         raise ModelFileError(f"name each of its {count} arrays; got {named} names")
     names = [_name(file, size) for _ in range(count)]
     found = dict(zip(names, places, strict=True))
+    if len(found) < count:
+        raise ModelFileError("name each array once; got a name twice")
 
     def value(name: str) -> Array:
         code, shape, offset = found[name]

@@ -10,13 +10,15 @@ import numpy as np
 from polybn.model_files.errors import ModelFileError, need
 from polybn.model_files.tensors import MOST_TENSORS, Array, Tensors
 
+CONFIG = "model_config"
+"""The attribute of a whole model, as Keras 2 writes it, with its configuration."""
 MOST_DEPTH = 32
 MOST_VALUES = 2**28
 """The largest number of values in a dataset; a compressed one of few bytes can claim any number."""
 
 
 def read(file: BinaryIO) -> tuple[Tensors, dict[str, str]]:
-    """Return the datasets by path, and the attributes ``name`` of groups by path."""
+    """Return the datasets by path, with the configuration, and the attributes ``name`` of groups by path."""
     h5py = need("h5py", "HDF5 files (.keras, .h5)", "h5py")
     root = h5py.File(file, "r")
     datasets, names = dict[str, Any](), dict[str, str]()
@@ -32,7 +34,9 @@ def read(file: BinaryIO) -> tuple[Tensors, dict[str, str]]:
         return np.asarray(dataset[()])
 
     shapes = {path: tuple(dataset.shape or ()) for path, dataset in datasets.items()}
-    return Tensors(shapes, value), names
+    config = root.attrs.get(CONFIG)
+    text = config.decode() if isinstance(config, bytes) else config
+    return Tensors(shapes, value, {CONFIG: text} if isinstance(text, str) else {}), names
 
 
 def _walk(h5py: Any, group: Any, prefix: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:

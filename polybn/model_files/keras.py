@@ -1,55 +1,98 @@
-"""Keras 3: ``.keras``, an archive with a configuration and weights, and ``.weights.h5``, only weights.
+"""Keras: ``.keras``, an archive with a configuration and weights; ``.weights.h5``, only weights; ``.h5``, both.
 
-Weights have numbers and no names: in a batch norm 0 is gamma, 1 beta, 2 the moving mean and 3 the moving variance, and
-without scale or center the others move up.
+Weights of ``.weights.h5`` have numbers and no names: in a batch norm 0 is gamma, 1 beta, 2 the moving mean and 3 the
+moving variance, and without scale or center the others move up. Early versions of Keras 3, such as 3.3, name no layers
+either: a layer is known by its place, such as ``layers/sequential/layers/batch_normalization_1``.
 """
 
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import BinaryIO
 
 from polybn.dialects import KERAS3
 from polybn.model_files import hdf5, names
-from polybn.model_files.archives import open_archive, read_member
+from polybn.model_files.archives import read_member
 from polybn.model_files.errors import ModelFileError
-from polybn.model_files.model import Norm, vector
+from polybn.model_files.keras_config import LAYERS, Layer, parse
+from polybn.model_files.model import Model, Norm, vector
 from polybn.model_files.tensors import Tensors, for_norms
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 """The members of an archive."""
-MOST_CONFIG, MOST_DEPTH = 2**23, 16
+MOST_CONFIG = 2**23
 VARIABLES = "vars"
 ROLES = list(KERAS3.names.values())
 EITHER = "gamma or beta is missing, and weights alone do not say which one; a .keras file does"
 
 
-def read_weights(file: BinaryIO) -> Tensors:
+def read_archive(archive: zipfile.ZipFile) -> tuple[list[Layer], Tensors]:
+    """Return the layers of a ``.keras`` file, and its weights as ``layer/0``, ``layer/1``."""
+    if WEIGHTS not in archive.namelist():
+        raise ModelFileError(f"hold {CONFIG} and {WEIGHTS}; got {', '.join(archive.namelist()):.120}")
+    if archive.getinfo(CONFIG).file_size > MOST_CONFIG:
+        raise ModelFileError(f"have a {CONFIG} of at most {MOST_CONFIG:,} bytes; got more")
+    layers = parse(archive.read(CONFIG))
+    weights = io.BytesIO(read_member(archive, WEIGHTS))
+    return layers, _read_weights(weights, {layer.place: layer.name for layer in layers})
+
+
+def _read_weights(file: BinaryIO, by_place: Mapping[str, str] = MappingProxyType({})) -> Tensors:
     """Return weights as ``layer/0``, ``layer/1``; a layer in nested models is ``outer/inner/layer``."""
     tensors, given = hdf5.read(file)
-    paths = {_named(path, given): path for path in tensors.shapes}
-    return Tensors({name: tensors.shapes[path] for name, path in paths.items()}, lambda name: tensors.read(paths[name]))
+    named = {path: _named(path, given, by_place) for path in tensors.shapes}
+    shared = Counter(named.values())
+    paths = {name if shared[name] == 1 else _named(path, {}, {}): path for path, name in named.items()}
+    shapes = {name: tensors.shapes[path] for name, path in paths.items()}
+    return tensors._replace(shapes=shapes, read=lambda name: tensors.read(paths[name]))
 
 
-def _named(path: str, given: dict[str, str]) -> str:
+def _named(path: str, given: Mapping[str, str], by_place: Mapping[str, str]) -> str:
     """Return a path such as ``layers/batch_normalization/vars/0`` with the layer's own name, ``norm1/0``."""
     group, _, last = path.rpartition("/")
-    if group.rpartition("/")[2] != VARIABLES:
+    *outer, kind = group.split("/")
+    if kind != VARIABLES:
         return path
-    parts, outer = list[str](), ""
-    for part in group.split("/")[:-1]:
-        outer = f"{outer}/{part}".strip("/")
-        name = given.get(f"{outer}/{VARIABLES}")
-        parts += [] if name is None else [name]
-    return "/".join([*parts, last])
+    if group not in given:
+        place = "/".join(part for part in outer if part != LAYERS)
+        return f"{by_place.get(place, place)}/{last}"
+    parents = ("/".join([*outer[:depth], VARIABLES]) for depth in range(1, len(outer) + 1))
+    return "/".join([*(given[parent] for parent in parents if parent in given), last])
 
 
-def find_weights(file: BinaryIO) -> tuple[list[Norm], int]:
-    """Return the batch norms of a file with only weights: four numbered vectors of one length, or names of Keras 2."""
-    tensors = for_norms(read_weights(file))
-    return [*names.find(tensors), *_nameless(tensors, _numbered(tensors))], len(tensors.shapes)
+def find_weights(file: BinaryIO) -> Model:
+    """Return the batch norms of an HDF5 file: numbered vectors of one length, or names of Keras 2."""
+    tensors = for_norms(_read_weights(file))
+    norms, size = [*names.find(tensors), *_nameless(tensors, _numbered(tensors))], len(tensors.shapes)
+    config = tensors.metadata.get(hdf5.CONFIG)
+    if config is None:
+        return Model("Keras weights", norms, size)
+    if len(config) > MOST_CONFIG:
+        raise ModelFileError(f"have a {hdf5.CONFIG} of at most {MOST_CONFIG:,} bytes; got more")
+    return Model("Keras", _configured(norms, [layer for layer in parse(config) if layer.normalizes]), size)
+
+
+def _configured(norms: list[Norm], layers: list[Layer]) -> list[Norm]:
+    """Give batch norms the names, the options and the order of a configuration, and leave the others at the end.
+
+    A group such as ``model_weights/inner/inner/bn`` begins with the layer of the outermost model. It ends with the
+    batch norm's own name, to which TensorFlow may have put a number.
+    """
+    left = {norm.name: norm for norm in norms}
+    found = []
+    for layer in layers:
+        first, last = layer.name.split("/")[0], layer.name.split("/")[-1]
+        alike = [each for each in layers if each.name.split("/")[0] == first]
+        fits = [name for name in left if name.removeprefix("model_weights/").split("/")[0] == first]
+        if len(alike) > 1 or len(fits) > 1:
+            fits = [name for name in fits if name.split("/")[-1] == last]
+        if len(fits) == 1:
+            found.append(left.pop(fits[0])._replace(name=layer.name, options=layer.words()))
+    return [*found, *left.values()]
 
 
 def _nameless(tensors: Tensors, layers: dict[str, list[str]]) -> Iterator[Norm]:
@@ -59,35 +102,29 @@ def _nameless(tensors: Tensors, layers: dict[str, list[str]]) -> Iterator[Norm]:
         if len(shapes) != 1 or len(next(iter(shapes))) != 1:
             continue
         if len(numbered) == 4:
-            yield _norm(tensors, layer, numbered, ROLES, {})
+            yield _norm(tensors, layer, numbered, ROLES)
         elif len(numbered) == 3:
-            yield _norm(tensors, layer, numbered[1:], ROLES[2:], {})._replace(lacks=EITHER)
+            yield _norm(tensors, layer, numbered[1:], ROLES[2:])._replace(lacks=EITHER)
 
 
-def find_archive(file: BinaryIO) -> tuple[list[Norm], int]:
+def find_archive(archive: zipfile.ZipFile) -> Model:
     """Return the batch norms of a ``.keras`` file: with their options those in its configuration, then the others.
 
     The configuration does not show what a layer of the user's own makes inside.
     """
-    archive = open_archive(file)
-    if WEIGHTS not in archive.namelist():
-        raise ModelFileError(f"hold {CONFIG} and {WEIGHTS}; got {', '.join(archive.namelist()):.120}")
-    if archive.getinfo(CONFIG).file_size > MOST_CONFIG:
-        raise ModelFileError(f"have a {CONFIG} of at most {MOST_CONFIG:,} bytes; got more")
-    config = json.loads(archive.read(CONFIG))
-    tensors = for_norms(read_weights(io.BytesIO(read_member(archive, WEIGHTS))))
+    layers, weights = read_archive(archive)
+    tensors = for_norms(weights)
     numbered = _numbered(tensors)
     norms = []
-    for layer, options in _layers(config, (), 0):
-        there = (options.get("scale", True), options.get("center", True), True, True)
-        roles = [role for role, kept in zip(ROLES, there, strict=True) if kept]
-        own = numbered.pop(layer, [])
-        if len(own) != len(roles):
-            raise ModelFileError(f"hold {len(roles)} weights of {layer!r:.80}; got {len(own)}")
-        words: dict[str, Any] = {word: options[word] for word in ("momentum", "epsilon", "axis") if word in options}
-        words |= {"axis": words["axis"][0]} if isinstance(words.get("axis"), list) else {}
-        norms.append(_norm(tensors, layer, own, roles, words))
-    return [*norms, *_nameless(tensors, numbered)], len(tensors.shapes)
+    for layer in layers:
+        if layer.normalizes:
+            there = (layer.options.get("scale", True), layer.options.get("center", True), True, True)
+            roles = [role for role, kept in zip(ROLES, there, strict=True) if kept]
+            own = numbered.pop(layer.name, [])
+            if len(own) != len(roles):
+                raise ModelFileError(f"hold {len(roles)} weights of {layer.name!r:.80}; got {len(own)}")
+            norms.append(_norm(tensors, layer.name, own, roles)._replace(options=layer.words()))
+    return Model("Keras", [*norms, *_nameless(tensors, numbered)], len(tensors.shapes))
 
 
 def _numbered(tensors: Tensors) -> dict[str, list[str]]:
@@ -100,21 +137,6 @@ def _numbered(tensors: Tensors) -> dict[str, list[str]]:
     return {layer: sorted(own, key=lambda name: int(name.rpartition("/")[2])) for layer, own in found.items()}
 
 
-def _norm(tensors: Tensors, layer: str, numbered: list[str], roles: list[str], options: dict[str, Any]) -> Norm:
+def _norm(tensors: Tensors, layer: str, numbered: list[str], roles: list[str]) -> Norm:
     state = {role: vector(tensors.read(name)) for role, name in zip(roles, numbered, strict=True)}
-    return Norm(layer, KERAS3.name, state, options)
-
-
-def _layers(config: Any, outer: tuple[str, ...], depth: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the path and the options of each batch norm in a configuration, its nested models and wrappers."""
-    if depth > MOST_DEPTH or not isinstance(config, dict):
-        return
-    own = config.get("config")
-    if not isinstance(own, dict):
-        return
-    name = str(own.get("name", ""))
-    if config.get("class_name") == "BatchNormalization":
-        yield "/".join((*outer, name)), own
-    for value in own.values():
-        for layer in value if isinstance(value, list) else [value]:
-            yield from _layers(layer, (*outer, name) if depth else (), depth + 1)
+    return Norm(layer, KERAS3.name, state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
@@ -13,6 +14,8 @@ from polybn.model_files.errors import ModelFileError, need
 from polybn.model_files.tensors import Array, Tensors
 
 MOST_DEPTH = 16
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"
+"""The first bytes of files of PyTorch before 1.6: a pickled number, before several pickles and the tensors' bytes."""
 
 
 def read(file: BinaryIO) -> Tensors:
@@ -26,14 +29,14 @@ def read(file: BinaryIO) -> Tensors:
 def load(file: BinaryIO) -> Any:
     """Let PyTorch load a file that holds tensors and plain containers alone."""
     torch = need("torch", "files of PyTorch", "torch")
-    archive = open_archive(file)
-    if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-        raise ModelFileError("hold members as torch.save writes them; got compressed ones")
-    if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-        raise ModelFileError("hold a state dict; got a TorchScript program (save the module's state_dict())")
+    file.seek(0)
+    if file.read(len(LEGACY)) != LEGACY:
+        _check(open_archive(file))
     file.seek(0)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a damaged file is refused, and its oddities do not matter
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         if "weights_only" not in f"{error}" and "Weights only" not in f"{error}":
             raise
@@ -41,6 +44,13 @@ def load(file: BinaryIO) -> Any:
             "hold tensors and plain containers alone; got a pickle that names other types, which is not run "
             "(save the module's state_dict(), not the module)"
         ) from error
+
+
+def _check(archive: zipfile.ZipFile) -> None:
+    if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+        raise ModelFileError("hold members as torch.save writes them; got compressed ones")
+    if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+        raise ModelFileError("hold a state dict; got a TorchScript program (save the module's state_dict())")
 
 
 def _tensors(torch: Any, content: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
@@ -53,4 +63,5 @@ def _tensors(torch: Any, content: Any, prefix: str, depth: int) -> Iterator[tupl
 
 def _to_numpy(torch: Any, tensor: Any) -> Array:
     plain = tensor.detach().contiguous()
-    return np.array((plain.float() if plain.dtype == torch.bfloat16 else plain).numpy())
+    small = plain.is_floating_point() and plain.element_size() <= 2 and plain.dtype != torch.float16
+    return np.array((plain.float() if small else plain).numpy())  # NumPy has neither bfloat16 nor float8

@@ -102,6 +102,8 @@ def _kind(file: BinaryIO, suffix: str) -> str:
         return "HDF5"
     if start.startswith(b"\x12\1\0\0\0\0\0\0"):
         return "MXNet"
+    if start == pytorch.LEGACY:
+        return "PyTorch"
     if start.endswith(b"{") and len(start) == 9:
         return "safetensors"
     named = {".onnx": "ONNX", ".msgpack": "Flax", ".safetensors": "safetensors", ".params": "MXNet"}.get(suffix)
@@ -139,8 +141,8 @@ def _onnx(file: BinaryIO, size: int) -> Model:  # noqa: ARG001
 _READERS: dict[str, Callable[[BinaryIO, int], Model]] = {
     "safetensors": _safetensors,
     "PyTorch": lambda file, size: _of_tensors("PyTorch", pytorch.read(file)),  # noqa: ARG005
-    "Keras": lambda file, size: Model("Keras", *keras.find_archive(file)),  # noqa: ARG005
-    "HDF5": lambda file, size: Model("Keras weights", *keras.find_weights(file)),  # noqa: ARG005
+    "Keras": lambda file, size: keras.find_archive(open_archive(file)),  # noqa: ARG005
+    "HDF5": lambda file, size: keras.find_weights(file),  # noqa: ARG005
     "Flax": lambda file, size: _of_tensors("Flax", flax.read(file, size)),
     "MXNet": lambda file, size: _of_tensors("MXNet", gluon.read(file, size), ("gluon", "mxnet_native")),
     "ONNX": _onnx,

@@ -51,7 +51,7 @@ def read(file: BinaryIO, size: int) -> Tensors:
     if not 2 <= length <= min(MOST_HEADER, size - 8):
         most = f"2 to {min(MOST_HEADER, max(size - 8, 0)):,} bytes"
         raise ModelFileError(f"have a header of {most}; got {length:,}")
-    header = json.loads(file.read(length))
+    header = json.loads(file.read(length), object_pairs_hook=_once)
     metadata = header.pop("__metadata__", {})
     places = {name: _place(name, entry, size - 8 - length) for name, entry in header.items()}
 
@@ -65,6 +65,14 @@ def read(file: BinaryIO, size: int) -> Tensors:
 
     shapes = {name: place[1] for name, place in places.items()}
     return Tensors(shapes, value, {str(key): str(text) for key, text in metadata.items()})
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, whose last value of a name would replace the others."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ModelFileError("name each tensor once; got a name twice")
+    return found
 
 
 def _place(name: str, entry: dict[str, Any], size: int) -> tuple[str, tuple[int, ...], int, int]:

@@ -45,7 +45,7 @@ def _with(norm: Norm, said: dict[str, dict[str, str]]) -> Norm:
         dialect.eps_word: float(attributes["eps"]),
         "axis": int(attributes["axis"]),
     }
-    fixed = attributes["fix_gamma"] in ("True", "1")
+    fixed = attributes["fix_gamma"].lower() in ("true", "1")
     if dialect.fix_gamma:
         options["fix_gamma"] = fixed
     elif fixed and "gamma" in norm.state:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from polybn.atomic import StrPath, write_atomic
 from polybn.dialects import DIALECTS, convert, convert_options
 from polybn.model_files import flax, gluon, safetensors
-from polybn.model_files.errors import ModelFileError
+from polybn.model_files.errors import ModelFileError, of_layer
 from polybn.model_files.model import Norm
 from polybn.spec import DomainError
 
@@ -38,7 +39,12 @@ class Converted(NamedTuple):
 
 
 def convert_norms(
-    model: Model, target: Dialect, *, source: Dialect | None = None, counts: Mapping[str, int] | None = None
+    model: Model,
+    target: Dialect,
+    *,
+    source: Dialect | None = None,
+    counts: Mapping[str, int] | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Converted:
     """Convert all batch norms of a model to a framework.
 
@@ -51,6 +57,8 @@ def convert_norms(
     counts : mapping of str to int, optional
         Number of values per channel in a training batch, as for :func:`polybn.dialects.convert`, by the name of the
         layer; the number for all other layers is under ``""``.
+    options : mapping, optional
+        The options of all layers that the file does not say or says wrongly, in the source's words.
 
     Returns
     -------
@@ -77,17 +85,19 @@ def convert_norms(
         if norm.lacks:
             raise DomainError(f"polybn.convert: the state of {norm.name} must be whole; got one where {norm.lacks}")
         here = source or DIALECTS[norm.dialect]
-        carried = convert(norm.state, here, target, known.get(norm.name, known.get("")), options=norm.options)
-        words, moved = convert_options(norm.options, here, target) if norm.options else ({}, ())
+        given = {**norm.options, **options}
+        with of_layer("convert", norm.name):
+            carried = convert(norm.state, here, target, known.get(norm.name, known.get("")), options=given)
+            words, moved = convert_options(given, here, target) if given else ({}, ())
         made.append(Norm(norm.name, target.name, carried.state, words))
-        for note in dict.fromkeys((*carried.notes, *moved, *_eps(norm, here, target))):
+        for note in dict.fromkeys((*carried.notes, *moved, *_eps(given, here, target))):
             notes.setdefault(note, []).append(norm.name)
     return Converted(made, [(note, tuple(layers)) for note, layers in notes.items()])
 
 
-def _eps(norm: Norm, here: Dialect, target: Dialect) -> list[str]:
-    """Say it if the target would take another eps than the source did, and the file does not say which."""
-    if norm.options or here.eps == target.eps:
+def _eps(given: Mapping[str, Any], here: Dialect, target: Dialect) -> list[str]:
+    """Say it if the target would take another eps than the source did, and nothing says which."""
+    if here.eps_word in given or here.eps == target.eps:
         return []
     return [
         "The file does not say eps. Unless the model was made with another, make the layers with "

@@ -31,7 +31,7 @@ CHUNK_VALUES = 16
 REGISTERS, THREADS, MOST_BLOCKS, MOST_TRAINING = 65536, 256, 8, 3
 """Registers of a multiprocessor; threads of a block; the most blocks per multiprocessor, and the most of 70 KB."""
 
-# For the prediction: an H100. A device copy moves some 4.3 TB/s; 132 multiprocessors issue 4 warp instructions at
+# For the prediction: an H200. A device copy moves some 4.3 TB/s; 132 multiprocessors issue 4 warp instructions at
 # 1.75 GHz, of which the prediction uses two thirds. LATENCY, in us, is for a launch and a group's barrier.
 COPY_BYTES, ISSUED = 4.3e6, 2 / 3 * 132 * 4 * 1750 * 32  # per us; ISSUED counts each lane
 LATENCY = {"inference": 2.5, "forward": 4.0, "backward": 4.0, "second": 4.0}
@@ -111,7 +111,7 @@ def complaints(subject: Subject, counted: dict[str, Any], recorded: dict[str, An
 
 
 def traffic(subject: Subject) -> float:
-    """Return the bytes moved per value at the large shape, by the plan for an H100; this imports the backend."""
+    """Return the bytes moved per value at the large shape, by the plan for an H200; this imports the backend."""
     from polybn_cupy import calls, layout, plan
 
     n, channels, *image = LARGE
@@ -192,7 +192,10 @@ def main() -> None:
         kernels[subject.label] = counted
         bad = complaints(subject, counted, None)
         sys.stdout.write(f"{subject.label}: {counted['instructions a value']} {'; '.join(bad)}\n")
+    from tests.gpu import steps
+
     data = {"compiler": f"NVRTC {nvrtc.version()}", "target": TARGET, "shape": LARGE, "kernels": kernels}
+    data["step"] = steps.record()
     RECORD.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 

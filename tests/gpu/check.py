@@ -1,80 +1,59 @@
 """Run everything that needs a GPU, part by part, and record the results: ``python -m tests.gpu.check``.
 
-It needs CuPy, Hypothesis, ml_dtypes and pytest; PyTorch and compute-sanitizer are used where they are installed. PolyBN
-itself need not be installed. Each part runs in its own process, which may crash or exceed its time, and its findings
-are written at once to ``docs/results/cupy-<device>.json``; a later run of some parts adds to that record. The
-kit's report is ``check-cupy-<device>.json``. The table of support reads both. The exit code is 1 if a part failed.
+It needs CuPy, Hypothesis, ml_dtypes and pytest; JAX, PyTorch and compute-sanitizer are used where they are installed.
+PolyBN itself need not be installed. Parts run in the order of their worth, each in its own process, which may crash or
+exceed its time. Findings are written at once to ``docs/results/cupy-<device>.json``; a later run of other parts adds to
+that record. The table of support reads it, and the kit's reports ``check-<backend>-<device>.json``. The exit code is 1
+if a part failed. With ``--budget``, parts that do not fit into the time that is left are named and not run.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import hashlib
-import json
 import os
-import platform
-import re
+import shutil
+import signal
 import subprocess
 import sys
-import tempfile
 import time
-import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, NoReturn
 
-Result = dict[str, Any]
-
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "docs" / "results"
-SOURCES = ROOT / "backends" / "polybn_cupy"
-LIMITS = {"compile": 240, "speed": 420, "lenet": 180, "kit": 480, "tests": 580, "sanitizers": 580, "bench": 300}
-"""The parts in their order, with the seconds that each may take."""
-NOT_RUN = {"ok": False, "absent": "not run"}
+from tests.gpu.record import RESULTS, ROOT, Record, Result, facts, introduce, say
 
 
-def say(words: str) -> None:
-    """Print a line of progress with the time, and flush it."""
-    sys.stdout.write(f"{datetime.datetime.now():%H:%M:%S} {words}\n")
-    sys.stdout.flush()
+class Limits(NamedTuple):
+    """The seconds that a part needs to be worth starting, and the most that it may take."""
+
+    least: float
+    most: float
 
 
-class Record:
-    """The record of one device, a file that is read, changed and written as a whole."""
-
-    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
-        self.about = dict(about)
-        device = self.about["device"].partition("(")[2].rstrip(")")
-        label = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-        self.path, self.report_path = folder / f"cupy-{label}.json", folder / f"check-cupy-{label}.json"
-
-    def parts(self) -> dict[str, Result]:
-        """Return the findings of every part, without those of other sources or versions."""
-        found: dict[str, Result] = {name: dict(NOT_RUN) for name in LIMITS}
-        if self.path.exists():
-            data = json.loads(self.path.read_text(encoding="utf-8"))
-            if {key: data.get(key) for key in self.about} == self.about:
-                found |= data["parts"]
-        return found
-
-    def keep(self, part: str, result: Result) -> None:
-        """Write the findings of a part so far."""
-        parts = self.parts() | {part: result | {"date": datetime.datetime.now(datetime.UTC).date().isoformat()}}
-        data = {"ok": all(result["ok"] for result in parts.values()), **self.about, "parts": parts}
-        whole = self.path.with_suffix(".part")
-        whole.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        whole.replace(self.path)
+PARTS = {
+    "compile": Limits(20, 150),
+    "stress": Limits(10, 60),
+    "speed": Limits(30, 150),
+    "lenet": Limits(10, 60),
+    "torch-lenet": Limits(15, 60),
+    "jax-lenet": Limits(20, 60),
+    "jax-speed": Limits(20, 90),
+    "kit": Limits(60, 240),
+    "first": Limits(15, 60),
+    "jax-kit": Limits(120, 400),
+    "tests": Limits(120, 580),
+    "sanitizers": Limits(120, 580),
+}
+"""The parts, the most important first."""
+ENDING = 3.0
+"""The seconds of a budget that are kept for the summary."""
+GAUGES = "clocks.sm,clocks.mem,temperature.gpu,power.draw,utilization.gpu"
 
 
 def main() -> int:
     """Run parts, each in its own process, so that one may fail without stopping the others."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", nargs="+", default=list(LIMITS), choices=LIMITS, help="all by default")
-    parser.add_argument("--profile", default="dev", choices=("dev", "ci", "nightly"), help="of the conformance kit")
-    parser.add_argument("--out", type=Path, help="folder of the record; docs/results by default")
-    parser.add_argument("--inside", choices=LIMITS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = _options()
     introduce()
     import polybn
 
@@ -86,92 +65,126 @@ def main() -> int:
     if about["emulated"] and (options.out is None or options.out.resolve() == RESULTS):
         say("polybn: no record of an emulated run goes to docs/results; name another folder with --out")
         return 1
-    record = Record(options.out or RESULTS, about)
+    record = Record(options.out or RESULTS, about, PARTS)
     record.path.parent.mkdir(parents=True, exist_ok=True)
     if options.inside:
         find(record, options.inside, options.profile)
         return 0
-    for part in options.parts:
-        supervise(record, part, options.profile)
+    signal.signal(signal.SIGTERM, _interrupt)
+    end = time.monotonic() + options.budget
+    wanted = [part for part in options.parts if not (options.missing and record.parts()[part]["ok"])]
+    left_out = list(wanted)
+    try:
+        for part in wanted:
+            limit = min(PARTS[part].most, end - time.monotonic() - ENDING)
+            if limit >= PARTS[part].least:
+                left_out.remove(part)
+                supervise(record, part, limit, options.profile)
+    except KeyboardInterrupt:
+        say("interrupted")
     found = record.parts()
     for part, result in found.items():
-        say(f"{part}: {'passed' if result['ok'] else 'FAILED'} {result.get('absent', result.get('error', ''))}")
+        say(f"{part}: {_verdict(result)}")
+    if left_out:
+        say(f"no time was left for: {', '.join(left_out)} (run them with --parts, or with --missing)")
     say(f"written to {record.path}")
-    return 0 if all(found[part]["ok"] for part in options.parts) else 1
+    return 0 if all(found[part]["ok"] for part in wanted if part not in left_out) else 1
 
 
-def introduce() -> None:
-    """If PolyBN is not installed, announce this tree's backends to this process and to its children."""
-    from importlib.metadata import entry_points
-
-    if entry_points(group="polybn.backends"):
-        return
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    entries = project["entry-points"]["polybn.backends"].items()
-    folder = Path(tempfile.mkdtemp(prefix="polybn-"))
-    (folder / "polybn-0.dist-info").mkdir()
-    (folder / "polybn-0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: polybn\nVersion: 0\n")
-    lines = ["[polybn.backends]", *(f"{name} = {module}" for name, module in entries)]
-    (folder / "polybn-0.dist-info" / "entry_points.txt").write_text("\n".join(lines) + "\n")
-    paths = [str(ROOT), str(ROOT / "backends"), str(folder)]
-    sys.path[:0] = paths
-    os.environ["PYTHONPATH"] = os.pathsep.join((*paths, os.environ.get("PYTHONPATH", ""))).rstrip(os.pathsep)
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="all by default")
+    parser.add_argument("--missing", action="store_true", help="only parts that have not passed yet")
+    parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="for all parts together")
+    parser.add_argument("--profile", default="dev", choices=("dev", "ci", "nightly"), help="of the conformance kit")
+    parser.add_argument("--out", type=Path, help="folder of the record; docs/results by default")
+    parser.add_argument("--inside", choices=PARTS, help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
-def facts() -> dict[str, Any]:
-    """Return the facts that a record begins with: the device, the versions, and a digest of the sources."""
-    import polybn
-
-    described = polybn.backend("cupy").describe()
-    digest = hashlib.sha256()
-    for path in sorted(path for suffix in ("*.py", "*.cu", "*.cuh") for path in SOURCES.rglob(suffix)):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    versions = {"polybn": polybn.__version__, "python": platform.python_version(), "sources": digest.hexdigest()[:16]}
-    return {"emulated": "emulated" in described["device"] + described["cupy"], **described, **versions}
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
-def supervise(record: Record, part: str, profile: str) -> None:
+def supervise(record: Record, part: str, limit: float, profile: str) -> None:
     """Run one part in its own process, and record if it did not finish."""
-    say(f"{part} ... (at most {LIMITS[part]} s)")
-    start = time.monotonic()
+    say(f"{part} ... (at most {limit:.0f} s)")
+    start, before = time.monotonic(), gauges()
     record.keep(part, {"ok": False, "error": "did not come to its end"})
     command = [sys.executable, "-m", "tests.gpu.check", "--inside", part, "--profile", profile]
+    ending = "interrupted"
     try:
-        status = subprocess.run(
-            [*command, "--out", str(record.path.parent)], cwd=ROOT, timeout=LIMITS[part], check=False
-        ).returncode
-        ending = f"exit status {status}" if status else None
-    except subprocess.TimeoutExpired:
-        ending = f"stopped after {LIMITS[part]} s"
-    result = record.parts()[part]
-    if ending is not None:
-        result |= {"ok": False, "error": f"{result.get('error', '')} ({ending})".strip()}
-    record.keep(part, result | {"seconds": round(time.monotonic() - start, 1)})
-    say(f"{part}: {'passed' if result['ok'] else 'FAILED: ' + str(result.get('error', 'see the record'))}")
+        ending = run([*command, "--out", str(record.path.parent)], limit)
+    finally:
+        result = record.parts()[part]
+        if ending:
+            result |= {"ok": False, "error": f"{result.get('error', '')} ({ending})".strip()}
+        result |= {"seconds": round(time.monotonic() - start, 1)}
+        record.keep(part, result | ({"gauges": {"before": before, "after": gauges()}} if before else {}))
+    say(f"{part}: {_verdict(result)}")
+
+
+def _verdict(result: Result) -> str:
+    if "absent" in result:
+        return str(result["absent"])
+    return "passed" if result["ok"] else f"FAILED: {result.get('error', 'see the record')}"
+
+
+def run(command: list[str], limit: float) -> str:
+    """Run a command and end it with all its children; return what went wrong, or an empty text."""
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as process:
+        try:
+            status = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            return f"stopped after {limit:.0f} s"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return f"exit status {status}" if status else ""
+
+
+def gauges() -> dict[str, str]:
+    """Return the clocks, temperature and power of the device, if nvidia-smi can tell."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return {}
+    command = [tool, f"--query-gpu={GAUGES}", "--format=csv,noheader"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    values = (run.stdout.splitlines() or [""])[0].split(", ")
+    return dict(zip(GAUGES.split(","), values, strict=False)) if run.returncode == 0 else {}
 
 
 def find(record: Record, part: str, profile: str) -> None:
     """Run one part in this process, and record each finding."""
-    from tests.gpu import parts, speed
-
-    sources: dict[str, Callable[[], Iterator[Result]]] = {
-        "compile": parts.compile_all,
-        "speed": speed.batch_norm,
-        "lenet": speed.lenet,
-        "kit": lambda: parts.kit(profile, record.report_path),
-        "tests": parts.tests,
-        "sanitizers": parts.sanitizers,
-        "bench": parts.against_others,
-    }
     result: Result = {}
     try:
-        for result in sources[part]():
+        for result in _sources(record, profile)[part]():
             # Until the part ends, the record says that it has not finished.
             record.keep(part, result | {"ok": False, "error": "did not come to its end"})
     except Exception as error:  # any failure goes into the record
         result |= {"ok": False, "error": f"{type(error).__name__}: {error}"}
         say(f"{part}: {result['error']}")
     record.keep(part, result)
+
+
+def _sources(record: Record, profile: str) -> dict[str, Callable[[], Iterator[Result]]]:
+    """Return the functions of the parts; each yields its findings so far, again and again."""
+    from tests.gpu import epochs, first, parts, peers, speed, stress
+
+    return {
+        "compile": parts.compile_all,
+        "stress": stress.stress,
+        "speed": speed.batch_norm,
+        "lenet": epochs.ours,
+        "torch-lenet": epochs.of_torch,
+        "jax-lenet": epochs.of_jax,
+        "jax-speed": peers.of_jax,
+        "kit": lambda: parts.kit("cupy", profile, record.report_path("cupy")),
+        "first": first.calls,
+        "jax-kit": lambda: parts.jax_kit(profile, record.report_path("jax")),
+        "tests": parts.tests,
+        "sanitizers": parts.sanitizers,
+    }
 
 
 if __name__ == "__main__":

@@ -17,10 +17,11 @@ import numpy as np
 
 import polybn
 from docs._ext import records
-from polybn import bench, conformance
+from polybn import conformance
 from polybn.lenet import networks
 from polybn.lenet.program import compile
-from tests.gpu.check import ROOT, Result, say
+from tests.gpu.peers import jax_on_gpu
+from tests.gpu.record import ROOT, Result, emulated, say
 from tests.gpu.speed import dtype_of
 from tests.test_cupy_emulated import CONTRACT
 
@@ -36,7 +37,8 @@ OWN = (
 AT_ONCE = min(4, os.cpu_count() or 1)
 MODULE_LIMIT, SANITIZER_LIMIT = 400, 190
 """The seconds that one test module, and one tool, may take."""
-SANITIZERS = ("memcheck", "racecheck", "synccheck")
+SANITIZERS = {"memcheck": "large", "racecheck": "small", "synccheck": "small"}
+"""The tools, and the sizes of the tensors: some tools slow kernels down several hundred times."""
 WARNINGS = ("-W", "default", "-W", "error:The grid size will be reduced")
 """Only one warning is an error, CuPy's that blocks would wait in vain; others depend on the installed versions."""
 SMALL = (((7, 3, 5), 1), ((16, 6, 6, 48), -1), ((3, 2, 5003), 1), ((4, 8, 1024), 1))
@@ -46,26 +48,21 @@ QUIET = {"POLYBN_REQUIRE": "cupy", "POLYBN_PROFILE": "dev", "JAX_PLATFORMS": "cp
 """Settings for tests. Without JAX_PLATFORMS, an installed JAX would take most of the GPU's memory in conftest.py."""
 
 
-def emulated() -> bool:
-    """Return whether the device is emulated: then times mean nothing, and large tensors take too long."""
-    import cupy
-
-    return "emulated" in cupy.__version__
-
-
 def compile_all() -> Iterator[Result]:
     """Compile every kernel, for later parts too, and record what the driver says of each."""
     import cupy
 
     from polybn_cupy import binaries, launch, sources
 
+    found: Result = {"ok": True, "compiled": 0, "kernels": {}}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting = {pool.submit(binaries.binary, *instance): instance for instance in sources.instances()}
-        for number, future in enumerate(as_completed(waiting), 1):
+        for future in as_completed(waiting):
             future.result()
-            say(f"compile {number}/{len(waiting)} {waiting[future][1]}")
-    found: Result = {"ok": True, "kernels": {}}
-    attributes = {"registers": "NUM_REGS", "spilled_bytes": "LOCAL_SIZE_BYTES", "static_shared": "SHARED_SIZE_BYTES"}
+            found["compiled"] += 1
+            say(f"compile {found['compiled']}/{len(waiting)} {waiting[future][1]}")
+            yield found
+    attributes = {"registers": "NUM_REGS", "stack_bytes": "LOCAL_SIZE_BYTES", "static_shared": "SHARED_SIZE_BYTES"}
     driver = cupy.cuda.driver
     for file, expression in sources.instances():
         loaded = launch.kernel(file, expression)
@@ -77,14 +74,22 @@ def compile_all() -> Iterator[Result]:
     yield found
 
 
-def kit(profile: str, target: Path) -> Iterator[Result]:
-    """Run the conformance kit on the backend, and write its report."""
+def jax_kit(profile: str, target: Path) -> Iterator[Result]:
+    """Run the conformance kit on JAX's arrays on the GPU."""
+    if reason := jax_on_gpu():
+        yield {"ok": True, "absent": reason}
+    else:
+        yield from kit("jax", profile, target)
+
+
+def kit(backend: str, profile: str, target: Path) -> Iterator[Result]:
+    """Run the conformance kit on a backend, and write its report."""
     started = time.monotonic()
 
     def progress(what: str, done: int, total: int) -> None:
         say(f"kit {done}/{total}, {time.monotonic() - started:.0f} s: {what}")
 
-    report = conformance.check(conformance.resolve("polybn-cupy"), profile=profile, seed=0, progress=progress)
+    report = conformance.check(conformance.resolve(f"polybn-{backend}"), profile=profile, seed=0, progress=progress)
     target.write_text(json.dumps(records.trim(json.loads(report.to_json())), indent=1) + "\n", encoding="utf-8")
     grades = {grade.dtype: grade.letter for grade in report.grades}
     yield {
@@ -132,9 +137,9 @@ def sanitizers() -> Iterator[Result]:
         yield {"ok": True, "absent": "compute-sanitizer is not installed"}
         return
     found: Result = {"ok": True}
-    for name in SANITIZERS:
+    for name, sizes in SANITIZERS.items():
         say(f"sanitizers {name} (at most {SANITIZER_LIMIT} s)")
-        command = [tool, "--tool", name, "--error-exitcode", "9", sys.executable, "-m", "tests.gpu.parts"]
+        command = [tool, "--tool", name, "--error-exitcode", "9", sys.executable, "-m", "tests.gpu.parts", sizes]
         try:
             run = subprocess.run(
                 command, capture_output=True, text=True, cwd=ROOT, env=os.environ | QUIET, timeout=SANITIZER_LIMIT,
@@ -153,13 +158,16 @@ def _found(path: str) -> str | None:
     return path if Path(path).exists() else None
 
 
-def exercise() -> None:
-    """Call every kernel in every dtype: alone, in groups, in rounds, NCHW and NHWC, with and without where."""
+def exercise(*, large: bool) -> None:
+    """Call every kernel in every dtype: alone, in groups, NCHW and NHWC, with and without where; if large, in rounds.
+
+    Large tensors are of float32 only.
+    """
     module = polybn.backend("cupy")
     random = np.random.default_rng(0)
     for dtype in conformance.resolve("polybn-cupy").info().dtypes:
         wide = "float64" if dtype == "float64" else "float32"
-        for shape, axis in SMALL if emulated() else (*SMALL, *LARGE):
+        for shape, axis in (*SMALL, *LARGE) if large and dtype == "float32" and not emulated() else SMALL:
             x, dy = (module.asarray(random.normal(size=shape).astype(dtype_of(dtype))) for _ in range(2))
             vectors = [module.asarray((random.random(shape[axis]) + 0.5).astype(wide)) for _ in range(4)]
             for where in (None, random.random(shape) < 0.7):
@@ -179,18 +187,5 @@ def exercise() -> None:
     program.logits(data)
 
 
-def against_others() -> Iterator[Result]:
-    """Run ``polybn bench``."""
-    found: Result = {"ok": True, "timings": []}
-    shapes = ((7, 3),) if emulated() else bench.SHAPES
-    tasks = [bench.Task(kind=kind, shape=shape) for kind in ("forward", "derivative") for shape in shapes]
-    plan = bench.Plan(tasks, [c for c in bench.discover() if c.name == "cupy"], "cupy", rounds=5)
-    for row in bench.run(plan).rows:
-        found["timings"].append({"task": str(row.task), "contender": row.contender, "seconds": row.seconds})
-        found["ok"] &= not row.cannot
-        say(f"bench {row.task}, {row.contender}: {row.cannot or f'{row.median * 1e3:.3f} ms'}")
-        yield found
-
-
 if __name__ == "__main__":
-    exercise()
+    exercise(large=sys.argv[1:] == ["large"])

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from polybn import dialects
 from polybn.dialects import DIALECTS
+from polybn.inspection.digits import bound
 from tests.support.frameworks import FRAMEWORKS, Living, State, why_not
 
 Array = NDArray[Any]
@@ -113,7 +114,8 @@ def measure(source: str, target: str) -> Seen:
     plain = dialects.convert(here.state, source, target, options=options(source))
     fitted = dialects.convert(here.state, source, target, VALUES, options=options(source))
     load(there, plain.state)
-    inference = share(there.infer(data()[BEFORE]), here.inferred)
+    difference = np.abs(there.infer(data()[BEFORE]).astype(np.float64) - here.inferred)
+    inference = float((difference / inference_bound(source)).max())
     outputs = [share(there.train(x), y) for x, y in zip(data()[BEFORE + 1 :], here.trained, strict=True)]
     without = statistics(there.state(), target, here.last, source, None)
     load(there, fitted.state)
@@ -141,13 +143,24 @@ def statistics(after: State, target: str, last: State, source: str, count: int |
     return max(mean, share(found["running_var"], wanted["running_var"] * factor))
 
 
+@functools.cache
+def inference_bound(source: str) -> Array:
+    """Bound the difference of two results of inference, each with the errors that float32 may have."""
+    state = dialects.convert(trained(source).state, source, "polybn", options=options(source)).state
+    names = ("running_mean", "running_var", "gamma", "beta")
+    columns = zip(*(state[name].tolist() for name in names), strict=True)
+    x = data()[BEFORE].astype(np.float64)
+    errors = [bound(x[:, place].ravel(), m, v, g, b, EPS) for place, (m, v, g, b) in enumerate(columns)]
+    return 2 * np.stack([error.reshape(x[:, 0].shape) for error in errors], 1)
+
+
 def share(found: Array, wanted: Array) -> float:
     """Return the largest difference as a share of the bound."""
-    return float((np.abs(found.astype(np.float64) - wanted) / (bound() * (np.abs(wanted) + 1))).max())
+    return float((np.abs(found.astype(np.float64) - wanted) / (training_bound() * (np.abs(wanted) + 1))).max())
 
 
 @functools.cache
-def bound() -> float:
+def training_bound() -> float:
     """Bound relative errors: each sum of m squares has m roundings, which kappa^2 magnifies if squares cancel."""
     kappa2 = max(float(((x.astype(np.float64) ** 2).mean((0, 2, 3)) / x.var((0, 2, 3))).max()) for x in data())
     return (VALUES + 8) * 2.0**-24 * kappa2 * (BEFORE + 1 + AFTER)
@@ -161,7 +174,7 @@ def record() -> dict[str, Any]:
         for a, b in itertools.permutations(names, 2)
     ]
     versions = {name: version(DISTRIBUTIONS.get(name, name)) for name in names}
-    facts = {"values": VALUES, "before": BEFORE, "after": AFTER, "momentum": MOMENTUM, "bound": bound()}
+    facts = {"values": VALUES, "before": BEFORE, "after": AFTER, "momentum": MOMENTUM, "bound": training_bound()}
     return {"date": date.today().isoformat(), "versions": versions, **facts, "pairs": pairs}
 
 

@@ -122,10 +122,10 @@ def _answers(made: Lattice) -> dict[str, Array]:
 
 
 def blended(case: Case, old: Array, batch: Array) -> Array:
-    """Return the new running statistic (S4); a batch statistic too large for its dtype is infinity (S10)."""
+    """Return the new running statistic (S4). It may be in the range of its dtype where the batch's is not (S10)."""
     if case.momentum == 1:
         return old
     wide = statistics_dtype(case.x)
     with np.errstate(over="ignore"):
-        new = case.momentum * old.astype(np.float64) + (1 - case.momentum) * batch.astype(wide).astype(np.float64)
+        new = case.momentum * old.astype(np.float64) + (1 - case.momentum) * batch.astype(np.float64)
         return np.asarray(new.astype(wide))

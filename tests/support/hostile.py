@@ -8,6 +8,7 @@ import os
 import pickle
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,56 @@ def _many_members(count: int) -> bytes:
     return bytes(data)
 
 
+def _before_the_file() -> bytes:
+    """Return an archive whose first member begins before its first byte."""
+    data = bytearray(_npz(_npy(np.ones(3))))
+    (place,) = struct.unpack_from("<I", data, len(data) - 6)
+    struct.pack_into("<I", data, len(data) - 6, place + 100)
+    return bytes(data)
+
+
+def _keras(**options: object) -> bytes:
+    """Return a batch norm of three channels with other options."""
+
+    def build(file: Any) -> None:
+        for number in range(4):
+            file.create_dataset(f"layers/batch_normalization/vars/{number}", data=np.ones(3, "f4"))
+
+    layer = {"class_name": "BatchNormalization", "config": {"name": "bn", **options}}
+    model = {"class_name": "Sequential", "config": {"layers": [layer]}}
+    return _zip({"config.json": json.dumps(model).encode(), "model.weights.h5": _hdf5(build)})
+
+
 def _torch_zip(pickled: bytes, kind: int = zipfile.ZIP_STORED) -> bytes:
     return _zip({"m/data.pkl": pickled, "m/version": b"3\n", "m/byteorder": b"little"}, kind)
+
+
+def _torch_legacy(content: bytes, keys: object = (), data: bytes = b"") -> bytes:
+    """Return a file as PyTorch before 1.6 wrote it: pickles in a row, and the bytes of tensors."""
+    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    before = (0x1950A86A20F9469CFC6C, 1001, system)
+    pickles = [*(pickle.dumps(part, protocol=2) for part in before), content, pickle.dumps(list(keys), protocol=2)]  # type: ignore[call-overload]
+    return b"".join((*pickles, data))
+
+
+def _claims_storage() -> bytes:
+    """Return tensors of PyTorch whose values would take four tebibytes."""
+    import torch
+
+    class Storage:
+        pass
+
+    class Tensor:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return torch._utils._rebuild_tensor_v2, (Storage(), 0, (HUGE,), (1,), False, OrderedDict())
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: object) -> object:
+            return ("storage", torch.FloatStorage, "0", "cpu", HUGE, None) if isinstance(value, Storage) else None
+
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol=2).dump({f"bn.running_{name}": Tensor() for name in ("mean", "var")})
+    return _torch_legacy(buffer.getvalue(), ["0"], struct.pack("<q", HUGE) + bytes(64))
 
 
 def _hdf5(build: Callable[[Any], None]) -> bytes:
@@ -185,10 +234,16 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "negative-place.safetensors": lambda: _safetensors(_entry([3], -12, 0), bytes(12)),
     "other-shape.safetensors": lambda: _safetensors(_entry([5], 0, 12), bytes(12)),
     "deep.safetensors": lambda: _safetensors(b'{"a":' + b"[" * 500_000 + b"]" * 500_000 + b"}"),
+    "twice.safetensors": lambda: _safetensors(
+        json.dumps(_entry([3], 0, 12)).replace("running_var", "running_mean").encode(), bytes(12)
+    ),
     "not-a-dict.safetensors": lambda: _safetensors(b'{"a": 7}'),
     "runs-code.pt": lambda: pickle.dumps({"bn.weight": Bad()}),
     "runs-code.bin": lambda: pickle.dumps(Bad(), protocol=4),
     "runs-code-in-zip.pt": lambda: _torch_zip(pickle.dumps({"a": Bad()}, protocol=2)),
+    "runs-code-legacy.pt": lambda: _torch_legacy(pickle.dumps({"a": Bad()}, protocol=2)),
+    "cut-legacy.pt": lambda: _torch_legacy(b""),
+    "claims-legacy.pt": _claims_storage,
     "packed.pt": lambda: _torch_zip(bytes(2**20), zipfile.ZIP_DEFLATED),
     "cut.pt": lambda: _torch_zip(pickle.dumps({}, protocol=2))[:-40],
     "program.pt": lambda: _zip({"m/data.pkl": b"", "m/constants.pkl": b""}),
@@ -197,6 +252,11 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "bomb.npz": lambda: _npz(_claims((3,)) + bytes(2**28), zipfile.ZIP_DEFLATED),
     "cut.npz": lambda: _npz(_npy(np.ones(3)))[:-30],
     "list-of-a-gibibyte.npz": lambda: _many_members(9),
+    "before-the-file.npz": _before_the_file,
+    "text-as-eps.keras": lambda: _keras(epsilon="0.001"),
+    "nothing-as-momentum.keras": lambda: _keras(momentum=None),
+    "two-axes.keras": lambda: _keras(axis=[1, 2]),
+    "long-eps.keras": lambda: _keras(epsilon=10**400),
     "config-bomb.keras": lambda: _zip({"config.json": bytes(2**24), "model.weights.h5": b""}, zipfile.ZIP_DEFLATED),
     "no-weights.keras": lambda: _zip({"config.json": b"{}"}),
     "no-hdf5.keras": lambda: _zip({"config.json": b"{}", "model.weights.h5": b"hello"}),
@@ -213,6 +273,9 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "objects.msgpack": lambda: _msgpack_array([1], "object"),
     "many.params": lambda: _gluon(2**60),
     "huge-shape.params": lambda: _gluon(1, _array(HUGE)),
+    "twice.params": lambda: _gluon(
+        2, *[_array(1) + bytes(4)] * 2, struct.pack("<Q", 2), *[struct.pack("<Q", 1) + b"a"] * 2
+    ),
     "negative-shape.params": lambda: _gluon(1, _array(-3, -4)),
     "cut.params": lambda: _gluon(2, _array(3), bytes(12)),
     "other-dtype.params": lambda: _gluon(1, _array(3, flag=99)),
@@ -230,6 +293,8 @@ HARMLESS: dict[str, Callable[[], bytes]] = {
     "circle.onnx": lambda: _onnx([3], _in_a_circle),
     "fills-memory.onnx": lambda: _onnx([3], _fills_memory),
     "huge.h5": lambda: _hdf5(_huge_dataset),
+    "other-protocol.pt": lambda: _torch_zip(b"\x80\x1c}."),
+    "nan-as-eps.keras": lambda: _keras(epsilon=float("nan")),
     "links.h5": lambda: _hdf5(_outer_link),
     "claims-much.npz": lambda: _npz(_claims((HUGE,))),
 }

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
+import json
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +27,17 @@ class Made(NamedTuple):
     states: States
     options: Mapping[str, Any] = MappingProxyType({})
     """The options of the first batch norm, if the file has them."""
+
+
+def missing(libraries: tuple[str, ...]) -> list[str]:
+    """Return the libraries that are not installed."""
+    return [library for library in libraries if importlib.util.find_spec(library) is None]
+
+
+def states(*names: str, size: int = 5) -> dict[str, NDArray[np.float32]]:
+    """Draw a vector for each name."""
+    rng = np.random.default_rng(len(names))
+    return {name: rng.normal(9, 2, size).astype(np.float32) for name in names}
 
 
 def batches(*shape: int) -> list[NDArray[np.float32]]:
@@ -62,6 +77,15 @@ def pt(folder: Path) -> Made:
     net = _torch_net()
     torch.save(net.state_dict(), folder / "model.pt")
     return Made(folder / "model.pt", "pytorch", _torch_states(net))
+
+
+def pt_legacy(folder: Path) -> Made:
+    """Write a file as PyTorch before 1.6 did."""
+    import torch
+
+    net = _torch_net()
+    torch.save(net.state_dict(), folder / "model.pth", _use_new_zipfile_serialization=False)
+    return Made(folder / "model.pth", "pytorch", _torch_states(net))
 
 
 def safetensors(folder: Path) -> Made:
@@ -136,6 +160,45 @@ def keras_weights(folder: Path) -> Made:
     return Made(folder / "model.weights.h5", "keras3", states)
 
 
+def _without_names(file: Any) -> None:
+    """Remove the names of layers, which early versions of Keras 3 did not write."""
+    import h5py
+
+    with h5py.File(file, "a") as tree:
+        tree.visititems(lambda path, item: item.attrs.pop("name", None) and None)
+
+
+def remove_names(path: Path) -> None:
+    """Make a ``.keras`` file one of an early version of Keras 3."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    weights = io.BytesIO(members["model.weights.h5"])
+    _without_names(weights)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in (members | {"model.weights.h5": weights.getvalue()}).items():
+            archive.writestr(name, data)
+
+
+def keras_unnamed(folder: Path) -> Made:
+    made = keras(folder)
+    remove_names(made.path)
+    return made
+
+
+def keras_weights_unnamed(folder: Path) -> Made:
+    made = keras_weights(folder)
+    _without_names(made.path)
+    names = {"inner/bn": "sequential/batch_normalization", "last": "batch_normalization"}
+    return made._replace(states={names[layer]: state for layer, state in made.states.items()})
+
+
+def keras_whole(folder: Path) -> Made:
+    """Write weights and configuration into one HDF5 file, as most models of Keras 2 are."""
+    net, states = _keras_net()
+    net.save(folder / "model.h5")
+    return Made(folder / "model.h5", "keras3", states, {"momentum": 0.7, "epsilon": 1e-3, "axis": -1})
+
+
 def keras2(folder: Path) -> Made:
     """Write a file as ``tf.keras`` 2 did, with only h5py."""
     import h5py
@@ -143,11 +206,13 @@ def keras2(folder: Path) -> Made:
     rng = np.random.default_rng(2)
     names = ("gamma", "beta", "moving_mean", "moving_variance")
     states = {f"bn_{n}": {w: rng.normal(50, 9, n).astype(np.float32) for w in names} for n in (5, 3)}
+    layers = [{"class_name": "BatchNormalization", "config": {"name": n, "epsilon": 0.5, "axis": [3]}} for n in states]
     with h5py.File(folder / "model.h5", "w") as file:
+        file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": {"layers": layers}}).encode()
         for layer, state in states.items():
             for name, array in state.items():
-                file[f"model_weights/{layer}/{layer}/{name}:0"] = array
-    return Made(folder / "model.h5", "keras3", {f"model_weights/{n}/{n}": state for n, state in states.items()})
+                file[f"model_weights/{layer}/{layer}_1/{name}:0"] = array
+    return Made(folder / "model.h5", "keras3", states, {"epsilon": 0.5, "axis": 3})
 
 
 def _flax_variables() -> tuple[Any, States]:
@@ -246,15 +311,28 @@ def npz(folder: Path) -> Made:
 MAKERS: dict[str, Callable[[Path], Made]] = {
     made.__name__: made
     for made in (
-        *(pt, safetensors, onnx, keras, keras_weights, keras2, flax, flax_safetensors, orbax, gluon, gluon_export, npz),
+        *(
+            pt,
+            pt_legacy,
+            safetensors,
+            onnx,
+            keras,
+            keras_unnamed,
+            keras_weights,
+            keras_weights_unnamed,
+            keras_whole,
+            keras2,
+        ),
+        *(flax, flax_safetensors, orbax, gluon, gluon_export, npz),
     )
 }
 LIBRARIES = {
     "pt": ("torch",),
+    "pt_legacy": ("torch",),
     "safetensors": ("torch", "safetensors"),
     "onnx": ("torch", "onnx"),
     "keras": ("keras", "h5py"),
-    "keras_weights": ("keras", "h5py"),
+    **dict.fromkeys(("keras_unnamed", "keras_weights", "keras_weights_unnamed", "keras_whole"), ("keras", "h5py")),
     "keras2": ("h5py",),
     "flax": ("flax", "msgpack"),
     "flax_safetensors": ("flax", "safetensors"),

@@ -49,6 +49,10 @@ def train(
         Literal["keep", "drop"],
         typer.Option(help="Images left over after the last whole batch: keep makes a small batch of them."),
     ] = "keep",
+    device: Annotated[
+        str | None,
+        typer.Option(help="Device that trains, such as cpu, gpu or gpu:1; polybn info lists them."),
+    ] = None,
     data: DataOption = None,
     out_dir: Annotated[
         Path | None,
@@ -84,7 +88,7 @@ def train(
         _resume(resume, context, own, epochs=epochs if _is_given(context, "epochs") else None, where=data)
         return
     network = networks.lenet(None if norm == "none" else norm)
-    recipe = Recipe(network, backend, batch_size, lr, seed, devices, last_batch)
+    recipe = Recipe(network, backend, batch_size, lr, seed, devices, last_batch, device)
     team.join(backend, own)
     if not team.writes(backend):
         training.train(**vars(recipe), epochs=epochs, data=lambda: load(data))
@@ -138,7 +142,7 @@ def _check_same_options(saved: Saved, context: typer.Context) -> None:
             "(--resume DIR names the directory of the run)"
         )
     recipe = saved.recipe
-    has = {name: getattr(recipe, name) for name in ("backend", "batch_size", "seed", "devices", "last_batch")}
+    has = {name: getattr(recipe, name) for name in ("backend", "batch_size", "seed", "devices", "last_batch", "device")}
     has |= {"lr": recipe.learning_rate, "norm": _norm_of(recipe.network)}
     others = [
         f"--{name.replace('_', '-')} {context.params[name]} where it has {value}"
@@ -210,6 +214,7 @@ def _name_of(recipe: Recipe, where: str | None) -> str:
     rare = {
         f"batch{recipe.batch_size}": recipe.batch_size != plain.batch_size,
         f"devices{recipe.devices}": recipe.devices != plain.devices,
+        f"{recipe.device}".replace(":", ""): recipe.device is not None,
         "drop": recipe.last_batch != plain.last_batch,
         "sample": used is None or used.edition is SAMPLE,
     }

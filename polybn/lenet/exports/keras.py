@@ -65,13 +65,12 @@ def read(data: bytes) -> tuple[str | None, Layers]:
     if NOTE not in archive.namelist():
         raise ModelFileError(f"hold a member {NOTE}; got none (polybn export writes it)")
     note = read_member(archive, NOTE).decode()
-    tensors = keras.read_weights(io.BytesIO(read_member(archive, keras.WEIGHTS)))
+    found, tensors = keras.read_archive(archive)
     layers: Layers = {}
-    for full in tensors.shapes:
-        layer, _, place = full.rpartition("/")
-        kind = "norm" if layer.startswith("norm") else "other"
-        names = list(LAYOUT.dialect.names.values()) if kind == "norm" else [LAYOUT.weight, "bias"]
-        layers.setdefault(layer, {})[names[int(place)]] = tensors.read(full)
+    for layer in found:
+        names = list(LAYOUT.dialect.names.values()) if layer.normalizes else [LAYOUT.weight, "bias"]
+        own = {name: f"{layer.name}/{number}" for number, name in enumerate(names)}
+        layers[layer.name] = {name: tensors.read(full) for name, full in own.items() if full in tensors.shapes}
     return note, layers
 
 

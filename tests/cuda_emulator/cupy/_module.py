@@ -84,8 +84,8 @@ class Function:
             raise ValueError(f"{self.name}: {shared_mem} bytes of shared memory, the limit is {limit}")
         if enable_cooperative_groups:
             room = cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(self.ptr, block[0], shared_mem)
-            if grid[0] > room * cuda.Device().attributes["MultiProcessorCount"]:
-                raise ValueError(f"{self.name}: {grid[0]} blocks are not resident together")
+            if grid[0] > room * min([cuda.Device().attributes["MultiProcessorCount"], *cuda.GRANTED]):
+                raise cuda.driver.CUDADriverError(720)  # blocks that wait for each other must be resident together
         held = [_by_value(argument) for argument in args]
 
         def go() -> None:

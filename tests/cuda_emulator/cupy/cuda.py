@@ -14,6 +14,8 @@ ATTRIBUTES = {
     "MaxSharedMemoryPerMultiprocessor": 160 << 10,
     "CooperativeLaunch": 1,
 }
+GRANTED: list[int] = []
+"""The number of multiprocessors that this process may use, if it is less than all: as under MPS."""
 """The attributes of a small device, so that small tensors already need groups of blocks and several rounds."""
 DEVICES = 2
 SHARED_LIMITS: dict[int, int] = {}
@@ -152,7 +154,18 @@ runtime: Any = SimpleNamespace(
     driverGetVersion=lambda: 0,
 )
 SHARED = 8
+
+
+class CUDADriverError(RuntimeError):
+    """An error of the driver, with its number."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"emulated: CUDA error {status}")
+        self.status = status
+
+
 driver: Any = SimpleNamespace(
+    CUDADriverError=CUDADriverError,
     occupancyMaxActiveBlocksPerMultiprocessor=_occupancy,
     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=SHARED,
     funcSetAttribute=_set_attribute,

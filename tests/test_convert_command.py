@@ -1,0 +1,195 @@
+"""``polybn convert``: batch norms under other names, and folded into other layers of ONNX models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polybn import model_files
+from polybn.model_files import fold, gluon, reading, safetensors
+from tests.support import models
+from tests.support.command import Polybn
+from tests.support.models import missing, states
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+
+
+# Folding.
+
+
+@pytest.mark.skipif(bool(missing(("onnx", "onnxruntime", "torch"))), reason="onnx, onnxruntime or torch is missing")
+def test_a_folded_model_computes_the_same_without_batch_norms(tmp_path: Path) -> None:
+    import onnx
+    import onnxruntime
+
+    path = models.onnx(tmp_path).path
+    folded = reading.fold(path)
+    assert (folded.into, folded.kept) == ([("bn", "Conv_0"), ("last", "Gemm_3")], [])
+    onnx.checker.check_model(folded.model)
+    assert [node.op_type for node in folded.model.graph.node] == ["Conv", "Flatten", "Gemm"]
+    onnx.save(folded.model, tmp_path / "folded.onnx")
+    x = models.batches(13, 3, 5, 5)[0]
+    before, after = (
+        onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for file in (path, tmp_path / "folded.onnx")
+    )
+    assert abs(before - after).max() < 1e-5 * abs(before).max()
+
+
+@pytest.mark.skipif(bool(missing(("onnx", "torch"))), reason="onnx or torch is missing")
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda graph: graph.node.insert(1, _relu("a", "r")), "Conv before it has other users"),
+        (
+            lambda graph: setattr(graph.node[0], "op_type", "Relu"),
+            "what comes before it is Relu, neither Conv nor Gemm",
+        ),
+        (lambda graph: graph.node[1].attribute.append(_training()), "it normalizes by the statistics of the batch"),
+        (lambda graph: graph.initializer.remove(graph.initializer[0]), "Conv before it shares its weights, or"),
+        (lambda graph: graph.node.remove(graph.node[0]), "it comes first"),
+        (lambda graph: _fill(graph, "bn.running_var", -9), "its variance and eps are not above 0"),
+        (lambda graph: graph.node.append(_branches("a")), "Conv before it has other users"),
+        (lambda graph: graph.node.append(_branches("conv.bias")), "Conv before it shares its weights, or"),
+        (lambda graph: graph.output.add(name="conv.weight"), "Conv before it shares its weights, or"),
+        (
+            lambda graph: graph.input.add(name="conv.weight"),
+            "it or Conv before it has weights that callers may replace",
+        ),
+        (lambda graph: graph.input.add(name="bn.bias"), "it or Conv before it has weights that callers may replace"),
+    ],
+)
+def test_what_cannot_be_folded_stays_and_is_named(change: Callable[[Any], Any], why: str, tmp_path: Path) -> None:
+    model = model_files.onnx.parse(models.onnx(tmp_path).path.read_bytes())
+    change(model.graph)
+    folded = fold.fold(model)
+    assert folded.into == [("last", "Gemm_3")]
+    assert [(name, reason[: len(why)]) for name, reason in folded.kept] == [("bn", why)]
+
+
+@pytest.mark.skipif(bool(missing(("onnx", "torch"))), reason="onnx or torch is missing")
+@pytest.mark.parametrize(("shape", "fits"), [((11,), True), ((1, 11), True), ((1,), True), ((11, 1), False)])
+def test_a_bias_that_is_not_one_number_for_each_channel_stays(
+    shape: tuple[int, ...], fits: bool, tmp_path: Path
+) -> None:
+    model = model_files.onnx.parse(models.onnx(tmp_path).path.read_bytes())
+    _fill(model.graph, "fc.bias", 3, shape)
+    kept = [] if fits else [("last", "Gemm before it adds more than a number for each channel")]
+    assert fold.fold(model).kept == kept
+
+
+def _fill(graph: Any, name: str, value: float, shape: tuple[int, ...] = (7,)) -> None:
+    import onnx
+
+    (tensor,) = [tensor for tensor in graph.initializer if tensor.name == name]
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(shape, value, np.float32), name))
+
+
+def _branches(name: str) -> Any:
+    import onnx
+
+    graph = onnx.helper.make_graph([_relu(name, "r")], "branch", [], [])
+    return onnx.helper.make_node("If", ["condition"], ["z"], then_branch=graph, else_branch=graph)
+
+
+def _relu(x: str, y: str) -> Any:
+    import onnx
+
+    return onnx.helper.make_node("Relu", [x], [y])
+
+
+def _training() -> Any:
+    import onnx
+
+    return onnx.helper.make_attribute("training_mode", 1)
+
+
+# The command.
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    path.write_bytes(safetensors.encode(state, {}))
+
+
+def test_convert_says_what_it_did_and_what_is_not_exact(polybn_: Polybn, tmp_path: Path) -> None:
+    save(tmp_path / "a.safetensors", states("bn.running_mean", "bn.running_var"))
+    code, out, err = polybn_("convert", "a.safetensors", "b.npz", "--to", "keras3")
+    assert (code, err) == (0, "")
+    first, second, third = out.splitlines()
+    assert first == "1 batch norm, from pytorch to keras3, in b.npz: bn/moving_mean, ..."
+    assert second.startswith("bn: keras3 goes on with the biased variance where pytorch kept the unbiased one.")
+    assert third.startswith(
+        "bn: The file does not say eps. Unless the model was made with another, make the layers with "
+    )
+    assert third.endswith("epsilon=1e-05, the default of pytorch: keras3 takes 0.001.")
+    with np.load(tmp_path / "b.npz") as arrays:
+        assert sorted(arrays) == ["bn/moving_mean", "bn/moving_variance"]
+
+
+def test_an_option_says_what_the_file_does_not(polybn_: Polybn, tmp_path: Path) -> None:
+    names = ("gamma", "beta", "moving_mean", "moving_var")
+    (tmp_path / "net.params").write_bytes(gluon.encode(states(*(f"bn_{name}" for name in names))))
+    code, _, err = polybn_("convert", "net.params", "b.npz", "--to", "pytorch")
+    assert code == 2
+    assert "in 'bn', options must have fix_gamma where gamma is not 1; got none" in err
+    options = ("--option", "fix_gamma=False", "--option", "eps=0.25")
+    code, out, err = polybn_("convert", "net.params", "b.npz", "--to", "pytorch", *options)
+    assert (code, err) == (0, "")
+    assert "Make the layers with eps=0.25, momentum=0.1." in out
+    assert "does not say eps" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("b.npz",), "--to must name a dialect; got none"),
+        (("b.npz", "--to", "keras"), "--to must be one of "),
+        (("b.txt", "--to", "keras3"), "OUTPUT must end in .safetensors, .npz, .msgpack, .params; got b.txt"),
+        (("b.npz", "--to", "keras3", "--count", "1"), "--count must be N or LAYER=N, N of 2 or more; got '1'"),
+        (("b.npz", "--to", "keras3", "--count", "x=y"), "--count must be N or LAYER=N, N of 2 or more; got 'x=y'"),
+        (
+            ("b.npz", "--to", "keras3", "--count", "bn=64", "--count", "bn=32"),
+            "--count must name a layer once; got 'bn=32'",
+        ),
+        (
+            ("b.npz", "--to", "keras3", "--option", "eps"),
+            "--option must be WORD=NUMBER, or WORD=True or False; got 'eps'",
+        ),
+        (
+            ("b.npz", "--to", "keras3", "--option", "eps='a'"),
+            "--option must be WORD=NUMBER, or WORD=True or False; got ",
+        ),
+        (
+            ("b.npz", "--to", "keras3", "--option", "eps=1", "--option", "eps=2"),
+            "--option must give a word once; got 'eps=2' after 1",
+        ),
+        (
+            ("b.npz", "--to", "keras3", "--option", "epsilon=1"),
+            "polybn.convert: in 'bn', options must be in the words of pytorch (momentum, eps, axis); got 'epsilon'",
+        ),
+        (
+            ("b.onnx", "--fold", "--to", "keras3"),
+            "--fold must stand alone; got --to, --from, --count or --option as well",
+        ),
+        (
+            ("b.onnx", "--fold", "--option", "eps=1"),
+            "--fold must stand alone; got --to, --from, --count or --option as well",
+        ),
+        (("a.safetensors", "--to", "keras3"), "OUTPUT must be another file than FILE; got a.safetensors for both"),
+        (("a.safetensors", "--fold"), "OUTPUT must be another file than FILE; got a.safetensors for both"),
+        (("b.npz", "--fold"), "OUTPUT must end in .onnx beside --fold; got b.npz"),
+        (("b.onnx", "--fold"), "a.safetensors must be an ONNX model; got another file"),
+    ],
+)
+def test_convert_refuses_in_one_sentence(
+    arguments: tuple[str, ...], words: str, polybn_: Polybn, tmp_path: Path
+) -> None:
+    save(tmp_path / "a.safetensors", states("bn.running_mean", "bn.running_var"))
+    code, out, err = polybn_("convert", "a.safetensors", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
