@@ -121,8 +121,8 @@ def _resume(
     goal, finished = saved.epochs if epochs is None else epochs, len(saved.run.epochs) if saved.run else 0
     if goal <= finished:
         more = hint("train", "--resume", directory, "--epochs", finished + 10)
-        epochs = "epoch" if finished == 1 else "epochs"
-        out.print(f"{directory} has {finished} finished {epochs}, and {goal} were asked for; {more} adds ten")
+        noun = "epoch" if finished == 1 else "epochs"
+        out.print(f"{directory} has {finished} finished {noun}, and {goal} were asked for; {more} adds ten")
         return
     recipe = saved.recipe
     team.join(recipe.backend, own)
