@@ -274,7 +274,9 @@ def test_two_that_begin_in_one_directory(polybn_: Polybn, tmp_path: Path) -> Non
             polybn_("train", "--data", "sample", "--out", "run"),
             rf"polybn: run must be a directory in which nobody trains; got one in use by process {os.getpid()} on .*",
         )
-    assert polybn_("train", "--data", "sample", "--epochs", 0, "--out", "run").code == 0
+    begun = polybn_("train", "--data", "sample", "--epochs", 0, "--out", "run")
+    assert (begun.code, begun.err) == (0, "")
+    assert begun.out.endswith("Saved in run; polybn train --resume run --epochs 10 trains it\n")
     with lock.hold(tmp_path / "run" / ".lock"):
         refused(
             polybn_("train", "--resume", "run", "--epochs", 1), "polybn: run must be a directory in which nobody .*"

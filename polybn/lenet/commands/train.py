@@ -98,7 +98,7 @@ def train(
         _displayed(directory, network, backend, epochs, data) as callbacks,
     ):
         training.begin(recipe, epochs=epochs, out=directory, **callbacks._asdict())
-    out.print(f"Saved in {directory}; {hint('compare', directory)} draws its curves")
+    _say_next(directory, epochs)
 
 
 class Callbacks(NamedTuple):
@@ -131,7 +131,7 @@ def _resume(
         return
     with _displayed(directory, recipe.network, recipe.backend, goal, where or saved.where) as callbacks:
         training.resume(directory, epochs=goal, **callbacks._asdict())
-    out.print(f"Saved in {directory}; {hint('compare', directory)} draws its curves")
+    _say_next(directory, goal)
 
 
 def _check_same_options(saved: Saved, context: typer.Context) -> None:
@@ -159,6 +159,13 @@ def _check_same_options(saved: Saved, context: typer.Context) -> None:
 def _is_given(context: typer.Context, name: str) -> bool:
     source: Any = context.get_parameter_source(name)
     return bool(source.name == "COMMANDLINE")
+
+
+def _say_next(directory: Path, epochs: int) -> None:
+    """Say where the run is, and the command to go on with: without an epoch there is no curve to draw."""
+    draws = f"{hint('compare', directory)} draws its curves"
+    trains = f"{hint('train', '--resume', directory, '--epochs', 10)} trains it"
+    out.print(f"Saved in {directory}; {draws if epochs else trains}")
 
 
 @contextlib.contextmanager
