@@ -119,13 +119,16 @@ def test_convert_says_what_it_did_and_what_is_not_exact(polybn_: Polybn, tmp_pat
     save(tmp_path / "a.safetensors", states("bn.running_mean", "bn.running_var"))
     code, out, err = polybn_("convert", "a.safetensors", "b.npz", "--to", "keras3")
     assert (code, err) == (0, "")
-    first, second, third = out.splitlines()
+    first, second, third, fourth = out.splitlines()
     assert first == "1 batch norm, from pytorch to keras3, in b.npz: bn/moving_mean, ..."
     assert second.startswith("bn: keras3 goes on with the biased variance where pytorch kept the unbiased one.")
+    assert second.endswith("with --count the variance becomes the one that keras3 would have kept.")
     assert third.startswith(
         "bn: The file does not say eps. Unless the model was made with another, make the layers with "
     )
     assert third.endswith("epsilon=1e-05, the default of pytorch: keras3 takes 0.001.")
+    assert fourth.startswith("bn: The file does not say momentum.")
+    assert fourth.endswith("momentum=0.9 to train on, the default of pytorch: keras3 takes 0.99.")
     with np.load(tmp_path / "b.npz") as arrays:
         assert sorted(arrays) == ["bn/moving_mean", "bn/moving_variance"]
 

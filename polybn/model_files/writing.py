@@ -12,6 +12,7 @@ import numpy as np
 
 from polybn.atomic import StrPath, write_atomic
 from polybn.dialects import DIALECTS, convert, convert_options
+from polybn.dialects.said import to_old
 from polybn.model_files import flax, gluon, safetensors
 from polybn.model_files.errors import ModelFileError, of_layer
 from polybn.model_files.model import Norm
@@ -90,20 +91,31 @@ def convert_norms(
             carried = convert(norm.state, here, target, known.get(norm.name, known.get("")), options=given)
             words, moved = convert_options(given, here, target) if given else ({}, ())
         made.append(Norm(norm.name, target.name, carried.state, words))
-        for note in dict.fromkeys((*carried.notes, *moved, *_eps(given, here, target))):
+        for note in dict.fromkeys((*carried.notes, *moved, *_defaults(given, here, target))):
             notes.setdefault(note, []).append(norm.name)
     return Converted(made, [(note, tuple(layers)) for note, layers in notes.items()])
 
 
-def _eps(given: Mapping[str, Any], here: Dialect, target: Dialect) -> list[str]:
-    """Say it if the target would take another eps than the source did, and nothing says which."""
-    if here.eps_word in given or here.eps == target.eps:
-        return []
-    return [
-        "The file does not say eps. Unless the model was made with another, make the layers with "
-        f"{target.eps_word}={max(here.eps, target.least_eps):g}, the default of {here.name}: "
-        f"{target.name} takes {target.eps:g}."
-    ]
+def _defaults(given: Mapping[str, Any], here: Dialect, target: Dialect) -> list[str]:
+    """Say it if the target would take another eps or momentum than the source did, and nothing says which."""
+    notes = []
+    if here.eps_word not in given and here.eps != target.eps:
+        value = max(here.eps, target.least_eps)
+        notes.append(_default("eps", f"{target.eps_word}={value:g}", here, target, target.eps))
+    # Where anything is given, convert_options says momentum.
+    if not given and here.momentum is not None and target.momentum is not None:
+        value = to_old(target, to_old(here, here.momentum))
+        if value != target.momentum:
+            words = f"{target.momentum_word}={value:g} to train on"
+            notes.append(_default("momentum", words, here, target, target.momentum))
+    return notes
+
+
+def _default(option: str, words: str, here: Dialect, target: Dialect, takes: float) -> str:
+    return (
+        f"The file does not say {option}. Unless the model was made with another, make the layers with {words}, "
+        f"the default of {here.name}: {target.name} takes {takes:g}."
+    )
 
 
 def _check_layers(counts: Mapping[str, int], model: Model) -> None:
