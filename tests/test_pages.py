@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 import polybn
 from polybn.cli import app
 from polybn.conformance import peers
+from polybn.dialects import DIALECTS
 from tests.test_docstrings import Checker
 
 ROOT = Path(__file__).parents[1]
@@ -141,6 +142,11 @@ def test_readme_shows_four_answers_that_differ() -> None:
     shown = examples_of(README)[0][1]
     assert shown is not None
     assert len({line.split(maxsplit=1)[1] for line in shown.splitlines()}) == 4
+
+
+def test_readme_counts_the_dialects() -> None:
+    others = DIALECTS.keys() - {"polybn"}
+    assert f"what {len(others)} batch norms of other frameworks mean" in README
 
 
 # Commands.
