@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ CHUNKS = [
     ((0, 3, 0, 4), (1, 1, 1), (11,)),  # empty blocks
     ((1,) * 7, (3,), (1,) * 11),
 ]
+META = np.empty((0, 0, 0), np.float32)
 WHOLE, BLOCK = 5 * 2**28, 16 * 2**20
 """Bytes."""
 
@@ -135,6 +138,56 @@ def test_bad_values_are_nan_in_their_channel() -> None:
         x, None, None, *stats, training=True, running_variance="unbiased", where=da.from_array(where)
     ).running_var
     assert np.isnan(gathered(new)[0]).tolist() == [False, True, False]
+
+
+SOURCES: dict[str, Callable[[Any], Any]] = {
+    "map_blocks": lambda x: x,
+    "from_array": lambda x: da.from_array(gathered(x)[0], chunks=x.chunks),
+    "concatenate": lambda x: da.concatenate([x, x]),
+    "rechunk": lambda x: x.rechunk((100, 3, 37)),
+    "slice": lambda x: x[10:-1],
+    "selection": lambda x: x[np.array([3, 7, 201, 260])],
+    "stack": lambda x: da.stack([x[:, :, k] for k in range(4)], axis=2),
+    "from_delayed": lambda x: da.concatenate(
+        [da.from_delayed(d, (53, 3, 64), np.float32) for d in x.to_delayed().ravel()]
+    ),
+    "random": lambda x: da.random.default_rng(0).normal(50, 3, x.shape, chunks=x.chunks).astype(np.float32),
+    "persist": lambda x: x.persist(),
+    "reshape": lambda x: x.reshape(x.shape[0], 3, 8, 8),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_arrays_of_any_source(source: str) -> None:
+    """Dask can clone some graphs and not others; results are right for all."""
+    x = SOURCES[source](da.map_blocks(generated, chunks=((53,) * 5, (3,), (64,)), dtype=np.float32, meta=META))
+    whole = gathered(x)[0]
+    result, pullback = polybn.batch_norm_vjp(x, training=True)
+    expected, back = polybn.batch_norm_vjp(whole, training=True)
+    found, right = gathered(*polybn.moments(x)[:3], result.y, pullback(x).x), (*polybn.moments(whole)[:3],)
+    for got, other in zip(found, (*right, expected.y, back(whole).x), strict=True):
+        assert np.abs(got - other).max() <= 16 * np.finfo(np.float32).eps * max(1, np.abs(other).max())
+
+
+def test_blocks_are_made_again_and_not_kept() -> None:
+    """A process needs memory for some blocks, and not for the array, between one pass and the next."""
+    code = """
+import resource, sys
+import dask, dask.array as da, numpy as np, polybn
+from tests.support.dask_blocks import generated
+chunks = (5461,) * int(sys.argv[1]), (3,), (256,)
+x = da.map_blocks(generated, chunks=chunks, dtype=np.float32, meta=np.empty((0, 0, 0), np.float32))
+found = polybn.moments(x), polybn.batch_norm(x, training=True).y.max()
+dask.compute(*found, scheduler="threads", num_workers=2)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def peak(blocks: int) -> int:
+        command = [sys.executable, "-c", code, str(blocks)]
+        return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout) * 1024
+
+    assert peak(40) - peak(8) < 32 * BLOCK / 4
 
 
 def test_a_data_frame_is_refused() -> None:

@@ -26,9 +26,9 @@ class Statistics(NamedTuple):
 def measure(a: Layout, rows: Array, kept: Array | None, n: Array, eps: float) -> Statistics:
     """Measure a batch (S2)."""
     scale = power(a, rows, math.sqrt(eps))
-    rows = times(rows, scale)
+    rows = times(a.again(rows), scale)
     m1 = a.total(rows) / n
-    d = a.mask(rows - m1, kept)
+    d = a.mask(a.again(rows) - m1, kept)
     delta = a.total(d) / n
     v = a.xp.maximum(a.total(d * d) / n - delta * delta, a.number(0))
     unit = None if scale is None else a.xp.where(v == 0, a.number(1), scale)
@@ -44,7 +44,7 @@ def given(a: Layout, mean: Array, variance: Array, eps: float) -> Statistics:
 
 def center(a: Layout, rows: Array, s: Statistics, kept: Array | None) -> Array:
     """Return ``x * scale - m1 - delta``."""
-    return a.mask(times(rows, s.scale) - s.m1 - s.delta, kept)
+    return a.mask(times(a.again(rows), s.scale) - s.m1 - s.delta, kept)
 
 
 def inverse_root(a: Layout, variance: Array, eps: Array) -> Array:

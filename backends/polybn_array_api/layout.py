@@ -54,6 +54,14 @@ class Layout(NamedTuple):
             rows = self.xp.permute_dims(moved, tuple(self.order.index(k) for k in range(len(self.order))))
         return self.xp.astype(rows, dtype)
 
+    def again(self, array: Array) -> Array:
+        """Return the array for one more pass. In Dask its blocks are then made again, not kept from pass to pass."""
+        if not hasattr(array, "__dask_graph__") or not _can_be_cloned(array.__dask_graph__()):
+            return array
+        from dask.graph_manipulation import clone
+
+        return clone(array)
+
     @property
     def order(self) -> tuple[int, ...]:
         """The axes with that of the channels first. PyTorch's ``vmap`` knows ``permute_dims`` and not ``moveaxis``."""
@@ -134,6 +142,14 @@ def _largest(z: Array, axis: tuple[int, ...], *, keepdims: bool) -> Array:
 
 def _part(z: Array, axis: int, start: int, stop: int) -> Array:
     return z[(slice(None),) * axis + (slice(start, stop),)]
+
+
+def _can_be_cloned(graph: Any) -> bool:
+    """Return whether Dask can compute clones of a graph: of tasks that are written out one by one it cannot."""
+    from dask.blockwise import Blockwise
+
+    others = (layer for layer in graph.layers.values() if not isinstance(layer, Blockwise))
+    return not any(hasattr(task, "func") or hasattr(task, "target") for layer in others for task in layer.values())
 
 
 def layout_of(xp: Any, arguments: Arguments, like: Array) -> Layout:

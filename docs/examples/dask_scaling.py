@@ -43,8 +43,14 @@ def block(place: int) -> NDArray[np.float32]:
 
 def array(blocks: int) -> Any:
     """Return the array, of which nothing exists yet."""
-    parts = [da.from_delayed(dask.delayed(block)(k), (ROWS, CHANNELS, PIXELS), np.float32) for k in range(blocks)]
-    return da.concatenate(parts)
+    # Dask makes the blocks of map_blocks again for each pass. Those of from_delayed it keeps between two passes, and
+    # writes them to disk when they outgrow the memory.
+    return da.map_blocks(
+        lambda block_info=None: block(block_info[None]["chunk-location"][0]),
+        chunks=((ROWS,) * blocks, (CHANNELS,), (PIXELS,)),
+        dtype=np.float32,
+        meta=np.empty((0, 0, 0), np.float32),
+    )
 
 
 def expected(blocks: int) -> polybn.Moments:
