@@ -68,13 +68,14 @@ def finish(team: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
 
 
 @needs_jax
-def test_one_of_them_writes_and_a_run_of_them_is_resumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [2, 4])
+def test_one_of_them_writes_and_a_run_of_them_is_resumed(processes: int, tmp_path: Path) -> None:
     """Epoch 1, then epoch 2 by ``--resume``, are the run of one process, to the rounding of sums in another order."""
     out, alone = tmp_path / "team", tmp_path / "alone"
     shared = ["--lr", "0.02", "--batch-size", "600"]
-    begin = ["--backend", "jax", "--devices", 2, *shared, "--epochs", 1, "--out", out]
+    begin = ["--backend", "jax", "--devices", processes, *shared, "--epochs", 1, "--out", out]
     for options in (begin, ["--resume", out, "--epochs", 2]):
-        first, *others = finish(start(2, *options))
+        first, *others = finish(start(processes, *options))
         assert first[0] == 0, first
         assert "Saved in" in first[1]
         for code, said, errors in others:
@@ -90,7 +91,7 @@ def test_one_of_them_writes_and_a_run_of_them_is_resumed(tmp_path: Path) -> None
         out=alone,
     )
     got, right = (runs.load(path) for path in (out, alone))
-    assert got.config["devices"] == 2
+    assert got.config["devices"] == processes
     for a, b in zip(chain(*got.losses), chain(*right.losses), strict=True):
         assert abs(a - b) <= 2e-4
 
