@@ -26,7 +26,7 @@ class Statistics(NamedTuple):
 def measure(a: Layout, rows: Array, kept: Array | None, n: Array, eps: float) -> Statistics:
     """Measure a batch (S2)."""
     scale = power(a, rows, math.sqrt(eps))
-    rows = times(a.again(rows), scale)
+    rows = rows if scale is None else a.again(rows) * scale
     m1 = a.total(rows) / n
     d = a.mask(a.again(rows) - m1, kept)
     delta = a.total(d) / n

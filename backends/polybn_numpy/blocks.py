@@ -84,13 +84,15 @@ def for_each_block(work: Callable[[slice], None], channels: int, count: int) -> 
         except BaseException as error:
             failures.append(error)
 
+    if len(blocks) == 1:
+        do(blocks)
+        return
     # A thread for each call, not a pool: a forked child has no threads, and a pool ends before the last threads do.
     helper = Thread(target=help_out, name="polybn-numpy")
-    if len(blocks) > 1:
-        try:
-            helper.start()
-        except RuntimeError:  # Python ends, or the system has no thread left
-            help_out()
+    try:
+        helper.start()
+    except RuntimeError:  # Python ends, or the system has no thread left
+        help_out()
     try:
         do(blocks[::2])
     finally:
