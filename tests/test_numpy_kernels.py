@@ -195,3 +195,17 @@ def test_a_thread_that_outlives_main(run: Callable[[str], str], before: str) -> 
 def test_info_says_which_kernels_serve() -> None:
     words = polybn.backend("numpy").describe()["kernels"]
     assert words == (polybn_host.missing or polybn_host.instructions())
+
+
+@pytest.mark.clause("S11")
+@pytest.mark.parametrize("shape", [(0, 0), (5, 0), (0, 3, 2), (2, 3, 0)])
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_in_nothing_out_without_kernels(shape: tuple[int, ...], training: bool) -> None:
+    statistics = np.zeros(shape[1], np.float32), np.ones(shape[1], np.float32)
+    with without_kernels():
+        result, pullback = polybn.batch_norm_vjp(
+            np.empty(shape, np.float32), None, None, *statistics, training=training
+        )
+        gradient = pullback(np.empty(shape, np.float32)).x
+    assert result.y.shape == gradient.shape == shape
+    assert np.array_equal(result.running_var, statistics[1])

@@ -138,6 +138,6 @@ def _check_variance(arguments: Arguments) -> None:
         bad, first = host.bad_variances(variance)
     else:
         wrong = ~((variance >= 0) & (variance < np.inf))
-        bad, first = int(wrong.sum()), int(np.argmax(wrong))
+        bad, first = int(wrong.sum()), int(np.argmax(wrong)) if wrong.size else 0
     if bad:
         fail_variance(arguments.function, bad, first, float(variance[first]))
