@@ -36,9 +36,9 @@ __device__ bool strays(const Saved<Real>& saved, const Sums<2>& sums, int slope,
     return (larger < R::least * count && (DOUBLE || larger > 0)) || larger > R::far * count || slope > R::steep;
 }
 
-// Write the gradients of the vectors. In inference, an infinite sum of dy is left to `rescue`.
+// Write the gradients of the vectors.
 template <class Real>
-__device__ void report(const BackwardArguments& a, Index c, const Saved<Real>& saved, Wide g, Wide gx) {
+__device__ __noinline__ void report(const BackwardArguments& a, Index c, const Saved<Real>& saved, Wide g, Wide gx) {
     const Wide r = saved.wide_r(), scale = wide(saved.gamma) * r;
     if (a.dgamma) static_cast<Real*>(a.dgamma)[c] = rounded<Real>(gx);
     if (a.dbeta) static_cast<Real*>(a.dbeta)[c] = rounded<Real>(g);
@@ -53,6 +53,7 @@ __device__ void each(const Operands<2, 1>& o, Place& at, int channel, Index begi
         __syncthreads();
         if (threadIdx.x == 0) place(at, o.g, at.first_channel, from);
         __syncthreads();
+#pragma unroll 1
         for (int i = threadIdx.x; i < positions_here(o.g, at); i += THREADS) {
             if (WALK == ANY && o.where.data && !*address<const bool, WALK>(o.g, o.where, at, channel, i)) continue;
             visit(i, widen(*address<const Stored, WALK>(o.g, o.input[0], at, channel, i)),
@@ -62,6 +63,7 @@ __device__ void each(const Operands<2, 1>& o, Place& at, int channel, Index begi
 }
 
 __device__ __noinline__ Wide block_sum(Wide sum, Wide* parts) {
+#pragma unroll 1
     for (int step = 1; step < WARP; step *= 2) {
         sum = sum + Wide{__shfl_xor_sync(ALL, sum.part, step), __shfl_xor_sync(ALL, sum.exponent, step)};
     }
@@ -69,6 +71,7 @@ __device__ __noinline__ Wide block_sum(Wide sum, Wide* parts) {
     if (lane() == 0) parts[warp()] = sum;
     __syncthreads();
     sum = parts[0];
+#pragma unroll 1
     for (int k = 1; k < WARPS; ++k) sum = sum + parts[k];
     return sum;
 }

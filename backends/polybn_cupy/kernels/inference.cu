@@ -54,6 +54,7 @@ __device__ void rescue(const InferenceArguments& a, const Place& at, int channel
     const Wide scale = wide(root_of<Real>(a, c)) * wide(or_else<Real>(a.gamma, c, 1));
     const Wide mean = wide(read<Real>(a.running_mean, c)), beta = wide(or_else<Real>(a.beta, c, -0.0));
     __syncthreads();
+#pragma unroll 1
     for (int i = threadIdx.x; i < positions_here(a.g, at); i += THREADS) {
         if (WALK == ANY && a.where.data && !*address<const bool, WALK>(a.g, a.where, at, channel, i)) continue;
         const Wide x = wide(widen(*address<const Stored, WALK>(a.g, a.x, at, channel, i)));
