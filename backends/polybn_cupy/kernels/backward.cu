@@ -15,11 +15,12 @@ struct BackwardMeans {
     bool stray;          // whether the channel left the range, so that `rescue` has to compute it again
 };
 
-// In inference normalized values can have any size. Without the exponent of r, they have that of x - mean.
+// In inference normalized values can have any size. Without the exponent of r they are as large as x - mean, times
+// 2^digits: so even the smallest difference keeps its digits in the product.
 template <class Real>
 __device__ Saved<Real> without_exponent(Saved<Real> saved) {
     const Wide r = wide(saved.r);
-    saved.r = Real(r.part), saved.unit = r.exponent;
+    saved.unit = r.exponent - Range<Real>::digits, saved.r = rounded<Real>({r.part, Range<Real>::digits});
     return saved;
 }
 

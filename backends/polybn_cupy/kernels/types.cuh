@@ -92,12 +92,12 @@ template <class Real>
 struct Range;
 template <>
 struct Range<float> {
-    static constexpr int lower = 64, raise = 64, halfway = 120, steep = 252;
+    static constexpr int digits = 24, lower = 64, raise = 64, halfway = 120, steep = 252;
     static constexpr double floor = 0x1p-62, near = 1, heavy = 0x1p100, least = 0x1p-100, far = 0x1p64;
 };
 template <>
 struct Range<double> {
-    static constexpr int lower = 544, raise = 960, halfway = 1000, steep = 2040;
+    static constexpr int digits = 53, lower = 544, raise = 960, halfway = 1000, steep = 2040;
     static constexpr double floor = 0x1p-958, near = 0x1p-400, heavy = 0x1p960, least = 0x1p-900, far = 0x1p512;
 };
 
