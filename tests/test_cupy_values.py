@@ -76,7 +76,7 @@ def test_the_ends_of_the_range(kind: str, shape: tuple[int, ...]) -> None:
     gamma, beta, mean, variance = map(Fraction, numbers)
     s = oracle.batch_statistics(row, eps) if training else oracle.given_statistics(m, mean, variance, eps)
     d = oracle.derivatives(row, g, s, gamma, training=training)
-    slope, total = abs(gamma) * s.root, sum(abs(Fraction(v)) for v in dy[:, 0].tolist())
+    slope, total = abs(gamma) * s.root, sum((abs(Fraction(v)) for v in dy[:, 0].tolist()), Fraction(0))
     reach = max(abs(Fraction(v) - s.mean) for v in x[:, 0].tolist()) * s.root
     compared = {  # results, exact results, and the sizes of their terms
         "y": (result.y, _fractions(oracle.output(row, s, gamma, beta)), abs(gamma) * reach + abs(beta)),
@@ -115,19 +115,19 @@ def test_rescued_channels_in_every_layout(dtype: str, shape: tuple[int, ...], ma
     NHWC are those of NCHW.
     """
     case, b = sample(2, dtype, shape, training=True), polybn.backend("cupy")
-    assert case.gamma is not None
     signs = np.sign(case.dy.astype(np.float64))
     down, steep = (2.0**-1060, 2.0**1000) if dtype == "float64" else (2.0**-130, 2.0**110)
     where = np.random.default_rng(1).random(shape) < 0.9 if masked else None
 
     def gradients(axes: tuple[int, ...], size: float, slope: float) -> tuple[Any, Any]:
-        to_device = lambda a: None if a is None else b.asarray(np.ascontiguousarray(a.transpose(axes)))  # noqa: E731
-        vectors = (case.gamma * case.gamma.dtype.type(slope), case.beta, case.running_mean, case.running_var)
-        _, pullback = polybn.batch_norm_vjp(
-            to_device(case.x), *(None if v is None else b.asarray(v) for v in vectors), training=True,
-            axis=axes.index(1), where=to_device(where),
-        )  # fmt: skip
-        found = pullback(to_device((signs * size).astype(case.dy.dtype)))
+        def placed(a: Any) -> Any:
+            return None if a is None else b.asarray(np.ascontiguousarray(a.transpose(axes)))
+
+        assert case.gamma is not None
+        gamma = b.asarray((case.gamma * slope).astype(case.gamma.dtype))
+        options: dict[str, Any] = {"training": True, "axis": axes.index(1), "where": placed(where)}
+        _, pullback = polybn.batch_norm_vjp(placed(case.x), gamma, **options)
+        found = pullback(placed((signs * size).astype(case.dy.dtype)))
         return b.to_numpy(found.x).transpose(np.argsort(axes)), b.to_numpy(found.gamma)
 
     rows, last = tuple(range(len(shape))), (0, *range(2, len(shape)), 1)
