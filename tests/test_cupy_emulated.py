@@ -59,8 +59,7 @@ def test_the_kit_passes_emulated() -> None:
     assert finished.returncode == 0, finished.stderr[-4000:]
     found = json.loads(finished.stdout.splitlines()[-1])
     assert "emulated" in found["name"]
-    # Known: the ends of the range, such as dx of subnormal x with a gamma near the largest number (docs/cupy.md).
-    assert {words.partition(":")[0] for words in found["failures"]} <= {"G2", "G3", "G4"}
+    assert found["failures"] == []
     assert set(found["grades"]) == {"float16", "bfloat16", "float32", "float64"}
     assert set(found["grades"].values()) <= {"K", "S"}
     assert found["passed"] > 50

@@ -18,7 +18,7 @@ Array = Any
 
 # The sizes of the structs that each kernel keeps in shared memory, rounded up.
 FORWARD = Pass("forward", tiles=1, node_bytes=32, channel_bytes=56)
-INFERENCE = Pass("inference", tiles=0, node_bytes=0, channel_bytes=40)
+INFERENCE = Pass("inference", tiles=0, node_bytes=0, channel_bytes=32)
 BACKWARD = Pass("backward", tiles=2, node_bytes=16, channel_bytes=88)
 SECOND = Pass("second", tiles=3, node_bytes=40, channel_bytes=120)
 

@@ -48,7 +48,12 @@ class Loop(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Return the loop's purpose: ``"move"``, ``"load"``, ``"sum"``, ``"write"``, or ``""`` for any other."""
+        """Return the loop's purpose: ``"move"``, ``"load"``, ``"sum"``, ``"write"``, or ``""`` for any other.
+
+        A loop that calls functions is slow anyway, and has no purpose here.
+        """
+        if self.count("CALL"):
+            return ""
         computes = self.count(*ARITHMETIC) > 0
         reads, writes = self.count("LDG", "LD.E"), self.count("STG", "ST.E")
         if reads and writes:

@@ -7,22 +7,99 @@ struct BackwardArguments {
     Index training;
 };
 
-// dx = (g near - xhat gx - mean) first second. The last two factors are either both large or both small, so if dx is in
-// the range, no intermediate result leaves it.
+// dx = (dy - xhat gx - g) first second
 template <class Real>
 struct BackwardMeans {
-    Real near;    // 1, or a power of two that keeps products of large means in range
-    Real g, gx;   // means of dy and of dy xhat, times near; 0 in inference
-    Real first, second;  // their product is gamma r / near
+    Real g, gx;          // means of dy and of dy xhat; 0 in inference
+    Real first, second;  // their product is gamma r
+    bool stray;          // whether the channel left the range, so that `rescue` has to compute it again
 };
 
+// In inference normalized values can have any size. Without the exponent of r they are as large as x - mean, times
+// 2^digits: so even the smallest difference keeps its digits in the product.
 template <class Real>
-__device__ void factors(const Saved<Real>& saved, int exponent, Real& first, Real& second) {
-    int of_gamma, of_r;
-    const Real product = Real(frexp(saved.gamma, &of_gamma) * frexp(saved.r, &of_r));
-    const int whole = of_gamma + of_r - saved.exponent + exponent;
-    const int part = whole > -Range<Real>::halfway && whole < Range<Real>::halfway ? whole : whole / 2;
-    first = scaled(product, part), second = scaled(Real(1), whole - part);
+__device__ Saved<Real> without_exponent(Saved<Real> saved) {
+    const Wide r = wide(saved.r);
+    saved.unit = r.exponent - Range<Real>::digits, saved.r = rounded<Real>({r.part, Range<Real>::digits});
+    return saved;
+}
+
+// Whether sums, or products with their means, may have left the range. NaN that comes from x or dy is no reason.
+template <class Real>
+__device__ bool strays(const Saved<Real>& saved, const Sums<2>& sums, int slope, double count, bool training) {
+    constexpr bool DOUBLE = sizeof(Real) == 8;
+    using R = Range<Real>;
+    const double g = magnitude(sums.word[0]), gx = magnitude(sums.word[1]);
+    // Only a normalized value in inference can be too large for a sum of floats.
+    if (!is_finite(g + gx)) return DOUBLE ? is_finite(saved.r) : !training && is_finite(g);
+    if (!training) return DOUBLE && gx < R::least * count;
+    const double larger = g > gx ? g : gx;
+    return (larger < R::least * count && (DOUBLE || larger > 0)) || larger > R::far * count || slope > R::steep;
+}
+
+// Write the gradients of the vectors.
+template <class Real>
+__device__ __noinline__ void report(const BackwardArguments& a, Index c, const Saved<Real>& saved, Wide g, Wide gx) {
+    const Wide r = saved.wide_r(), scale = wide(saved.gamma) * r;
+    if (a.dgamma) static_cast<Real*>(a.dgamma)[c] = rounded<Real>(gx);
+    if (a.dbeta) static_cast<Real*>(a.dbeta)[c] = rounded<Real>(g);
+    if (a.dmean) static_cast<Real*>(a.dmean)[c] = rounded<Real>(-(scale * g));
+    if (a.dvar) static_cast<Real*>(a.dvar)[c] = rounded<Real>(-(scale * r * gx * wide(0.5)));
+}
+
+// Call visit(position, x, dy) for the values of a channel from `begin` to `end` that take part.
+template <class Stored, int WALK, class Visit>
+__device__ void each(const Operands<2, 1>& o, Place& at, int channel, Index begin, Index end, Visit visit) {
+    for (Index from = begin; from < end && from < o.g.count; from += positions(o.g)) {
+        __syncthreads();
+        if (threadIdx.x == 0) place(at, o.g, at.first_channel, from);
+        __syncthreads();
+#pragma unroll 1
+        for (int i = threadIdx.x; i < positions_here(o.g, at); i += THREADS) {
+            if (WALK == ANY && o.where.data && !*address<const bool, WALK>(o.g, o.where, at, channel, i)) continue;
+            visit(i, widen(*address<const Stored, WALK>(o.g, o.input[0], at, channel, i)),
+                  widen(*address<const Stored, WALK>(o.g, o.input[1], at, channel, i)));
+        }
+    }
+}
+
+__device__ __noinline__ Wide block_sum(Wide sum, Wide* parts) {
+#pragma unroll 1
+    for (int step = 1; step < WARP; step *= 2) {
+        sum = sum + Wide{__shfl_xor_sync(ALL, sum.part, step), __shfl_xor_sync(ALL, sum.exponent, step)};
+    }
+    __syncthreads();
+    if (lane() == 0) parts[warp()] = sum;
+    __syncthreads();
+    sum = parts[0];
+#pragma unroll 1
+    for (int k = 1; k < WARPS; ++k) sum = sum + parts[k];
+    return sum;
+}
+
+// Compute a stray again (S10). Each block of the group adds up the whole channel, in an order that depends on nothing
+// else, and writes its part of dx.
+template <class Stored, int WALK>
+__device__ __noinline__ void rescue(
+    const BackwardArguments& a, Place& at, int channel, const Saved<RealOf<Stored>>& saved, Wide* parts) {
+    using Real = RealOf<Stored>;
+    const Operands<2, 1>& o = a.in;
+    const Index c = at.first_channel + channel, rank = blockIdx.x % o.g.members, mine = o.g.rounds * positions(o.g);
+    Wide g = {}, gx = {};
+    each<Stored, WALK>(o, at, channel, 0, o.g.count, [&](int, Real x, Real dy) {
+        g = g + wide(dy);
+        gx = gx + wide(dy) * saved.wide_xhat(x);
+    });
+    g = block_sum(g, parts), gx = block_sum(gx, parts);
+    if (rank == 0 && threadIdx.x == 0) report(a, c, saved, g, gx);
+    if (!a.training) return;
+    const double count = count_of(o, c);
+    const Wide slope = wide(saved.gamma) * saved.wide_r();
+    const Wide mean = wide(g.part / count, g.exponent), product = wide(gx.part / count, gx.exponent);
+    each<Stored, WALK>(o, at, channel, rank * mine, (rank + 1) * mine, [&](int i, Real x, Real dy) {
+        const Wide dx = (wide(dy) - mean - saved.wide_xhat(x) * product) * slope;
+        narrow(rounded<Real>(dx), *address<Stored, WALK>(o.g, o.output[0], at, channel, i));
+    });
 }
 
 template <class Stored, int WALK, int V>
@@ -30,32 +107,29 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) backward(const __grid_constan
     using Real = RealOf<Stored>;
     using Means = BackwardMeans<Real>;
     extern __shared__ uint4 memory[];
+    const auto prepare = [&](const Saved<Real>& saved) { return a.training ? saved : without_exponent(saved); };
     const auto terms = [](const Saved<Real>& saved, const Real(&value)[2], double(&sums)[2]) {
         const double g = value[1];
         sums[0] += g;
         sums[1] = fma(g, double(saved.xhat(value[0])), sums[1]);
     };
     const auto conclude = [&](Index c, const Saved<Real>& saved, const Sums<2>& sums, double count, bool first) -> Means {
-        const double g = sums.word[0], gx = sums.word[1], slope = double(saved.r) * saved.power;
-        const double scale = saved.gamma * slope;
-        if (first) {
-            if (a.dgamma) static_cast<Real*>(a.dgamma)[c] = Real(gx);
-            if (a.dbeta) static_cast<Real*>(a.dbeta)[c] = Real(g);
-            if (a.dmean) static_cast<Real*>(a.dmean)[c] = Real(-scale * g);
-            if (a.dvar) static_cast<Real*>(a.dvar)[c] = Real(-scale * slope * gx / 2);
-        }
-        const double far = Range<Real>::far;
-        const bool large = a.training && (magnitude(g) > far * count || magnitude(gx) > far * count);
-        Means means = {large ? Real(1 / far) : Real(1), 0, 0, 0, 0};
-        if (a.training) means.g = Real(g / count * means.near), means.gx = Real(gx / count * means.near);
-        factors(saved, large ? Range<Real>::far_exponent : 0, means.first, means.second);
+        const double g = sums.word[0], gx = sums.word[1];
+        if (first) report(a, c, saved, wide(g), wide(gx, saved.unit));
+        const Wide slope = wide(saved.gamma) * saved.wide_r();
+        Means means = {0, 0, 0, 0, strays(saved, sums, slope.exponent, count, a.training)};
+        if (a.training) means.g = Real(g / count), means.gx = Real(gx / count);
+        split(slope, means.first, means.second);
         return means;
     };
     const auto write = [&](auto put) {
         put(a.in.output[0], [&](const Saved<Real>& saved, const Means& mean, const Real(&value)[2]) -> Real {
             const Real xhat = a.training ? saved.xhat(value[0]) : Real(0);  // in inference, it may be infinite
-            return ((value[1] * mean.near - xhat * mean.gx) - mean.g) * mean.first * mean.second;
+            return ((value[1] - xhat * mean.gx) - mean.g) * mean.first * mean.second;
         });
     };
-    sweep<Means, 2, WALK, V, Stored>(reinterpret_cast<unsigned char*>(memory), a.in, terms, conclude, write);
+    const auto finish = [&](int channel, const Saved<Real>& saved, const Means& means, Place& at) {
+        if (means.stray) rescue<Stored, WALK>(a, at, channel, saved, reinterpret_cast<Wide*>(memory));
+    };
+    sweep<Means, 2, WALK, V, Stored>(reinterpret_cast<unsigned char*>(memory), a.in, prepare, terms, conclude, write, finish);
 }

@@ -1,5 +1,6 @@
 // Inference (S5): one pass over x, with the running statistics.
 #include "statistics.cuh"
+#include "wide.cuh"
 
 struct InferenceArguments {
     Geometry g;
@@ -10,37 +11,61 @@ struct InferenceArguments {
     double eps;
 };
 
-// y = (x near - mean) scale more + beta. near is 1, or a power of two that keeps the difference of large values in
-// range. more is 1, or gamma if its product with r leaves the range.
+// y = (x - mean) scale + beta. Where an intermediate result may leave the range and y may not, the channel is a stray,
+// which `rescue` computes again.
 template <class Real>
 struct Slope {
-    Real near, mean, scale, more, beta;
+    Real mean, scale, beta;
+    bool stray;
 };
+
+// A variance that is not allowed makes its channel NaN: to raise an error, the host would have to wait.
+template <class Real>
+__device__ double root_of(const InferenceArguments& a, Index c) {
+    const Real variance = read<Real>(a.running_var, c);
+    return variance >= 0 && is_finite(variance) ? inverse_root(variance, a.eps) : not_a_number();
+}
 
 template <class Real>
 __device__ Slope<Real> slope(const InferenceArguments& a, Index c, bool first) {
-    const Real mean = read<Real>(a.running_mean, c), variance = read<Real>(a.running_var, c);
-    // A variance that is not allowed makes its channel NaN: to raise an error, the host would have to wait.
-    const double r = variance >= 0 && is_finite(variance) ? inverse_root(variance, a.eps) : not_a_number();
+    const Real mean = read<Real>(a.running_mean, c);
+    const double r = root_of<Real>(a, c);
     if (first && a.new_mean) {
         static_cast<Real*>(a.new_mean)[c] = mean;
-        static_cast<Real*>(a.new_var)[c] = variance;
+        static_cast<Real*>(a.new_var)[c] = read<Real>(a.running_var, c);
     }
     if (first && a.normalizers) {
         const Real values[] = {mean, 0, Real(r), 0};
 #pragma unroll
         for (int i = 0; i < 4; ++i) static_cast<Real*>(a.normalizers)[i * a.g.channels + c] = values[i];
     }
-    const double near = r < 0x1p-32 ? 0x1p-8 : 1;
-    const Real gamma = a.gamma.data ? read<Real>(a.gamma, c) : Real(1);
-    const bool apart = !is_finite(Real(r * gamma / near));
-    return {Real(near), Real(mean * near), Real((apart ? r : r * gamma) / near), apart ? gamma : Real(1),
-            a.beta.data ? read<Real>(a.beta, c) : Real(-0.0)};
+    const Real gamma = or_else<Real>(a.gamma, c, 1), beta = or_else<Real>(a.beta, c, -0.0);
+    const Wide scale = wide(r) * wide(gamma);
+    const bool usual = magnitude(scale.exponent) < Range<Real>::halfway && magnitude(mean) < Range<Real>::heavy &&
+                       magnitude(beta) < Range<Real>::heavy;
+    return {mean, rounded<Real>(scale), beta, !usual};
+}
+
+// Compute the values of a stray in this tile.
+template <class Stored, int WALK>
+__device__ void rescue(const InferenceArguments& a, const Place& at, int channel) {
+    using Real = RealOf<Stored>;
+    const Index c = at.first_channel + channel;
+    const Wide scale = wide(root_of<Real>(a, c)) * wide(or_else<Real>(a.gamma, c, 1));
+    const Wide mean = wide(read<Real>(a.running_mean, c)), beta = wide(or_else<Real>(a.beta, c, -0.0));
+    __syncthreads();
+#pragma unroll 1
+    for (int i = threadIdx.x; i < positions_here(a.g, at); i += THREADS) {
+        if (WALK == ANY && a.where.data && !*address<const bool, WALK>(a.g, a.where, at, channel, i)) continue;
+        const Wide x = wide(widen(*address<const Stored, WALK>(a.g, a.x, at, channel, i)));
+        const Real y = rounded<Real>((x - mean) * scale + beta);
+        narrow(y, *address<Stored, WALK>(a.g, a.y, at, channel, i));
+    }
 }
 
 template <class Stored, class Real>
 __device__ void normalize(const Slope<Real>& s, Stored& value) {
-    narrow((widen(value) * s.near - s.mean) * s.scale * s.more + s.beta, value);
+    narrow((widen(value) - s.mean) * s.scale + s.beta, value);
 }
 
 // The number of loads that each thread has in flight while it steps along the positions of a channel.
@@ -139,5 +164,8 @@ __global__ void __launch_bounds__(THREADS) inference(const __grid_constant__ Inf
         infer_channels<Stored, V>(a, at, slopes);
     } else {
         infer_any<Stored>(a, at, slopes);
+    }
+    for (int channel = 0; channel < channels_here(a.g, at); ++channel) {
+        if (slopes[channel].stray) rescue<Stored, WALK>(a, at, channel);
     }
 }

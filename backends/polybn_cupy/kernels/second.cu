@@ -28,11 +28,6 @@ struct SecondMeans {
     Real g, a, gx, ax, inner;  // means; inner of a P(g)
 };
 
-template <class Real>
-__device__ Real or_zero(const Vector& vector, Index c) {
-    return vector.data ? read<Real>(vector, c) : Real(0);
-}
-
 template <class Stored, int WALK, int V>
 __global__ void __launch_bounds__(THREADS, BLOCKS) second(const __grid_constant__ SecondArguments args) {
     using Real = RealOf<Stored>;
@@ -48,8 +43,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) second(const __grid_constant_
     };
     const auto conclude = [&](Index c, const Saved<Real>& saved, const Sums<5>& sums, double count, bool first) -> Means {
         const double g = sums.word[0], a = sums.word[1], gx = sums.word[2], ax = sums.word[3], ag = sums.word[4];
-        const double r = double(saved.r) * saved.power, gamma = saved.gamma, b = or_zero<Real>(args.b, c), e = or_zero<Real>(args.e, c);
-        const double half = r * r * or_zero<Real>(args.f, c) / 2;
+        const double r = double(saved.r) * saved.power, gamma = saved.gamma, b = or_else<Real>(args.b, c, 0), e = or_else<Real>(args.e, c, 0);
+        const double half = r * r * or_else<Real>(args.f, c, 0) / 2;
         const double inner = ag - a * g / count - gx * ax / count;  // sum(a P(g))
         const double per_gamma = r * (ag - e * g) - half * gx;
         if (first && args.of_gamma) static_cast<Real*>(args.of_gamma)[c] = Real(args.training ? r * inner : per_gamma);
@@ -58,7 +53,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) second(const __grid_constant_
             const double sum = gamma * per_gamma + (b - 2 * gamma * half) * gx;
             static_cast<Real*>(args.of_var)[c] = Real(-r * r / 2 * sum);
         }
-        return {Real(b), or_zero<Real>(args.c, c), Real(e), Real(half), Real(g / count), Real(a / count),
+        return {Real(b), or_else<Real>(args.c, c, 0), Real(e), Real(half), Real(g / count), Real(a / count),
                 Real(gx / count), Real(ax / count), Real(inner / count)};
     };
     const auto write = [&](auto put) {
@@ -76,5 +71,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) second(const __grid_constant_
             return s.slope() * (((h - mean_h) - xhat * mean_hx) - scale * m.inner * xhat);
         });
     };
-    sweep<Means, 5, WALK, V, Stored>(reinterpret_cast<unsigned char*>(memory), args.in, terms, conclude, write);
+    const auto prepare = [](const Saved<Real>& saved) { return saved; };
+    const auto finish = [](int, const Saved<Real>&, const Means&, Place&) {};
+    sweep<Means, 5, WALK, V, Stored>(reinterpret_cast<unsigned char*>(memory), args.in, prepare, terms, conclude, write, finish);
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "reduce.cuh"
+#include "wide.cuh"
 
 template <int N>
 struct Sums {
@@ -19,14 +20,18 @@ __device__ Sums<N> join(Sums<N> left, const Sums<N>& right) {
     return left;
 }
 
-// The numbers that the forward pass saved for a channel, and gamma.
+// The numbers that the forward pass saved for a channel, and gamma. The r of the unscaled values is r 2^(unit - exponent).
 template <class Real>
 struct Saved {
     Real power, m1, delta, r, gamma;  // power = 2^-exponent
-    int exponent;
+    int exponent, unit;
 
-    __device__ Real xhat(Real x) const { return ((x * power - m1) - delta) * r; }
-    __device__ Real slope() const { return r * power; }  // r of the unscaled values
+    __device__ Real xhat(Real x) const { return ((x * power - m1) - delta) * r; }  // times 2^-unit
+    __device__ Real slope() const { return r * power; }                            // if unit = 0
+    __device__ Wide wide_r() const { return wide(r, unit - exponent); }
+    __device__ __noinline__ Wide wide_xhat(Real x) const {
+        return (wide(x, -exponent) - wide(m1) - wide(delta)) * wide(r, unit);
+    }
 };
 
 template <class Real>
@@ -34,7 +39,7 @@ __device__ Saved<Real> saved(const void* normalizers, const Vector& gamma, Index
     const Real* value = static_cast<const Real*>(normalizers) + c;
     const int exponent = int(value[3 * channels]);
     return {scaled(Real(1), -exponent), value[0], value[channels], value[2 * channels],
-            gamma.data ? read<Real>(gamma, c) : Real(1), exponent};
+            or_else<Real>(gamma, c, 1), exponent, 0};
 }
 
 // The arrays that a backward pass reads and writes. The first input is x.
@@ -47,6 +52,13 @@ struct Operands {
     void* normalizers;  // (4, C), from the forward pass
     Vector counts;      // number of values that took part, by channel; null if all did
 };
+
+// The number by which sums are divided.
+template <int INPUTS, int OUTPUTS>
+__device__ double count_of(const Operands<INPUTS, OUTPUTS>& o, Index c) {
+    const Index counted = or_else<Index>(o.counts, c, o.g.count);
+    return counted > 0 ? double(counted) : 1;
+}
 
 template <class Stored, int INPUTS, int N, class Means>
 struct SweepShared {
@@ -119,13 +131,18 @@ __device__ void add_up_round(
     }
 }
 
+// prepare(saved)                          may change what a channel's other functions get
 // terms(saved, values, sums)              adds the terms of one position
 // conclude(c, saved, sums, count, first)  returns the means that `write` needs; the first block of a group also writes
 //                                         the results of the channel
 // write(put)                              calls put(array, formula(saved, means, values)) for each output
-template <class Means, int N, int WALK, int V, class Stored, int INPUTS, int OUTPUTS, class Terms, class Conclude, class Write>
+// finish(channel, saved, means, at)       comes when a block has written all of its part
+template <
+    class Means, int N, int WALK, int V, class Stored, int INPUTS, int OUTPUTS, class Prepare, class Terms, class Conclude,
+    class Write, class Finish>
 __device__ void sweep(
-    unsigned char* memory, const Operands<INPUTS, OUTPUTS>& o, Terms terms, Conclude conclude, Write write) {
+    unsigned char* memory, const Operands<INPUTS, OUTPUTS>& o, Prepare prepare, Terms terms, Conclude conclude, Write write,
+    Finish finish) {
     using Real = RealOf<Stored>;
     const SweepShared<Stored, INPUTS, N, Means> s(memory, o);
     Exchange<Sums<N>> exchange(o.group, o.g);
@@ -134,7 +151,7 @@ __device__ void sweep(
     for (Index first = blockIdx.x / o.g.members * o.g.tile_channels; first < o.g.channels; first += step) {
         const bool mine = c < o.g.tile_channels && first + c < o.g.channels;
         __syncthreads();
-        if (mine) s.saved[c] = saved<Real>(o.normalizers, o.gamma, first + c, o.g.channels);
+        if (mine) s.saved[c] = prepare(saved<Real>(o.normalizers, o.gamma, first + c, o.g.channels));
         for (Index round = 0; round < o.g.rounds; ++round) {
             load_round<WALK, V>(o, s, first, round);
             add_up_round<WALK>(o, s, round, terms);
@@ -142,9 +159,7 @@ __device__ void sweep(
         __syncthreads();
         exchange.join_all(s.waiting + top);
         if (mine) {
-            const Index counted = o.counts.data ? read<Index>(o.counts, first + c) : o.g.count;
-            const double count = counted > 0 ? double(counted) : 1;
-            s.means[c] = conclude(first + c, s.saved[c], s.waiting[top + c], count, exchange.rank == 0);
+            s.means[c] = conclude(first + c, s.saved[c], s.waiting[top + c], count_of(o, first + c), exchange.rank == 0);
         }
         __syncthreads();
         struct Channel {
@@ -159,6 +174,9 @@ __device__ void sweep(
                     [&](int channel) -> Channel { return {s.saved[channel], s.means[channel]}; },
                     [&](const Channel& of, const Real(&value)[INPUTS]) { return formula(of.saved, of.means, value); });
             });
+        }
+        for (int channel = 0; channel < channels_here(o.g, *s.at); ++channel) {
+            finish(channel, s.saved[channel], s.means[channel], *s.at);
         }
     }
 }

@@ -42,6 +42,11 @@ __device__ Real read(const Vector& vector, Index channel) {
     return static_cast<const Real*>(vector.data)[channel * vector.stride];
 }
 
+template <class Real>
+__device__ Real or_else(const Vector& vector, Index channel, Real other) {
+    return vector.data ? read<Real>(vector, channel) : other;
+}
+
 __device__ inline int positions(const Geometry& g) { return int(g.chunks) * CHUNK; }
 
 // The place of a tile, in shared memory; one thread writes it.
@@ -128,6 +133,19 @@ struct RowWalk {
         return stepped(stepped(first, position, int(sizeof(Stored))), rows, jump);
     }
 };
+
+// The address of one value of a tile; slower than stepping along.
+template <class Stored, int WALK>
+__device__ Stored* address(const Geometry& g, const Array& array, const Place& at, int channel, int position) {
+    if constexpr (WALK == ROWS) {
+        const RowWalk<Stored> walk(g, array, at);
+        return walk(walk.channel(channel), position);
+    } else if constexpr (WALK == CHANNELS) {
+        return static_cast<Stored*>(array.data) + at.first_channel + channel + (at.first_position + position) * array.stride[1];
+    } else {
+        return static_cast<Stored*>(array.data) + offset(g, array, at, channel, position);
+    }
+}
 
 // The values of a tile that a thread moves: vectors of V neighbours; neighbouring threads have neighbouring vectors.
 template <int V>

@@ -74,6 +74,7 @@ __device__ inline double root(double value) { return sqrt(value); }
 
 __device__ inline float magnitude(float value) { return fabsf(value); }
 __device__ inline double magnitude(double value) { return fabs(value); }
+__device__ inline int magnitude(int value) { return value < 0 ? -value : value; }
 
 // False for infinity and NaN; not a library function, which compiler options may replace by `true`.
 template <class Real>
@@ -84,18 +85,20 @@ __device__ bool is_finite(Real value) {
 __device__ inline double not_a_number() { return __longlong_as_double(0x7ff8000000000000); }
 
 // The limits of S10. A variance below `floor`, of values below `near`, may have lost digits: it is measured again from
-// values 2^raise times as large. Sums that overflow are measured again from values 2^lower times as small.
+// values 2^raise times as large. Sums that overflow are measured again from values 2^lower times as small. A running mean
+// above `heavy` may make a difference overflow. If the means of gradients lie between `least` and `far`, their products
+// with other numbers keep their digits. 2^halfway is one factor; 2^steep is the product of two.
 template <class Real>
 struct Range;
 template <>
 struct Range<float> {
-    static constexpr int lower = 64, raise = 64, halfway = 120, far_exponent = 64;
-    static constexpr double floor = 0x1p-62, near = 1, far = 0x1p64;
+    static constexpr int digits = 24, lower = 64, raise = 64, halfway = 120, steep = 252;
+    static constexpr double floor = 0x1p-62, near = 1, heavy = 0x1p100, least = 0x1p-100, far = 0x1p64;
 };
 template <>
 struct Range<double> {
-    static constexpr int lower = 544, raise = 960, halfway = 1000, far_exponent = 512;
-    static constexpr double floor = 0x1p-958, near = 0x1p-400, far = 0x1p512;
+    static constexpr int digits = 53, lower = 544, raise = 960, halfway = 1000, steep = 2040;
+    static constexpr double floor = 0x1p-958, near = 0x1p-400, heavy = 0x1p960, least = 0x1p-900, far = 0x1p512;
 };
 
 // V neighbours in memory, which are moved at once.

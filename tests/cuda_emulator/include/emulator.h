@@ -316,6 +316,7 @@ To emulated_bits(From from) {
     return to;
 }
 inline double __longlong_as_double(long long bits) { return emulated_bits<double>(bits); }
+inline long long __double_as_longlong(double value) { return emulated_bits<long long>(value); }
 inline unsigned __float_as_uint(float value) { return emulated_bits<unsigned>(value); }
 inline float __uint_as_float(unsigned bits) { return emulated_bits<float>(bits); }
 
