@@ -1,7 +1,7 @@
 // Dense layers, as products of matrices.
 //
-// Each element of a product is one sum, in order. The gradient of a weight is the sum of slices of the batch, which are
-// added when the weights change. There are no atomics.
+// Each element of a product is four sums, of every fourth term, which are added. The gradient of a weight is the sum of
+// slices of the batch, which are added when the weights change. There are no atomics.
 #include "maps.cuh"
 
 struct Dense {
@@ -11,81 +11,136 @@ struct Dense {
     float *y, *partials;              // partials: (slices, features, inputs + 1), the last column for the bias
 };
 
-inline constexpr int SIDE = 16, DEPTH = 64;
+inline constexpr int SIDE = 16, DEPTH = 128, ALONG = 4;
+inline constexpr int PITCH = DEPTH + ALONG;  // so that lanes of a warp read different banks
+inline constexpr int EACH = SIDE * DEPTH / THREADS;
+using Four = Pack<float, ALONG>;
 static_assert(SIDE * SIDE == THREADS);
 
-// put(row, column, sum of left(row, k) * right(k, column)) for a tile of SIDE x SIDE; k from `first` to `last`.
-// fill_right(target, cut) fills a tile in shared memory with cut(right). Tiles are small, because matrices are,
-// and many blocks wait for memory at the same time.
-template <class Left, class Right, class Put>
-__device__ void product(int tile, int rows, int columns, int first, int last, Left left, Right fill_right, Put put) {
-    extern __shared__ uint4 memory[];
-    float* l = reinterpret_cast<float*>(memory);  // (SIDE, DEPTH)
-    float* r = l + SIDE * DEPTH;                  // (DEPTH, SIDE)
-    const int across = (columns + SIDE - 1) / SIDE;
-    const int top = tile / across * SIDE, side = tile % across * SIDE;
-    const int row = threadIdx.x / SIDE, column = threadIdx.x % SIDE;
-    float sum = 0;
-    for (int start = first; start < last; start += DEPTH) {
-        __syncthreads();
-        const auto load_left = [&](int n) {
-            const int i = top + n / DEPTH, k = start + n % DEPTH;
-            return i < rows && k < last ? left(i, k) : 0.0f;
-        };
-        fill(l, SIDE * DEPTH, load_left, unchanged);
-        fill_right(r, [&](auto load) {
-            return [&, load](int n) {
-                const int k = start + n / SIDE, j = side + n % SIDE;
-                return k < last && j < columns ? load(k, j) : 0.0f;
-            };
-        });
-        __syncthreads();
-        const int here = last - start < DEPTH ? last - start : DEPTH;
-#pragma unroll 16
-        for (int k = 0; k < here; ++k) sum = fmaf(l[row * DEPTH + k], r[k * SIDE + column], sum);
+// Which numbers of a factor are neighbours in memory: those of one sum, or those of different ones.
+inline constexpr bool INSIDE = true, BESIDE = false;
+
+// Whether the lanes of a warp are along the rows of the result or the columns: those that are neighbours in memory.
+inline constexpr bool DOWN = true, ACROSS = false;
+
+// The number of a tile (SIDE, DEPTH) that comes n-th in memory.
+template <bool NEIGHBOURS>
+struct Spot {
+    int side, k;
+
+    __device__ explicit Spot(int n)
+        : side(NEIGHBOURS == INSIDE ? n / DEPTH : n % SIDE), k(NEIGHBOURS == INSIDE ? n % DEPTH : n / SIDE) {}
+};
+
+// Start to copy the first numbers of a tile to shared memory; where(side, k) is the address of one. The rest is 0.
+template <bool NEIGHBOURS, class Where>
+__device__ void bring_tile(float* target, int sides, int depth, Where where) {
+#pragma unroll
+    for (int e = 0; e < EACH; ++e) {
+        const Spot<NEIGHBOURS> at(e * THREADS + int(threadIdx.x));
+        float* to = target + at.side * PITCH + at.k;
+        if (at.side < sides && at.k < depth) copy_async<1>(to, where(at.side, at.k));
+        else *to = 0;
     }
-    if (top + row < rows && side + column < columns) put(top + row, side + column, sum);
 }
 
-__global__ void __launch_bounds__(THREADS) multiply(const __grid_constant__ Dense d) {
+// Fill a tile with finish(side, load(side, k)); all loads come before the first store.
+template <bool NEIGHBOURS, class Load, class Finish>
+__device__ void fill_tile(float* target, int sides, int depth, Load load, Finish finish) {
+    float value[EACH];
+#pragma unroll
+    for (int e = 0; e < EACH; ++e) {
+        const Spot<NEIGHBOURS> at(e * THREADS + int(threadIdx.x));
+        value[e] = at.side < sides && at.k < depth ? load(at.side, at.k) : 0.0f;
+    }
+#pragma unroll
+    for (int e = 0; e < EACH; ++e) {
+        const Spot<NEIGHBOURS> at(e * THREADS + int(threadIdx.x));
+        target[at.side * PITCH + at.k] = finish(at.side, value[e]);
+    }
+}
+
+// put(row, column, sum of left(row, k) * right(column, k)) for a tile of SIDE x SIDE; k from `first` to `last`.
+// left(tile, row, rows, k, depth) and right(...) bring a tile to shared memory, and zeros where there are fewer numbers.
+// Tiles are small, because matrices are, and many blocks wait for memory at the same time.
+template <bool LANES, class Left, class Right, class Put>
+__device__ void product(int tile, int rows, int columns, int first, int last, Left left, Right right, Put put) {
+    extern __shared__ uint4 memory[];
+    float* l = reinterpret_cast<float*>(memory);  // (SIDE, PITCH)
+    float* r = l + SIDE * PITCH;                  // (SIDE, PITCH)
+    const int across = (columns + SIDE - 1) / SIDE;
+    const int top = tile / across * SIDE, side = tile % across * SIDE;
+    const int fast = threadIdx.x % SIDE, slow = threadIdx.x / SIDE;
+    const int row = LANES == DOWN ? fast : slow, column = LANES == DOWN ? slow : fast;
+    float sum[ALONG] = {};
+    for (int start = first; start < last; start += DEPTH) {
+        const int depth = last - start < DEPTH ? last - start : DEPTH;
+        __syncthreads();
+        left(l, top, rows - top, start, depth);
+        right(r, side, columns - side, start, depth);
+        arrived();
+        __syncthreads();
+        const Four* mine = reinterpret_cast<const Four*>(l + row * PITCH);
+        const Four* other = reinterpret_cast<const Four*>(r + column * PITCH);
+#pragma unroll 8
+        for (int k = 0; k < (depth + ALONG - 1) / ALONG; ++k) {
+            const Four x = mine[k], y = other[k];
+#pragma unroll
+            for (int i = 0; i < ALONG; ++i) sum[i] = fmaf(x.value[i], y.value[i], sum[i]);
+        }
+    }
+    if (top + row < rows && side + column < columns) put(top + row, side + column, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+__global__ void __launch_bounds__(THREADS, BLOCKS) multiply(const __grid_constant__ Dense d) {
     const int inputs = d.in.values(), features = int(d.features);
-    product(
+    product<DOWN>(
         blockIdx.x, features, int(d.n), 0, inputs,
-        [&](int feature, int k) { return d.weight[Index(feature) * inputs + k]; },
-        [&](float* target, auto cut) {
+        [&](float* target, int feature, int count, int k, int depth) {
+            const float* from = d.weight + Index(feature) * inputs + k;
+            bring_tile<INSIDE>(target, count, depth, [&](int side, int at) { return from + side * inputs + at; });
+        },
+        [&](float* target, int image, int count, int k, int depth) {
             d.in.with_loads([&](auto load) {
-                const auto right = cut([&](int k, int image) { return load(image, k); });
-                fill(target, SIDE * DEPTH, right, [&](float value) { return d.in.activated(value); });
+                fill_tile<INSIDE>(
+                    target, count, depth, [&](int side, int at) { return load(image + side, k + at); },
+                    [&](int, float value) { return d.in.activated(value); });
             });
         },
         [&](int feature, int image, float sum) { d.y[Index(image) * features + feature] = sum + d.bias[feature]; });
 }
 
 // The gradients of the input, which the first blocks compute, and of weights and bias.
-__global__ void __launch_bounds__(THREADS) multiply_back(const __grid_constant__ Dense d) {
+__global__ void __launch_bounds__(THREADS, BLOCKS) multiply_back(const __grid_constant__ Dense d) {
     const int inputs = d.in.values(), features = int(d.features), n = int(d.n), slices = int(d.slices);
     if (blockIdx.x < d.spread_blocks) {
-        product(
+        product<DOWN>(
             blockIdx.x, inputs, n, 0, features,
-            [&](int input, int feature) { return d.weight[Index(feature) * inputs + input]; },
-            [&](float* target, auto cut) {
-                const auto right = cut([&](int feature, int image) { return d.dy[Index(image) * features + feature]; });
-                fill(target, SIDE * DEPTH, right, unchanged);
+            [&](float* target, int input, int count, int feature, int depth) {
+                const float* from = d.weight + Index(feature) * inputs + input;
+                bring_tile<BESIDE>(target, count, depth, [&](int side, int at) { return from + at * inputs + side; });
             },
-            [&](int input, int image, float sum) { d.in.give(image, input, sum); });
+            [&](float* target, int image, int count, int feature, int depth) {
+                const float* from = d.dy + Index(image) * features + feature;
+                bring_tile<INSIDE>(target, count, depth, [&](int side, int at) { return from + side * features + at; });
+            },
+            [&](int input, int image, float sum) { d.in.give<1>(image, input, 1, {sum}); });
         return;
     }
     const int block = int(blockIdx.x - d.spread_blocks), slice = block % slices;
     const int length = (n + slices - 1) / slices, first = slice * length;
-    product(
+    product<ACROSS>(
         block / slices, features, inputs + 1, first, first + length < n ? first + length : n,
-        [&](int feature, int image) { return d.dy[Index(image) * features + feature]; },
-        [&](float* target, auto cut) {
+        [&](float* target, int feature, int count, int image, int depth) {
+            const float* from = d.dy + Index(image) * features + feature;
+            bring_tile<BESIDE>(target, count, depth, [&](int side, int at) { return from + at * features + side; });
+        },
+        [&](float* target, int input, int count, int image, int depth) {
             d.in.with_loads([&](auto load) {
-                const auto right = cut([&](int image, int input) {
-                    return input == inputs ? 1.0f : d.in.activated(load(image, input));
-                });
-                fill(target, SIDE * DEPTH, right, unchanged);
+                fill_tile<BESIDE>(
+                    target, count, depth,
+                    [&](int side, int at) { return input + side < inputs ? load(image + at, input + side) : 0.0f; },
+                    [&](int side, float value) { return input + side < inputs ? d.in.activated(value) : 1.0f; });
             });
         },
         [&](int feature, int input, float sum) {
