@@ -28,17 +28,23 @@ using Outs = Pack<float, OUTS>;
 
 __device__ inline int up(int number, int step) { return (number + step - 1) / step; }
 
-// Fetch planes of an image, in rows of `pitch` numbers, of which the last may be 0.
+// Fetch planes of an image, in rows of `pitch` numbers; those after the last are 0.
 __device__ inline void fetch_planes(const Map& in, float* target, int image, int first, int count, int pitch) {
     const int lines = count * int(in.height.number), wide = int(in.width.number), start = first * in.area();
-    const Divisor by_pitch(pitch);
-    in.with_loads([&](auto load) {
-        const auto from = [&](int n) {
-            const int line = by_pitch.divide(n), column = n - line * pitch;
-            return column < wide ? load(image, start + line * wide + column) : 0.0f;
-        };
-        fill<4>(target, lines * pitch, from, [&](float value) { return in.activated(value); });
-    });
+    const int spare = pitch - wide;
+    const auto put = [&](int n, float value) { target[n + in.width.divide(n) * spare] = in.activated(value); };
+    if (in.images && in.size == 1) {
+        const unsigned char* from = in.picture(image) + start;
+        transfer<4>(lines * wide, [&](int n) { return from[n]; }, [&](int n, float byte) { put(n, byte / 255.0f); });
+    } else {
+        in.with_loads([&](auto load) { transfer<4>(lines * wide, [&](int n) { return load(image, start + n); }, put); });
+    }
+    if (spare == 0) return;
+    const Divisor by_spare(spare);
+    for (int n = threadIdx.x; n < lines * spare; n += THREADS) {
+        const int line = by_spare.divide(n);
+        target[line * pitch + wide + n - line * spare] = 0;
+    }
 }
 
 // Start to copy lines of `wide` numbers, V at a time, to rows of `pitch` numbers after a margin; the rest is 0.
@@ -60,6 +66,21 @@ __device__ void bring_lines_by(float* target, const float* from, int lines, int 
 __device__ inline void bring_lines(float* target, const float* from, int lines, int wide, int pitch, int margin) {
     if (wide % ALONG == 0 && margin % ALONG == 0) bring_lines_by<ALONG>(target, from, lines, wide, pitch, margin);
     else bring_lines_by<1>(target, from, lines, wide, pitch, margin);
+}
+
+// Start to copy weights, which are at weight(z, out), to shared memory. In memory neighbours are the taps, and then planes
+// or, with FLIP, outputs. A last output that would complete a vector gets 0.
+template <int TAPS, bool FLIP, class Weight>
+__device__ void bring_weights(float* target, int outs, int planes, int stage, Weight weight) {
+    const int padded = up(outs, OUTS) * OUTS;
+    const Divisor by(FLIP ? padded : planes);
+    for (unsigned n = threadIdx.x; n < unsigned(padded * planes * TAPS); n += THREADS) {
+        const unsigned line = n / TAPS, tap = n - line * TAPS, outer = by.divide(line), inner = line - outer * by.number;
+        const unsigned out = FLIP ? inner : outer, z = FLIP ? outer : inner;
+        float* to = target + ((out / OUTS * stage + z) * TAPS + tap) * OUTS + out % OUTS;
+        if (int(out) < outs) copy_async<1>(to, weight(int(z), int(out)) + tap);
+        else *to = 0;
+    }
 }
 
 // What `correlate` reads: `depth` planes of `high` x `wide` numbers; `down` x `across` outputs of each.
@@ -91,7 +112,7 @@ __device__ void slide(Four (&sum)[OUTS], const float* x, const Outs* weight) {
     }
 }
 
-// put(out, row, column, count, sums) for one part of the outputs; each is a sum of *weight(z, out, tap) * plane z, over
+// put(out, row, column, count, sums) for one part of the outputs; each is a sum of weight(z, out)[tap] * plane z, over
 // planes and taps. Without FLIP a tap is a step down and to the right. With FLIP it is one up and to the left, and there
 // is nothing above and below the plane. fetch(target, z, count) brings some planes to shared memory.
 template <int KERNEL, bool FLIP, class Fetch, class Weight, class Put>
@@ -102,7 +123,7 @@ __device__ void correlate(int part, const Cut& cut, Planes planes, int outs, Fet
     const int area = planes.high * pitch, fours = up(planes.across, ALONG);
     float* x = reinterpret_cast<float*>(memory);                 // (stage, high, pitch)
     Outs* w = reinterpret_cast<Outs*>(x + stage * area);         // (groups, stage, TAPS)
-    const Divisor by_shares(shares), by_fours(fours), by_groups(groups), by_stage(stage);
+    const Divisor by_shares(shares), by_fours(fours), by_groups(groups);
     int row[UNITS], column[UNITS], group[UNITS], share[UNITS];
 #pragma unroll
     for (int u = 0; u < UNITS; ++u) {
@@ -115,10 +136,8 @@ __device__ void correlate(int part, const Cut& cut, Planes planes, int outs, Fet
     for (int start = 0; start < planes.depth; start += stage) {
         const int here = planes.depth - start < stage ? planes.depth - start : stage;
         __syncthreads();
-        bring(reinterpret_cast<float*>(w), groups * stage * TAPS * OUTS, [&](int n) -> const float* {
-            const int line = n / OUTS / TAPS, tap = n / OUTS - line * TAPS, to = by_stage.divide(line);
-            const int z = line - to * stage, out = to * OUTS + n % OUTS;
-            return out < outs && z < here ? weight(start + z, out, tap) : nullptr;
+        bring_weights<TAPS, FLIP>(reinterpret_cast<float*>(w), outs, here, stage, [&](int z, int out) {
+            return weight(start + z, out);
         });
         fetch(x, start, here);
         arrived();
@@ -170,7 +189,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) convolve(const __grid_constan
         [&](float* target, int first, int count) {
             fetch_planes(c.in, target, image, first, count, int(c.forward.pitch));
         },
-        [&](int channel, int feature, int tap) { return c.weight + (feature * channels + channel) * TAPS + tap; },
+        [&](int channel, int feature) { return c.weight + (feature * channels + channel) * TAPS; },
         [&](int feature, int row, int column, int count, const Four& sum) {
             float* y = c.y + ((Index(image) * features + feature) * down + row) * across + column;
             const float bias = c.bias[feature];
@@ -298,7 +317,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) pull(const __grid_constant__ 
             const float* from = c.dy + (Index(image) * features + first) * down * across;
             bring_lines(target, from, count * down, across, int(c.spread.pitch), MARGIN);
         },
-        [&](int feature, int channel, int tap) { return c.weight + (feature * channels + channel) * TAPS + tap; },
+        [&](int feature, int channel) { return c.weight + (feature * channels + channel) * TAPS; },
         [&](int channel, int row, int column, int count, const Four& sum) {
             c.in.give(image, (channel * high + row) * wide + column, count, sum);
         });

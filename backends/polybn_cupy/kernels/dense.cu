@@ -44,19 +44,19 @@ __device__ void bring_tile(float* target, int sides, int depth, Where where) {
     }
 }
 
-// Fill a tile with finish(side, load(side, k)); all loads come before the first store.
+// Fill a tile with finish(side, load(side, k)). All loads come before the first store, and there is no branch around any.
 template <bool NEIGHBOURS, class Load, class Finish>
 __device__ void fill_tile(float* target, int sides, int depth, Load load, Finish finish) {
     float value[EACH];
 #pragma unroll
     for (int e = 0; e < EACH; ++e) {
         const Spot<NEIGHBOURS> at(e * THREADS + int(threadIdx.x));
-        value[e] = at.side < sides && at.k < depth ? load(at.side, at.k) : 0.0f;
+        value[e] = load(at.side < sides ? at.side : sides - 1, at.k < depth ? at.k : depth - 1);
     }
 #pragma unroll
     for (int e = 0; e < EACH; ++e) {
         const Spot<NEIGHBOURS> at(e * THREADS + int(threadIdx.x));
-        target[at.side * PITCH + at.k] = finish(at.side, value[e]);
+        target[at.side * PITCH + at.k] = at.side < sides && at.k < depth ? finish(at.side, value[e]) : 0.0f;
     }
 }
 
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) multiply_back(const __grid_co
             d.in.with_loads([&](auto load) {
                 fill_tile<BESIDE>(
                     target, count, depth,
-                    [&](int side, int at) { return input + side < inputs ? load(image + at, input + side) : 0.0f; },
+                    [&](int side, int at) { return load(image + at, input + side < inputs ? input + side : inputs - 1); },
                     [&](int side, float value) { return input + side < inputs ? d.in.activated(value) : 1.0f; });
             });
         },

@@ -20,27 +20,18 @@ struct Divisor {
     }
 };
 
-// Fill an array in shared memory with finish(load(n)); a thread starts several loads before it waits for the first.
-template <int AHEAD, class Load, class Finish>
-__device__ void fill(float* target, int count, Load load, Finish finish) {
+// Call put(n, load(n)) for each n. A thread starts several loads before it waits for the first. A branch around a load would
+// end this, so a thread without a number of its own loads the last one.
+template <int AHEAD, class Load, class Put>
+__device__ void transfer(int count, Load load, Put put) {
     for (int first = threadIdx.x; first < count; first += AHEAD * THREADS) {
         float value[AHEAD];
 #pragma unroll
-        for (int k = 0; k < AHEAD; ++k) value[k] = first + k * THREADS < count ? load(first + k * THREADS) : 0;
+        for (int k = 0; k < AHEAD; ++k) value[k] = load(first + k * THREADS < count ? first + k * THREADS : count - 1);
 #pragma unroll
         for (int k = 0; k < AHEAD; ++k) {
-            if (first + k * THREADS < count) target[first + k * THREADS] = finish(value[k]);
+            if (first + k * THREADS < count) put(first + k * THREADS, value[k]);
         }
-    }
-}
-
-// Start to copy numbers to shared memory; where(n) is the address of one, or null for 0. See arrived().
-template <class Where>
-__device__ void bring(float* target, int count, Where where) {
-    for (int n = threadIdx.x; n < count; n += THREADS) {
-        const float* from = where(n);
-        if (from) copy_async<1>(target + n, from);
-        else target[n] = 0;
     }
 }
 
@@ -73,10 +64,16 @@ struct Map {
 
     __device__ Index each() const { return Index(values()) * size * size; }
 
-    __device__ float stored(int image, int place) const {
-        if (!images) return x[image * each() + place];
+    // The bytes of an image.
+    __device__ const unsigned char* picture(int image) const {
         const Index number = progress[0] + image;
-        return float(images[(order ? order[number] : number) * each() + place]) / 255.0f;
+        return images + (order ? order[number] : number) * each();
+    }
+
+    __device__ static float number(unsigned char byte) { return float(byte) / 255.0f; }
+
+    __device__ float stored(int image, int place) const {
+        return images ? number(picture(image)[place]) : x[image * each() + place];
     }
 
     // The place of the first value of a square.
@@ -108,7 +105,7 @@ struct Map {
     }
 
     // The quotient may be wrong in its last bit.
-    __device__ float activated(float value) const { return sigmoid ? __fdividef(1, 1 + expf(-value)) : value; }
+    __device__ float activated(float value) const { return int(sigmoid) ? __fdividef(1, 1 + expf(-value)) : value; }
 
     // A value before the sigmoid.
     __device__ float raw(int image, int at) const { return size == 1 ? stored(image, at) : largest(image, at).value; }
@@ -134,31 +131,35 @@ struct Map {
         return sigmoid ? y * (1 - y) : 1.0f;
     }
 
-    // Turn the gradients of some neighbours into those of the stored values. All loads come before the first store.
+    // Turn the gradients of some neighbours into those of the stored values. All loads come before the first store, and
+    // there is no branch around any.
     template <int COUNT>
     __device__ __noinline__ void give(int image, int at, int count, Pack<float, COUNT> gradient) const {
         float* target = dx + image * each();
-        Best found[COUNT];
-        if (size > 2 || (images && size > 1)) {
-            for (int k = 0; k < count; ++k) give_square(target, at + k, largest(image, at + k), gradient.value[k]);
-            return;
-        }
+        if (size == 1) {
+            float value[COUNT] = {};
 #pragma unroll
-        for (int k = 0; k < COUNT; ++k) {
-            if (k >= count) break;
-            found[k] = size == 2 ? largest_of_four(image, at + k) : Best{sigmoid ? stored(image, at + k) : 0.0f, at + k};
-        }
-#pragma unroll
-        for (int k = 0; k < COUNT; ++k) {
-            if (k >= count) break;
-            const float value = gradient.value[k] * slope(found[k].value);
-            if (size == 1) {
-                target[at + k] = value;
-                continue;
+            for (int k = 0; k < COUNT; ++k) {
+                if (int(sigmoid)) value[k] = stored(image, at + (k < count ? k : 0));
             }
-            const int first = corner(at + k, 2), below = first + 2 * int(width.number), place = found[k].place;
-            *reinterpret_cast<Two*>(target + first) = {place == first ? value : 0, place == first + 1 ? value : 0};
-            *reinterpret_cast<Two*>(target + below) = {place == below ? value : 0, place == below + 1 ? value : 0};
+#pragma unroll
+            for (int k = 0; k < COUNT; ++k) {
+                if (k < count) target[at + k] = gradient.value[k] * slope(value[k]);
+            }
+        } else if (size == 2 && !images) {
+            Best found[COUNT];
+#pragma unroll
+            for (int k = 0; k < COUNT; ++k) found[k] = largest_of_four(image, at + (k < count ? k : 0));
+#pragma unroll
+            for (int k = 0; k < COUNT; ++k) {
+                if (k >= count) continue;
+                const int first = corner(at + k, 2), below = first + 2 * int(width.number), place = found[k].place;
+                const float value = gradient.value[k] * slope(found[k].value);
+                *reinterpret_cast<Two*>(target + first) = {place == first ? value : 0, place == first + 1 ? value : 0};
+                *reinterpret_cast<Two*>(target + below) = {place == below ? value : 0, place == below + 1 ? value : 0};
+            }
+        } else {
+            for (int k = 0; k < count; ++k) give_square(target, at + k, largest(image, at + k), gradient.value[k]);
         }
     }
 

@@ -109,15 +109,15 @@ __global__ void __launch_bounds__(THREADS) conclude(const __grid_constant__ Last
     float* bias = dz + WARPS * classes;                         // (classes,)
     float* weight = bias + classes;                             // (classes, inputs)
     const Divisor by_inputs(inputs), by_columns(inputs + 1);
-    bring(bias, classes, [&](int n) { return l.bias + n; });
-    bring(weight, classes * inputs, [&](int n) { return l.weight + n; });
+    for (int n = threadIdx.x; n < classes; n += THREADS) copy_async<1>(bias + n, l.bias + n);
+    for (int n = threadIdx.x; n < classes * inputs; n += THREADS) copy_async<1>(weight + n, l.weight + n);
     const int label = mine < here ? l.batch.labels[l.batch.order[l.batch.progress[0] + first + mine]] : 0;
     l.in.with_loads([&](auto load) {
         const auto from = [&](int n) {
             const int m = by_inputs.divide(n);
             return load(first + m, n - m * inputs);
         };
-        fill<4>(x, here * inputs, from, [&](float value) { return l.in.activated(value); });
+        transfer<4>(here * inputs, from, [&](int n, float value) { x[n] = l.in.activated(value); });
     });
     arrived();
     __syncthreads();
