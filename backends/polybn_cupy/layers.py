@@ -70,13 +70,17 @@ class Source:
         self.shape = (channels, height // size, width // size)
         self.values = math.prod(self.shape)
         self.dx = cupy.empty((n, *shape), np.float32) if wanted else None
+        self._kept: Array | None = None
         self._numbers = struct.pack("<3q", channels, size, sigmoid) + b"".join(map(_divisor, self.shape[1:]))
+
+    def keep(self, n: int) -> None:
+        """Have the forward pass keep what it reads, for the gradients of weights."""
+        self._kept = cupy.empty((n, *self.shape), np.float32)
 
     def pack(self, x: Array | Images) -> bytes:
         """Pack the struct ``Map``."""
-        if isinstance(x, Images):
-            return self._numbers + calls.pointers(None, self.dx, *x)
-        return self._numbers + calls.pointers(x, self.dx, None, None, None)
+        given = (None, self.dx, self._kept, *x) if isinstance(x, Images) else (x, self.dx, self._kept, None, None, None)
+        return self._numbers + calls.pointers(*given)
 
 
 class Dense:
@@ -86,6 +90,8 @@ class Dense:
         features, inputs = values["weight"].shape[0], source.values
         self._values, self._source = values, source
         self.last = last and _together_bytes(inputs, features) <= STAGE_BYTES
+        if not self.last:
+            source.keep(n)
         slices = -(-n // (WARPS if self.last else DEPTH))
         self._y = cupy.empty((n, features, 1, 1), np.float32)
         self._partials = cupy.empty((slices, features, inputs + 1), np.float32)
@@ -203,6 +209,7 @@ class Convolution:
         features, margin = values["weight"].shape[0], kernel - 1
         out = (high - margin, wide - margin)
         self._values, self._source, self._kernel = values, source, kernel
+        source.keep(n)
         forward = cut(channels, high, features, *out, kernel)
         spread = cut(features, out[0], channels, high, wide, kernel)
         weigh = patch(n, source.shape, features, kernel)

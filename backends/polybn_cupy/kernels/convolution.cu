@@ -28,11 +28,17 @@ using Outs = Pack<float, OUTS>;
 
 __device__ inline int up(int number, int step) { return (number + step - 1) / step; }
 
-// Fetch planes of an image, in rows of `pitch` numbers; those after the last are 0.
-__device__ inline void fetch_planes(const Map& in, float* target, int image, int first, int count, int pitch) {
+// Fetch planes of an image, in rows of `pitch` numbers; those after the last are 0. One block keeps what it reads.
+__device__ inline void fetch_planes(
+    const Map& in, float* target, int image, int first, int count, int pitch, bool keep) {
     const int lines = count * int(in.height.number), wide = int(in.width.number), start = first * in.area();
     const int spare = pitch - wide;
-    const auto put = [&](int n, float value) { target[n + in.width.divide(n) * spare] = in.activated(value); };
+    float* kept = keep ? in.kept + image * Index(in.values()) + start : nullptr;
+    const auto put = [&](int n, float value) {
+        const float result = in.activated(value);
+        target[n + in.width.divide(n) * spare] = result;
+        if (keep) kept[n] = result;
+    };
     if (in.images && in.size == 1) {
         const unsigned char* from = in.picture(image) + start;
         transfer<4>(lines * wide, [&](int n) { return from[n]; }, [&](int n, float byte) { put(n, byte / 255.0f); });
@@ -70,16 +76,21 @@ __device__ inline void bring_lines(float* target, const float* from, int lines, 
 
 // Start to copy weights, which are at weight(z, out), to shared memory. In memory neighbours are the taps, and then planes
 // or, with FLIP, outputs. A last output that would complete a vector gets 0.
-template <int TAPS, bool FLIP, class Weight>
+// A thread copies a row of a kernel.
+template <int KERNEL, bool FLIP, class Weight>
 __device__ void bring_weights(float* target, int outs, int planes, int stage, Weight weight) {
     const int padded = up(outs, OUTS) * OUTS;
     const Divisor by(FLIP ? padded : planes);
-    for (unsigned n = threadIdx.x; n < unsigned(padded * planes * TAPS); n += THREADS) {
-        const unsigned line = n / TAPS, tap = n - line * TAPS, outer = by.divide(line), inner = line - outer * by.number;
+    for (unsigned n = threadIdx.x; n < unsigned(padded * planes * KERNEL); n += THREADS) {
+        const unsigned line = n / KERNEL, row = n - line * KERNEL, outer = by.divide(line), inner = line - outer * by.number;
         const unsigned out = FLIP ? inner : outer, z = FLIP ? outer : inner;
-        float* to = target + ((out / OUTS * stage + z) * TAPS + tap) * OUTS + out % OUTS;
-        if (int(out) < outs) copy_async<1>(to, weight(int(z), int(out)) + tap);
-        else *to = 0;
+        float* to = target + ((out / OUTS * stage + z) * KERNEL + row) * KERNEL * OUTS + out % OUTS;
+        const float* from = weight(int(z), int(out)) + row * KERNEL;
+#pragma unroll
+        for (int j = 0; j < KERNEL; ++j) {
+            if (int(out) < outs) copy_async<1>(to + j * OUTS, from + j);
+            else to[j * OUTS] = 0;
+        }
     }
 }
 
@@ -117,7 +128,7 @@ __device__ void slide(Four (&sum)[OUTS], const float* x, const Outs* weight) {
 // is nothing above and below the plane. fetch(target, z, count) brings some planes to shared memory.
 template <int KERNEL, bool FLIP, class Fetch, class Weight, class Put>
 __device__ void correlate(int part, const Cut& cut, Planes planes, int outs, Fetch fetch, Weight weight, Put put) {
-    constexpr int TAPS = KERNEL * KERNEL;
+    constexpr int TAPS = KERNEL * KERNEL, ROWS = FLIP ? 1 : KERNEL;
     extern __shared__ uint4 memory[];
     const int stage = int(cut.stage), pitch = int(cut.pitch), shares = int(cut.shares), groups = up(outs, OUTS);
     const int area = planes.high * pitch, fours = up(planes.across, ALONG);
@@ -136,7 +147,7 @@ __device__ void correlate(int part, const Cut& cut, Planes planes, int outs, Fet
     for (int start = 0; start < planes.depth; start += stage) {
         const int here = planes.depth - start < stage ? planes.depth - start : stage;
         __syncthreads();
-        bring_weights<TAPS, FLIP>(reinterpret_cast<float*>(w), outs, here, stage, [&](int z, int out) {
+        bring_weights<KERNEL, FLIP>(reinterpret_cast<float*>(w), outs, here, stage, [&](int z, int out) {
             return weight(start + z, out);
         });
         fetch(x, start, here);
@@ -148,11 +159,12 @@ __device__ void correlate(int part, const Cut& cut, Planes planes, int outs, Fet
             for (int z = share[u]; z < here; z += shares) {
                 const float* from = x + z * area + column[u];
                 const Outs* mine = w + (group[u] * stage + z) * TAPS;
-#pragma unroll
-                for (int i = 0; i < KERNEL; ++i) {
-                    const int line = FLIP ? row[u] - i : row[u] + i;
-                    if (FLIP && (line < 0 || line >= planes.high)) continue;
-                    slide<KERNEL, FLIP>(sum[u], from + line * pitch, mine + i * KERNEL);
+                // Above and below the plane there is nothing, so some rows of the kernel are left out.
+                const int begin = FLIP && row[u] >= planes.high ? row[u] - planes.high + 1 : 0;
+                const int end = FLIP && row[u] < KERNEL ? row[u] + 1 : KERNEL;
+#pragma unroll ROWS
+                for (int i = begin; i < end; ++i) {
+                    slide<KERNEL, FLIP>(sum[u], from + (FLIP ? row[u] - i : row[u] + i) * pitch, mine + i * KERNEL);
                 }
             }
         }
@@ -187,7 +199,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) convolve(const __grid_constan
     correlate<KERNEL, false>(
         part, c.forward, {channels, high, across, down}, features,
         [&](float* target, int first, int count) {
-            fetch_planes(c.in, target, image, first, count, int(c.forward.pitch));
+            fetch_planes(c.in, target, image, first, count, int(c.forward.pitch), part == 0);
         },
         [&](int channel, int feature) { return c.weight + (feature * channels + channel) * TAPS; },
         [&](int feature, int row, int column, int count, const Four& sum) {
@@ -258,11 +270,10 @@ __device__ void weigh(const Convolution& c, int block) {
         const int here = end - start < together ? end - start : together;
         __syncthreads();
         for (int m = 0; m < here; ++m) {
+            const float* read = c.in.kept + (Index(start + m) * channels + channel) * high * wide;
+            bring_lines(x + m * some * high * pitch, read, some * high, wide, pitch, 0);
             const float* from = c.dy + (Index(start + m) * features + feature) * down * across;
             bring_lines(dy + m * many * down * dy_pitch, from, many * down, across, dy_pitch, 0);
-        }
-        for (int m = 0; m < here; ++m) {
-            fetch_planes(c.in, x + m * some * high * pitch, start + m, channel, some, pitch);
         }
         arrived();
         __syncthreads();

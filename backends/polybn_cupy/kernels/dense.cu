@@ -17,6 +17,9 @@ inline constexpr int EACH = SIDE * DEPTH / THREADS;
 using Four = Pack<float, ALONG>;
 static_assert(SIDE * SIDE == THREADS);
 
+// The input that the bias is the weight of.
+__device__ const float one = 1;
+
 // Which numbers of a factor are neighbours in memory: those of one sum, or those of different ones.
 inline constexpr bool INSIDE = true, BESIDE = false;
 
@@ -44,7 +47,7 @@ __device__ void bring_tile(float* target, int sides, int depth, Where where) {
     }
 }
 
-// Fill a tile with finish(side, load(side, k)). All loads come before the first store, and there is no branch around any.
+// Fill a tile with finish(side, k, load(side, k)). All loads come before the first store, and there is no branch around any.
 template <bool NEIGHBOURS, class Load, class Finish>
 __device__ void fill_tile(float* target, int sides, int depth, Load load, Finish finish) {
     float value[EACH];
@@ -56,7 +59,7 @@ __device__ void fill_tile(float* target, int sides, int depth, Load load, Finish
 #pragma unroll
     for (int e = 0; e < EACH; ++e) {
         const Spot<NEIGHBOURS> at(e * THREADS + int(threadIdx.x));
-        target[at.side * PITCH + at.k] = at.side < sides && at.k < depth ? finish(at.side, value[e]) : 0.0f;
+        target[at.side * PITCH + at.k] = at.side < sides && at.k < depth ? finish(at.side, at.k, value[e]) : 0.0f;
     }
 }
 
@@ -94,6 +97,7 @@ __device__ void product(int tile, int rows, int columns, int first, int last, Le
 
 __global__ void __launch_bounds__(THREADS, BLOCKS) multiply(const __grid_constant__ Dense d) {
     const int inputs = d.in.values(), features = int(d.features);
+    const bool keep = d.in.kept && blockIdx.x < (d.n + SIDE - 1) / SIDE;  // the blocks of the first features
     product<DOWN>(
         blockIdx.x, features, int(d.n), 0, inputs,
         [&](float* target, int feature, int count, int k, int depth) {
@@ -101,10 +105,14 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) multiply(const __grid_constan
             bring_tile<INSIDE>(target, count, depth, [&](int side, int at) { return from + side * inputs + at; });
         },
         [&](float* target, int image, int count, int k, int depth) {
+            const auto finish = [&](int side, int at, float value) {
+                const float result = d.in.activated(value);
+                if (keep) d.in.kept[(image + side) * Index(inputs) + k + at] = result;
+                return result;
+            };
             d.in.with_loads([&](auto load) {
                 fill_tile<INSIDE>(
-                    target, count, depth, [&](int side, int at) { return load(image + side, k + at); },
-                    [&](int, float value) { return d.in.activated(value); });
+                    target, count, depth, [&](int side, int at) { return load(image + side, k + at); }, finish);
             });
         },
         [&](int feature, int image, float sum) { d.y[Index(image) * features + feature] = sum + d.bias[feature]; });
@@ -136,11 +144,9 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) multiply_back(const __grid_co
             bring_tile<BESIDE>(target, count, depth, [&](int side, int at) { return from + at * features + side; });
         },
         [&](float* target, int input, int count, int image, int depth) {
-            d.in.with_loads([&](auto load) {
-                fill_tile<BESIDE>(
-                    target, count, depth,
-                    [&](int side, int at) { return load(image + at, input + side < inputs ? input + side : inputs - 1); },
-                    [&](int side, float value) { return input + side < inputs ? d.in.activated(value) : 1.0f; });
+            const float* from = d.in.kept + Index(image) * inputs + input;
+            bring_tile<BESIDE>(target, count, depth, [&](int side, int at) {
+                return input + side < inputs ? from + at * inputs + side : &one;
             });
         },
         [&](int feature, int input, float sum) {

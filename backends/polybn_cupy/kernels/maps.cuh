@@ -51,7 +51,7 @@ struct Map {
     Index channels, size, sigmoid;  // the side of a square, 1 for no pooling; whether there is a sigmoid
     Divisor height, width;          // after pooling
     const float* x;                 // what is stored: (n, channels, height * size, width * size)
-    float* dx;                      // its gradient; may be null
+    float *dx, *kept;               // its gradient, and the values that were read, for the pullback; both may be null
     const unsigned char* images;    // in place of x, bytes that mean numbers from 0 to 1
     const Index* order;             // which image comes when; null: as they come
     const Index* progress;          // the number of images that are done

@@ -215,15 +215,15 @@ __global__ void __launch_bounds__(THREADS) descend(const __grid_constant__ Desce
     }
     const Descent d = all.each[blockIdx.x];
     const int each = THREADS / int(d.shares), share = int(threadIdx.x) / each;
-    const Index columns = d.columns + (d.bias != nullptr), size = d.rows * columns;
-    const Index at = d.first + (int(threadIdx.x) - share * each), row = at / columns, column = at - row * columns;
+    const unsigned columns = unsigned(d.columns) + (d.bias != nullptr), size = unsigned(d.rows) * columns;
+    const unsigned at = unsigned(d.first) + (threadIdx.x - share * each), row = at / columns, column = at - row * columns;
     const bool there = at < size;
-    float* target = column == d.columns ? d.bias + row : d.weight + row * d.columns + column;
+    float* target = column == d.columns ? d.bias + row : d.weight + row * unsigned(d.columns) + column;
     const float rate = all.rate[0], old = there && share == 0 ? *target : 0.0f;
     double gradient = 0;
     if (there) {
 #pragma unroll 16
-        for (Index slice = share; slice < d.slices; slice += d.shares) gradient += d.gradient[slice * size + at];
+        for (int slice = share; slice < int(d.slices); slice += int(d.shares)) gradient += d.gradient[Index(slice) * size + at];
     }
     shared[threadIdx.x] = gradient;
     __syncthreads();
