@@ -19,16 +19,17 @@ LAUNCH, CACHED, MEMORY = 1.5, 0.35, 0.7
 """Times in us: from the end of one kernel of a graph to the work of the next; until a load arrives from the cache of the
 device, where everything but the images is, and from memory."""
 TAPS, OUTS, ALONG, SIDE, DEPTH = 25, 2, 4, 16, 128
-ESTIMATES = {"give": 90.0, "thread": 300.0}
+ESTIMATES = {"give": 90.0, "tile": 10.0, "thread": 200.0}
 """Instructions that are not in a loop of their own, so they are not counted: for a value whose gradient goes through a
-sigmoid and a pool, and for a thread before and after its loops."""
+sigmoid and a pool, for a value of a tile that is copied, and for a thread before and after its loops."""
 
 LIMITS = {
-    "convolve": 1.3, "spread": 1.5, "weigh": 1.25, "product": 1.75,
-    "pooled": 70.0, "activated": 50.0, "bytes": 84.0, "weights": 42.0, "copy": 8.0,
+    "convolve": 1.3, "spread": 1.45, "weigh": 1.25, "product": 1.75,
+    "pooled": 72.0, "activated": 48.0, "bytes": 61.0, "weights": 17.0, "lines": 32.0, "copy": 6.0,
 }  # fmt: skip
 """The most instructions: per multiply-add in the inner loops of the first four; per value that is brought to shared memory
-through pool and sigmoid, through a sigmoid, from bytes; per weight; and per value that is only copied."""
+through pool and sigmoid, through a sigmoid, from bytes; per weight; per four values of a line; and per value that is only
+copied."""
 AHEAD = {"pooled": 8, "activated": 4}
 """The loads that a thread starts before it waits for the first, in loops that bring values to shared memory."""
 
@@ -75,14 +76,14 @@ def _convolution(name: str, channels: int, side: int, features: int, source: str
     pieces = THREADS // units
     rows = math.ceil(2 * out / pieces) * math.ceil(units * pieces / 32) * 32
     weigh = Block(BATCH // 2, {
-        "weigh": rows * out * 5 * OUTS, source: 2 * values, "copy": 2 * features * out**2 / ALONG, "thread": THREADS,
+        "weigh": rows * out * 5 * OUTS, "lines": 2 * (values + features * out**2) / ALONG, "thread": THREADS,
     })  # fmt: skip
     if first:
-        return Node(name, 2, 1, (forward,)), Node(f"{name}, back", 3, 2, (weigh,))
+        return Node(name, 2, 1, (forward,)), Node(f"{name}, back", 1, 0, (weigh,))
     lanes = _units(side, channels) // side * 2
     spread = Block(BATCH, {
         "spread": _executed(side, out, lanes) * depth * features / 2, "weights": weights,
-        "copy": features * out * (side + 4) / ALONG, "give": values, "thread": THREADS,
+        "lines": features * out * (side + 4) / ALONG, "give": values, "thread": THREADS,
     })  # fmt: skip
     return Node(name, 1, 0, (forward,)), Node(f"{name}, back", 2, 0, (spread, weigh))
 
@@ -98,12 +99,12 @@ def _dense(name: str, inputs: int, features: int, source: str) -> tuple[Node, No
     def tiles(rows: int, columns: int, depth: int, source: str, given: int = 0) -> Block:
         steps = math.ceil(depth / DEPTH)
         staged = SIDE * DEPTH * steps
-        work = {"product": SIDE * SIDE * _up(depth, ALONG), "copy": staged, "thread": THREADS, "give": given}
+        work = {"product": SIDE * SIDE * _up(depth, ALONG), "tile": staged, "thread": THREADS, "give": given}
         work[source] = work.get(source, 0) + staged
         return Block(math.ceil(rows / SIDE) * math.ceil(columns / SIDE), work)
 
-    weigh = tiles(features, inputs + 1, DEPTH, source)
-    back = tiles(inputs, BATCH, features, "copy", SIDE * SIDE), weigh._replace(blocks=weigh.blocks * BATCH // DEPTH)
+    weigh = tiles(features, inputs + 1, DEPTH, "tile")
+    back = tiles(inputs, BATCH, features, "tile", SIDE * SIDE), weigh._replace(blocks=weigh.blocks * BATCH // DEPTH)
     forward = Node(name, math.ceil(inputs / DEPTH) + 1, 0, (tiles(features, BATCH, inputs, source),))
     return forward, Node(f"{name}, back", 2, 0, back)
 
@@ -153,6 +154,7 @@ SOURCES: dict[str, tuple[tuple[str, str], Chooser, str]] = {
     "activated": (CONVOLVE, lambda loop: loop.count("LDG") > 0 and not loop.count("LDG.E.U8", "LDG.E.64", "LDGSTS"), "MUFU"),
     "bytes": (CONVOLVE, lambda loop: loop.count("LDG.E.U8") > 0 and not loop.count("LDG.E.64"), "LDG"),
     "weights": (CONVOLVE, lambda loop: loop.count("LDGSTS") > 0, "LDGSTS"),
+    "lines": (PULL, lambda loop: loop.count("LDGSTS.E.BYPASS.128") > 0, "LDGSTS"),
     "copy": (("network.cu", "conclude"), lambda loop: loop.count("LDGSTS") >= 4, "LDGSTS"),
 }
 """Where each kind of loop is, how to tell it from others, and the instruction that is counted as its turns."""
@@ -205,10 +207,9 @@ def costs(counted: dict[str, float]) -> dict[str, Cost]:
     each, issued = ESTIMATES | counted, budget.ISSUED / MULTIPROCESSORS
     found = {}
     for node in nodes():
-        busiest = 0.0
-        for kind in node.kinds:
-            work = sum(each[name] * amount for name, amount in kind.work.items())
-            busiest += math.ceil(kind.blocks / MULTIPROCESSORS) * work
+        blocks = sum(kind.blocks for kind in node.kinds)
+        work = sum(kind.blocks * each[name] * amount for kind in node.kinds for name, amount in kind.work.items())
+        busiest = math.ceil(blocks / MULTIPROCESSORS) * work / blocks
         found[node.name] = Cost(LAUNCH, node.cached * CACHED + node.memory * MEMORY, busiest / issued)
     for name, (values, group) in NORMS.items():
         for of, kernel in ((name, "forward"), (f"{name}, back", "backward")):
