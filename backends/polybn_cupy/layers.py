@@ -25,7 +25,8 @@ Shape: TypeAlias = tuple[int, ...]
 Values: TypeAlias = dict[str, Array]
 """One layer's arrays by short name, such as ``weight``, ``gamma`` or ``running_mean``."""
 
-SIDE, DEPTH, PITCH = 16, 128, 132  # of dense.cu
+DEPTH, PITCH = 128, 132  # of dense.cu
+FORWARD, BACKWARD = (32, 8), (32, 32)  # the tiles of dense.cu
 ALONG, OUTS, UNITS = 4, 2, 2  # of convolution.cu
 WARPS = THREADS // 32
 STAGE_BYTES = 40 << 10
@@ -96,20 +97,20 @@ class Dense:
         self._y = cupy.empty((n, features, 1, 1), np.float32)
         self._partials = cupy.empty((slices, features, inputs + 1), np.float32)
         self.updates = [Update(values["weight"], values["bias"], self._partials, slices)]
-        spread = 0 if source.dx is None else _tiles(inputs, n)
+        spread = 0 if source.dx is None else _tiles(inputs, n, BACKWARD)
         self._numbers = struct.pack("<4q", n, features, slices, spread)
-        self._blocks = _tiles(features, n), spread + slices * _tiles(features, inputs + 1)
+        self._blocks = _tiles(features, n, FORWARD), spread + slices * _tiles(features, inputs, BACKWARD)
 
     def forward(self, x: Array | Images, *, training: bool) -> Array:
         """Return the layer's output; for the last layer in training, :meth:`conclude` will compute it."""
         self._x = x
         if not (training and self.last):
-            self._launch("multiply", self._blocks[0], None)
+            self._launch("multiply", self._blocks[0], FORWARD, None)
         return self._y
 
     def backward(self, dy: Array) -> Array | None:
         """Return the gradient of the input, and find those of weights and bias."""
-        self._launch("multiply_back", self._blocks[1], dy)
+        self._launch("multiply_back", self._blocks[1], BACKWARD, dy)
         return self._source.dx
 
     def conclude(self, batch: bytes) -> Array | None:
@@ -120,10 +121,10 @@ class Dense:
         launch.kernel("network.cu", "conclude")(slices, arguments, shared=_together_bytes(columns - 1, features))
         return self._source.dx
 
-    def _launch(self, name: str, blocks: int, dy: Array | None) -> None:
+    def _launch(self, name: str, blocks: int, tile: tuple[int, int], dy: Array | None) -> None:
         arrays = (self._values["weight"], self._values["bias"], dy, self._y, self._partials)
         arguments = self._source.pack(self._x) + self._numbers + calls.pointers(*arrays)
-        launch.kernel("dense.cu", name)(blocks, arguments, shared=8 * SIDE * PITCH)
+        launch.kernel("dense.cu", name)(blocks, arguments, shared=4 * sum(tile) * PITCH)
 
 
 class Cut(NamedTuple):
@@ -305,8 +306,8 @@ class Pool:
 Layer: TypeAlias = Convolution | Dense | BatchNorm | Pool
 
 
-def _tiles(rows: int, columns: int) -> int:
-    return -(-rows // SIDE) * -(-columns // SIDE)
+def _tiles(rows: int, columns: int, tile: tuple[int, int]) -> int:
+    return -(-rows // tile[0]) * -(-columns // tile[1])
 
 
 def _together_bytes(inputs: int, classes: int) -> int:

@@ -18,16 +18,16 @@ BATCH, STEPS, THREADS, MULTIPROCESSORS = 256, 235, 256, 132
 LAUNCH, CACHED, MEMORY = 1.5, 0.35, 0.7
 """Times in us: from the end of one kernel of a graph to the work of the next; until a load arrives from the cache of the
 device, where everything but the images is, and from memory."""
-TAPS, OUTS, ALONG, SIDE, DEPTH = 25, 2, 4, 16, 128
+TAPS, OUTS, ALONG, DEPTH = 25, 2, 4, 128
 ESTIMATES = {"give": 90.0, "tile": 10.0, "thread": 200.0}
 """Instructions that are not in a loop of their own, so they are not counted: for a value whose gradient goes through a
 sigmoid and a pool, for a value of a tile that is copied, and for a thread before and after its loops."""
 
 LIMITS = {
-    "convolve": 1.3, "spread": 1.45, "weigh": 1.25, "product": 1.75,
+    "convolve": 1.3, "spread": 1.45, "weigh": 1.25, "product": 1.35, "thin": 1.9,
     "pooled": 72.0, "activated": 48.0, "bytes": 61.0, "weights": 17.0, "lines": 32.0, "copy": 6.0,
 }  # fmt: skip
-"""The most instructions: per multiply-add in the inner loops of the first four; per value that is brought to shared memory
+"""The most instructions: per multiply-add in the inner loops of the first five; per value that is brought to shared memory
 through pool and sigmoid, through a sigmoid, from bytes; per weight; per four values of a line; and per value that is only
 copied."""
 AHEAD = {"pooled": 8, "activated": 4}
@@ -94,18 +94,18 @@ def _units(side: int, outs: int) -> int:
 
 
 def _dense(name: str, inputs: int, features: int, source: str) -> tuple[Node, Node]:
-    """Return the launches of a dense layer, whose products are cut into tiles of 16 x 16, 128 deep."""
+    """Return the launches of a dense layer, whose products are cut into tiles of 32 x 8 and 32 x 32, 128 deep."""
 
-    def tiles(rows: int, columns: int, depth: int, source: str, given: int = 0) -> Block:
+    def tiles(rows: int, columns: int, depth: int, wide: int, source: str = "tile", given: int = 0) -> Block:
         steps = math.ceil(depth / DEPTH)
-        staged = SIDE * DEPTH * steps
-        work = {"product": SIDE * SIDE * _up(depth, ALONG), "tile": staged, "thread": THREADS, "give": given}
-        work[source] = work.get(source, 0) + staged
-        return Block(math.ceil(rows / SIDE) * math.ceil(columns / SIDE), work)
+        work = {"tile": 32.0 * DEPTH * steps, "thread": THREADS, "give": given}
+        work["product" if wide == 32 else "thin"] = 32 * wide * _up(depth, ALONG)
+        work[source] = work.get(source, 0) + wide * DEPTH * steps
+        return Block(math.ceil(rows / 32) * math.ceil(columns / wide), work)
 
-    weigh = tiles(features, inputs + 1, DEPTH, "tile")
-    back = tiles(inputs, BATCH, features, "tile", SIDE * SIDE), weigh._replace(blocks=weigh.blocks * BATCH // DEPTH)
-    forward = Node(name, math.ceil(inputs / DEPTH) + 1, 0, (tiles(features, BATCH, inputs, source),))
+    weigh = tiles(features, inputs, DEPTH, 32)
+    back = tiles(inputs, BATCH, features, 32, given=32 * 32), weigh._replace(blocks=weigh.blocks * BATCH // DEPTH)
+    forward = Node(name, math.ceil(inputs / DEPTH) + 1, 0, (tiles(features, BATCH, inputs, 8, source),))
     return forward, Node(f"{name}, back", 2, 0, back)
 
 
@@ -145,11 +145,13 @@ def _multiplies(loop: sass.Loop, vectors: range) -> bool:
 
 Chooser = Callable[[sass.Loop], bool]
 CONVOLVE, PULL = ("convolution.cu", "convolve<5>"), ("convolution.cu", "pull<5>")
+DENSE = ("dense.cu", "multiply_back")  # the compiler's output has both kernels
 SOURCES: dict[str, tuple[tuple[str, str], Chooser, str]] = {
     "convolve": (CONVOLVE, lambda loop: _multiplies(loop, range(1, 999)), "FFMA"),
     "spread": (PULL, lambda loop: _multiplies(loop, range(7, 999)), "FFMA"),
     "weigh": (PULL, lambda loop: _multiplies(loop, range(1, 7)), "FFMA"),
-    "product": (("dense.cu", "multiply_back"), lambda loop: _multiplies(loop, range(1, 999)), "FFMA"),
+    "thin": (DENSE, lambda loop: 16 <= loop.count("FFMA") < 64 and loop.count("LDS") > 0, "FFMA"),
+    "product": (DENSE, lambda loop: loop.count("FFMA") >= 64 and loop.count("LDS") > 0, "FFMA"),
     "pooled": (CONVOLVE, lambda loop: loop.count("LDG.E.64") > 0 and not loop.count("LDG.E.U8"), "MUFU"),
     "activated": (CONVOLVE, lambda loop: loop.count("LDG") > 0 and not loop.count("LDG.E.U8", "LDG.E.64", "LDGSTS"), "MUFU"),
     "bytes": (CONVOLVE, lambda loop: loop.count("LDG.E.U8") > 0 and not loop.count("LDG.E.64"), "LDG"),
@@ -202,15 +204,19 @@ class Cost(NamedTuple):
     instructions: float
 
 
+def busiest(node: Node, each: dict[str, float]) -> float:
+    """Return the time in us that the multiprocessor with most blocks needs for the kinds of work in ``each``."""
+    blocks = sum(kind.blocks for kind in node.kinds)
+    work = sum(kind.blocks * each.get(name, 0) * n for kind in node.kinds for name, n in kind.work.items())
+    return math.ceil(blocks / MULTIPROCESSORS) * work / blocks / (budget.ISSUED / MULTIPROCESSORS)
+
+
 def costs(counted: dict[str, float]) -> dict[str, Cost]:
-    """Return the predicted cost of each launch of a step, by name, in an order of no meaning."""
-    each, issued = ESTIMATES | counted, budget.ISSUED / MULTIPROCESSORS
+    """Return the predicted cost of each launch of a step, by name; batch norms are the last."""
     found = {}
     for node in nodes():
-        blocks = sum(kind.blocks for kind in node.kinds)
-        work = sum(kind.blocks * each[name] * amount for kind in node.kinds for name, amount in kind.work.items())
-        busiest = math.ceil(blocks / MULTIPROCESSORS) * work / blocks
-        found[node.name] = Cost(LAUNCH, node.cached * CACHED + node.memory * MEMORY, busiest / issued)
+        waits = node.cached * CACHED + node.memory * MEMORY
+        found[node.name] = Cost(LAUNCH, waits, busiest(node, ESTIMATES | counted))
     for name, (values, group) in NORMS.items():
         for of, kernel in ((name, "forward"), (f"{name}, back", "backward")):
             latency = budget.LATENCY[kernel if group else "inference"]
@@ -224,10 +230,13 @@ def record() -> dict[str, Any]:
     counted = count(loops())
     launches = costs(counted)
     microseconds = sum(map(sum, launches.values()))
+    multiplying = {kind: cost for kind, cost in counted.items() if SOURCES[kind][2] == "FFMA"}
     return {
         "launches": len(launches),
         "instructions": counted,
         "nodes": {name: [round(part, 2) for part in cost] for name, cost in launches.items()},
+        "multiply-adds, us": round(sum(busiest(node, multiplying) for node in nodes()), 1),
+        "batch norms, us": round(sum(cost.waits for name, cost in launches.items() if name.startswith("batch")), 1),
         "predicted us a step": round(microseconds, 1),
         "predicted ms an epoch": round(microseconds * STEPS / 1000, 1),
     }
