@@ -85,7 +85,7 @@ def test_the_layers_of_a_network_did_not_get_worse() -> None:
 
 PLANTED_STEPS = {
     "a lost unroll in a convolution": ("convolve", "#pragma unroll ROWS", "#pragma unroll 1"),
-    "a division in the gradient of an input": ("spread", "mine + i * KERNEL);", "mine + i * shares % groups * KERNEL);"),
+    "a division in the gradient of an input": ("spread", "mine + i * KERNEL);", "mine + i * shares % groups);"),
     "a lost unroll in the gradient of weights": ("weigh", "#pragma unroll 2\n", "#pragma unroll 1\n"),
     "single numbers in a product": (
         "product", "const Four x = mine[k], y = other[k];",

@@ -59,7 +59,7 @@ def test_layers_that_do_not_fit_into_shared_memory_at_once_are_right() -> None:
     got = test_program.program_step(program, s)
     bound = reference.allowed(lambda rounded: test_program.exact_step(s, rounded))
     test_program.check(got, test_program.exact_step(s), bound)
-    from polybn_cupy.layers import cut, patch
+    from polybn_cupy.tasks import cut, patch
 
     forward = cut(20, 10, 28, 6, 6, 5)
     spread = cut(28, 6, 20, 10, 10, 5)

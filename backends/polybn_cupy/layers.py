@@ -19,6 +19,7 @@ from polybn_cupy import calls, launch
 from polybn_cupy.batch_norm import Outputs, normalize
 from polybn_cupy.derivatives import Residuals, differentiate
 from polybn_cupy.plan import THREADS, power_of_two
+from polybn_cupy.tasks import STAGE_BYTES, cut, patch
 
 Array: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
@@ -27,12 +28,7 @@ Values: TypeAlias = dict[str, Array]
 
 DEPTH, PITCH = 128, 132  # of dense.cu
 FORWARD, BACKWARD = (32, 8), (32, 32)  # the tiles of dense.cu
-ALONG, OUTS, UNITS = 4, 2, 2  # of convolution.cu
 WARPS = THREADS // 32
-STAGE_BYTES = 40 << 10
-"""The shared memory that a block should be content with, so that several blocks are resident."""
-SLICES = 128
-"""The most slices of a batch for the gradients of a convolution: enough blocks for a large device."""
 
 
 class Update(NamedTuple):
@@ -125,81 +121,6 @@ class Dense:
         arrays = (self._values["weight"], self._values["bias"], dy, self._y, self._partials)
         arguments = self._source.pack(self._x) + self._numbers + calls.pointers(*arrays)
         launch.kernel("dense.cu", name)(blocks, arguments, shared=4 * sum(tile) * PITCH)
-
-
-class Cut(NamedTuple):
-    """How shared memory and threads are divided for the outputs of a convolution, or the gradient of its input."""
-
-    stage: int
-    """The planes that are in shared memory at once."""
-    pitch: int
-    """The numbers in a row of a plane in shared memory."""
-    shares: int
-    """The number of threads that divide a sum."""
-    blocks: int
-    """The number of blocks for an image."""
-    shared: int
-    """The bytes of shared memory."""
-
-    def pack(self) -> bytes:
-        """Pack the struct ``Cut``."""
-        return struct.pack("<4q", *self[:4])
-
-
-def cut(planes: int, high: int, outs: int, down: int, across: int, kernel: int) -> Cut:
-    """Divide the sums over planes of ``high`` rows for ``outs`` outputs of ``down`` x ``across``."""
-    groups, pitch = -(-outs // OUTS), row_pitch(across, kernel)
-    each = 4 * (high * pitch + kernel * kernel * groups * OUTS)
-    stage = max(1, min(planes, STAGE_BYTES // each))
-    units, shares = down * groups * -(-across // ALONG), 1
-    while units * shares * 2 <= THREADS and shares * 2 <= min(planes, 32):
-        shares *= 2
-    return Cut(stage, pitch, shares, -(-units * shares // (UNITS * THREADS)), stage * each)
-
-
-class Patch(NamedTuple):
-    """How the gradients of a convolution's weights are divided among blocks and threads."""
-
-    slices: int
-    together: int
-    """The number of images that are in shared memory at once."""
-    channels: int
-    features: int
-    """The channels and features of a block."""
-    pieces: int
-    """The number of threads that divide a sum."""
-    pitch: int
-    dy_pitch: int
-    """The numbers in a row of the input and of the output's gradient, in shared memory."""
-    blocks: int
-    """The number of blocks."""
-    shared: int
-    """The bytes of shared memory."""
-
-    def pack(self) -> bytes:
-        """Pack the fields of the struct ``Convolution``."""
-        return struct.pack("<7q", *self[:7])
-
-
-def patch(n: int, shape: Shape, features: int, kernel: int) -> Patch:
-    """Divide the gradients of the weights of a convolution of ``n`` images of a shape."""
-    channels, high, wide = shape
-    down, across = high - kernel + 1, wide - kernel + 1
-    pitch, dy_pitch, slices = row_pitch(across, kernel), _up(across, ALONG), min(SLICES, n)
-    some, many = channels, features
-
-    def units() -> int:
-        return (some * kernel + 1) * -(-many // OUTS)
-
-    def image() -> int:
-        return 4 * (some * high * pitch + many * down * dy_pitch)
-
-    while (units() > THREADS or 4 * pitch + image() > STAGE_BYTES) and (some > 1 or many > OUTS):
-        some, many = (-(-some // 2), many) if some > 1 else (some, -(-many // 2))
-    together = max(1, min(-(-n // slices), (STAGE_BYTES - 4 * pitch) // image()))
-    shared = max(4 * pitch + together * image(), 4 * THREADS * OUTS * kernel)
-    blocks = slices * -(-channels // some) * -(-features // many)
-    return Patch(slices, together, some, many, max(1, THREADS // units()), pitch, dy_pitch, blocks, shared)
 
 
 class Convolution:
@@ -315,15 +236,6 @@ def _together_bytes(inputs: int, classes: int) -> int:
     return 16 * WARPS + 4 * (WARPS * (inputs + 2 * classes) + classes * (inputs + 1))
 
 
-def row_pitch(across: int, kernel: int) -> int:
-    """Return the length of a row in shared memory whose threads read whole vectors for ``across`` outputs."""
-    return _up(across, ALONG) + _up(ALONG + kernel - 1, ALONG) - ALONG
-
-
 def _divisor(number: int) -> bytes:
     """Pack the struct ``Divisor``."""
     return struct.pack("<2I", number, (2**32 - 1) // number)
-
-
-def _up(number: int, step: int) -> int:
-    return -(-number // step) * step

@@ -39,7 +39,7 @@ def steps() -> str:
     if not RECORD.exists():
         return ""
     step: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))["step"]
-    lines = ["| launch | launching | waits for loads | instructions | together, µs |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines = ["| launch | launching | waits | instructions | together, µs |", "| --- | ---: | ---: | ---: | ---: |"]
     for name, parts in step["nodes"].items():
         lines.append(f"| {name} | " + " | ".join(f"{part:.1f}" for part in (*parts, sum(parts))) + " |")
     sums = [sum(column) for column in zip(*step["nodes"].values(), strict=True)]
@@ -48,7 +48,7 @@ def steps() -> str:
     return "\n".join([
         *lines, "",
         f"{step['launches']} launches take {step['predicted us a step']:g} µs, and 60,000 images "
-        f"{step['predicted ms an epoch']:g} ms; the goal is 70 µs and 20 ms. Launching takes {sums[0]:.1f} µs of it, what "
-        f"batch norms wait for {step['batch norms, us']:g}, and multiply-adds {step['multiply-adds, us']:g}. Counted "
-        f"instructions of the inner loops: {costs}.",
+        f"{step['predicted ms an epoch']:g} ms; the goal is 70 µs and 20 ms. Launching takes {sums[0]:.1f} µs of it, "
+        f"what batch norms wait for {step['batch norms, us']:g}, and multiply-adds {step['multiply-adds, us']:g}. "
+        f"Counted instructions of the inner loops: {costs}.",
     ]) + "\n"  # fmt: skip

@@ -1,9 +1,9 @@
 """The cost of a training step of LeNet on CuPy, counted in machine code, and a prediction for each launch.
 
-The record of :mod:`tests.gpu.budget` keeps both. The prediction of a launch is the sum of three terms: the launch itself,
-the waits for loads that nothing hides, and the instructions of the multiprocessor that has most of them to issue. Inner
-loops are counted in machine code; what surrounds them is estimated (``ESTIMATES``). Not in the model: bank conflicts, and
-waits for the arithmetic itself. The sum may be wrong by a factor of 2.
+The record of :mod:`tests.gpu.budget` keeps both. The prediction of a launch is the sum of three terms: the launch
+itself, the waits for loads that nothing hides, and the instructions of the multiprocessor that has most of them to
+issue. Inner loops are counted in machine code; what surrounds them is estimated (``ESTIMATES``). Not in the model: bank
+conflicts, and waits for the arithmetic itself. The sum may be wrong by a factor of 2.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from tests.gpu import budget, nvrtc, sass
 
 BATCH, STEPS, THREADS, MULTIPROCESSORS = 256, 235, 256, 132
 LAUNCH, CACHED, MEMORY = 1.5, 0.35, 0.7
-"""Times in us: from the end of one kernel of a graph to the work of the next; until a load arrives from the cache of the
-device, where everything but the images is, and from memory."""
+"""Times in us: from the end of one kernel of a graph to the work of the next; until a load arrives from the cache of
+the device, where everything but the images is, and from memory."""
 TAPS, OUTS, ALONG, DEPTH = 25, 2, 4, 128
 ESTIMATES = {"give": 90.0, "tile": 10.0, "thread": 200.0}
 """Instructions that are not in a loop of their own, so they are not counted: for a value whose gradient goes through a
@@ -27,9 +27,9 @@ LIMITS = {
     "convolve": 1.3, "spread": 1.45, "weigh": 1.25, "product": 1.35, "thin": 1.9,
     "pooled": 72.0, "activated": 48.0, "bytes": 61.0, "weights": 17.0, "lines": 32.0, "copy": 6.0,
 }  # fmt: skip
-"""The most instructions: per multiply-add in the inner loops of the first five; per value that is brought to shared memory
-through pool and sigmoid, through a sigmoid, from bytes; per weight; per four values of a line; and per value that is only
-copied."""
+"""The most instructions: per multiply-add in the inner loops of the first five; per value that is brought to shared
+memory through pool and sigmoid, through a sigmoid, from bytes; per weight; per four values of a line; and per value
+that is only copied."""
 AHEAD = {"pooled": 8, "activated": 4}
 """The loads that a thread starts before it waits for the first, in loops that bring values to shared memory."""
 
@@ -80,9 +80,9 @@ def _convolution(name: str, channels: int, side: int, features: int, source: str
     })  # fmt: skip
     if first:
         return Node(name, 2, 1, (forward,)), Node(f"{name}, back", 1, 0, (weigh,))
-    lanes = _units(side, channels) // side * 2
+    lanes = _units(side, channels) // side * 4
     spread = Block(BATCH, {
-        "spread": _executed(side, out, lanes) * depth * features / 2, "weights": weights,
+        "spread": _executed(side, out, lanes) * depth * features / 4, "weights": weights,
         "lines": features * out * (side + 4) / ALONG, "give": values, "thread": THREADS,
     })  # fmt: skip
     return Node(name, 1, 0, (forward,)), Node(f"{name}, back", 2, 0, (spread, weigh))
@@ -138,12 +138,12 @@ NORMS = {
 """The values of one image in each batch norm, and whether blocks wait for each other in it."""
 
 
-
 def _multiplies(loop: sass.Loop, vectors: range) -> bool:
     return loop.count("FFMA") >= 32 and loop.count("LDS") in vectors
 
 
 Chooser = Callable[[sass.Loop], bool]
+OTHER_LOADS = ("LDG.E.U8", "LDG.E.64", "LDGSTS")
 CONVOLVE, PULL = ("convolution.cu", "convolve<5>"), ("convolution.cu", "pull<5>")
 DENSE = ("dense.cu", "multiply_back")  # the compiler's output has both kernels
 SOURCES: dict[str, tuple[tuple[str, str], Chooser, str]] = {
@@ -153,7 +153,7 @@ SOURCES: dict[str, tuple[tuple[str, str], Chooser, str]] = {
     "thin": (DENSE, lambda loop: 16 <= loop.count("FFMA") < 64 and loop.count("LDS") > 0, "FFMA"),
     "product": (DENSE, lambda loop: loop.count("FFMA") >= 64 and loop.count("LDS") > 0, "FFMA"),
     "pooled": (CONVOLVE, lambda loop: loop.count("LDG.E.64") > 0 and not loop.count("LDG.E.U8"), "MUFU"),
-    "activated": (CONVOLVE, lambda loop: loop.count("LDG") > 0 and not loop.count("LDG.E.U8", "LDG.E.64", "LDGSTS"), "MUFU"),
+    "activated": (CONVOLVE, lambda loop: loop.count("LDG") > loop.count(*OTHER_LOADS) == 0, "MUFU"),
     "bytes": (CONVOLVE, lambda loop: loop.count("LDG.E.U8") > 0 and not loop.count("LDG.E.64"), "LDG"),
     "weights": (CONVOLVE, lambda loop: loop.count("LDGSTS") > 0, "LDGSTS"),
     "lines": (PULL, lambda loop: loop.count("LDGSTS.E.BYPASS.128") > 0, "LDGSTS"),
@@ -186,7 +186,7 @@ def count(found: dict[str, list[sass.Loop]]) -> dict[str, float]:
 
 
 def ahead(found: dict[str, list[sass.Loop]]) -> dict[str, int]:
-    """Return how many loads each kind of AHEAD starts before it waits for the first; the least where there are several."""
+    """Return how many loads each kind of AHEAD starts before it waits for the first; the least of several loops."""
     return {kind: min((_ahead(loop) for loop in found[kind]), default=0) for kind in AHEAD}
 
 
