@@ -154,8 +154,10 @@ class Chain:
             launch.kernel("network.cu", "deliver")(1, self._batch(data, data.scored, x))
             return
         dy, batch, trained = self._gradient, self._batch(data, data.trained, x), self._layers[self._first :]
-        if trained and isinstance(trained[-1], layers.Dense) and trained[-1].last:
-            dy = trained.pop().conclude(batch)
+        last = self._layers[-1]
+        if isinstance(last, layers.Dense) and last.last:
+            trained.pop()
+            dy = last.conclude(batch)
         else:
             launch.kernel("network.cu", "judge")(len(self._found), batch, shared=16 * layers.WARPS)
         for layer in reversed(trained):

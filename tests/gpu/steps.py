@@ -112,7 +112,12 @@ def _dense(name: str, inputs: int, features: int, source: str) -> tuple[Node, No
 def _conclusion(inputs: int, classes: int) -> Node:
     """Return the launch of the last dense layer and the loss, whose blocks take eight images each."""
     products = 3 * 8 * classes * _up(inputs, 32)
-    work = {"weigh": 4 * products, "activated": 8 * inputs, "copy": classes * inputs, "give": 8 * inputs}
+    work: dict[str, float] = {
+        "weigh": 4 * products,
+        "activated": 8 * inputs,
+        "copy": classes * inputs,
+        "give": 8 * inputs,
+    }
     return Node("dense 3, loss, back", 4, 0, (Block(BATCH // 8, work | {"thread": 2 * THREADS}),))
 
 
