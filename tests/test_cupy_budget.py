@@ -75,25 +75,46 @@ def test_a_planted_regression_is_found(name: str) -> None:
 
 def test_the_layers_of_a_network_did_not_get_worse() -> None:
     """Each inner loop is within its limit, and the record has the prediction that follows."""
-    costs = steps.count()
-    assert {kind: cost for kind, cost in costs.items() if cost > steps.LIMITS[kind]} == {}
+    found = steps.loops()
+    assert {kind: cost for kind, cost in steps.count(found).items() if cost > steps.LIMITS[kind]} == {}
+    assert steps.ahead(found) == steps.AHEAD
     record = json.loads(budget.RECORD.read_text(encoding="utf-8"))
     if record["compiler"] == f"NVRTC {nvrtc.version()}":
         assert record["step"] == steps.record()
 
 
 PLANTED_STEPS = {
-    "a lost unroll in a convolution": (
-        "convolve", "#pragma unroll\n                for (int i", "#pragma unroll 1\nfor (int i",
+    "a lost unroll in a convolution": ("convolve", "#pragma unroll ROWS", "#pragma unroll 1"),
+    "a division in the gradient of an input": ("spread", "mine + i * KERNEL);", "mine + i * shares % groups);"),
+    "a lost unroll in the gradient of weights": ("weigh", "#pragma unroll 2\n", "#pragma unroll 1\n"),
+    "a lost unroll in a product": ("product", "#pragma unroll 4\n", "#pragma unroll 1\n"),
+    "an exact quotient in the sigmoid": ("activated", "__fdividef(1, 1 + expf(-value))", "1 / (1 + expf(-value))"),
+    "single numbers in a pool": (
+        "pooled", "upper = *reinterpret_cast<const Two*>(from + first)", "upper = {from[first], from[first + 1]}",
     ),
-    "a division in a convolution": ("spread", "mine[i * KERNEL + j]", "mine[(z + i * KERNEL + j) % groups]"),
-    "a lost unroll in the gradient of weights": ("weigh", "#pragma unroll 8", "#pragma unroll 1"),
-    "a lost unroll in a product": ("product", "#pragma unroll 16", "#pragma unroll 1"),
+    "bytes that are looked up one by one": ("bytes", "return from[n];", "return in.picture(image)[start + n];"),
+    "a division for each weight": ("weights", "inner = line - outer * by.number;", "inner = line % by.number;"),
+    "lines copied number by number": ("lines", "bring_lines_by<ALONG>(target", "bring_lines_by<1>(target"),
+    "numbers that are not copied asynchronously": ("copy", "copy_async<1>(", "*(float*)("),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PLANTED_STEPS)
 def test_a_planted_regression_in_a_layer_is_found(name: str) -> None:
     kind, old, new = PLANTED_STEPS[name]
-    costs = steps.count((old, new))
-    assert costs[kind] > steps.LIMITS[kind], costs
+    assert old in nvrtc.kernels().source(steps.SOURCES[kind][0][0])
+    found = steps.count(steps.loops((old, new)))
+    assert found[kind] > steps.LIMITS[kind], found
+
+
+def test_a_branch_around_loads_is_found() -> None:
+    """A thread with such a branch waits for each pool before it loads the next."""
+    old = "load(first + k * THREADS < count ? first + k * THREADS : count - 1)"
+    new = "first + k * THREADS < count ? load(first + k * THREADS) : 0"
+    assert steps.ahead(steps.loops((old, new)))["pooled"] < steps.AHEAD["pooled"]
+
+
+def test_a_record_of_a_step_adds_up() -> None:
+    step = json.loads(budget.RECORD.read_text(encoding="utf-8"))["step"]
+    assert step["launches"] == len(step["nodes"]) == 18
+    assert sum(map(sum, step["nodes"].values())) == pytest.approx(step["predicted us a step"], abs=0.3)

@@ -246,12 +246,15 @@ def test_merge_and_fold(captured: Captured) -> None:
 
 
 def source(
-    shape: tuple[int, ...], x: Any, dx: Any, *, size: int = 1, sigmoid: bool = False, images: Any = None
+    shape: tuple[int, ...], x: Any, read: Any, *, size: int = 1, sigmoid: bool = False, images: Any = None
 ) -> Fields:
     """Return the fields of a Map."""
-    numbers = dict(zip(("channels", "height", "width"), shape, strict=True)) | {"size": size, "sigmoid": int(sigmoid)}
+    fields: Fields = {"channels": shape[0], "size": size, "sigmoid": int(sigmoid)}
+    for name, side in zip(("height", "width"), shape[1:], strict=True):  # a number below 2^31, and its inverse in 2^32
+        inverse = (2**32 - 1) // side
+        fields[name] = side + ((inverse - 2**32 if inverse >= 2**31 else inverse) << 32)
     pixels, order, progress = images or (None, None, None)
-    fields: Fields = numbers | pointers(x=x, dx=dx, images=pixels, order=order, progress=progress)
+    fields |= pointers(x=x, dx=read.dx, kept=read._kept, images=pixels, order=order, progress=progress)
     return {f"in.{name}": value for name, value in fields.items()}
 
 
@@ -261,33 +264,51 @@ def made(*shape: int) -> Any:
 
 def test_layers_with_weights(captured: Captured) -> None:
     from polybn_cupy import layers
+    from polybn_cupy.tasks import cut, patch
 
     x = made(6, 2, 14, 16)
     read = layers.Source((2, 14, 16), 6, size=2, sigmoid=True, wanted=True)
-    of_map = source((2, 7, 8), x, read.dx, size=2, sigmoid=True)
     values = {"weight": made(5, 2, 3, 3), "bias": made(5)}
     layer: Any = layers.Convolution(values, read, 6, kernel=3)
+    of_map = source((2, 7, 8), x, read, size=2, sigmoid=True)
     layer.forward(x, training=True)
     rest = pointers(**values, dy=None, y=layer._y, partials=layer._partials)
-    numbers = dict(
-        zip(("n", "features", "slices", "stage", "spread_stage", "spread_blocks"), (6, 5, 6, 2, 5, 6), strict=True)
-    )
+    numbers: Fields = {"n": 6, "features": 5}
+    cuts = {"forward": cut(2, 7, 5, 5, 6, 3), "spread": cut(5, 5, 2, 7, 8, 3)}
+    for name, divided in cuts.items():
+        numbers |= {f"{name}.{field}": getattr(divided, field) for field in ("stage", "pitch", "shares", "blocks")}
+    weigh = patch(6, (2, 7, 8), 5, 3)
+    numbers |= {"spread_blocks": 6, "slices": 6, "together": 1, "channels_each": 2, "features_each": 5}
+    numbers |= {"pieces": weigh.pieces, "pitch": weigh.pitch, "dy_pitch": 8}
     check("convolution.cu", "Convolution", captured["convolve"], of_map | numbers | rest)
     dy = made(6, 5, 5, 6)
     layer.backward(dy)
     check("convolution.cu", "Convolution", captured["pull"], of_map | numbers | rest | {"dy": dy.data.ptr})
     values = {"weight": made(5, 112), "bias": made(5)}
-    layer = layers.Dense(values, read, 6)
+    layer = layers.Dense(values, read, 6, last=False)
+    of_map = source((2, 7, 8), x, read, size=2, sigmoid=True)
     layer.forward(x, training=True)
     rest = pointers(**values, dy=None, y=layer._y, partials=layer._partials)
-    numbers = dict(zip(("n", "features", "slices", "spread_blocks"), (6, 5, 1, 7), strict=True))
+    numbers = dict(zip(("n", "features", "slices", "spread_blocks"), (6, 5, 1, 4), strict=True))
     check("dense.cu", "Dense", captured["multiply"], of_map | numbers | rest)
     dy = made(6, 5)
     layer.backward(dy)
     check("dense.cu", "Dense", captured["multiply_back"], of_map | numbers | rest | {"dy": dy.data.ptr})
     (update,) = layer.updates
-    descent = {"first": 3, "rows": 5, "columns": 112, "slices": 1} | pointers(**values, gradient=layer._partials)
-    check("network.cu", "Descent", update.pack(3), descent)
+    table, each = update.pack(), layers.DESCENT_BYTES
+    assert len(table) == -(-5 * 113 // 256) * each
+    descent = {"first": 256, "rows": 5, "columns": 112, "slices": 1, "shares": 1}
+    check("network.cu", "Descent", table[each : 2 * each], descent | pointers(**values, gradient=layer._partials))
+
+
+def test_many_slices_are_shared() -> None:
+    """Eight threads divide the sum of 128 slices, so a block has 32 elements, and the last one fewer."""
+    from polybn_cupy import layers
+
+    table = layers.Update(made(7, 9), None, made(128, 7, 9), 128).pack()
+    assert [struct.unpack_from("<5q", table, at) for at in range(0, len(table), layers.DESCENT_BYTES)] == [
+        (0, 7, 9, 128, 8), (32, 7, 9, 128, 8),
+    ]  # fmt: skip
 
 
 def test_a_pool(captured: Captured) -> None:
@@ -296,7 +317,7 @@ def test_a_pool(captured: Captured) -> None:
     x, read = made(6, 2, 14, 16), layers.Source((2, 14, 16), 6, size=2, sigmoid=True, wanted=True)
     pool: Any = layers.Pool(read, 6)
     pool.forward(x, training=True)
-    of_map = source((2, 7, 8), x, read.dx, size=2, sigmoid=True)
+    of_map = source((2, 7, 8), x, read, size=2, sigmoid=True)
     check("network.cu", "Pool", captured["pool"], of_map | {"n": 6} | pointers(dy=None, y=pool._y))
     dy = made(6, 2, 7, 8)
     pool.backward(dy)
@@ -314,19 +335,35 @@ def test_batches(captured: Captured) -> None:
     list(program.train_epoch(data, np.arange(2), learning_rate=0.1))
     chain = program._chains[2]
     sizes: Fields = {"n": 2, "classes": 10}
-    rest = pointers(logits=chain._layers[-1]._y, gradient=chain._gradient, scores=data.scores, losses=data.losses)
+    last = chain._layers[-1]
+    rest = pointers(logits=last._y, gradient=chain._gradient, scores=data.scores, found=chain._found)
     given = pointers(labels=data.labels, order=data.order, progress=data.trained)
-    check("network.cu", "Batch", captured["judge"], sizes | given | rest)
-    updates = [update for layer in chain._layers for update in layer.updates]
-    descents: Fields = {"each": chain._updates.data.ptr, "count": len(updates), "n": 2}
-    descents |= pointers(rate=program._rate, progress=data.trained)
+    batch = sizes | given | rest
+    of_last = {f"batch.{name}": value for name, value in batch.items()}
+    of_last |= source((84, 1, 1), chain._layers[-2]._outputs.y, last._source, sigmoid=True)
+    of_last |= pointers(**last._values, partials=last._partials)
+    check("network.cu", "Last", captured["conclude"], of_last)
+    descents: Fields = {"each": chain._updates.data.ptr, "n": 2, "found_blocks": 1}
+    descents |= pointers(found=chain._found, losses=data.losses, rate=program._rate, progress=data.trained)
     check("network.cu", "Descents", captured["descend"], descents)
-    firsts = np.cumsum([0, *(update.blocks for update in updates)])
-    table = b"".join(update.pack(first) for update, first in zip(updates, firsts, strict=False))
-    assert chain._updates.get().tobytes() == table
+    updates = [update for layer in chain._layers for update in layer.updates]
+    assert chain._updates.get().tobytes() == b"".join(update.pack() for update in updates)
     assert len(updates) == 5 + 2 * 4
-    images = layers.Images(data.images, data.order, data.trained)
-    of_map = source((1, 28, 28), None, None, images=images)
-    assert struct.unpack("<10q", chain._layers[0]._source.pack(images)) == tuple(of_map.values())
+    images, read = layers.Images(data.images, data.order, data.trained), chain._layers[0]._source
+    of_map = source((1, 28, 28), None, read, images=images)
+    assert struct.unpack("<11q", read.pack(images)) == tuple(of_map.values())
     program.logits(data)
-    check("network.cu", "Batch", captured["deliver"], sizes | given | pointers(progress=data.scored) | rest)
+    check("network.cu", "Batch", captured["deliver"], batch | pointers(progress=data.scored))
+
+
+def test_the_loss_of_a_network_without_a_last_dense_layer(captured: Captured) -> None:
+    from polybn.lenet import networks
+
+    network = networks.Network((1, 3, 3), (networks.Dense(4), networks.Sigmoid()))
+    program: Any = compile(network, polybn.backend("cupy"), networks.initial_state(network, 0), batch_size=2)
+    data = program.place(np.zeros((2, 1, 3, 3), np.uint8), np.zeros(2, np.uint8))
+    list(program.train_epoch(data, np.arange(2), learning_rate=0.1))
+    chain = program._chains[2]
+    rest = pointers(logits=chain._layers[-1]._y, gradient=chain._gradient, scores=data.scores, found=chain._found)
+    given = pointers(labels=data.labels, order=data.order, progress=data.trained)
+    check("network.cu", "Batch", captured["judge"], {"n": 2, "classes": 4} | given | rest)

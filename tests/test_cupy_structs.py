@@ -19,13 +19,14 @@ if "emulated" not in cupy.__version__:
 STRUCTS = {
     "forward.cu": ("ForwardArguments",), "backward.cu": ("BackwardArguments",), "second.cu": ("SecondArguments",),
     "inference.cu": ("InferenceArguments",), "vectors.cu": ("MergeArguments", "FoldArguments"),
-    "convolution.cu": ("Convolution",), "dense.cu": ("Dense",), "network.cu": ("Pool", "Batch", "Descents"),
+    "convolution.cu": ("Convolution",), "dense.cu": ("Dense",), "network.cu": ("Pool", "Batch", "Last", "Descents"),
 }  # fmt: skip
 KERNELS = {
     "forward": "ForwardArguments", "backward": "BackwardArguments", "second": "SecondArguments",
     "inference": "InferenceArguments", "merge": "MergeArguments", "fold": "FoldArguments",
     "convolve": "Convolution", "pull": "Convolution", "multiply": "Dense", "multiply_back": "Dense",
-    "pool": "Pool", "unpool": "Pool", "judge": "Batch", "deliver": "Batch", "descend": "Descents",
+    "pool": "Pool", "unpool": "Pool", "judge": "Batch", "conclude": "Last", "deliver": "Batch",
+    "descend": "Descents",
 }  # fmt: skip
 MOST_PARAMETER_BYTES = 4096
 
@@ -74,14 +75,13 @@ def test_arguments_are_as_long_as_their_structs(monkeypatch: pytest.MonkeyPatch)
     part = polybn.moments(arrays[0])
     polybn.merge_moments(part, part)
     polybn.fold(*arrays[1:])
-    network = networks.lenet()
+    network, rng = networks.lenet(), np.random.default_rng(0)
     sigmoid_last = (*network.layers, networks.Sigmoid())  # no layer with weights reads its result
-    network = networks.Network(network.input_shape, sigmoid_last)
-    program = compile(network, b, networks.initial_state(network, 0), batch_size=2)
-    rng = np.random.default_rng(0)
-    data = program.place(rng.integers(0, 256, (2, 1, 28, 28), np.uint8), rng.integers(0, 10, 2, np.uint8))
-    list(program.train_epoch(data, np.arange(2), learning_rate=0.1))
-    program.logits(data)
+    for of in (network, networks.Network(network.input_shape, sigmoid_last)):
+        program = compile(of, b, networks.initial_state(of, 0), batch_size=2)
+        data = program.place(rng.integers(0, 256, (2, 1, 28, 28), np.uint8), rng.integers(0, 10, 2, np.uint8))
+        list(program.train_epoch(data, np.arange(2), learning_rate=0.1))
+        program.logits(data)
     expected = sizes()
     assert packed == {name: {expected[struct]} for name, struct in KERNELS.items()}
     assert max(expected.values()) <= MOST_PARAMETER_BYTES

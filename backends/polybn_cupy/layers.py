@@ -18,19 +18,17 @@ from polybn.spec import Arguments, DomainError, Gradients
 from polybn_cupy import calls, launch
 from polybn_cupy.batch_norm import Outputs, normalize
 from polybn_cupy.derivatives import Residuals, differentiate
-from polybn_cupy.plan import THREADS
+from polybn_cupy.plan import THREADS, power_of_two
+from polybn_cupy.tasks import STAGE_BYTES, cut, patch
 
 Array: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
 Values: TypeAlias = dict[str, Array]
 """One layer's arrays by short name, such as ``weight``, ``gamma`` or ``running_mean``."""
 
-SIDE, DEPTH = 16, 64  # of dense.cu
-TOGETHER, UNITS, PAIRS = 4, 2, 2  # of convolution.cu
-STAGE_BYTES = 40 << 10
-"""The shared memory that planes of an image and weights should fit into, so that several blocks are resident."""
-SLICES = 128
-"""The most slices of a batch for the gradients of weights: enough blocks for a large device."""
+DEPTH, PITCH = 128, 132  # of dense.cu
+FORWARD, BACKWARD = (32, 8), (32, 32)  # the tiles of dense.cu
+WARPS = THREADS // 32
 
 
 class Update(NamedTuple):
@@ -41,17 +39,16 @@ class Update(NamedTuple):
     gradient: Array
     slices: int
 
-    @property
-    def blocks(self) -> int:
-        """The number of blocks that work on it."""
-        size: int = self.weight.size + (0 if self.bias is None else self.bias.size)
-        return -(-size // THREADS)
+    def pack(self) -> bytes:
+        """Pack a struct ``Descent`` for each block that works on it; several threads share a sum of many slices."""
+        shares = min(8, power_of_two(self.slices // 16))
+        rows, size = self.weight.shape[0], self.weight.size + (0 if self.bias is None else self.bias.size)
+        shape = struct.pack("<4q", rows, self.weight.size // rows, self.slices, shares)
+        rest = shape + calls.pointers(self.weight, self.bias, self.gradient)
+        return b"".join(struct.pack("<q", first) + rest for first in range(0, size, THREADS // shares))
 
-    def pack(self, first: int) -> bytes:
-        """Pack the struct ``Descent``."""
-        rows = self.weight.shape[0]
-        shape = struct.pack("<4q", first, rows, self.weight.size // rows, self.slices)
-        return shape + calls.pointers(self.weight, self.bias, self.gradient)
+
+DESCENT_BYTES = 8 * 8
 
 
 class Images(NamedTuple):
@@ -70,74 +67,87 @@ class Source:
         self.shape = (channels, height // size, width // size)
         self.values = math.prod(self.shape)
         self.dx = cupy.empty((n, *shape), np.float32) if wanted else None
-        self._numbers = struct.pack("<5q", *self.shape, size, sigmoid)
+        self._kept: Array | None = None
+        self._numbers = struct.pack("<3q", channels, size, sigmoid) + b"".join(map(_divisor, self.shape[1:]))
+
+    def keep(self, n: int) -> None:
+        """Have the forward pass keep what it reads, for the gradients of weights."""
+        self._kept = cupy.empty((n, *self.shape), np.float32)
 
     def pack(self, x: Array | Images) -> bytes:
         """Pack the struct ``Map``."""
-        if isinstance(x, Images):
-            return self._numbers + calls.pointers(None, self.dx, *x)
-        return self._numbers + calls.pointers(x, self.dx, None, None, None)
+        given = (None, self.dx, self._kept, *x) if isinstance(x, Images) else (x, self.dx, self._kept, None, None, None)
+        return self._numbers + calls.pointers(*given)
 
 
 class Dense:
-    """A dense layer, as products of matrices."""
+    """A dense layer, as products of matrices; the last one of a network is computed together with the loss."""
 
-    def __init__(self, values: Values, source: Source, n: int) -> None:
+    def __init__(self, values: Values, source: Source, n: int, *, last: bool) -> None:
         features, inputs = values["weight"].shape[0], source.values
         self._values, self._source = values, source
-        slices = min(SLICES, -(-n // DEPTH))
+        self.last = last and _together_bytes(inputs, features) <= STAGE_BYTES
+        if not self.last:
+            source.keep(n)
+        slices = -(-n // (WARPS if self.last else DEPTH))
         self._y = cupy.empty((n, features, 1, 1), np.float32)
         self._partials = cupy.empty((slices, features, inputs + 1), np.float32)
         self.updates = [Update(values["weight"], values["bias"], self._partials, slices)]
-        spread = 0 if source.dx is None else _tiles(inputs, n)
+        spread = 0 if source.dx is None else _tiles(inputs, n, BACKWARD)
         self._numbers = struct.pack("<4q", n, features, slices, spread)
-        self._blocks = _tiles(features, n), spread + slices * _tiles(features, inputs + 1)
+        self._blocks = _tiles(features, n, FORWARD), spread + slices * _tiles(features, inputs, BACKWARD)
 
     def forward(self, x: Array | Images, *, training: bool) -> Array:
-        """Return the layer's output."""
-        del training
+        """Return the layer's output; for the last layer in training, :meth:`conclude` will compute it."""
         self._x = x
-        self._launch("multiply", self._blocks[0], None)
+        if not (training and self.last):
+            self._launch("multiply", self._blocks[0], FORWARD, None)
         return self._y
 
     def backward(self, dy: Array) -> Array | None:
         """Return the gradient of the input, and find those of weights and bias."""
-        self._launch("multiply_back", self._blocks[1], dy)
+        self._launch("multiply_back", self._blocks[1], BACKWARD, dy)
         return self._source.dx
 
-    def _launch(self, name: str, blocks: int, dy: Array | None) -> None:
+    def conclude(self, batch: bytes) -> Array | None:
+        """Compute the layer, the loss of ``batch``, and all gradients; return that of the input."""
+        arrays = (self._values["weight"], self._values["bias"], self._partials)
+        slices, features, columns = self._partials.shape
+        arguments = batch + self._source.pack(self._x) + calls.pointers(*arrays)
+        launch.kernel("network.cu", "conclude")(slices, arguments, shared=_together_bytes(columns - 1, features))
+        return self._source.dx
+
+    def _launch(self, name: str, blocks: int, tile: tuple[int, int], dy: Array | None) -> None:
         arrays = (self._values["weight"], self._values["bias"], dy, self._y, self._partials)
         arguments = self._source.pack(self._x) + self._numbers + calls.pointers(*arrays)
-        launch.kernel("dense.cu", name)(blocks, arguments, shared=8 * SIDE * DEPTH)
+        launch.kernel("dense.cu", name)(blocks, arguments, shared=4 * sum(tile) * PITCH)
 
 
 class Convolution:
-    """A convolution; each block works on one image, or on one channel of a slice of the images."""
+    """A convolution; a block works on one image, or on some weights and a slice of the images."""
 
     def __init__(self, values: Values, source: Source, n: int, *, kernel: int) -> None:
-        channels, height, width = source.shape
-        features, taps, margin = values["weight"].shape[0], kernel * kernel, kernel - 1
-        out = (height - margin, width - margin)
+        channels, high, wide = source.shape
+        features, margin = values["weight"].shape[0], kernel - 1
+        out = (high - margin, wide - margin)
         self._values, self._source, self._kernel = values, source, kernel
-        slices = min(SLICES, n)
+        source.keep(n)
+        forward = cut(channels, high, features, *out, kernel)
+        spread = cut(features, out[0], channels, high, wide, kernel)
+        weigh = patch(n, source.shape, features, kernel)
         self._y = cupy.empty((n, features, *out), np.float32)
-        self._partials = cupy.empty((slices, features, channels * taps + 1), np.float32)
-        self.updates = [Update(values["weight"], values["bias"], self._partials, slices)]
-        stage, shared = _stage(channels, height * width, taps, features)
-        spread_stage, spread_shared = _stage(features, (height + margin) * (width + margin), taps, channels)
-        parts = _parts(height * width * -(-channels // TOGETHER), UNITS)
-        spread = 0 if source.dx is None else n * parts
-        seen = min(features, PAIRS * THREADS // (taps + 1) + 2)  # features of one block of `weigh`
-        weigh_shared = 4 * (height * width + seen * math.prod(out))
-        self._numbers = struct.pack("<6q", n, features, slices, stage, spread_stage, spread)
-        self._forward = n * _parts(math.prod(out) * -(-features // TOGETHER), UNITS), shared
-        weigh = slices * channels * _parts(features * (taps + 1), PAIRS)
-        self._backward = spread + weigh, max(weigh_shared, spread_shared if spread else 0)
-        largest = max(shared, self._backward[1])
+        self._partials = cupy.empty((weigh.slices, features, channels * kernel * kernel + 1), np.float32)
+        self.updates = [Update(values["weight"], values["bias"], self._partials, weigh.slices)]
+        spread_blocks = 0 if source.dx is None else n * spread.blocks
+        cuts = forward.pack() + spread.pack() + struct.pack("<q", spread_blocks) + weigh.pack()
+        self._numbers = struct.pack("<2q", n, features) + cuts
+        self._forward = n * forward.blocks, forward.shared
+        self._backward = spread_blocks + weigh.blocks, max(weigh.shared, spread.shared if spread_blocks else 0)
+        largest = max(forward.shared, self._backward[1])
         if largest > launch.device().shared_bytes:
             raise DomainError(
                 f"polybn.train: an image of a Convolution must fit into the {launch.device().shared_bytes} bytes of "
-                f"shared memory on the cupy backend; got {channels} x {height} x {width} values, which need {largest} "
+                f"shared memory on the cupy backend; got {channels} x {high} x {wide} values, which need {largest} "
                 "bytes (pool before it, or use fewer channels)"
             )
 
@@ -217,16 +227,15 @@ class Pool:
 Layer: TypeAlias = Convolution | Dense | BatchNorm | Pool
 
 
-def _tiles(rows: int, columns: int) -> int:
-    return -(-rows // SIDE) * -(-columns // SIDE)
+def _tiles(rows: int, columns: int, tile: tuple[int, int]) -> int:
+    return -(-rows // tile[0]) * -(-columns // tile[1])
 
 
-def _parts(units: int, each: int) -> int:
-    return -(-units // (THREADS * each))
+def _together_bytes(inputs: int, classes: int) -> int:
+    """Return the shared memory of the last dense layer with the loss."""
+    return 16 * WARPS + 4 * (WARPS * (inputs + 2 * classes) + classes * (inputs + 1))
 
 
-def _stage(planes: int, area: int, taps: int, outs: int) -> tuple[int, int]:
-    """Return how many planes, each with its weights, are in shared memory at once, and their bytes."""
-    each = 4 * (area + taps * TOGETHER * -(-outs // TOGETHER))
-    stage = max(1, min(planes, STAGE_BYTES // each))
-    return stage, stage * each
+def _divisor(number: int) -> bytes:
+    """Pack the struct ``Divisor``."""
+    return struct.pack("<2I", number, (2**32 - 1) // number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import struct
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -133,18 +132,16 @@ class Chain:
         self._n = n
         self._classes = rows[-1].output_shape[0]
         self._gradient = cupy.empty((n, self._classes), np.float32)
+        self._found = cupy.empty((-(-n // layers.WARPS), 2), np.float64)
         steps = _fuse(rows)
         trained = [bool(step.row.parameters) for step in steps]
         self._first = trained.index(True) if any(trained) else len(steps)
         self._layers = [
-            _build(step, _select(values, step.row.name), n, wanted=place > self._first)
+            _build(step, _select(values, step.row.name), n, wanted=place > self._first, last=step is steps[-1])
             for place, step in enumerate(steps)
         ]
-        updates = [update for layer in self._layers for update in layer.updates]
-        firsts = [0, *itertools.accumulate(update.blocks for update in updates)]
-        packed = b"".join(update.pack(first) for update, first in zip(updates, firsts, strict=False))
-        self._updates = cupy.array(np.frombuffer(packed, np.uint8))
-        self._descent = firsts[-1], struct.pack("<Q2q", self._updates.data.ptr, len(updates), n), rate
+        packed = b"".join(update.pack() for layer in self._layers for update in layer.updates)
+        self._updates, self._rate = cupy.array(np.frombuffer(packed, np.uint8)), rate
 
     def step(self, data: Data, *, training: bool) -> None:
         """Launch all kernels of one step: forward, loss, backward and SGD in training, else forward and delivery."""
@@ -154,20 +151,31 @@ class Chain:
         for layer in self._layers:
             x = layer.forward(x, training=training)
         if not training:
-            self._batch("deliver", data, data.scored, x)
+            launch.kernel("network.cu", "deliver")(1, self._batch(data, data.scored, x))
             return
-        self._batch("judge", data, data.trained, x)
-        dy = self._gradient
-        for layer in reversed(self._layers[self._first :]):
+        dy, batch, trained = self._gradient, self._batch(data, data.trained, x), self._layers[self._first :]
+        last = self._layers[-1]
+        if isinstance(last, layers.Dense) and last.last:
+            trained.pop()
+            dy = last.conclude(batch)
+        else:
+            launch.kernel("network.cu", "judge")(len(self._found), batch, shared=16 * layers.WARPS)
+        for layer in reversed(trained):
             dy = layer.backward(dy)
-        blocks, arguments, rate = self._descent
-        launch.kernel("network.cu", "descend")(blocks, arguments + calls.pointers(rate, data.trained))
+        self._descend(data)
 
-    def _batch(self, name: str, data: Data, progress: Array, logits: Array) -> None:
-        arguments = struct.pack("<2q", self._n, self._classes) + calls.pointers(
-            data.labels, data.order, progress, logits, self._gradient, data.scores, data.losses
+    def _descend(self, data: Data) -> None:
+        """Launch SGD: a block for each entry of the table, and one for the loss."""
+        arguments = calls.pointers(self._updates) + struct.pack("<2q", self._n, len(self._found))
+        arguments += calls.pointers(self._found, data.losses, self._rate, data.trained)
+        blocks = self._updates.size // layers.DESCENT_BYTES + 1
+        launch.kernel("network.cu", "descend")(blocks, arguments, shared=16 * THREADS)
+
+    def _batch(self, data: Data, progress: Array, logits: Array) -> bytes:
+        """Pack the struct ``Batch``."""
+        return struct.pack("<2q", self._n, self._classes) + calls.pointers(
+            data.labels, data.order, progress, logits, self._gradient, data.scores, self._found
         )
-        launch.kernel("network.cu", name)(1, arguments, shared=16 * THREADS)
 
 
 class Step(NamedTuple):
@@ -202,8 +210,8 @@ def _select(values: Values, layer: str) -> Values:
     return {n.partition(".")[2]: array for n, array in values.items() if n.startswith(layer + ".")}
 
 
-def _build(step: Step, values: Values, n: int, *, wanted: bool) -> Layer:
-    """Make a layer; ``wanted`` tells whether the gradient of its input is."""
+def _build(step: Step, values: Values, n: int, *, wanted: bool, last: bool) -> Layer:
+    """Make a layer; ``wanted`` tells whether the gradient of its input is, and ``last`` whether the loss comes next."""
     shape = _cube(step.shape)
     match step.row.layer:
         case networks.BatchNorm(_, momentum, eps):
@@ -212,7 +220,9 @@ def _build(step: Step, values: Values, n: int, *, wanted: bool) -> Layer:
             source = layers.Source(shape, n, size=step.size, sigmoid=step.sigmoid, wanted=wanted)
             if isinstance(layer, networks.Convolution):
                 return layers.Convolution(values, source, n, kernel=layer.kernel)
-            return layers.Dense(values, source, n) if isinstance(layer, networks.Dense) else layers.Pool(source, n)
+            if isinstance(layer, networks.Dense):
+                return layers.Dense(values, source, n, last=last)
+            return layers.Pool(source, n)
 
 
 def _cube(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -22,7 +22,7 @@ COUNTS = {
 }  # fmt: skip
 """C++ types of integers by kind and width, because NumPy has several names for one width."""
 
-NETWORK = ("pool", "unpool", "judge", "deliver", "descend")
+NETWORK = ("pool", "unpool", "judge", "conclude", "deliver", "descend")
 KERNELS = (1, 3, 5)
 """The sides of the kernels of convolutions for which tests compile; users have any."""
 

@@ -35,6 +35,7 @@ GENERATED = {
     "specification": clauses.specification,
     "bench": bench.table,
     "budget": budget.table,
+    "budget-step": budget.steps,
     "support": support.table,
     "commands": commands.to_markdown,
     "disagreement": pictures.disagreement_table,

@@ -307,6 +307,7 @@ inline unsigned atomicAdd(unsigned* address, unsigned value) {
 }
 inline double __ldcg(const double* address) { return *address; }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned((unsigned long long)a * b >> 32); }
+inline float __fdividef(float a, float b) { return a / b; }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 template <class To, class From>
 To emulated_bits(From from) {
