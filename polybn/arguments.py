@@ -88,11 +88,10 @@ def dtype_name(dtype: Any) -> str:
 
 def describe_arrays(function: str, backend: Backend, arrays: Mapping[str, Any]) -> dict[str, Description | None]:
     """Describe each array of a call, by name; refuse what is no plain array of the backend's library."""
-    described = dict[str, Description | None]()
     inspect = backend.inspect
-    for name, value in arrays.items():
-        description = described[name] = None if value is None else inspect(value)
-        if description is None and value is not None:
+    described = {name: None if value is None else inspect(value) for name, value in arrays.items()}
+    for name, description in described.items():
+        if description is None and (value := arrays[name]) is not None:
             given = ", ".join(f"{other}: {type_name(a)}" for other, a in arrays.items() if a is not None)
             raise BackendError(
                 f"polybn.{function}: {name} must be a plain {traits_of(backend).library or backend.name} array; got "

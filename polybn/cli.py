@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterator
+from inspect import cleandoc
 from typing import Annotated
 
 import typer
@@ -88,8 +89,16 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     *(train, compare, predict, data, export),
     *(info, stats, bench, check, agree, dialects, inspect, convert),
 )
+
+
+def _help(command: Callable[..., None]) -> str:
+    """Return a command's docstring with a line for each paragraph, which the terminal's width then breaks."""
+    paragraphs = cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(p if p.startswith("[dim]") else p.replace("\n", " ") for p in paragraphs)
+
+
 for _command in _COMMANDS:
-    app.command()(_command)
+    app.command(help=_help(_command))(_command)
 
 
 def main() -> None:

@@ -187,12 +187,17 @@ def _listed() -> str:
     return ", ".join(_names()) or "none is installed: a source tree needs `pip install -e .`"
 
 
-def _load(function: str, value: str) -> Backend:
+@functools.cache
+def _found(value: str) -> Backend:
     """Import what an entry point names: a module, or ``module:attribute``."""
     module, _, attribute = value.partition(":")
+    found = importlib.import_module(module)
+    return cast("Backend", attrgetter(attribute)(found) if attribute else found)
+
+
+def _load(function: str, value: str) -> Backend:
     try:
-        found = importlib.import_module(module)
-        return cast("Backend", attrgetter(attribute)(found) if attribute else found)
+        return _found(value)
     except (Exception, SystemExit) as error:  # a module that ends the program must not end ours without a word
         name = next(name for name in _names() if _entries()[name].value == value)
         ending = not threading.main_thread().is_alive()

@@ -75,7 +75,14 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-polybn\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[polybn.backends]\ntinylib = polybn_array_api:tinylib\n")
-    caches = (dispatch._entries, dispatch._names, dispatch._owner, dispatch._serving, polybn_array_api.bind)
+    caches = (
+        dispatch._entries,
+        dispatch._names,
+        dispatch._owner,
+        dispatch._serving,
+        dispatch._found,
+        polybn_array_api.bind,
+    )
     with monkeypatch.context() as patch:
         patch.syspath_prepend(str(tmp_path))
         for cached in caches:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from importlib.metadata import entry_points
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,6 +77,19 @@ def test_every_command_helps(polybn_: Polybn, command: str, flag: str) -> None:
     assert (said.code, said.err) == (0, "")
     assert f"polybn {command} [OPTIONS]" in said.out
     assert command == "info" or re.search(rf"^ +polybn {command} ", said.out.split("Options")[0], re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [command.__name__ for command in cli._COMMANDS])
+def test_help_breaks_lines_only_where_the_terminal_ends(
+    polybn_: Polybn, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Each line of a paragraph is so long that the next word would not fit, and each example has a line."""
+    monkeypatch.setenv("COLUMNS", "80")
+    text = polybn_(command, "--help").out.partition("╭")[0]
+    for paragraph in re.split(r"\n\s*\n", text.rstrip()):
+        lines = [line.strip() for line in paragraph.strip().split("\n")]
+        if not all(line.startswith("polybn ") for line in lines):
+            assert not any(len(line) + len(after.split()[0]) < 76 for line, after in pairwise(lines)), paragraph
 
 
 def test_every_option_of_train_is_explained_with_its_default(polybn_: Polybn) -> None:

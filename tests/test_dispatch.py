@@ -87,7 +87,14 @@ class Installer(NamedTuple):
 
 def forget() -> None:
     """Empty the caches of dispatch, as in a new process."""
-    for cached in (dispatch._entries, dispatch._names, dispatch._owner, dispatch._serving, dispatch._serving_all):
+    for cached in (
+        dispatch._entries,
+        dispatch._names,
+        dispatch._owner,
+        dispatch._serving,
+        dispatch._serving_all,
+        dispatch._found,
+    ):
         cached.cache_clear()
     importlib.invalidate_caches()
 

@@ -110,6 +110,19 @@ def test_bits_depend_on_values_alone(shape: tuple[int, ...], dtype: str) -> None
 
 
 @compiled
+@pytest.mark.clause("S1", "S7")
+@pytest.mark.parametrize("shape", [(3, 23, 15_401), (2, 1, 600_011), (67, 29, 67, 11)])
+def test_bits_of_large_calls(shape: tuple[int, ...]) -> None:
+    """Threads that share passes, and threads that work on whole channels, give the bits of one thread."""
+    arguments = sample(shape, "float32")
+    polybn_host.use_threads(1)
+    base = results(*arguments)
+    for threads in (2, 3):
+        polybn_host.use_threads(threads)
+        assert same_bits(results(*arguments), base), threads
+
+
+@compiled
 @pytest.mark.clause("S12")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_deletion_to_the_bit(dtype: str) -> None:

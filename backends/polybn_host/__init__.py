@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -35,8 +35,8 @@ else:
     else:
         _ffi, _lib = _kernels.ffi, _kernels.lib
 
-NULL: Any = None if _ffi is None else _ffi.NULL
-"""The address of an array that is not given, or of a result that is not wanted."""
+_null: Any = None if _ffi is None else _ffi.NULL
+_from_buffer: Any = None if _ffi is None else _ffi.from_buffer
 
 Strides = tuple[int, ...]
 """Bytes from one element to the next along each axis of an array that has the shape of ``x``."""
@@ -87,8 +87,7 @@ def forward(
     ``arrays`` holds the addresses of ``x, where, counts, gamma, beta, running_mean, running_var``: where is bool,
     counts are int64, the number of values that ``where`` keeps in each channel. ``results`` holds those of ``y,
     running_mean, running_var, mean, m2, saved``; saved is float64 of shape ``(5, channels)`` and what :func:`backward`
-    needs: m1, delta, v, r, and 1 where the channel left the range. Addresses come from :func:`buffer` and
-    :func:`pointer`.
+    needs: m1, delta, v, r, and 1 where the channel left the range. Addresses come from :func:`addresses`.
     """
     call = _ffi.new(_FORWARD, (geometry, *arrays, *results, momentum, eps, training, unbiased))
     if _lib.polybn_forward(call):
@@ -106,14 +105,12 @@ def backward(geometry: Any, arrays: Sequence[Any], results: Sequence[Any], *, ep
         raise MemoryError
 
 
-def buffer(array: Any) -> Any:
-    """Return a pointer to the memory of a contiguous buffer; the pointer keeps the buffer alive."""
-    return _ffi.from_buffer(array)
-
-
-def pointer(address: int) -> Any:
-    """Point at an address, or at nothing where it is 0."""
-    return _ffi.cast("void *", address)
+def addresses(arrays: Iterable[Any]) -> list[Any]:
+    """Return a pointer to the memory of each NumPy array, null for None; the arrays must stay alive."""
+    try:
+        return [_null if array is None else _from_buffer(array) for array in arrays]
+    except (ValueError, BufferError):  # not contiguous, or of a dtype that buffers do not know
+        return [_null if array is None else _ffi.cast("void *", array.ctypes.data) for array in arrays]
 
 
 def bad_variances(variance: Any, channels: int, dtype: str) -> tuple[int, int]:

@@ -45,8 +45,8 @@ def normalize(arguments: Arguments, counts: NDArray[np.int64] | None, results: R
     held = [None if vector is None else np.ascontiguousarray(vector) for vector in vectors]
     polybn_host.forward(
         layout,
-        [_address(array) for array in (x, where, counts, *held)],
-        [_address(array) for array in results],
+        polybn_host.addresses((x, where, counts, *held)),
+        polybn_host.addresses(results),
         momentum=arguments.momentum,
         eps=arguments.eps,
         training=arguments.training,
@@ -63,8 +63,8 @@ def differentiate(arguments: Arguments, residuals: Residuals, dy: Array, gradien
     gamma = None if arguments.gamma is None else np.ascontiguousarray(arguments.gamma)
     polybn_host.backward(
         layout,
-        [_address(array) for array in (x, where, residuals.counts, gamma, dy, residuals.saved)],
-        [_address(array) for array in gradients],
+        polybn_host.addresses((x, where, residuals.counts, gamma, dy, residuals.saved)),
+        polybn_host.addresses(gradients),
         eps=arguments.eps,
         training=arguments.training,
     )
@@ -72,7 +72,8 @@ def differentiate(arguments: Arguments, residuals: Residuals, dy: Array, gradien
 
 def bad_variances(variance: Array) -> tuple[int, int]:
     """Count the values that are no variance, and say where the first is."""
-    return polybn_host.bad_variances(_address(np.ascontiguousarray(variance)), variance.size, _name(variance.dtype))
+    held = np.ascontiguousarray(variance)
+    return polybn_host.bad_variances(*polybn_host.addresses([held]), held.size, _name(held.dtype))
 
 
 @cache
@@ -88,12 +89,3 @@ def _whole_mask(arguments: Arguments) -> Array | None:
 
 def _strides(array: Array | None) -> tuple[int, ...]:
     return () if array is None else array.strides
-
-
-def _address(array: Array | None) -> Any:
-    if array is None:
-        return polybn_host.NULL
-    try:
-        return polybn_host.buffer(array)
-    except (ValueError, BufferError):  # not contiguous, or of a dtype that buffers do not know
-        return polybn_host.pointer(array.ctypes.data)

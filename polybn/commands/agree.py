@@ -44,11 +44,8 @@ def agree(
     inference. Where answers are exact, correct results are equal bit by bit; elsewhere they differ by at most the sum
     of their two error bounds. The exit code is 1 if some pair differs by more.
 
-    Examples
-    --------
-        polybn agree numpy jax
-
-        polybn agree numpy pytorch --picture agree.png --programs differences
+    [dim]polybn agree numpy jax
+    polybn agree numpy pytorch --picture agree.png --programs differences[/dim]
     """
     from polybn.conformance import agree_picture
     from polybn.conformance.agree import agree as compare

@@ -62,7 +62,7 @@ def convert(
 
     [dim]polybn convert model.safetensors batch-norms.npz --to keras3
     polybn convert model.keras batch-norms.msgpack --to flax_linen
-    polybn convert net.params batch-norms.npz --to pytorch --option fix_gamma=False
+    polybn convert net.params bn.npz --to pytorch --option fix_gamma=False
     polybn convert model.onnx folded.onnx --fold[/dim]
     """
     from polybn import dialects, model_files

@@ -28,11 +28,8 @@ def dialects(
     The same words mean different things: PyTorch's momentum weighs the batch, that of Keras the old value; one keeps
     the unbiased variance, the other the biased one. Who moves a model needs to know, and polybn.dialects.convert does.
 
-    Examples
-    --------
-        polybn dialects
-
-        polybn dialects pytorch keras3
+    [dim]polybn dialects
+    polybn dialects pytorch keras3[/dim]
     """
     from polybn.dialects import DIALECTS, find
 

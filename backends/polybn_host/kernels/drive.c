@@ -1,6 +1,6 @@
-/* Run the passes of the two calls. If there are enough channels, each thread works on whole channels, so that the values that
-   were measured are still in the cache when they are mapped. Otherwise the threads share each pass, which ends before the next
-   begins. */
+/* Run the passes of the two calls. Threads share each pass, which ends before the next begins, if the values fit into their
+   caches: then each thread reads adjacent memory. If there are more, and enough channels, each thread works on whole channels,
+   so that the values that were measured are still in the cache when they are mapped. */
 #include <float.h>
 #include <stdlib.h>
 
@@ -10,7 +10,7 @@
 
 enum {
     SMALL = 1 << 15,   /* number of values up to which one thread is faster than several */
-    TOGETHER = 1 << 19 /* number of values of a task's channels: they fit into the cache */
+    TOGETHER = 1 << 19 /* number of values of a task: they fit into a processor's cache */
 };
 
 typedef struct {
@@ -30,10 +30,7 @@ static void find_shift(call *k, int64_t c) {
     const polybn_geometry *g = k->j.g;
     double sum = 0;
     int64_t n = 0;
-    if (!k->j.where && g->rank == 1) {
-        const char *x = k->j.x + c * g->channel_stride[X];
-        for (; n < 8 && n < g->count; n++, x += g->strides[X][0]) sum += read_value(g->stored, x, 0);
-    } else if (!k->j.where) {
+    if (!k->j.where) {
         const int64_t some = smaller(8, g->count);
         char copy[8 * sizeof(double)];
         const void *x = fetch(g, X, k->j.x, c, 0, some, copy);
@@ -45,6 +42,17 @@ static void find_shift(call *k, int64_t c) {
     k->shift[c] = n ? (float)(sum / n) : 0;
 }
 
+/* The same for channels whose values are evenly spaced: row by row, as adjacent channels are adjacent in memory. */
+static void find_even_shifts(call *k, int64_t c0, int64_t c1) {
+    const polybn_geometry *g = k->j.g;
+    const int64_t some = smaller(8, g->count);
+    for (int64_t c = c0; c < c1; c++) k->shift[c] = 0;
+    for (int64_t i = 0; i < some; i++)
+        for (int64_t c = c0; c < c1; c++)
+            k->shift[c] += read_value(g->stored, k->j.x + i * g->strides[X][0] + c * g->channel_stride[X], 0);
+    for (int64_t c = c0; c < c1; c++) k->shift[c] = (float)(k->shift[c] / some);
+}
+
 static void find_mean(call *k, int64_t c) {
     const int64_t spans = up(kept(k, c), SPAN);
     long double sum = 0;
@@ -53,6 +61,12 @@ static void find_mean(call *k, int64_t c) {
         sum += (long double)p->a + p->a_low;
     }
     k->shift[c] = spans ? (double)(sum / kept(k, c)) : 0;
+}
+
+static void find_shifts(call *k, int64_t c0, int64_t c1) {
+    if (!is_wide(k) && !k->j.where && k->j.g->rank == 1) find_even_shifts(k, c0, c1);
+    else
+        for (int64_t c = c0; c < c1; c++) (is_wide(k) ? find_mean : find_shift)(k, c);
 }
 
 static void finish(call *k, int64_t c0, int64_t c1) {
@@ -81,7 +95,7 @@ static void do_channels(void *context, int64_t task) {
     const int64_t c0 = task * p->channels_each, c1 = smaller(c0 + p->channels_each, g->channels), spans = spans_of(g);
     if (k->forward && measures(k)) {
         if (is_wide(k)) k->passes->sums(&k->j, TOTALS, c0, c1, 0, spans);
-        for (int64_t c = c0; c < c1; c++) (is_wide(k) ? find_mean : find_shift)(k, c);
+        find_shifts(k, c0, c1);
     }
     if (measures(k)) k->passes->sums(&k->j, p->sums, c0, c1, 0, spans);
     finish(k, c0, c1);
@@ -114,17 +128,22 @@ static void run(plan *p, void (*work)(void *, int64_t), int64_t tasks, int alone
         for (int64_t task = 0; task < tasks; task++) work(p, task);
 }
 
+/* The number of equal tasks: a multiple of the number of threads. */
+static int64_t tasks_for(const polybn_geometry *g, int64_t threads) {
+    return threads * up(g->channels * g->count, threads * (int64_t)TOGETHER);
+}
+
 static int share(plan *p, int alone) {
     call *k = &p->k;
     const polybn_geometry *g = k->j.g;
-    const int64_t parts = alone ? 1 : 4 * pool_threads(), spans = spans_of(g);
+    const int64_t parts = alone ? 1 : tasks_for(g, pool_threads()), spans = spans_of(g);
     p->spans_each = up(spans, parts);
     p->channels_each = spans >= parts || alone ? g->channels : smaller(g->channels, up(up(g->channels, parts), 64) * 64);
     p->values_each = up(up(g->count, parts), 64) * 64;
     const int64_t tasks = up(spans, p->spans_each) * up(g->channels, p->channels_each);
     if (k->forward && measures(k)) {
         if (is_wide(k)) run(p, do_totals, tasks, alone);
-        for (int64_t c = 0; c < g->channels; c++) (is_wide(k) ? find_mean : find_shift)(k, c);
+        find_shifts(k, 0, g->channels);
     }
     if (measures(k)) run(p, do_main_sums, tasks, alone);
     finish(k, 0, g->channels);
@@ -145,9 +164,9 @@ static int carry_out(plan *p) {
     const polybn_geometry *g = k->j.g;
     const int threads = pool_threads(), alone = g->channels * g->count <= SMALL || threads == 1;
     const int columns = sums_walk(&k->j, p->sums) == COLUMNS || (k->j.result && map_walk(&k->j) == COLUMNS);
-    if (!measures(k) || columns || (g->channels < threads && !k->j.where)) return share(p, alone);
-    p->channels_each = smaller(g->channels, TOGETHER / (g->count + 1) + 1);
-    if (!alone) p->channels_each = smaller(p->channels_each, up(g->channels, threads));
+    const int shared = g->channels < threads || (!alone && g->channels * g->count <= threads * (int64_t)TOGETHER);
+    if (!measures(k) || columns || (shared && !k->j.where)) return share(p, alone);
+    p->channels_each = up(g->channels, smaller(g->channels, tasks_for(g, alone ? 1 : threads)));
     run(p, do_channels, up(g->channels, p->channels_each), alone);
     return 0;
 }

@@ -124,7 +124,7 @@ INLINE void N(map_copies)(const job *j, enum map what, int64_t c0, int64_t c1, i
 static int64_t N(positions)(const job *j) {
     int64_t positions = j->g->channels;
     if (is_flat(j, RESULT))
-        while (positions % LANES || positions < 8 * LANES) positions *= 2;
+        while (positions % LANES || positions < 32 * LANES) positions *= 2;
     return positions;
 }
 
@@ -132,7 +132,8 @@ static int64_t N(line)(const job *j) { return (N(positions)(j) + LANES - 1) / LA
 
 static void N(tabulate)(job *j) {
     const int64_t line = N(line)(j), channels = j->g->channels;
-    real *table = j->table = malloc(COEFFICIENTS * line * sizeof(real));
+    /* Aligned, because a vector that crosses a line of the cache is loaded in two steps. */
+    real *table = j->table = aligned_alloc(64, (COEFFICIENTS * line * sizeof(real) + 63) / 64 * 64);
     if (!table) return;
     for (int64_t k = 0, c = 0; k < line; k++, c = c + 1 == channels ? 0 : c + 1) {
         const coefficients *from = &j->of[c];
@@ -141,10 +142,8 @@ static void N(tabulate)(job *j) {
     }
 }
 
-INLINE void N(map_positions)(
-    const job *j, enum map what, char *to, const char *x, const char *g, int64_t positions, int64_t line) {
-    const int64_t channels = j->g->channels;
-    reals seen = R(of)(0);
+INLINE reals N(map_positions)(
+    const job *j, enum map what, char *to, const char *x, const char *g, int64_t positions, int64_t line, reals seen) {
     const real *table = j->table;
     const stored *from_x = (const stored *)x, *from_g = (const stored *)g;
     stored *at = (stored *)to;
@@ -157,24 +156,36 @@ INLINE void N(map_positions)(
         const N(row) r = N(row_at)(table + k, line);
         seen = N(map_rest)(what, at + k, from_x + k, from_g + k, positions - k, &r, seen);
     }
-    if (!N(went_wrong)(seen)) return;
-    for (k = 0; k < positions; k += LANES) {  /* which channels? */
+    return seen;
+}
+
+/* Mark the channels with results that are not finite. */
+static void N(mark)(const job *j, const char *results, int64_t positions) {
+    for (int64_t k = 0; k < positions; k += LANES) {
         real lanes[LANES];
         stored some[LANES] = {0};
-        memcpy(some, (const stored *)to + k, smaller(LANES, positions - k) * sizeof(stored));
+        memcpy(some, (const stored *)results + k, smaller(LANES, positions - k) * sizeof(stored));
         R(to)(lanes, N(load)(some));
         for (int64_t i = 0; i < LANES; i++)
-            if (lanes[i] - lanes[i] != 0) j->stray[(k + i) % channels] = 1;
+            if (lanes[i] - lanes[i] != 0) j->stray[(k + i) % j->g->channels] = 1;
     }
 }
 
 INLINE void N(map_columns)(const job *j, enum map what, int64_t i0, int64_t i1) {
+    enum { ROWS_TOGETHER = 16 };
     const polybn_geometry *g = j->g;
-    const int64_t channels = g->channels, line = N(line)(j), rows = is_flat(j, RESULT) ? N(positions)(j) / channels : 1;
-    for (int64_t i = i0; i < i1; i += rows)
-        N(map_positions)(
-            j, what, j->result + i * g->strides[RESULT][0], j->x + i * g->strides[X][0], j->dy + i * g->strides[DY][0],
-            smaller(rows, i1 - i) * channels, line);
+    const int64_t channels = g->channels, line = N(line)(j), step = is_flat(j, RESULT) ? N(positions)(j) / channels : 1;
+    for (int64_t first = i0; first < i1; first += ROWS_TOGETHER * step) {
+        const int64_t end = smaller(first + ROWS_TOGETHER * step, i1);
+        reals seen = R(of)(0);
+        for (int64_t i = first; i < end; i += step)
+            seen = N(map_positions)(
+                j, what, j->result + i * g->strides[RESULT][0], j->x + i * g->strides[X][0], j->dy + i * g->strides[DY][0],
+                smaller(step, end - i) * channels, line, seen);
+        if (!N(went_wrong)(seen)) continue;
+        for (int64_t i = first; i < end; i += step)
+            N(mark)(j, j->result + i * g->strides[RESULT][0], smaller(step, end - i) * channels);
+    }
 }
 
 INLINE void N(map_all)(const job *j, enum map what, int64_t c0, int64_t c1, int64_t i0, int64_t i1) {

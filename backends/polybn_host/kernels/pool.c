@@ -1,12 +1,21 @@
-/* A pool of threads that sleep until there is work. They are created at the first large call, and again in a forked child,
+/* A pool of threads that sleep until there is work; for a moment after work they look out for more. They are created at the first large call, and again in a forked child,
    which inherits none. They hold no Python object, and end with the process. One call uses them at a time; another call in the
    meantime works alone. */
 #include "pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
+#include <time.h>
 
 #include "interface.h"
+
+/* Nanoseconds that a thread looks out for what it waits for, giving way to every other thread, before it sleeps. To wake a
+   thread takes about as long, and the parts of a network call each other within less. */
+enum { PATIENCE = 50000 };
+
+#define LOOK_OUT_FOR(event) \
+    for (const int64_t end = now() + PATIENCE; !(event) && now() < end;) sched_yield()
 
 static struct {
     pthread_mutex_t busy; /* held by the call that uses the pool */
@@ -24,6 +33,12 @@ void polybn_set_threads(int threads) { pool.wanted = threads < 1 ? 1 : threads; 
 
 int pool_threads(void) { return pool.wanted; }
 
+static int64_t now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
 static void take_tasks(void) {
     for (;;) {
         const int64_t task = __atomic_fetch_add(&pool.next, 1, __ATOMIC_RELAXED);
@@ -34,16 +49,19 @@ static void take_tasks(void) {
 
 static void *serve(void *first_round) {
     uint64_t seen = (uint64_t)(uintptr_t)first_round;
-    pthread_mutex_lock(&pool.lock);
     for (;;) {
+        LOOK_OUT_FOR(__atomic_load_n(&pool.round, __ATOMIC_RELAXED) != seen);
+        pthread_mutex_lock(&pool.lock);
         while (pool.round == seen) pthread_cond_wait(&pool.work_came, &pool.lock);
         seen = pool.round;
-        if (!pool.open) continue;
-        pool.active++;
+        const int joins = pool.open;
+        pool.active += joins;
         pthread_mutex_unlock(&pool.lock);
+        if (!joins) continue;
         take_tasks();
         pthread_mutex_lock(&pool.lock);
         if (--pool.active == 0) pthread_cond_signal(&pool.work_done);
+        pthread_mutex_unlock(&pool.lock);
     }
     return 0;
 }
@@ -88,12 +106,15 @@ void pool_run(void (*work)(void *, int64_t), void *context, int64_t tasks) {
     pool.work = work, pool.context = context, pool.tasks = tasks;
     pool.next = 0;
     pool.open = 1;
-    pool.round++;
+    __atomic_fetch_add(&pool.round, 1, __ATOMIC_RELAXED);
     pthread_cond_broadcast(&pool.work_came);
     pthread_mutex_unlock(&pool.lock);
     take_tasks();
     pthread_mutex_lock(&pool.lock);
     pool.open = 0; /* threads that are still asleep are not waited for */
+    pthread_mutex_unlock(&pool.lock);
+    LOOK_OUT_FOR(__atomic_load_n(&pool.active, __ATOMIC_RELAXED) == 0);
+    pthread_mutex_lock(&pool.lock);
     while (pool.active) pthread_cond_wait(&pool.work_done, &pool.lock);
     pthread_mutex_unlock(&pool.lock);
     pthread_mutex_unlock(&pool.busy);

@@ -1,4 +1,4 @@
-/* A pool of threads that wait without spinning. */
+/* A pool of threads that sleep when there is no work. */
 #pragma once
 #include <stdint.h>
 

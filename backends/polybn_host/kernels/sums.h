@@ -4,7 +4,7 @@
 typedef struct { doubles a, a_low, b, b_low; } N(lanes);
 
 /* Lanes in memory. They are loaded and stored one by one, so that the compiler keeps all of them in registers in between. */
-typedef struct { double a[LANES], a_low[LANES], b[LANES], b_low[LANES]; } N(kept_lanes);
+typedef struct { __attribute__((aligned(64))) double a[LANES], a_low[LANES], b[LANES], b_low[LANES]; } N(kept_lanes);
 
 INLINE N(lanes) N(take)(const N(kept_lanes) *from) {
     return (N(lanes)){doubles_at(from->a), doubles_at(from->a_low), doubles_at(from->b), doubles_at(from->b_low)};
@@ -235,11 +235,12 @@ INLINE void N(repeat)(double *to, const double *from, int64_t channels, int64_t 
 }
 
 INLINE void N(sum_columns)(const job *j, enum sums what, int64_t c0, int64_t c1, int64_t span0, int64_t span1) {
-    enum { ROWS_TOGETHER = 8 * LANES };
     const polybn_geometry *g = j->g;
     const int64_t xs = g->strides[X][0], gs = g->strides[DY][0];
     const int flat = c1 - c0 == g->channels && g->channels <= N(WIDEST) && is_flat(j, what == COTANGENTS ? DY : X);
-    double sums[4][LANES * N(WIDEST)], shift[LANES * N(WIDEST)], low[LANES * N(WIDEST)];
+    /* Rows that are far apart may share a set of the first cache, so fewer of them are read at a time. */
+    const int64_t together = (flat ? 8 : 4) * LANES;
+    __attribute__((aligned(64))) double sums[4][LANES * N(WIDEST)], shift[LANES * N(WIDEST)], low[LANES * N(WIDEST)];
     for (int64_t c = c0; c < c1; c += N(WIDEST)) {
         /* apart: the distance of lanes in `sums`; width: the number of values in a row */
         const int64_t channels = smaller(N(WIDEST), c1 - c), apart = flat ? channels : N(WIDEST);
@@ -248,8 +249,8 @@ INLINE void N(sum_columns)(const job *j, enum sums what, int64_t c0, int64_t c1,
         for (int64_t span = span0; span < span1; span++) {
             const int64_t end = smaller((span + 1) * SPAN, g->count);
             for (int t = 0; t < 4; t += COMPENSATED ? 1 : 2) memset(sums[t], 0, LANES * apart * sizeof(double));
-            for (int64_t i = span * SPAN; i < end; i += ROWS_TOGETHER) {
-                const int64_t rows = smaller(ROWS_TOGETHER, end - i);
+            for (int64_t i = span * SPAN; i < end; i += together) {
+                const int64_t rows = smaller(together, end - i);
                 const char *x = j->x + i * xs + c * (int64_t)sizeof(stored), *dy = j->dy + i * gs + c * (int64_t)sizeof(stored);
                 for (int64_t lane = 0; lane < lanes; lane++)
                     N(add_columns)(

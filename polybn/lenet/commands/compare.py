@@ -39,7 +39,7 @@ def compare(
     A run that cannot be shown is named, with the reason. The exit code is 1 if a run is missing or damaged.
 
     [dim]polybn compare runs
-    polybn compare runs/numpy-spec-lr1-seed0 runs/numpy-none-lr1-seed0 --out curves.svg[/dim]
+    polybn compare runs/numpy-spec-lr1-seed0 --out curves.svg[/dim]
     """
     from polybn.lenet import curves
 

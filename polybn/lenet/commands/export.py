@@ -46,7 +46,7 @@ def export(
     names of the classes, the layers.
 
     [dim]polybn export runs/numpy-spec-lr1-seed0 --to onnx
-    polybn export runs/numpy-spec-lr1-seed0 --to safetensors --out lenet.safetensors[/dim]
+    polybn export runs/numpy-spec-lr1-seed0 --to keras --out lenet.keras[/dim]
     """
     from polybn.lenet import exports
 

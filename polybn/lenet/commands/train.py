@@ -80,8 +80,8 @@ def train(
 
     [dim]polybn train                             ten epochs with batch norm
     polybn train --norm none                 the same without
-    polybn train --resume runs/numpy-spec-lr1-seed0 --epochs 20    ten more epochs
-    polybn train --data sample --epochs 2    a quick look[/dim]
+    polybn train --data sample --epochs 2    a quick look
+    polybn train --resume runs/numpy-spec-lr1-seed0 --epochs 20[/dim]
     """
     own = team.team_of(coordinator, processes, process)
     if resume is not None:
