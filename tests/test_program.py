@@ -214,7 +214,18 @@ CHAINS = [
         ((1, 4, 4), (Convolution(2, 2), Sigmoid(), BatchNorm(), Dense(3))),
         ((1, 4, 4), (Convolution(2, 3), Sigmoid(), MaxPool(2), Sigmoid(), BatchNorm(), Dense(3))),
         ((1, 4, 4), (Dense(2), Sigmoid(), Sigmoid(), Dense(3))),
-        ((3, 6, 4), (MaxPool(2), BatchNorm(0.0), BatchNorm(1.0), MaxPool(1), Convolution(2, 1), Sigmoid(), Dense(5))),
+        (
+            (3, 6, 4),
+            (
+                MaxPool(2),
+                BatchNorm(momentum=0.0),
+                BatchNorm(momentum=1.0),
+                MaxPool(1),
+                Convolution(2, 1),
+                Sigmoid(),
+                Dense(5),
+            ),
+        ),
         ((2, 7, 5), (Convolution(3, 2), Convolution(4, 3), MaxPool(2), MaxPool(1), Dense(4), BatchNorm(), Dense(2))),
         (
             (1, 6, 7),
