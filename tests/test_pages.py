@@ -266,6 +266,12 @@ def _figures(epoch: dict[str, float]) -> list[str]:
     return [f"{epoch['loss']:.4f}", f"{epoch['train_accuracy']:.3f}", f"{epoch['test_accuracy']:.3f}"]
 
 
+def test_a_library_that_takes_too_long_is_named() -> None:
+    (peer,) = peers.run(["polybn-numpy"], limit=0.01)
+    assert peer.why_not == "it took longer than 0.01 s, see --limit"
+    assert "Could not run: polybn-numpy (it took longer" in peers.to_markdown(json.loads(peers.to_json([peer])))
+
+
 @pytest.mark.parametrize("path", ["README.md", "docs/peers.md"])
 def test_the_table_of_peers_is_the_recorded_one(path: str) -> None:
     """The table of other libraries comes from docs/results/peers.json, which `polybn check --peers` wrote."""

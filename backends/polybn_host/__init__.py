@@ -1,8 +1,8 @@
 """The host kernels: batch norm in C on host memory, for every library whose arrays are there.
 
-The kernels take addresses, strides and numbers and know no array library. A caller describes the memory layout of a
-call's arrays with :func:`geometry`, and then calls :func:`forward` and :func:`backward` with addresses. Nothing is
-checked here: shapes, dtypes and strides must be right.
+A caller describes the memory layout of a call's arrays with :func:`geometry`, and then calls :func:`forward` and
+:func:`backward` with views of the memory: NumPy arrays, or None. Nothing is checked here: shapes, dtypes and strides
+must be right, and vectors contiguous.
 
 If the library is not built, or ``POLYBN_KERNELS=0`` disables it, :data:`missing` says why, and callers use another
 implementation. ``POLYBN_NUM_THREADS`` limits the threads; the default is one for each processor that the process may
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -84,12 +84,12 @@ def forward(
 ) -> None:
     """Run the forward pass (S1 to S12) on memory.
 
-    ``arrays`` holds the addresses of ``x, where, counts, gamma, beta, running_mean, running_var``: where is bool,
-    counts are int64, the number of values that ``where`` keeps in each channel. ``results`` holds those of ``y,
-    running_mean, running_var, mean, m2, saved``; saved is float64 of shape ``(5, channels)`` and what :func:`backward`
-    needs: m1, delta, v, r, and 1 where the channel left the range. Addresses come from :func:`addresses`.
+    ``arrays`` holds ``x, where, counts, gamma, beta, running_mean, running_var``: where is bool, counts are int64, the
+    number of values that ``where`` keeps in each channel. ``results`` holds ``y, running_mean, running_var, mean, m2,
+    saved``; saved is float64 of shape ``(5, channels)`` and what :func:`backward` needs: m1, delta, v, r, and 1 where
+    the channel left the range.
     """
-    call = _ffi.new(_FORWARD, (geometry, *arrays, *results, momentum, eps, training, unbiased))
+    call = _ffi.new(_FORWARD, (geometry, *_addresses((*arrays, *results)), momentum, eps, training, unbiased))
     if _lib.polybn_forward(call):
         raise MemoryError
 
@@ -97,26 +97,26 @@ def forward(
 def backward(geometry: Any, arrays: Sequence[Any], results: Sequence[Any], *, eps: float, training: bool) -> None:
     """Run the backward pass (S13) on memory.
 
-    ``arrays`` holds the addresses of ``x, where, counts, gamma, dy, saved``; ``results`` holds the addresses of the
-    gradients of ``x, gamma, beta, running_mean, running_var``.
+    ``arrays`` holds ``x, where, counts, gamma, dy, saved``; ``results`` holds the gradients of ``x, gamma, beta,
+    running_mean, running_var``.
     """
-    call = _ffi.new(_BACKWARD, (geometry, *arrays, *results, eps, training))
+    call = _ffi.new(_BACKWARD, (geometry, *_addresses((*arrays, *results)), eps, training))
     if _lib.polybn_backward(call):
         raise MemoryError
 
 
-def addresses(arrays: Iterable[Any]) -> list[Any]:
-    """Return a pointer to the memory of each NumPy array, null for None; the arrays must stay alive."""
+def _addresses(arrays: Sequence[Any]) -> list[Any]:
+    """Return a pointer to the memory of each array, null for None; the arrays must stay alive."""
     try:
         return [_null if array is None else _from_buffer(array) for array in arrays]
     except (ValueError, BufferError):  # not contiguous, or of a dtype that buffers do not know
         return [_null if array is None else _ffi.cast("void *", array.ctypes.data) for array in arrays]
 
 
-def bad_variances(variance: Any, channels: int, dtype: str) -> tuple[int, int]:
+def bad_variances(variance: Any, dtype: str) -> tuple[int, int]:
     """Count the values that are no variance (negative, NaN or infinite), and say where the first is."""
     first = _ffi.new("int64_t *")
-    return _lib.polybn_bad_variances(variance, channels, DTYPES[dtype], first), first[0]
+    return _lib.polybn_bad_variances(*_addresses([variance]), variance.size, DTYPES[dtype], first), first[0]
 
 
 def instructions() -> str:

@@ -45,8 +45,8 @@ def normalize(arguments: Arguments, counts: NDArray[np.int64] | None, results: R
     held = [None if vector is None else np.ascontiguousarray(vector) for vector in vectors]
     polybn_host.forward(
         layout,
-        polybn_host.addresses((x, where, counts, *held)),
-        polybn_host.addresses(results),
+        (x, where, counts, *held),
+        results,
         momentum=arguments.momentum,
         eps=arguments.eps,
         training=arguments.training,
@@ -63,8 +63,8 @@ def differentiate(arguments: Arguments, residuals: Residuals, dy: Array, gradien
     gamma = None if arguments.gamma is None else np.ascontiguousarray(arguments.gamma)
     polybn_host.backward(
         layout,
-        polybn_host.addresses((x, where, residuals.counts, gamma, dy, residuals.saved)),
-        polybn_host.addresses(gradients),
+        (x, where, residuals.counts, gamma, dy, residuals.saved),
+        gradients,
         eps=arguments.eps,
         training=arguments.training,
     )
@@ -72,8 +72,7 @@ def differentiate(arguments: Arguments, residuals: Residuals, dy: Array, gradien
 
 def bad_variances(variance: Array) -> tuple[int, int]:
     """Count the values that are no variance, and say where the first is."""
-    held = np.ascontiguousarray(variance)
-    return polybn_host.bad_variances(*polybn_host.addresses([held]), held.size, _name(held.dtype))
+    return polybn_host.bad_variances(np.ascontiguousarray(variance), _name(variance.dtype))
 
 
 @cache

@@ -83,7 +83,13 @@ def check(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of an earlier report, to draw the same cases.")] = None,
     limit: Annotated[
-        float | None, typer.Option(metavar="SECONDS", min=1, help="The time limit of each check.", show_default=False)
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=1,
+            help="The time limit of each check; with --peers, of each library.",
+            show_default=False,
+        ),
     ] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write everything as JSON.")
@@ -128,7 +134,7 @@ def check(
         _write_skeleton(new_adapter)
         return
     if peers:
-        _compare_peers(json_out, into or [])
+        _compare_peers(json_out, into or [], limit)
         return
     from polybn.conformance.apart import Order
     from polybn.conformance.check import chosen
@@ -311,7 +317,7 @@ def _worse(report: Report, letter: Letter) -> list[str]:
     ]
 
 
-def _compare_peers(json_out: Path | None, into: list[Path]) -> None:
+def _compare_peers(json_out: Path | None, into: list[Path], limit: float | None) -> None:
     from polybn.conformance import peers
 
     if json_out is not None:
@@ -320,7 +326,7 @@ def _compare_peers(json_out: Path | None, into: list[Path]) -> None:
     with _bar() as bar:
         names = peers.everyone()
         task = bar.add_task("", total=len(names))
-        for peer in peers.run(names):
+        for peer in peers.run(names, limit or peers.LIMIT):
             measured.append(peer)
             bar.update(task, advance=1, description=peer.adapter)
     text = peers.to_json(measured)

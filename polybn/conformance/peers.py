@@ -68,16 +68,25 @@ def everyone() -> list[str]:
     return [*ours, *ADAPTERS]
 
 
-def run(names: Sequence[str]) -> Iterator[Peer]:
-    """Measure adapters by name, each in a child process."""
+LIMIT = 600.0
+"""Seconds that an adapter has: Dask needs hours where blocks hold a few values."""
+
+
+def run(names: Sequence[str], limit: float = LIMIT) -> Iterator[Peer]:
+    """Measure adapters by name, each in a child process with a time limit in seconds."""
     for name in names:
-        child = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "polybn.conformance.peers", name],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"PYTHONHASHSEED": "0"},
-        )
+        try:
+            child = subprocess.run(
+                [sys.executable, "-W", "ignore", "-m", "polybn.conformance.peers", name],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=limit,
+                env=os.environ | {"PYTHONHASHSEED": "0"},
+            )
+        except subprocess.TimeoutExpired:
+            yield Peer(name, why_not=f"it took longer than {limit:g} s, see --limit")
+            continue
         lines = child.stdout.splitlines()
         if child.returncode == 0 and lines:
             yield Peer(**json.loads(lines[-1]))
