@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help train test lanes lane-older lane-torch lane-dask lane-nvrtc lane-pythons check docs dist bench gpu-check clean
+.PHONY: help train test lanes lane-sabotage lane-plain lane-older lane-torch lane-dask lane-nvrtc lane-pythons check docs dist bench gpu-check clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -12,12 +12,22 @@ train: .venv/train  ## train LeNet on Fashion-MNIST; ARGS="--norm none --epochs 
 	$(BIN)/polybn train $(ARGS)
 
 # Two processes, each of which may use one thread of BLAS: OpenBLAS's threads wait by spinning.
-PYTEST = OPENBLAS_NUM_THREADS=1 $(1)/bin/python -m pytest -n 2
+# A process takes half of the tests as they stand, so that those of one module share what was compiled, and later the other's rest.
+PYTEST = OPENBLAS_NUM_THREADS=1 $(1)/bin/python -m pytest -n 2 --dist worksteal
 
-test: .venv/test  ## run all tests: NumPy, JAX and MXNet in one environment, CuPy emulated
-	POLYBN_REQUIRE=numpy,jax,mxnet $(call PYTEST,.venv) $(ARGS)
+test: .venv/test  ## run all tests: NumPy, JAX and MXNet in one environment, CuPy emulated; lane-sabotage tests the kit itself
+	POLYBN_REQUIRE=numpy,jax,mxnet $(call PYTEST,.venv) --ignore tests/test_sabotage.py $(ARGS)
 
-lanes: lane-older lane-torch lane-dask lane-nvrtc lane-pythons  ## run what differs in kind: other versions, compilers, Pythons
+lane-sabotage: .venv/test  ## ask the conformance kit to find some 200 planted faults, which takes minutes
+	POLYBN_ONLY=numpy $(call PYTEST,.venv) tests/test_sabotage.py $(ARGS)
+
+# One process: a second one takes longer to start than it saves.
+lane-plain: .venv/test  ## test the contract without the compiled loops: plain NumPy, and MXNet's operators
+	POLYBN_KERNELS=0 POLYBN_ONLY=numpy,mxnet $(call PYTEST,.venv) -n 0 \
+	    tests/test_accuracy.py tests/test_degenerate.py tests/test_gradients.py tests/test_lattice.py tests/test_layer.py \
+	    tests/test_nan.py tests/test_purity.py tests/test_range.py tests/test_running_statistics.py tests/test_where.py $(ARGS)
+
+lanes: lane-sabotage lane-plain lane-older lane-torch lane-dask lane-nvrtc lane-pythons  ## run what differs in kind: other versions, compilers, Pythons
 
 # The versions that pip resolves beside MXNet: NumPy 1, and with it an older JAX.
 lane-older: .venv-older/test  ## test on NumPy 1 with the JAX and the MXNet that pip resolves beside it

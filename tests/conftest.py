@@ -24,17 +24,27 @@ from polybn.spec import DTypeError, traits_of
 from tests.support.command import Polybn, command
 from tests.support.drawing import few_forms
 from tests.support.emulation import UNSEEN_VALUES
+from tests.support.pairwise import pairwise
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX reads it before its first array, and has no float64 without it
+# What JAX compiles, even in a moment, is kept on disk: for the next module, the other processes, and the next run.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # Only the backends of this tree, so that deleting one removes its tests and nothing else.
-BACKENDS = tuple(name for name in dispatch._names() if not dispatch._is_foreign(dispatch._entries()[name]))
+IN_TREE = tuple(name for name in dispatch._names() if not dispatch._is_foreign(dispatch._entries()[name]))
+ONLY = [name for name in os.environ.get("POLYBN_ONLY", "").split(",") if name]
+"""The backends to test, all if empty; the others are not imported, which would take seconds."""
+BACKENDS = tuple(name for name in IN_TREE if name in (ONLY or IN_TREE))
 REASONS = {name: dispatch.why_not(name) for name in BACKENDS}
 TRAITS = {name: traits_of(dispatch.backend(name)) for name, reason in REASONS.items() if reason is None}
 COMPILING = {name for name, traits in TRAITS.items() if traits.jit is not None}
 BLIND = {name for name, traits in TRAITS.items() if not traits.sees_values}
 TRAINS = {name for name in TRAITS if hasattr(dispatch.backend(name), "compile")}
 MAPS = 30_000
+NIGHTLY = 20_000
+"""The number of examples of a profile that leaves nothing out."""
 
 OF_NETWORKS = {"test_training", "test_program", "test_fashion_mnist_training", "test_notebooks", "test_device"}
 """Modules of tests that train, for backends with ``compile`` only."""
@@ -61,7 +71,7 @@ _SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much]  # half types may be
 _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": _SLOW}
 settings.register_profile("dev", max_examples=50, **_COMMON)
 settings.register_profile("ci", max_examples=300, derandomize=True, print_blob=True, **_COMMON)
-settings.register_profile("nightly", max_examples=20_000, print_blob=True, **_COMMON)
+settings.register_profile("nightly", max_examples=NIGHTLY, print_blob=True, **_COMMON)
 settings.load_profile(os.environ.get("POLYBN_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 
@@ -73,11 +83,16 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"POLYBN_REQUIRE names backends that cannot run here: {missing}")
 
 
+def _backend_of(item: pytest.Item) -> str | None:
+    """Return the backend that a test is for, if it is for one."""
+    found = getattr(getattr(item, "callspec", None), "params", {}).get("backend")
+    return found if isinstance(found, str) else None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Draw few forms of a call where a library compiles for each, which may take half a second."""
-    parameters = getattr(item, "callspec", None)
-    backend = parameters and parameters.params.get("backend")
+    backend = _backend_of(item)
     with few_forms(backend in COMPILING) if backend else nullcontext():
         return (yield)
 
@@ -105,10 +120,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", [name for name in TRAITS if not trained or name in TRAINS])
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    compiled = {item for item in items if _backend_of(item) in COMPILING}
+    gone = compiled - set(pairwise(item for item in items if item in compiled))
+    if gone and settings().max_examples < NIGHTLY:
+        items[:] = [item for item in items if item not in gone]
+        config.hook.pytest_deselected(items=list(gone))
     for item in items:
-        parameters = getattr(item, "callspec", None)
-        if parameters and parameters.params.get("backend") in BLIND and any(key in item.name for key in UNSEEN_VALUES):
+        if _backend_of(item) in BLIND and any(key in item.name for key in UNSEEN_VALUES):
             reason = "the backend answers errors that depend on values with NaN (Traits.sees_values)"
             item.add_marker(pytest.mark.skip(reason=reason))
 

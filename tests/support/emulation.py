@@ -33,6 +33,7 @@ def run(*command: str, limit: int = 900) -> subprocess.CompletedProcess[str]:
     """Run Python with the stand-in for CuPy; return the finished process with its output as text."""
     paths = [str(STAND_IN), str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "POLYBN_REQUIRE": "cupy"}
+    environment["POLYBN_ONLY"] = "numpy,cupy"  # importing the other libraries takes seconds
     environment["POLYBN_PROFILE"] = "dev"  # emulation is too slow for the ci profile, which has six times as many cases
     return subprocess.run(
         [sys.executable, *command],
