@@ -17,8 +17,10 @@ import pytest
 from typer.testing import CliRunner
 
 from docs._ext import bench
+from polybn import dispatch
 from polybn.bench import contenders, processes, record, rounds, tables, tasks, worker
 from polybn.bench.contenders import Found
+from polybn.bench.peers import PEERS
 from polybn.bench.tasks import LENET, SHAPES, Task, shapes
 from polybn.cli import app
 
@@ -209,8 +211,12 @@ def test_the_page_shows_the_record_or_how_to_make_it(tmp_path: Path) -> None:
 
 
 def test_quickly_each_backend_is_timed_in_its_fastest_form() -> None:
-    known = ["jax", "jax+jit", "jax+native", "numpy", "numpy+out", "torch", "torch-compiled", "gluon", "copy"]
-    assert contenders.fastest(known) == ["jax+jit", "numpy"]
+    known = ["jax", "jax+jit", "jax+native", "numpy", "numpy+out", "torch", "pytorch", "pytorch-compiled", "copy"]
+    assert contenders.fastest(known) == ["jax+jit", "numpy", "torch"]
+
+
+def test_no_peer_has_the_name_of_a_backend() -> None:
+    assert not set(PEERS) & set(dispatch.installed())
 
 
 def test_the_command_times_and_writes_a_record_and_a_picture(tmp_path: Path) -> None:

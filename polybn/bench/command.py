@@ -44,7 +44,7 @@ def bench(
     for name in filter(None, [against, *(only or [])]):
         if name not in known:
             raise typer.BadParameter(f"{name!r} cannot be timed here; these can: {', '.join(known)}")
-    against = against or ("torch" if "torch" in known else known[0])
+    against = against or ("pytorch" if "pytorch" in known else known[0])
     wanted = only or (fastest(known) if quick else known)
     chosen = [contender for contender in contenders if contender.name in (against, *wanted)]
     jobs = tasks(quick, grow)

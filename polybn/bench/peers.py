@@ -188,8 +188,8 @@ def _gluon_lenet(mx: Any) -> Call:
 
 
 PEERS: dict[str, tuple[str, Callable[[Task], Call]]] = {
-    "torch": ("torch", torch),
-    "torch-compiled": ("torch", torch_compiled),
+    "pytorch": ("torch", torch),
+    "pytorch-compiled": ("torch", torch_compiled),
     "flax": ("flax", flax),
     "gluon": ("mxnet", gluon),
 }
