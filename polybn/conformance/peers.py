@@ -124,7 +124,8 @@ def to_json(peers: Sequence[Peer]) -> str:
 def to_markdown(record: dict[str, Any], *, compact: bool = False) -> str:
     """Write the table of a record as Markdown: a row for each adapter and layout, then the adapters that could not run.
 
-    ``compact`` leaves out channels last, degenerate batches and adapters that could not run.
+    ``compact`` leaves out channels last, degenerate batches, further forms of PolyBN's backends, such as
+    ``polybn-jax-jit``, and adapters that could not run.
     """
     head = ["float32", *FAMILIES] if compact else ["float32", "channels", *FAMILIES, "m = 1", "N = 0"]
     ranged = not compact and any(peer.get("whole_range") for peer in record["peers"])
@@ -132,6 +133,8 @@ def to_markdown(record: dict[str, Any], *, compact: bool = False) -> str:
     head.append("version")
     lines = [_line(head), _line(["---"] * len(head))]
     for peer in record["peers"]:
+        if compact and re.match("polybn-.*-", peer["adapter"]):
+            continue
         for layout, errors in peer["errors"].items():
             cells = [_cell(errors[family]) for family in FAMILIES]
             who, second = short(peer["name"]), layout == "(N, C, H, W)"
