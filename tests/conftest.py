@@ -27,10 +27,6 @@ from tests.support.emulation import UNSEEN_VALUES
 from tests.support.pairwise import pairwise
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX reads it before its first array, and has no float64 without it
-# What JAX compiles, even in a moment, is kept on disk: for the next module, the other processes, and the next run.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # Only the backends of this tree, so that deleting one removes its tests and nothing else.
 IN_TREE = tuple(name for name in dispatch._names() if not dispatch._is_foreign(dispatch._entries()[name]))
