@@ -189,7 +189,13 @@ def rounded(host: Host, like: Array) -> Array:
 
 
 def assign(source: Array, array: Array) -> None:
-    """Copy an MXNet array into another one with MXNet's operators, rounding to its dtype."""
+    """Copy an MXNet array into another one with MXNet's operators, rounding to its dtype.
+
+    On the CPU the host rounds to bfloat16: MXNet's cast there makes 0 of subnormal numbers.
+    """
+    if array.dtype == BFLOAT16 != source.dtype and is_on_host(array):
+        write(fetch(source), array)
+        return
     source, target = source.as_nd_ndarray(), array.as_nd_ndarray()
     cast = mx.nd.amp_cast if BFLOAT16 in (source.dtype, target.dtype) else mx.nd.cast
     same = source.dtype == target.dtype

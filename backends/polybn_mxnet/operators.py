@@ -15,7 +15,7 @@ import numpy as np
 
 from polybn.arguments import fail_single_value
 from polybn.spec import Arguments, Array, Gradients, Moments
-from polybn_mxnet import arrays, statistics, tape
+from polybn_mxnet import arrays, host, statistics, tape
 from polybn_mxnet.arrays import Host
 from polybn_mxnet.compat import mxnet as mx
 from polybn_mxnet.statistics import Statistics
@@ -44,7 +44,10 @@ def _aside(function: F) -> F:
 
 
 class Residuals(NamedTuple):
-    """The results of a forward call that its derivative needs; they share no memory with the caller's arrays."""
+    """The results of a forward call that its derivative needs; they share no memory with the caller's arrays.
+
+    Only channels that leave the range of the operators' arithmetic also need the arrays of the call.
+    """
 
     kept: Rows | None
     """The mask as rows; None if all values take part."""
@@ -56,9 +59,11 @@ class Residuals(NamedTuple):
     """The normalized values before gamma and beta; None if there are no values."""
 
 
+@_aside
 def hold(arguments: Arguments) -> Arguments:
-    """Return the arguments unchanged: the derivative reads only the residuals."""
-    return arguments
+    """Copy the arrays of a call, so that later writes to them do not change the derivative."""
+    copies = {name: array.copy() for name in host.ARRAYS if (array := getattr(arguments, name)) is not None}
+    return arguments._replace(**copies)
 
 
 @_aside
@@ -83,6 +88,11 @@ def forward(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, R
         rows = xhat if gamma is None else _scaled(xhat, gamma)
         rows = rows if beta is None else rows + _column(beta, rows)
         _scatter(_keep(rows, kept), y, arguments)
+        if not training:
+            strayed = statistics.strayed_in_inference(s, _row_largest(_gather(arguments.x, arguments, kept)), gamma)
+            if strayed.any():
+                again = host.shared.forward(_fetched(arguments), differentiable=False)[0]
+                _replace_channels(y, again.y, strayed, arguments)
     return mean, variance, Residuals(kept, counts, s, gamma, xhat)
 
 
@@ -90,10 +100,12 @@ def forward(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, R
 def backward(arguments: Arguments, residuals: Residuals, dy: Array, into: Mapping[str, Array]) -> None:
     """Write the wanted gradients, by name (S13)."""
     kept, counts, s, gamma, xhat = residuals
+    strayed, again = np.zeros(arguments.channels, bool), Gradients(None, None, None, None, None)
     if xhat is None:
         vectors = [np.zeros(arguments.channels)] * 4
     else:
         g = _gather(dy, arguments, kept)
+        strayed = statistics.strayed_in_derivative(s, _row_largest(g), _row_largest(xhat), gamma)
         sum_g, sum_gx = _sum(g), _sum(g * xhat)
         if arguments.training:
             m = np.maximum(counts, 1)
@@ -103,9 +115,15 @@ def backward(arguments: Arguments, residuals: Residuals, dy: Array, into: Mappin
         if "x" in into:
             _scatter(_keep(rows, kept), into["x"], arguments)
         vectors = [sum_gx, sum_g, -scale * sum_g, -scale * r * sum_gx / 2]
-    for name, vector in zip(Gradients._fields[1:], vectors, strict=True):
+    if strayed.any():
+        fetched = _fetched(arguments)
+        again = host.shared.backward(fetched, host.shared.forward(fetched, differentiable=True)[1], arrays.fetch(dy))
+        if "x" in into:
+            _replace_channels(into["x"], again.x, strayed, arguments)
+    for name, vector, right in zip(Gradients._fields[1:], vectors, again[1:], strict=True):
         if name in into:
-            arrays.write(vector.astype(arguments.dtype), into[name])
+            mixed = vector if right is None else np.where(strayed, right, vector)
+            arrays.write(mixed.astype(arguments.dtype), into[name])
 
 
 @_aside
@@ -119,6 +137,21 @@ def moments(arguments: Arguments) -> Moments:
 def _gather(array: Array, arguments: Arguments, kept: Rows | None) -> Rows:
     """Arrange the values of an array like ``x`` in rows, with 0 in deleted places."""
     return _keep(_rows(arrays.widened(array, arguments.dtype), arguments), kept)
+
+
+def _fetched(arguments: Arguments) -> Arguments:
+    """Copy the arrays of a call to the host, where channels that leave the range are computed again (S10)."""
+    return arguments._replace(**{name: arrays.fetch(getattr(arguments, name)) for name in host.ARRAYS})
+
+
+def _replace_channels(array: Array, found: Host, strayed: Host, arguments: Arguments) -> None:
+    """Write the values of some channels, which the host has computed, into a result."""
+    places = [-1 if axis == arguments.axis else 1 for axis in range(found.ndim)]
+    arrays.write(np.where(strayed.reshape(places), found, arrays.fetch(array)), array)
+
+
+def _row_largest(rows: Rows) -> Host:
+    return np.asarray(mx.np.max(mx.np.abs(rows), axis=1).asnumpy())
 
 
 def _scaled(rows: Rows, vector: Host) -> Rows:
@@ -147,8 +180,7 @@ def _measure(arguments: Arguments, kept: Rows | None, counts: Host) -> Statistic
     m1, delta, v = _center(rows, kept, counts)
     strayed = statistics.out_of_range(v, eps)
     if strayed.any():
-        largest = mx.np.max(mx.np.abs(rows), axis=1).asnumpy()
-        exponent = np.where(strayed, statistics.exponents(largest, eps), exponent)
+        exponent = np.where(strayed, statistics.exponents(_row_largest(rows), eps), exponent)
         m1, delta, v = _center(_shifted(rows, exponent), kept, counts)
     r = statistics.inverse_root(v, np.ldexp(v.dtype.type(eps), -2 * exponent))
     return Statistics(m1, delta, v, r, exponent)

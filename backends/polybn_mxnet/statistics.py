@@ -71,6 +71,39 @@ def out_of_range(v: Host, eps: float) -> NDArray[np.bool_]:
     return strayed
 
 
+def strayed_in_inference(s: Statistics, largest: Host, gamma: Host | None) -> NDArray[np.bool_]:
+    """Find the channels in which a factor of ``y``, or a product of some, may leave the range (S10)."""
+    x, r, g = map(_exponent, (np.maximum(largest, np.abs(s.m1)), s.r, _or_one(gamma, s.r)))
+    return _beyond(s.r.dtype, x, r, g, x + r, x + r + g)
+
+
+def strayed_in_derivative(s: Statistics, g: Host, xhat: Host, gamma: Host | None) -> NDArray[np.bool_]:
+    """Find the channels in which a factor of a gradient, or a product of some, may leave the range (S10).
+
+    ``g`` and ``xhat`` are the largest magnitudes of the cotangents and of the normalized values.
+    """
+    dy, x, r, slope = map(_exponent, (g, xhat, s.inverse_root(), _or_one(gamma, s.r)))
+    slope = slope + r
+    products = dy + x, dy + r, dy + slope, dy + x + slope, dy + x + r + slope
+    return (s.exponent != 0) | _beyond(s.r.dtype, dy, x, r, slope, *products)
+
+
+def _or_one(gamma: Host | None, like: Host) -> Host:
+    return np.ones_like(like) if gamma is None else gamma
+
+
+def _exponent(vector: Host) -> NDArray[np.int64]:
+    """Return the exponents of numbers, 0 for 0; for what is not finite one beyond every range."""
+    return np.where(np.isfinite(vector), np.frexp(vector)[1], 10_000).astype(np.int64)
+
+
+def _beyond(dtype: np.dtype, *exponents: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return whether an exponent comes near an end of the range, with room for sums and for unequal values."""
+    limit = 90 if dtype == np.float32 else 900
+    beyond: NDArray[np.bool_] = np.any(np.abs(exponents) > limit, axis=0)
+    return beyond
+
+
 def exponents(largest: Host, eps: float) -> NDArray[np.int32]:
     """Return an exponent per channel such that the values and ``sqrt(eps)``, times ``2^-exponent``, are at most 1."""
     magnitude = np.maximum(largest, math.sqrt(eps))
