@@ -122,7 +122,9 @@ def backward(arguments: Arguments, residuals: Residuals, dy: Array, into: Mappin
             _replace_channels(into["x"], again.x, strayed, arguments)
     for name, vector, right in zip(Gradients._fields[1:], vectors, again[1:], strict=True):
         if name in into:
-            mixed = vector if right is None else np.where(strayed, right, vector)
+            # The sum of dy does not depend on x, not even on whether x is finite (S9).
+            wrong = strayed & ~np.isfinite(vector) if name == "beta" else strayed
+            mixed = vector if right is None else np.where(wrong, right, vector)
             arrays.write(mixed.astype(arguments.dtype), into[name])
 
 

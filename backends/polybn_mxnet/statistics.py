@@ -93,8 +93,8 @@ def _or_one(gamma: Host | None, like: Host) -> Host:
 
 
 def _exponent(vector: Host) -> NDArray[np.int64]:
-    """Return the exponents of numbers, 0 for 0; for what is not finite one beyond every range."""
-    return np.where(np.isfinite(vector), np.frexp(vector)[1], 10_000).astype(np.int64)
+    """Return the exponents of numbers: 0 for NaN, which would stay NaN, and a large one for infinity."""
+    return np.where(np.isinf(vector), 10_000, np.frexp(vector)[1] * np.isfinite(vector)).astype(np.int64)
 
 
 def _beyond(dtype: np.dtype, *exponents: NDArray[np.int64]) -> NDArray[np.bool_]:
