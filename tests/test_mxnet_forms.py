@@ -135,6 +135,30 @@ def test_in_operators_numbers_are_right_over_the_whole_range() -> None:
     assert [result.status for result in report.results] == ["pass"] * 6, str(report)
 
 
+# One channel each: two or three values of x, dy, (gamma, beta, running_mean, running_var), eps, training.
+FAR = {
+    "a small value beside a large one": ([1, 2**-100], [1, 2**-100], (2**63, 0, 0, 2**126), 0, False),
+    "beta pulls a product back into the range": ([1, 2, 9], [1, 2, -1], (3e38, -3e38, 0, 1), 1e-5, True),
+    "momentum pulls a variance back into the range": ([-3e19, 3e19, 0], [1, 2, -1], (1, 0, 0, 1), 1e-5, True),
+    "a large value beside NaN": ([np.nan, 3e38], [1, 1], (1, 0, -3e38, 2**100), 1e-5, False),
+    "a small cotangent beside NaN": ([1, 3e5], [np.nan, 2**-140], (2**100, 0, 0, 2**100), 1e-5, False),
+}
+
+
+@pytest.mark.clause("S9", "S10")
+@pytest.mark.parametrize("name", FAR)
+def test_operators_agree_with_the_host_on_numbers_far_apart(name: str) -> None:
+    x, dy, vectors, eps, training = FAR[name]
+    columns = (np.array(z, "float32")[:, None] for z in (x, dy))
+    given = Case(*columns, [np.array([z], "float32") for z in vectors], 1)
+    expected = run(given, training, eps)
+    with operators_only():
+        found = run(given, training, eps)
+    assert found.keys() == expected.keys()
+    for key, right in expected.items():
+        np.testing.assert_allclose(found[key], right, rtol=1e-6, err_msg=key)
+
+
 def test_calls_from_several_threads_do_not_meet() -> None:
     cases = [case(shape, axis, "float32", mean) for shape, axis in LAYOUTS for mean in MEANS] * 3
     alone = [run(given) for given in cases]

@@ -88,11 +88,15 @@ def forward(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, R
         rows = xhat if gamma is None else _scaled(xhat, gamma)
         rows = rows if beta is None else rows + _column(beta, rows)
         _scatter(_keep(rows, kept), y, arguments)
-        if not training:
+        if training:
+            strayed = statistics.strayed_in_training(s, gamma)
+        else:
             strayed = statistics.strayed_in_inference(s, _row_largest(_gather(arguments.x, arguments, kept)), gamma)
-            if strayed.any():
-                again = host.shared.forward(_fetched(arguments), differentiable=False)[0]
-                _replace_channels(y, again.y, strayed, arguments)
+        if strayed.any():
+            again = host.shared.forward(_fetched(arguments), differentiable=False)[0]
+            _replace_channels(y, again.y, strayed, arguments)
+            pairs = (again.running_mean, mean), (again.running_var, variance)
+            mean, variance = (old if new is None else np.where(strayed, new, old) for new, old in pairs)
     return mean, variance, Residuals(kept, counts, s, gamma, xhat)
 
 

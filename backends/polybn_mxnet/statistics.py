@@ -71,10 +71,15 @@ def out_of_range(v: Host, eps: float) -> NDArray[np.bool_]:
     return strayed
 
 
+def strayed_in_training(s: Statistics, gamma: Host | None) -> NDArray[np.bool_]:
+    """Find the channels in which ``y`` or the running statistics may leave the range on the way (S10)."""
+    return (s.exponent != 0) | _magnifies(gamma, s.r)
+
+
 def strayed_in_inference(s: Statistics, largest: Host, gamma: Host | None) -> NDArray[np.bool_]:
     """Find the channels in which a factor of ``y``, or a product of some, may leave the range (S10)."""
     x, r, g = map(_exponent, (np.maximum(largest, np.abs(s.m1)), s.r, _or_one(gamma, s.r)))
-    return _beyond(s.r.dtype, x, r, g, x + r, x + r + g)
+    return _magnifies(gamma, s.r) | _beyond(s.r.dtype, x, r, g, x + r, x + r + g)
 
 
 def strayed_in_derivative(s: Statistics, g: Host, xhat: Host, gamma: Host | None) -> NDArray[np.bool_]:
@@ -85,7 +90,13 @@ def strayed_in_derivative(s: Statistics, g: Host, xhat: Host, gamma: Host | None
     dy, x, r, slope = map(_exponent, (g, xhat, s.inverse_root(), _or_one(gamma, s.r)))
     slope = slope + r
     products = dy + x, dy + r, dy + slope, dy + x + slope, dy + x + r + slope
-    return (s.exponent != 0) | _beyond(s.r.dtype, dy, x, r, slope, *products)
+    return (s.exponent != 0) | _magnifies(gamma, s.r) | _beyond(s.r.dtype, dy, x, r, slope, *products)
+
+
+def _magnifies(gamma: Host | None, like: Host) -> NDArray[np.bool_]:
+    """Find large gammas: times one, a value far smaller than the row's largest shows what it lost to underflow."""
+    large: NDArray[np.bool_] = _exponent(_or_one(gamma, like)) > np.finfo(like.dtype).nmant
+    return large
 
 
 def _or_one(gamma: Host | None, like: Host) -> Host:
@@ -93,8 +104,8 @@ def _or_one(gamma: Host | None, like: Host) -> Host:
 
 
 def _exponent(vector: Host) -> NDArray[np.int64]:
-    """Return the exponents of numbers: 0 for NaN, which would stay NaN, and a large one for infinity."""
-    return np.where(np.isinf(vector), 10_000, np.frexp(vector)[1] * np.isfinite(vector)).astype(np.int64)
+    """Return the exponents of numbers, 0 for 0; what is not finite hides the others: an exponent beyond every range."""
+    return np.where(np.isfinite(vector), np.frexp(vector)[1], 10_000).astype(np.int64)
 
 
 def _beyond(dtype: np.dtype, *exponents: NDArray[np.int64]) -> NDArray[np.bool_]:
