@@ -149,8 +149,8 @@ FAR = {
 @pytest.mark.parametrize("name", FAR)
 def test_operators_agree_with_the_host_on_numbers_far_apart(name: str) -> None:
     x, dy, vectors, eps, training = FAR[name]
-    columns = (np.array(z, "float32")[:, None] for z in (x, dy))
-    given = Case(*columns, [np.array([z], "float32") for z in vectors], 1)
+    column, of_dy = (np.array(z, "float32")[:, None] for z in (x, dy))
+    given = Case(column, of_dy, [np.array([z], "float32") for z in vectors], 1)
     expected = run(given, training, eps)
     with operators_only():
         found = run(given, training, eps)
