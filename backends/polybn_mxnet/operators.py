@@ -84,14 +84,15 @@ def forward(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, R
             mean, variance = statistics.update(arguments, (mean, variance), s, counts)
     xhat = None
     if size:
-        xhat = _standardize(arguments, s, kept)
+        given = _gather(arguments.x, arguments, kept)
+        xhat = _standardize(given, s, kept)
         rows = xhat if gamma is None else _scaled(xhat, gamma)
         rows = rows if beta is None else rows + _column(beta, rows)
         _scatter(_keep(rows, kept), y, arguments)
         if training:
             strayed = statistics.strayed_in_training(s, gamma)
         else:
-            strayed = statistics.strayed_in_inference(s, _row_largest(_gather(arguments.x, arguments, kept)), gamma)
+            strayed = statistics.strayed_in_inference(s, _row_largest(given), gamma)
         if strayed.any():
             again = host.shared.forward(_fetched(arguments), differentiable=False)[0]
             _replace_channels(y, again.y, strayed, arguments)
@@ -201,9 +202,9 @@ def _center(rows: Rows, kept: Rows | None, counts: Host) -> tuple[Host, Host, Ho
     return m1, delta, np.maximum(square - delta * delta, 0)
 
 
-def _standardize(arguments: Arguments, s: Statistics, kept: Rows | None) -> Rows:
+def _standardize(rows: Rows, s: Statistics, kept: Rows | None) -> Rows:
     """Return the normalized values before gamma and beta (S3)."""
-    rows = _shifted(_gather(arguments.x, arguments, kept), s.exponent)
+    rows = _shifted(rows, s.exponent)
     rows = rows - _column(s.m1, rows)
     if s.delta.any():
         rows = rows - _column(s.delta, rows)

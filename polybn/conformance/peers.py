@@ -69,7 +69,7 @@ def everyone() -> list[str]:
 
 
 LIMIT = 600.0
-"""Seconds that an adapter has: Dask needs hours where blocks hold a few values."""
+"""Seconds that an adapter has: Dask does not finish in this time where blocks hold a few values."""
 
 
 def run(names: Sequence[str], limit: float = LIMIT) -> Iterator[Peer]:
