@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 import polybn
 from polybn import conformance
-from polybn import conformance
 from polybn.conformance.adapters import resolve
 from tests.conftest import REASONS
 
@@ -239,5 +238,5 @@ def test_what_overflows_a_half_is_infinite_in_silence(scope: Any) -> None:
 
 def test_scales_change_no_bit_of_the_operators_results() -> None:
     """Scales within the range do not pass a channel on to the host, whose sums are rounded otherwise (S3)."""
-    report = conformance.check(conformance.resolve("polybn-mxnet-operators"), only=["P7"], profile="ci", seed=3)
-    assert not report.failures, report.failures
+    report = conformance.check(resolve("polybn-mxnet-operators"), only=["P7"], profile="ci", seed=3)
+    assert not report.failures, str(report)
