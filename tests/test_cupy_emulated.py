@@ -15,8 +15,8 @@ from tests.support import emulation
 REASON = emulation.why_not()
 pytestmark = pytest.mark.skipif(REASON is not None and not emulation.required(), reason=str(REASON))
 
-# Emulation is slow, so the kit checks accuracy and lattices, and test_cupy_program the programs. A process takes seconds
-# to start, so it runs several modules.
+# Emulation is slow, so the kit checks accuracy and lattices, and test_cupy_program the programs.
+# A process takes seconds to start, so it runs several modules.
 CONTRACT = (
     ("degenerate", "dispatch", "faults", "gradients", "layer"),
     ("moments", "nan", "protocol", "purity", "range"),
