@@ -21,8 +21,8 @@ class Contender:
     """A process that answers questions, one line each; it ends when its input does."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        # In a group of its own, so that Ctrl-C reaches only the parent, which then ends this group. Not in a session of its
-        # own: to each of these, Linux may give the same share of the processors, whatever the number of its threads.
+        # In a group of its own, so that Ctrl-C reaches only the parent, which then ends this group. Not in a session of
+        # its own: Linux may give each of these the same share of the processors, whatever the number of its threads.
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
