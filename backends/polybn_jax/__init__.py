@@ -40,6 +40,7 @@ traits = Traits(
     native_norm=find_spec("flax") is not None,
     own=frozenset({"axis_name"}),
     joins="axis_name",
+    hint=lambda value: "it is sparse: todense() makes it plain" if hasattr(value, "todense") else "",
 )
 
 

@@ -49,7 +49,8 @@ class BackendAdapter:
 
     def info(self) -> Info:
         """Declare the specification's conventions, and the dtypes that the library has."""
-        about = ", ".join(f"{what} {value}" for what, value in self._backend.describe().items())
+        with self._scope():  # a form may run on something else
+            about = ", ".join(f"{what} {value}" for what, value in self._backend.describe().items())
         traits = traits_of(self._backend)
         return Info(
             name=f"PolyBN on {self._backend.name}" + (f", {self._form}" if self._form else ""),
