@@ -137,11 +137,11 @@ def moments(arguments: Arguments) -> Moments:
     """Measure ``x``; the results are on the host."""
     kept, counts = _mask(arguments)
     s = _measure(arguments, kept, counts)
-    found = s.mean(), (s.v * counts).astype(arguments.dtype), s.low()
-    if s.strayed.any():
-        again = host.shared.moments(_fetched(arguments))[1:]
-        found = tuple(np.where(s.strayed, new, old) for new, old in zip(again, found, strict=True))
-    return Moments(counts, *found)
+    found = Moments(counts, s.mean(), (s.v * counts).astype(arguments.dtype), s.low())
+    if not s.strayed.any():
+        return found
+    again = host.shared.moments(_fetched(arguments))
+    return Moments(*(np.where(s.strayed, new, old) for new, old in zip(again, found, strict=True)))
 
 
 def _gather(array: Array, arguments: Arguments, kept: Rows | None) -> Rows:
