@@ -99,7 +99,10 @@ __device__ inline Wide inverse_root(Wide variance, Wide eps) {
 }
 
 __device__ inline double inverse_root(double variance, double eps) {
-    return rounded<double>(inverse_root(wide(variance), wide(eps)));
+    const double square = variance + eps;
+    if (square == 0) return 0;
+    if (!is_finite(square) && is_finite(variance)) return 0.5 / root(variance / 4 + eps / 4);
+    return 1 / root(square);
 }
 
 template <class Real>
