@@ -203,3 +203,59 @@ def test_no_values_come_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
             pullback(dy)
     polybn.merge_moments(polybn.moments(arrays[0]), polybn.moments(arrays[0]))
     polybn.fold(*arrays[1:])
+
+
+class Powers(NamedTuple):
+    """Powers of two by which arguments are multiplied: x, dy, the cotangent of dx, and gamma."""
+
+    x: int
+    dy: int
+    of_dx: int
+    gamma: int
+
+
+FAR_APART = (
+    Powers(100, 60, 60, 40),
+    Powers(-110, -60, -60, -60),
+    Powers(0, 115, -115, 0),
+    Powers(50, 70, 70, -100),
+    Powers(-50, -70, -70, 100),
+)
+"""For float32; eight times as far for float64."""
+
+
+@pytest.mark.clause("S10", "S13")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("powers", FAR_APART)
+def test_second_derivatives_at_the_ends_of_the_range(powers: Powers, dtype: str, training: bool) -> None:
+    """They have the digits of those of the same problem near 1: with eps = 0, powers of two change nothing else."""
+    k = Powers(*(8 * power * (dtype == "float64") or power for power in powers))
+    k = k if training else k._replace(x=k.x // 2)  # the running variance has to fit, too
+    case, b = sample(5, dtype, (7, 3, 11), training=training), polybn.backend("cupy")
+    of_dy, rng = k.gamma - k.x + k.of_dx, np.random.default_rng(2)
+    cotangents = [rng.normal(3, 2, shape) for shape in ((7, 3, 11), *[3] * 4)]
+    given = (case.x, case.gamma, case.beta, case.running_mean, case.running_var, case.dy, *cotangents)
+    running = (0,) * 4 if training else (k.x, 2 * k.x, k.of_dx, k.of_dx + k.x)  # statistics, and their cotangents
+    scales = (k.x, k.gamma, 0, *running[:2], k.dy, k.of_dx, of_dy, of_dy, *running[2:])
+    of_x = of_dy + k.dy - k.x
+
+    def second(scales: Any) -> list[Any]:
+        arrays = [b.asarray(np.ldexp(np.asarray(a, dtype), e)) for a, e in zip(given, scales, strict=True)]
+        _, pullback = polybn.batch_norm_vjp(*arrays[:5], training=training, eps=0.0)
+        _, pull_again = pullback.vjp(arrays[5])
+        found = pull_again(polybn.Gradients(*arrays[6:9], *([] if training else arrays[9:])))
+        return [None if a is None else b.to_numpy(a).astype(np.float64) for a in found]
+
+    expected, got = second([0] * 11), second(scales)
+    for name, right, value, e in zip(
+        ("dy", "x", "gamma", "mean", "var"),
+        expected,
+        got,
+        (of_dy, of_x, of_x + k.x - k.gamma, of_x, of_x - k.x),
+        strict=True,
+    ):
+        if right is not None:
+            assert np.isfinite(right).all()
+            error = np.abs(np.ldexp(value, -e) - right).max()
+            assert error <= 2.0 ** DIGITS[dtype] * np.abs(right).max(), (name, error)

@@ -26,7 +26,7 @@ from polybn.conformance.runner import CallError, KitAdapterError, Recorder, Viol
 from polybn.conformance.strategies import sample
 from polybn.conformance.trial import PROFILES, Tried
 from polybn.spec import __doc__ as specification
-from tests.sabotage.reference import Reference
+from tests.sabotage.reference import Normalized, Reference
 from tests.support import kit_adapters as kit
 
 RIGHT = kit.Right()
@@ -535,22 +535,50 @@ def test_served_shapes_keep_channels_and_values() -> None:
 
 
 class Small(Reference):
-    """Is right near 1, and lacks one scaling by a power of two."""
+    """Is right near 1, and lacks one of the steps for the ends of the range."""
 
     def __init__(self, what: str) -> None:
         self.what = what
 
     def exponent(self, rows: Array, eps: float) -> Array:
         k: Array = super().exponent(rows, eps)
-        return 0 * k if self.what == "squares" else k
+        hidden = self.what == "squares beside NaN" and np.isnan(rows).any()
+        return 0 * k if self.what == "squares" or hidden else k
 
     def exponent_of(self, values: Array) -> Array:
         k: Array = super().exponent_of(values)
         return 0 * k if self.what == "products" else k
 
+    def normalize(self, rows: Array, eps: float) -> Normalized:
+        n = super().normalize(rows, eps)
+        if self.what == "what momentum leaves":
+            n = n._replace(variance=np.ldexp(n.variance, n.lowered), lowered=0 * n.lowered)
+        return n
+
+    def line(self, rows: Array, xhat: Array, k: Any, gamma: Array, beta: Array) -> Array:
+        if self.what == "what beta brings back":
+            return self.affine(np.ldexp(xhat, k), gamma, beta)
+        return super().line(rows, xhat, k, gamma, beta)
+
+    def by_running(self, rows: Array, mean: Array, variance: Array, eps: float) -> tuple[Array, Array, Array]:
+        if self.what != "small beside large":
+            return super().by_running(rows, mean, variance, eps)
+        k = np.maximum(self.exponent_of(rows), self.exponent_of(mean))  # one scale for all values of a channel
+        root = self.running_root(variance, rows.dtype.type(eps))
+        return (np.ldexp(rows, -k) - np.ldexp(mean, -k)) * root, root, k
+
 
 @pytest.mark.parametrize(
-    ("what", "names"), [("nothing", set()), ("squares", {"G1", "G2"}), ("products", {"G2", "G3", "G4"})]
+    ("what", "names"),
+    [
+        ("nothing", set()),
+        ("squares", {"G1", "G2"}),
+        ("products", {"G2", "G4"}),
+        ("squares beside NaN", {"G1", "G2"}),
+        ("what momentum leaves", {"G1"}),
+        ("what beta brings back", {"G1", "G3"}),
+        ("small beside large", {"G3", "G4"}),
+    ],
 )
 def test_the_whole_range_is_seen(what: str, names: set[str]) -> None:
     info = Reference().info()._replace(dtypes=("float32",))

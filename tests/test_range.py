@@ -235,3 +235,32 @@ def test_rescue_of_one_channel(backend: str, case: Case, channel: int, power: in
         certify(take(scaled, [c]), cases_module.Outcome(alone.y, dgamma=alone.dgamma, dbeta=alone.dbeta))
     except VacuousBoundError:
         assume(False)
+
+
+@pytest.mark.clause("S10")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("form", ["training", "inference", "inference without gamma"])
+def test_beta_brings_y_back(backend: str, dtype: str, form: str) -> None:
+    """Where only the product with gamma leaves the range, y is right; so it is in the ordinary channel beside."""
+    b, most = polybn.backend(backend), float(np.finfo(dtype).max)
+    training, scaled = form == "training", form != "inference without gamma"
+    x = np.array([[1.0, -3.0]] * 6 + [[8.0, 9.0]], dtype)
+    gamma, beta, var = (
+        np.array([0.6 * most, -1.25], dtype),
+        np.array([-0.6 * most, 17.5], dtype),
+        np.array([6, 6], dtype),
+    )
+    if not scaled:
+        x[:, 0] = 0.9 * most / 8 * x[:, 0]
+        beta[0], var = -0.8 * most, np.array([0.36, 2.25], dtype)
+    vectors = (gamma if scaled else None, beta, np.array([2, 0.5], dtype) * scaled, var)
+    given = [None if v is None else b.asarray(v) for v in vectors]
+    y = b.to_numpy(polybn.batch_norm(b.asarray(x), *given, training=training, eps=0.0).y)
+    for c in range(2):
+        row, numbers = oracle.row(x[:, c].tolist()), [1 if v is None else Fraction(float(v[c])) for v in vectors]
+        running = oracle.given_statistics(7, *numbers[2:], Fraction(0))
+        s = oracle.batch_statistics(row, Fraction(0)) if training else running
+        right = oracle.output(row, s, *numbers[:2]).floats()
+        np.testing.assert_allclose(
+            y[:, c], right, rtol=0, atol=8 * np.finfo(dtype).eps * max(map(abs, (*right, numbers[1])))
+        )

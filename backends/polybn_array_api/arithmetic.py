@@ -42,6 +42,13 @@ def given(a: Layout, mean: Array, variance: Array, eps: float) -> Statistics:
     return Statistics(scale, times(mean, scale), a.number(0), variance, root, None)
 
 
+def halving(a: Layout, beta: Array | None) -> Array | None:
+    """Return 1/2 where beta is large: ``xhat * gamma`` may then leave the range and beta bring it back; else 1."""
+    if a.narrow or beta is None:
+        return None
+    return a.xp.where(a.xp.abs(beta) > _room(a).close, a.number(0.5), a.number(1))
+
+
 def center(a: Layout, rows: Array, s: Statistics, kept: Array | None) -> Array:
     """Return ``x * scale - m1 - delta``."""
     return a.mask(times(a.again(rows), s.scale) - s.m1 - s.delta, kept)

@@ -13,6 +13,7 @@ from polybn_array_api.arithmetic import (
     Statistics,
     center,
     given,
+    halving,
     inverse_root,
     measure,
     multiply,
@@ -44,13 +45,14 @@ def forward(xp: Any, arguments: Arguments) -> tuple[BatchNormResult, Statistics 
     else:
         s = given(a, old_mean, old_var, arguments.eps)
         new = tuple(copy(xp, old) for old in vectors[2:])
-    c = center(a, rows, s, kept)
+    c, half = center(a, rows, s, kept), halving(a, beta)
     if arguments.training:
-        y = times(c * s.r, gamma)
+        y = times(c * times(s.r, half), gamma)
     else:
         (gamma, small), (r, size) = normal(a, gamma), split(a, s.r)
-        y = multiply(a, c * r, gamma, times(size, small), None if s.scale is None else 1 / s.scale)
-    y = a.mask(y if beta is None else y + beta, kept)
+        y = multiply(a, c * times(r, half), gamma, times(size, small), None if s.scale is None else 1 / s.scale)
+    y = a.mask(y if beta is None else y + times(beta, half), kept)
+    y = y if half is None else y / half
     return BatchNormResult(a.array(y, x.dtype), *new), s
 
 

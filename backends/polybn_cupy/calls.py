@@ -17,9 +17,9 @@ from polybn_cupy.sources import STORED
 Array = Any
 
 # The sizes of the structs that each kernel keeps in shared memory, rounded up.
-FORWARD = Pass("forward", tiles=1, node_bytes=32, channel_bytes=56)
+FORWARD = Pass("forward", tiles=1, node_bytes=32, channel_bytes=32)
 INFERENCE = Pass("inference", tiles=0, node_bytes=0, channel_bytes=32)
-BACKWARD = Pass("backward", tiles=2, node_bytes=16, channel_bytes=88)
+BACKWARD = Pass("backward", tiles=2, node_bytes=16, channel_bytes=80)
 SECOND = Pass("second", tiles=3, node_bytes=40, channel_bytes=120)
 
 

@@ -16,7 +16,7 @@ from polybn_jax import kernels
 from polybn_jax.call import Operands, Plan, number, operands_of, plan_of
 from polybn_jax.kernels import Statistics, View, centered, largest, mask
 from polybn_jax.reductions import spread, spread_both, totals, varies_over
-from polybn_jax.scaling import power_of_two, two_factors
+from polybn_jax.scaling import power_of_two, products, two_factors
 
 
 def backward(arguments: Arguments, residuals: Statistics, dy: jax.Array) -> Gradients:
@@ -93,31 +93,30 @@ def _rescued(usual: Gradients, dy: jax.Array, view: View, gamma: jax.Array | Non
         return usual
     lost, info = jnp.any(jnp.stack([~jnp.isfinite(z) for z in sums]), axis=0), jnp.finfo(s.r.dtype)
     few = info.tiny / info.eps
-    small = s.slope < info.tiny**0.25
-    if usual.running_var is not None:  # normalized values may be tiny there
+    small = s.slope < info.tiny**0.25  # normalized values may be tiny
+    if usual.running_var is not None:
         product = usual.running_var if usual.gamma is None else usual.gamma
         lost |= jnp.abs(product) < few
+    due = lost | small
 
     def again() -> list[jax.Array]:
         # All that is taken out is a power of two, which costs no rounding.
         x = centered(view.x, s, view.kept)
-        of_dy, of_x = (power_of_two(largest(z)) for z in (dy, x))
-        of_r, of_slope = (power_of_two(z) for z in (s.r, s.slope))
+        of_dy, of_r, of_slope = (power_of_two(z) for z in (largest(dy), s.r, s.slope))
         of_gamma = jnp.ones_like(s.r) if gamma is None else power_of_two(jnp.abs(gamma))
         slope = s.slope / of_slope
         product = slope if gamma is None else slope * (gamma / of_gamma)
-        g = dy / spread(of_dy, dy)
-        sum_g, sum_gx = totals(g, g * ((x / spread(of_x, x)) * spread(s.r / of_r, x)))
+        terms, of_terms = products(dy, x)
+        sum_g, sum_gx = totals(dy / spread(of_dy, dy), terms * spread(s.r / of_r, x))
         found = (
-            _times(sum_gx, of_dy, of_x, of_r),
+            _times(sum_gx, *of_terms, of_r),
             _times(sum_g, of_dy),
             _times(-sum_g * product, of_dy, of_slope, of_gamma),
-            _times(-sum_gx / 2 * product * slope, of_dy, of_x, of_r, of_slope, of_slope, of_gamma),
+            _times(-sum_gx / 2 * product * slope, *of_terms, of_r, of_slope, of_slope, of_gamma),
         )
-        due = lost | small & (of_x * of_r < few)
         return [jnp.where(due, z, old) for z, old in zip(found, usual[1:], strict=True) if old is not None]
 
-    chosen = iter(lax.cond((lost | small).any(), again, lambda: sums))
+    chosen = iter(lax.cond(due.any(), again, lambda: sums))
     return Gradients(usual.x, *(None if z is None else next(chosen) for z in usual[1:]))
 
 

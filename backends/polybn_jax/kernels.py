@@ -74,19 +74,27 @@ class Statistics(NamedTuple):
 
 
 def running_statistics(
-    mean: jax.Array | None, variance: jax.Array | None, gamma: jax.Array | None, eps: jax.Array
+    mean: jax.Array | None,
+    variance: jax.Array | None,
+    gamma: jax.Array | None,
+    eps: jax.Array,
+    beta: jax.Array | None = None,
 ) -> Statistics:
-    """Take running statistics in place of the batch's (S5)."""
+    """Take running statistics in place of the batch's (S5); beta decides how to multiply, if y is asked for."""
     assert mean is not None
     assert variance is not None
     slope, far = inverse_root(variance, eps), _is_far(mean)
     gamma, one = _or_one(gamma, slope), _ones(mean, far)
     product = slope * gamma
-    fits = ~far & in_range(product, slope, gamma)
+    brought_back = jnp.zeros_like(far) if beta is None else _is_far(beta)
+    fits = ~(far | brought_back) & in_range(product, slope, gamma)
 
     def rescue() -> tuple[jax.Array, ...]:
         half = jnp.where(far, 0.5, one)
-        return mean * half, slope / half, half, *_factors(slope / half, gamma)
+        first, second = _factors(slope / half, gamma)
+        # XLA fuses the last product with the sum: if it alone leaves the range, y need not.
+        last = jnp.where(brought_back & (second == 1) & (jnp.abs(first) >= 1), 4, one)
+        return mean * half, slope / half, half, first / last, second * last
 
     # A branch for the sake of XLA, as in batch_statistics.
     m1, r, scale, *factors = lax.cond(fits.all(), lambda: (mean, slope, one, product, _ones(slope, fits)), rescue)

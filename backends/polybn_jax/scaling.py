@@ -39,6 +39,21 @@ def two_factors(*factors: jax.Array) -> tuple[jax.Array, jax.Array]:
     return digits * _two_to(half, digits), _two_to(jnp.clip(exponent - half, -most, most), digits)
 
 
+def products(a: jax.Array, b: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """Return ``a * b`` of shape ``(before, channels, after)``, scaled so that each channel's largest is near 1.
+
+    Beside it are the factors, powers of two, that scale it back.
+    """
+    powers = [power_of_two(jnp.abs(z)) for z in (a, b)]
+    digits = (a / powers[0]) * (b / powers[1])
+    least = 4 * jnp.finfo(a.dtype).minexp
+    exponents = jnp.where(digits == 0, least, sum(map(_exponent, powers)))
+    top = jnp.max(exponents, axis=(0, 2), initial=least)
+    below = jnp.maximum(exponents - top[:, None], jnp.finfo(a.dtype).minexp)
+    third = top // 3
+    return digits * _two_to(below, digits), tuple(_two_to(n, digits) for n in (third, third, top - 2 * third))
+
+
 def _bits(z: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(z, jnp.int32 if jnp.finfo(z.dtype).bits == 32 else jnp.int64)
 

@@ -186,7 +186,7 @@ def folded_train(self: Reference, x: Array, gamma: Array, beta: Array, *running:
     eps, axis = options["eps"], options["axis"]
     with np.errstate(all="ignore"):
         rows = self.load(x, axis)
-        n = self.normalize(rows, eps) if rows.size else Normalized(*[column(np.zeros_like(gamma))] * 5)
+        n = self.normalize(rows, eps) if rows.size else Normalized(*[column(np.zeros_like(gamma))] * 6)
         k = n.exponent.astype(int)
         scale = n.root * column(gamma)
         shift = column(beta) - np.ldexp(n.mean, -k) * scale

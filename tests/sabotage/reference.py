@@ -19,13 +19,16 @@ Array: TypeAlias = Any
 
 
 class Normalized(NamedTuple):
-    """A normalized batch with its statistics. ``root`` belongs to values scaled by ``2^-exponent`` (S10)."""
+    """A normalized batch with its statistics (S10). ``root`` belongs to values scaled by ``2^-exponent``, and the
+    variance is ``variance * 2^lowered``: that may be too large, but not what momentum leaves of it.
+    """
 
     xhat: Array
     root: Array
     exponent: Array
     mean: Array
     variance: Array
+    lowered: Array
 
 
 def column(vector: Array) -> Array:
@@ -50,12 +53,12 @@ class Reference:
             if not rows.size:
                 return self.no_values(x, running_mean, running_var)
             n = self.normalize(rows, eps)
-            y = self.affine(n.xhat, column(gamma), column(beta))
+            y = self.line(rows, n.xhat, 0, column(gamma), column(beta))
             variance = self.kept_variance(n.variance, self.count(rows))
             weight = momentum if self.info().momentum == "old" else 1 - momentum
             new_mean = self.blend(column(running_mean), n.mean, weight)
-            new_var = self.blend(column(running_var), variance, weight)
-            return self.store(y, x, axis), new_mean[:, 0], new_var[:, 0]
+            new_var = self.blend(np.ldexp(column(running_var), -n.lowered), variance, weight)
+            return self.store(y, x, axis), new_mean[:, 0], np.ldexp(new_var, n.lowered)[:, 0]
 
     def infer(
         self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array, *, eps: float, axis: int
@@ -63,17 +66,20 @@ class Reference:
         with np.errstate(all="ignore"):
             rows = self.load(x, axis)
             xhat, _, k = self.by_running(rows, column(running_mean), column(running_var), eps)
-            usual = np.ldexp(xhat, k)
-            y = self.affine(usual, column(gamma), column(beta))
-            # If that leaves the range on the way, the product and beta are halved before the sum.
-            scale = self.exponent_of(column(gamma))
-            half = np.ldexp(xhat * np.ldexp(column(gamma), -scale), k + scale - 1) + column(beta) / 2
-            safe = np.isfinite(y) & ((np.abs(usual) > np.finfo(usual.dtype).smallest_normal) | (xhat == 0))
-            return self.store(np.where(safe | ~np.isfinite(rows), y, 2 * half), x, axis)
+            return self.store(self.line(rows, xhat, k, column(gamma), column(beta)), x, axis)
+
+    def line(self, rows: Array, xhat: Array, k: Any, gamma: Array, beta: Array) -> Array:
+        """Scale and shift ``xhat * 2^k``; where that leaves the range on the way, the sum is of halves (S10)."""
+        usual, (_, scale) = np.ldexp(xhat, k), np.frexp(gamma)
+        y = self.affine(usual, gamma, beta)
+        half = np.ldexp(xhat * np.ldexp(gamma, -scale), k + scale - 1) + beta / 2
+        safe = np.isfinite(y) & ((np.abs(usual) > np.finfo(usual.dtype).smallest_normal) | (xhat == 0))
+        return np.where(safe | ~np.isfinite(rows), y, 2 * half)
 
     def by_running(self, rows: Array, mean: Array, variance: Array, eps: float) -> tuple[Array, Array, Array]:
-        """Return values normalized by running statistics, scaled by ``2^-k``, the root, and k (S5, S10)."""
-        k = np.maximum(self.exponent_of(rows), self.exponent_of(mean))
+        """Return values normalized by running statistics, each scaled by its ``2^-k``, the root, and k (S5, S10)."""
+        largest = np.maximum(np.abs(rows), np.abs(mean))
+        _, k = np.frexp(np.where(np.isfinite(largest), largest, 0))
         root = self.running_root(variance, rows.dtype.type(eps))
         return (np.ldexp(rows, -k) - np.ldexp(mean, -k)) * root, root, k
 
@@ -87,8 +93,10 @@ class Reference:
             scale, down = self.exponent_of(column(gamma)), self.exponent_of(g)
             g = np.ldexp(g, -down)
             dx = np.ldexp(np.ldexp(column(gamma), -scale) * root * g, scale + down)
-            dgamma, dbeta = np.ldexp(self.total(g * xhat), down + k), np.ldexp(self.total(g), down)
-            return self.store(dx, x, axis), dgamma[:, 0], dbeta[:, 0]
+            parts, most = np.frexp(g * xhat)
+            most = np.where(parts, most + k, -(10**6)).max(axis=1, keepdims=True)
+            dgamma = np.ldexp(self.total(np.ldexp(g * xhat, k - most)), down + most)
+            return self.store(dx, x, axis), dgamma[:, 0], np.ldexp(self.total(g), down)[:, 0]
 
     def vjp(
         self, x: Array, gamma: Array, beta: Array, dy: Array, *, eps: float, axis: int
@@ -132,9 +140,9 @@ class Reference:
         constant = ~centered.any(axis=1, keepdims=True)  # its scale is that of eps alone
         root = np.where(constant, self.inverse_root(variance, rows.dtype.type(eps)), root)
         mean = mean + 0 * root  # NaN if the channel holds infinity: some variants would keep infinity (S9)
-        return Normalized(
-            centered * root, root, np.where(constant, 0, k), np.ldexp(mean, k), np.ldexp(variance, 2 * k)
-        )  # fmt: skip
+        lowered = np.where(np.isinf(np.ldexp(variance, 2 * k)), 8, 0)
+        variance = np.ldexp(variance, 2 * k - lowered)
+        return Normalized(centered * root, root, np.where(constant, 0, k), np.ldexp(mean, k), variance, lowered)
 
     def exponent(self, rows: Array, eps: float) -> Array:
         """Return k such that ``x 2^-k`` and ``eps 4^-k`` are at most 1, or 0 if they need no scale."""

@@ -29,6 +29,7 @@ template <class Real>
 __device__ bool strays(const Saved<Real>& saved, const Sums<2>& sums, int slope, double count, bool training) {
     constexpr bool DOUBLE = sizeof(Real) == 8;
     using R = Range<Real>;
+    if (saved.exponent) return true;
     const double g = magnitude(sums.word[0]), gx = magnitude(sums.word[1]);
     // Only a normalized value in inference can be too large for a sum of floats.
     if (!is_finite(g + gx)) return DOUBLE ? is_finite(saved.r) : !training && is_finite(g);
@@ -47,36 +48,6 @@ __device__ __noinline__ void report(const BackwardArguments& a, Index c, const S
     if (a.dvar) static_cast<Real*>(a.dvar)[c] = rounded<Real>(-(scale * r * gx * wide(0.5)));
 }
 
-// Call visit(position, x, dy) for the values of a channel from `begin` to `end` that take part.
-template <class Stored, int WALK, class Visit>
-__device__ void each(const Operands<2, 1>& o, Place& at, int channel, Index begin, Index end, Visit visit) {
-    for (Index from = begin; from < end && from < o.g.count; from += positions(o.g)) {
-        __syncthreads();
-        if (threadIdx.x == 0) place(at, o.g, at.first_channel, from);
-        __syncthreads();
-#pragma unroll 1
-        for (int i = threadIdx.x; i < positions_here(o.g, at); i += THREADS) {
-            if (WALK == ANY && o.where.data && !*address<const bool, WALK>(o.g, o.where, at, channel, i)) continue;
-            visit(i, widen(*address<const Stored, WALK>(o.g, o.input[0], at, channel, i)),
-                  widen(*address<const Stored, WALK>(o.g, o.input[1], at, channel, i)));
-        }
-    }
-}
-
-__device__ __noinline__ Wide block_sum(Wide sum, Wide* parts) {
-#pragma unroll 1
-    for (int step = 1; step < WARP; step *= 2) {
-        sum = sum + Wide{__shfl_xor_sync(ALL, sum.part, step), __shfl_xor_sync(ALL, sum.exponent, step)};
-    }
-    __syncthreads();
-    if (lane() == 0) parts[warp()] = sum;
-    __syncthreads();
-    sum = parts[0];
-#pragma unroll 1
-    for (int k = 1; k < WARPS; ++k) sum = sum + parts[k];
-    return sum;
-}
-
 // Compute a stray again (S10). Each block of the group adds up the whole channel, in an order that depends on nothing
 // else, and writes its part of dx.
 template <class Stored, int WALK>
@@ -86,9 +57,9 @@ __device__ __noinline__ void rescue(
     const Operands<2, 1>& o = a.in;
     const Index c = at.first_channel + channel, rank = blockIdx.x % o.g.members, mine = o.g.rounds * positions(o.g);
     Wide g = {}, gx = {};
-    each<Stored, WALK>(o, at, channel, 0, o.g.count, [&](int, Real x, Real dy) {
-        g = g + wide(dy);
-        gx = gx + wide(dy) * saved.wide_xhat(x);
+    each<Stored, WALK>(o.g, o.input, o.where, at, channel, 0, o.g.count, [&](int, const Real(&value)[2]) {
+        g = g + wide(value[1]);
+        gx = gx + wide(value[1]) * saved.wide_xhat(value[0]);
     });
     g = block_sum(g, parts), gx = block_sum(gx, parts);
     if (rank == 0 && threadIdx.x == 0) report(a, c, saved, g, gx);
@@ -96,10 +67,11 @@ __device__ __noinline__ void rescue(
     const double count = count_of(o, c);
     const Wide slope = wide(saved.gamma) * saved.wide_r();
     const Wide mean = wide(g.part / count, g.exponent), product = wide(gx.part / count, gx.exponent);
-    each<Stored, WALK>(o, at, channel, rank * mine, (rank + 1) * mine, [&](int i, Real x, Real dy) {
-        const Wide dx = (wide(dy) - mean - saved.wide_xhat(x) * product) * slope;
+    const auto write = [&](int i, const Real(&value)[2]) {
+        const Wide dx = (wide(value[1]) - mean - saved.wide_xhat(value[0]) * product) * slope;
         narrow(rounded<Real>(dx), *address<Stored, WALK>(o.g, o.output[0], at, channel, i));
-    });
+    };
+    each<Stored, WALK>(o.g, o.input, o.where, at, channel, rank * mine, (rank + 1) * mine, write);
 }
 
 template <class Stored, int WALK, int V>

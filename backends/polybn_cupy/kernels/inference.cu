@@ -1,10 +1,9 @@
 // Inference (S5): one pass over x, with the running statistics.
 #include "statistics.cuh"
-#include "wide.cuh"
 
 struct InferenceArguments {
     Geometry g;
-    Array x, y, where;  // where may be null
+    Array x[1], y, where;  // where may be null
     Vector gamma, beta, running_mean, running_var;
     void *new_mean, *new_var;  // copies of the running statistics; may be null
     void* normalizers;         // (4, C), for the pullback; may be null
@@ -54,13 +53,10 @@ __device__ void rescue(const InferenceArguments& a, const Place& at, int channel
     const Wide scale = wide(root_of<Real>(a, c)) * wide(or_else<Real>(a.gamma, c, 1));
     const Wide mean = wide(read<Real>(a.running_mean, c)), beta = wide(or_else<Real>(a.beta, c, -0.0));
     __syncthreads();
-#pragma unroll 1
-    for (int i = threadIdx.x; i < positions_here(a.g, at); i += THREADS) {
-        if (WALK == ANY && a.where.data && !*address<const bool, WALK>(a.g, a.where, at, channel, i)) continue;
-        const Wide x = wide(widen(*address<const Stored, WALK>(a.g, a.x, at, channel, i)));
-        const Real y = rounded<Real>((x - mean) * scale + beta);
+    each_here<Stored, WALK>(a.g, a.x, a.where, at, channel, [&](int i, const Real(&x)[1]) {
+        const Real y = rounded<Real>((wide(x[0]) - mean) * scale + beta);
         narrow(y, *address<Stored, WALK>(a.g, a.y, at, channel, i));
-    }
+    });
 }
 
 template <class Stored, class Real>
@@ -74,7 +70,7 @@ inline constexpr int AHEAD = 4;
 template <class Stored, int V>
 __device__ void infer_rows(const InferenceArguments& a, const Place& at, const Slope<RealOf<Stored>>* slopes) {
     const int channels = channels_here(a.g, at), count = positions_here(a.g, at);
-    const RowWalk<const Stored> from(a.g, a.x, at);
+    const RowWalk<const Stored> from(a.g, a.x[0], at);
     const RowWalk<Stored> to(a.g, a.y, at);
     const RowShare<V> mine(a.g);
     for (int channel = mine.first_channel; channel < channels; channel += mine.channel_step) {
@@ -109,9 +105,9 @@ __device__ void infer_channels(const InferenceArguments& a, const Place& at, con
 #pragma unroll
     for (int v = 0; v < V; ++v) s[v] = slopes[mine.channel + v];
     const Index first = at.first_channel + mine.channel, from = at.first_position + mine.first;
-    const Stored* x = static_cast<const Stored*>(a.x.data) + first + from * a.x.stride[1];
+    const Stored* x = static_cast<const Stored*>(a.x[0].data) + first + from * a.x[0].stride[1];
     Stored* y = static_cast<Stored*>(a.y.data) + first + from * a.y.stride[1];
-    const Index x_step = mine.step * a.x.stride[1], y_step = mine.step * a.y.stride[1];
+    const Index x_step = mine.step * a.x[0].stride[1], y_step = mine.step * a.y.stride[1];
     const auto move = [&](auto many) {
         Pack<Stored, V> pack[many.value];
 #pragma unroll
@@ -135,7 +131,7 @@ __device__ void infer_any(const InferenceArguments& a, const Place& at, const Sl
     for (int n = threadIdx.x; n < channels * count; n += THREADS) {
         const int channel = a.g.channels_inner ? n % channels : n / count;
         const int position = a.g.channels_inner ? n / channels : n % count;
-        Stored value = static_cast<const Stored*>(a.x.data)[offset(a.g, a.x, at, channel, position)];
+        Stored value = static_cast<const Stored*>(a.x[0].data)[offset(a.g, a.x[0], at, channel, position)];
         const auto kept = [&] { return static_cast<const bool*>(a.where.data)[offset(a.g, a.where, at, channel, position)]; };
         if (!a.where.data || kept()) {
             normalize(slopes[channel], value);

@@ -1,7 +1,7 @@
 // Clauses S2, S3, S4 and S10: compute the numbers that normalize a channel from its values.
 #pragma once
 
-#include "reduce.cuh"
+#include "strays.cuh"
 
 // Sums over some values of a channel, relative to a pivot near their mean. The pivot is a floating-point number of the
 // arithmetic's type and known exactly, so no error grows with the distance from zero. The sums are double.
@@ -60,16 +60,44 @@ struct DeviationsFor<double> {
 template <class Real>
 using DeviationsOf = typename DeviationsFor<Real>::Type;
 
-// The numbers that normalize a channel: y = ((x 2^-exponent - m1) - delta) * r * gamma + beta. The exponent is 0 except
-// in channels that S10 rescues.
-template <class Real>
-struct Normalizer {
-    Real power, m1, delta, r;  // power = 2^-exponent
-    int exponent;
-    double v, count;  // v is the variance of the unscaled values
+// The statistics of S2: the mean is pivot + delta. The pivot has the digits of the arithmetic's type.
+struct Measured {
+    Wide pivot, delta, v;
+    double count;
 };
 
-// 1 / sqrt(variance + eps), and 0 if both are 0; in double, where the sum of two floats cannot overflow.
+__device__ inline Measured measured(Wide pivot, Wide sum, Wide squares, double count) {
+    const double n = count > 0 ? count : 1;
+    const Wide delta = sum / n, v = squares / n - delta * delta;
+    return {pivot, delta, v.part <= 0 ? Wide{0, 0} : v, count};  // NaN stays
+}
+
+// Whether sums may have left the range, or lost digits at its lower end. The squares of floats are doubles.
+template <class Real>
+__device__ bool lost(Deviations whole, double eps) {
+    using R = Range<Real>;
+    if (!is_finite(whole.sum()) || !is_finite(whole.squares())) return true;
+    const bool small = whole.squares() < whole.count() * R::floor && magnitude(whole.pivot()) < R::near;
+    return sizeof(Real) == 8 && small && (eps < R::floor || whole.sum() != 0 || whole.squares() != 0);
+}
+
+// The numbers that normalize a channel: y = ((x 2^-exponent - m1) - delta) r gamma + beta. The exponent is 0 unless one
+// of them would leave the range, or lose digits; then the channel is a stray, as it is if gamma or beta is very large.
+template <class Real>
+struct Normalizer {
+    Real m1, delta, r;
+    int exponent;
+    bool stray, again;  // `again` while it has yet to be measured
+};
+
+// 1 / sqrt(variance + eps), and 0 if both are 0.
+__device__ inline Wide inverse_root(Wide variance, Wide eps) {
+    const Wide square = variance + eps;
+    if (!(square.part > 0) || !is_finite(square.part)) return wide(square.part == 0 ? 0 : 1 / root(square.part));
+    const int odd = square.exponent & 1;
+    return wide(1 / root(odd ? 2 * square.part : square.part), -((square.exponent - odd) / 2));
+}
+
 __device__ inline double inverse_root(double variance, double eps) {
     const double square = variance + eps;
     if (square == 0) return 0;
@@ -77,28 +105,21 @@ __device__ inline double inverse_root(double variance, double eps) {
     return 1 / root(square);
 }
 
-// The exponent with which a channel must be measured again, or 0. Large values are never scaled up: their differences
-// are 0, or not small.
 template <class Real>
-__device__ int rescue_exponent(Deviations whole, double eps) {
+__device__ __noinline__ Normalizer<Real> normalizer(const Measured& of, double eps) {
     using R = Range<Real>;
-    if (!is_finite(whole.sum()) || !is_finite(whole.squares())) return R::lower;
-    const bool small = whole.squares() < whole.count() * R::floor && eps < R::floor && magnitude(whole.pivot()) < R::near;
-    return small ? -R::raise : 0;
-}
-
-// The normalizer of a channel that was measured as x 2^-exponent.
-template <class Real>
-__device__ Normalizer<Real> normalizer(Deviations whole, double eps, int exponent) {
-    const double n = whole.count() > 0 ? whole.count() : 1;
-    const double delta = whole.sum() / n, difference = whole.squares() / n - delta * delta;
-    const double v = difference <= 0 ? 0 : difference;  // NaN stays
-    double r = v == 0 ? inverse_root(0, eps) : inverse_root(v, scaled(eps, -2 * exponent));
-    int kept = v == 0 ? 0 : exponent;  // a constant channel needs no scaling, which could make eps vanish
-    if (sizeof(Real) == 4 && r < 0x1p-96 && r > 0) kept += Range<Real>::lower;  // else r would lose digits
-    if (v != 0) r = scaled(r, kept - exponent);
-    return {scaled(Real(1), -kept), Real(scaled(whole.pivot(), exponent - kept)), Real(scaled(delta, exponent - kept)), Real(r), kept,
-            scaled(v, 2 * exponent), whole.count()};
+    const Wide r = inverse_root(of.v, wide(eps));
+    const bool varies = of.v.part > 0;
+    const int spread = of.v.exponent / 2;
+    int exponent = 0;
+    if (magnitude(r.exponent) > R::flat || (varies && spread < -R::flat)) {
+        // Between the size of the values and that of 1 / r: then all three keep their digits.
+        const int size = varies && (of.pivot.part == 0 || spread > of.pivot.exponent) ? spread : of.pivot.exponent;
+        exponent = (size - r.exponent) / 2;
+        if (exponent == 0) exponent = 1;
+    }
+    const auto kept = [&](Wide value, int by) { return rounded<Real>(Wide{value.part, value.exponent + by}); };
+    return {kept(of.pivot, -exponent), kept(of.delta, -exponent), kept(r, exponent), exponent, exponent != 0, false};
 }
 
 // Measure the values of a chunk, which the lanes of a warp hold. A value that does not take part is 0.

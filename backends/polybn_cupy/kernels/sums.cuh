@@ -2,8 +2,7 @@
 // stay in shared memory in between. The organisation is that of forward.cu.
 #pragma once
 
-#include "reduce.cuh"
-#include "wide.cuh"
+#include "strays.cuh"
 
 template <int N>
 struct Sums {
@@ -23,23 +22,19 @@ __device__ Sums<N> join(Sums<N> left, const Sums<N>& right) {
 // The numbers that the forward pass saved for a channel, and gamma. The r of the unscaled values is r 2^(unit - exponent).
 template <class Real>
 struct Saved {
-    Real power, m1, delta, r, gamma;  // power = 2^-exponent
+    Real m1, delta, r, gamma;
     int exponent, unit;
 
-    __device__ Real xhat(Real x) const { return ((x * power - m1) - delta) * r; }  // times 2^-unit
-    __device__ Real slope() const { return r * power; }                            // if unit = 0
+    __device__ Real xhat(Real x) const { return ((x - m1) - delta) * r; }  // times 2^-unit, where the exponent is 0
     __device__ Wide wide_r() const { return wide(r, unit - exponent); }
-    __device__ __noinline__ Wide wide_xhat(Real x) const {
-        return (wide(x, -exponent) - wide(m1) - wide(delta)) * wide(r, unit);
-    }
+    __device__ Wide wide_xhat(Real x) const { return normalized(x, exponent, m1, delta, wide(r, unit)); }
 };
 
 template <class Real>
 __device__ Saved<Real> saved(const void* normalizers, const Vector& gamma, Index c, Index channels) {
     const Real* value = static_cast<const Real*>(normalizers) + c;
     const int exponent = int(value[3 * channels]);
-    return {scaled(Real(1), -exponent), value[0], value[channels], value[2 * channels],
-            or_else<Real>(gamma, c, 1), exponent, 0};
+    return {value[0], value[channels], value[2 * channels], or_else<Real>(gamma, c, 1), exponent, 0};
 }
 
 // The arrays that a backward pass reads and writes. The first input is x.

@@ -84,20 +84,20 @@ __device__ bool is_finite(Real value) {
 
 __device__ inline double not_a_number() { return __longlong_as_double(0x7ff8000000000000); }
 
-// The limits of S10. A variance below `floor`, of values below `near`, may have lost digits: it is measured again from
-// values 2^raise times as large. Sums that overflow are measured again from values 2^lower times as small. A running mean
-// above `heavy` may make a difference overflow. If the means of gradients lie between `least` and `far`, their products
-// with other numbers keep their digits. 2^halfway is one factor; 2^steep is the product of two.
+// The limits of S10. A variance below `floor`, of values below `near`, may have lost digits. A number above `heavy` may
+// make a sum or a difference overflow, a gamma above `far` a product. If the means of gradients lie between `least` and
+// `far`, their products with other numbers keep their digits. 2^flat is a size that the square root of a variance may
+// have; 2^halfway is one factor; 2^steep is the product of two.
 template <class Real>
 struct Range;
 template <>
 struct Range<float> {
-    static constexpr int digits = 24, lower = 64, raise = 64, halfway = 120, steep = 252;
+    static constexpr int digits = 24, flat = 96, halfway = 120, steep = 252;
     static constexpr double floor = 0x1p-62, near = 1, heavy = 0x1p100, least = 0x1p-100, far = 0x1p64;
 };
 template <>
 struct Range<double> {
-    static constexpr int digits = 53, lower = 544, raise = 960, halfway = 1000, steep = 2040;
+    static constexpr int digits = 53, flat = 900, halfway = 1000, steep = 2040;
     static constexpr double floor = 0x1p-958, near = 0x1p-400, heavy = 0x1p960, least = 0x1p-900, far = 0x1p512;
 };
 

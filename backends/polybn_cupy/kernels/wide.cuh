@@ -32,11 +32,27 @@ __device__ inline Wide operator+(Wide a, Wide b) {
 __device__ inline Wide operator-(Wide a) { return {-a.part, a.exponent}; }
 __device__ inline Wide operator-(Wide a, Wide b) { return a + -b; }
 
+__device__ inline Wide operator/(Wide a, double b) { return wide(a.part / b, a.exponent); }
+
 // In two steps, of which only the second rounds.
 template <class Real>
 __device__ Real rounded(Wide a) {
     const int exponent = a.exponent > 2000 ? 2000 : a.exponent < -2000 ? -2000 : a.exponent, half = exponent / 2;
     return Real(a.part * power_of_two(half) * power_of_two(exponent - half));
+}
+template <class Real>
+__device__ Real rounded(double value) {
+    return Real(value);
+}
+
+// A number of a given type, for formulas that take several.
+template <class Number>
+__device__ Number number(double value) {
+    if constexpr (sizeof(Number) == sizeof(Wide)) {
+        return wide(value);
+    } else {
+        return value;
+    }
 }
 
 // Find two factors whose product is `slope`. They are both large or both small, so that value * first * second leaves
