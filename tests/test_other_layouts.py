@@ -74,7 +74,8 @@ HERE = [other for other in OTHERS if other[0] in TRAITS]
 @pytest.mark.parametrize(("name", "make", "words"), HERE, ids=[words for *_, words in HERE])
 def test_another_layout_is_named(name: str, make: Callable[[Any], Any], words: str) -> None:
     x = make(dispatch.backend(name).asarray((100 + 7 * np.arange(105.0, dtype="f4")).reshape(7, 3, 5)))
-    calls: dict[str, Callable[..., Any]] = {"moments": polybn.moments, "batch_norm": partial(polybn.batch_norm, training=True)}
+    train = partial(polybn.batch_norm, training=True)
+    calls: dict[str, Callable[..., Any]] = {"moments": polybn.moments, "batch_norm": train}
     for function, call in calls.items():
         with pytest.raises((polybn.BackendError, polybn.DTypeError)) as error:
             call(x)
