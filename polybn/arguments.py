@@ -93,9 +93,11 @@ def describe_arrays(function: str, backend: Backend, arrays: Mapping[str, Any]) 
     for name, description in described.items():
         if description is None and (value := arrays[name]) is not None:
             given = ", ".join(f"{other}: {type_name(a)}" for other, a in arrays.items() if a is not None)
+            traits = traits_of(backend)
+            hint = f"{said}; " if (said := traits.hint(value)) else ""
             raise BackendError(
-                f"polybn.{function}: {name} must be a plain {traits_of(backend).library or backend.name} array; got "
-                f"{type_name(value)} (nothing is converted or moved between libraries; the arguments are {given})"
+                f"polybn.{function}: {name} must be a plain {traits.library or backend.name} array; got "
+                f"{type_name(value)} ({hint}nothing is converted or moved between libraries; the arguments are {given})"
             )
     return described
 

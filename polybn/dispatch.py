@@ -91,7 +91,9 @@ def why_not(name: str) -> str | None:
         reason = backend(name).why_not()
     except (Exception, SystemExit) as error:
         # A missing driver or third-party code may raise anything; one broken backend must not break the whole list.
-        cause = error.__cause__ or error
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
         reason = f"{type(cause).__name__}: {cause}"
     return None if reason is None else " ".join(str(reason).split())
 

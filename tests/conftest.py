@@ -1,7 +1,8 @@
 """Backends under test, clause marks and Hypothesis profiles.
 
 The head of every run lists the backends of this tree, with the reason where one cannot run here: it is then not tested,
-unless POLYBN_REQUIRE names it, which stops the run before its first test.
+unless POLYBN_REQUIRE names it, which stops the run before its first test. With POLYBN_REQUIRE, a test that is skipped
+fails, unless tests/support/skips.py expects it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from hypothesis import HealthCheck, currently_in_test_context, reject, settings
 
 from polybn import dispatch
 from polybn.spec import DTypeError, traits_of
+from tests.support import skips
 from tests.support.command import Polybn, command
 from tests.support.drawing import few_forms
 from tests.support.emulation import UNSEEN_VALUES
@@ -77,6 +79,8 @@ def pytest_configure(config: pytest.Config) -> None:
     missing = {name: reason for name, reason in missing.items() if reason is not None}
     if missing:
         raise pytest.UsageError(f"POLYBN_REQUIRE names backends that cannot run here: {missing}")
+    if required:
+        config.pluginmanager.register(skips)
 
 
 def _backend_of(item: pytest.Item) -> str | None:

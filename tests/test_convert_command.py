@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from polybn import model_files
-from polybn.model_files import fold, gluon, reading, safetensors
+from polybn.model_files import fold, gluon, note, reading, safetensors
 from tests.support import models
 from tests.support.command import Polybn
 from tests.support.models import missing, states
@@ -122,7 +123,7 @@ def test_convert_says_what_it_did_and_what_is_not_exact(polybn_: Polybn, tmp_pat
     first, second, third, fourth = out.splitlines()
     assert first == "1 batch norm, from pytorch to keras3, in b.npz: bn/moving_mean, ..."
     assert second.startswith("bn: keras3 goes on with the biased variance where pytorch kept the unbiased one.")
-    assert second.endswith("with --count the variance becomes the one that keras3 would have kept.")
+    assert second.endswith("with count given, the variance becomes the one that keras3 would have kept.")
     assert third.startswith(
         "bn: The file does not say eps. Unless the model was made with another, make the layers with "
     )
@@ -131,6 +132,23 @@ def test_convert_says_what_it_did_and_what_is_not_exact(polybn_: Polybn, tmp_pat
     assert fourth.endswith("momentum=0.9 to train on, the default of pytorch: keras3 takes 0.99.")
     with np.load(tmp_path / "b.npz") as arrays:
         assert sorted(arrays) == ["bn/moving_mean", "bn/moving_variance"]
+
+
+def test_what_is_said_once_is_in_the_file_from_then_on(polybn_: Polybn, tmp_path: Path) -> None:
+    """Of each layer its own, in the words of any framework, and a text of others under the same key does no harm."""
+    arrays = states(*(f"{layer}.running_{which}" for layer in ("a", "b") for which in ("mean", "var")))
+    told = note.content("pytorch", {"a": {"momentum": 0.03, "eps": 0.002}})
+    (tmp_path / "a.safetensors").write_bytes(safetensors.encode(arrays, {"polybn": json.dumps(told)}))
+    assert polybn_("convert", "a.safetensors", "b.safetensors", "--to", "keras3", "--count", "7").code == 0
+    first, second = model_files.read(tmp_path / "b.safetensors").norms
+    assert (first.name, dict(first.options)) == ("a", {"momentum": 0.97, "epsilon": 0.002})
+    assert (second.name, dict(second.options)) == ("b", {})
+    _, out, _ = polybn_("inspect", "b.safetensors")
+    assert " 0.002 " in out
+    assert " not said " in out
+    for text in ("pytorch", "7", "{"):
+        (tmp_path / "c.safetensors").write_bytes(safetensors.encode(arrays, {"polybn": text}))
+        assert [norm.options for norm in model_files.read(tmp_path / "c.safetensors").norms] == [{}, {}]
 
 
 def test_an_option_says_what_the_file_does_not(polybn_: Polybn, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from polybn.lenet import networks
 from polybn.lenet.fashion_mnist import Dataset
 from polybn.spec import BackendError, DomainError, DTypeError
 from tests.support.command import Polybn
+from tests.support.xla import environment
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, size=(6, 1, 28, 28), dtype=np.uint8)
@@ -141,7 +141,6 @@ for name in ("cpu", "cpu:1"):
 @pytest.mark.skipif(dispatch.backends().get("jax", "no such backend") is not None, reason="JAX cannot run here")
 def test_jax_computes_on_the_device_that_is_named() -> None:
     """Of two devices, data and trained weights are on the one that was named."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", PLACES]
-    done = subprocess.run(command, env=os.environ | flags, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment(2, cheap=True), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.splitlines()) == (0, ["cpu:0 cpu:1", "{0}", "{1}"]), done.stderr

@@ -270,6 +270,17 @@ def test_f26_a_failing_import_keeps_its_cause(install: Installer, failure: str) 
     assert polybn.backends()["numpy"] is None
 
 
+def test_the_reason_why_a_backend_cannot_run_is_the_first_cause(install: Installer) -> None:
+    install(
+        "polybn_broken",
+        {"broken": "polybn_broken:Array"},
+        polybn_broken=(
+            "try:\n    import no_such_library\nexcept ImportError as error:\n    raise AttributeError('no') from error"
+        ),
+    )
+    assert polybn.backends()["broken"] == "ModuleNotFoundError: No module named 'no_such_library'"
+
+
 ENDING = """
 import atexit, polybn
 

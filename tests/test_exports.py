@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polybn import dialects
+from polybn import dialects, model_files
 from polybn.lenet import exports, fashion_mnist, networks, training
 from polybn.lenet.exports import layouts, trained
 from polybn.lenet.runs import Run
@@ -101,6 +101,17 @@ def test_pytorch_is_told_how_many_batches_there_were(runs: dict[str, Run]) -> No
     assert told.steps == 2 * -(-503 // 127)
     layers = layouts.to_layers(told.network, told.state, layouts.Layout(dialects.PYTORCH), told.steps)
     assert layers["norm1"]["num_batches_tracked"] == told.steps
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_export_says_momentum_and_eps(runs: dict[str, Run], form: str, tmp_path: Path) -> None:
+    files = exports.export(runs["spec"], tmp_path / "lenet", form)
+    norms = model_files.read(max(files, key=lambda file: file.stat().st_size)).norms
+    assert len(norms) == 4
+    for norm in norms:
+        options = dialects.convert_options(norm.options, norm.dialect, "polybn").options
+        assert norm.options
+        assert (options["momentum"], options["eps"]) == (0.9, 1e-5), norm
 
 
 def test_the_note_says_what_a_program_needs_to_know(runs: dict[str, Run]) -> None:

@@ -7,28 +7,26 @@ Activations are a thousand times as large. Programs are compiled for 4 and 8 dev
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.xla import ROOT, environment
+
 pytest.importorskip("jax", reason="JAX is not installed")
 
-ROOT = Path(__file__).parents[1]
 CHANNELS = 24
 
 
 def crossing(forms: str, devices: int) -> list[Any]:
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "backends")]),
-    }
-    command = [sys.executable, "-m", "tests.support.jax_collectives_worker", forms]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    """Ask a worker; what crosses devices is decided before XLA optimizes, and nothing runs."""
+    command, apart = (
+        [sys.executable, "-m", "tests.support.jax_collectives_worker", forms],
+        environment(devices, cheap=True),
+    )
+    done = subprocess.run(command, cwd=ROOT, env=apart, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -7,7 +7,6 @@ differ by less than 2e-5 here; the bound is ten times that. In the first step no
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -21,8 +20,8 @@ from polybn.lenet import networks
 from polybn.spec import BackendError, DomainError, DTypeError
 from tests.conftest import REASONS
 from tests.support.training_worker import slice_of_sample
+from tests.support.xla import ROOT, environment
 
-ROOT = Path(__file__).parents[1]
 FIRST, LATER = 1e-6, 2e-4
 TINY = slice_of_sample(20, 10)
 # The last 59 images of an epoch are no multiple of the devices: each then works on all of them. (With three images,
@@ -33,15 +32,10 @@ needs_jax = pytest.mark.skipif(REASONS["jax"] is not None, reason=f"jax: {REASON
 
 
 def start(devices_here: int, **options: Any) -> subprocess.Popen[str]:
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices_here}",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "backends")]),
-    }
+    """Start a worker, which trains; nearly all of its time goes into compiling the network."""
     return subprocess.Popen(
         [sys.executable, "-m", "tests.support.jax_worker", json.dumps(options)],
-        env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment(devices_here, cheap=True), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import subprocess
@@ -19,8 +18,8 @@ from polybn.lenet import runs
 from polybn.lenet.team import join, team_of, writes
 from polybn.spec import BackendError, DomainError
 from tests.conftest import REASONS
+from tests.support.xla import environment
 
-ROOT = Path(__file__).parents[1]
 PATIENCE = 400
 """Seconds for a whole command on a busy machine, most of them for compiling."""
 
@@ -34,19 +33,13 @@ def free_port() -> int:
 
 
 def start(processes: int, *options: Any) -> list[subprocess.Popen[str]]:
-    """Start the same command in each process."""
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "backends")]),
-    }
+    """Start the same command in each process; nearly all of its time goes into compiling the network."""
     command = [sys.executable, "-m", "polybn", "train", "--data", "sample", *map(str, options)]
     team = ["--coordinator", f"localhost:{free_port()}", "--processes", str(processes), "--process"]
     return [
         subprocess.Popen(
             [*command, *team, str(process)],
-            env=environment,
+            env=environment(1, cheap=True),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -206,14 +206,6 @@ def test_contexts_do_not_mix() -> None:
     assert y.context == mx.cpu(1)
 
 
-def test_sparse_arrays_are_refused() -> None:
-    x = mx.nd.zeros((5, 3)).tostype("row_sparse")
-    with pytest.raises(
-        polybn.BackendError, match=r"x must be a plain MXNet array; got mxnet\.ndarray\.sparse\.RowSparse"
-    ):
-        polybn.batch_norm(x, training=True)
-
-
 # Functions of vectors are differentiable, too.
 
 

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 import polybn
 import polybn_host
+from polybn import dispatch
+from polybn.bench import contenders, peers
+from polybn.conformance.adapters.backend import BackendAdapter
 from polybn.conformance.cases import DTYPES
 from polybn_numpy.host import without_kernels
 
@@ -208,6 +211,18 @@ def test_a_thread_that_outlives_main(run: Callable[[str], str], before: str) -> 
 def test_info_says_which_kernels_serve() -> None:
     words = polybn.backend("numpy").describe()["kernels"]
     assert words == (polybn_host.missing or polybn_host.instructions())
+
+
+@compiled
+def test_the_form_without_kernels_names_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in a report of the kit nor in the table of the bench."""
+    monkeypatch.setattr(dispatch, "backends", lambda: {"numpy": None})
+    monkeypatch.setattr(peers, "PEERS", {})
+    versions = {form: BackendAdapter("numpy", form).info().version for form in ("", "plain")}
+    versions |= {found.name: found.version for found in contenders.found() if found.name.startswith("numpy")}
+    plain = {form for form, version in versions.items() if ", kernels not used, " in version}
+    assert plain == {"plain", "numpy+plain"}
+    assert all(polybn_host.instructions() in version for form, version in versions.items() if form not in plain)
 
 
 @pytest.mark.clause("S11")

@@ -113,10 +113,9 @@ def _addresses(arrays: Sequence[Any]) -> list[Any]:
         return [_null if array is None else _ffi.cast("void *", array.ctypes.data) for array in arrays]
 
 
-def bad_variances(variance: Any, dtype: str) -> tuple[int, int]:
-    """Count the values that are no variance (negative, NaN or infinite), and say where the first is."""
-    first = _ffi.new("int64_t *")
-    return _lib.polybn_bad_variances(*_addresses([variance]), variance.size, DTYPES[dtype], first), first[0]
+def bad_variances(variance: Any, dtype: str) -> bool:
+    """Return whether some values are no variance: negative, NaN or infinite."""
+    return bool(_lib.polybn_bad_variances(*_addresses([variance]), variance.size, DTYPES[dtype]))
 
 
 def instructions() -> str:

@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,6 +40,7 @@ traits = Traits(
     native_norm=find_spec("flax") is not None,
     own=frozenset({"axis_name"}),
     joins="axis_name",
+    hint=lambda value: "it is sparse: todense() makes it plain" if hasattr(value, "todense") else "",
 )
 
 
@@ -75,7 +75,8 @@ def asarray(host: NDArray[Any], /) -> jax.Array:
             "(64 bits need jax.config.update('jax_enable_x64', True))"
         )
     # Not jnp.array(host): it reads the host's memory when it comes to it, after the caller may have written there.
-    return jnp.asarray(host.copy())
+    # Nor jnp.asarray, which compiles a program for each shape.
+    return jax.device_put(host.copy())
 
 
 def to_numpy(array: jax.Array, /) -> NDArray[Any]:

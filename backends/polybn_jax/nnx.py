@@ -130,9 +130,8 @@ class BatchNorm(nnx.Module):
         with _in_flaxs_words():
             y, mean, var = batch_norm(x, scale, bias, *statistics, training=training, where=where, **self._options())
         if training:
-            # Not [...] = mean: that writes into a NumPy array that a state was restored from.
-            self.mean.set_value(mean)
-            self.var.set_value(var)
+            _set(self.mean, mean)
+            _set(self.var, var)
         return y
 
     def set_view(self, use_running_average: bool | None = None) -> None:
@@ -170,3 +169,11 @@ def _in_flaxs_words() -> Iterator[None]:
     except (ShapeError, DTypeError, DomainError, BackendError) as error:
         pattern = "|".join(rf"\b{re.escape(word)}\b" for word in _WORDS)
         raise type(error)(re.sub(pattern, lambda found: _WORDS[found[0]], str(error))) from None
+
+
+def _set(statistic: nnx.BatchStat, value: jax.Array) -> None:
+    """Replace a statistic; not by ``[...] = value``, which writes into a NumPy array that a state was restored from."""
+    if hasattr(type(statistic), "set_value"):
+        statistic.set_value(value)
+    else:  # Flax 0.12.0
+        statistic.value = value

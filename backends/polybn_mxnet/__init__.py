@@ -22,9 +22,20 @@ def _devices() -> dict[str, Any]:
     return {"cpu": mx.cpu} | {f"gpu:{number}": partial(mx.gpu, number) for number in range(mx.context.num_gpus())}
 
 
+def _hint(value: object) -> str:
+    """Say what makes a sparse array plain."""
+    sparse = isinstance(value, mx.nd.sparse.BaseSparseNDArray)
+    return "it is sparse: tostype('default') makes it plain" if sparse else ""
+
+
 name = "mxnet"
 traits = Traits(
-    library="MXNet", devices=_devices, native_norm=True, integers=True, variants={"operators": operators_only}
+    library="MXNet",
+    devices=_devices,
+    native_norm=True,
+    integers=True,
+    variants={"operators": operators_only},
+    hint=_hint,
 )
 
 

@@ -115,11 +115,10 @@ def backward(arguments: Arguments, residuals: Residuals, dy: Array, into: Mappin
         if arguments.training:
             m = np.maximum(counts, 1)
             g = g - _column(sum_g / m, g) - xhat * _column(sum_gx / m, g)
-        r = s.inverse_root()
-        rows, scale = (_scaled(g, r), r) if gamma is None else (_scaled(_scaled(g, r), gamma), r * gamma)
+        rows, scale = (_scaled(g, s.r), s.r) if gamma is None else (_scaled(_scaled(g, s.r), gamma), s.r * gamma)
         if "x" in into:
             _scatter(_keep(rows, kept), into["x"], arguments)
-        vectors = [sum_gx, sum_g, -scale * sum_g, -scale * r * sum_gx / 2]
+        vectors = [sum_gx, sum_g, -scale * sum_g, -scale * s.r * sum_gx / 2]
     if strayed.any():
         fetched = _fetched(arguments)
         again = host.shared.backward(fetched, host.shared.forward(fetched, differentiable=True)[1], arrays.fetch(dy))
@@ -138,7 +137,11 @@ def moments(arguments: Arguments) -> Moments:
     """Measure ``x``; the results are on the host."""
     kept, counts = _mask(arguments)
     s = _measure(arguments, kept, counts)
-    return Moments(counts, s.mean(), np.ldexp(s.v * counts, 2 * s.exponent).astype(arguments.dtype), s.low())
+    found = s.mean(), (s.v * counts).astype(arguments.dtype), s.low()
+    if s.strayed.any():
+        again = host.shared.moments(_fetched(arguments))[1:]
+        found = tuple(np.where(s.strayed, new, old) for new, old in zip(again, found, strict=True))
+    return Moments(counts, *found)
 
 
 def _gather(array: Array, arguments: Arguments, kept: Rows | None) -> Rows:
@@ -178,19 +181,13 @@ def _mask(arguments: Arguments) -> tuple[Rows | None, Host]:
 
 
 def _measure(arguments: Arguments, kept: Rows | None, counts: Host) -> Statistics:
-    """Measure ``x`` as S2 says, a second time for channels that leave the range (S10)."""
-    exponent, eps = np.zeros(arguments.channels, np.int32), arguments.eps
+    """Measure ``x`` as S2 says."""
     if not arguments.channels * arguments.m:
         zero = np.zeros(arguments.channels, arguments.dtype)
-        return Statistics(zero, zero, zero, zero, exponent)
-    rows = _gather(arguments.x, arguments, kept)
-    m1, delta, v = _center(rows, kept, counts)
-    strayed = statistics.out_of_range(v, eps)
-    if strayed.any():
-        exponent = np.where(strayed, statistics.exponents(_row_largest(rows), eps), exponent)
-        m1, delta, v = _center(_shifted(rows, exponent), kept, counts)
-    r = statistics.inverse_root(v, np.ldexp(v.dtype.type(eps), -2 * exponent))
-    return Statistics(m1, delta, v, r, exponent)
+        return Statistics(zero, zero, zero, zero, np.zeros(arguments.channels, bool))
+    m1, delta, v = _center(_gather(arguments.x, arguments, kept), kept, counts)
+    r = statistics.inverse_root(v, v.dtype.type(arguments.eps))
+    return Statistics(m1, delta, v, r, statistics.out_of_range(v, arguments.eps))
 
 
 def _center(rows: Rows, kept: Rows | None, counts: Host) -> tuple[Host, Host, Host]:
@@ -204,19 +201,10 @@ def _center(rows: Rows, kept: Rows | None, counts: Host) -> tuple[Host, Host, Ho
 
 def _standardize(rows: Rows, s: Statistics, kept: Rows | None) -> Rows:
     """Return the normalized values before gamma and beta (S3)."""
-    rows = _shifted(rows, s.exponent)
     rows = rows - _column(s.m1, rows)
     if s.delta.any():
         rows = rows - _column(s.delta, rows)
     return _keep(_scaled(rows, s.r), kept)
-
-
-def _shifted(rows: Rows, exponent: Host) -> Rows:
-    """Multiply by ``2^-exponent``, in two steps because the power itself may be out of range."""
-    if exponent.any():
-        for half in (exponent // 2, exponent - exponent // 2):
-            rows = _scaled(rows, np.ldexp(1.0, -half))
-    return rows
 
 
 def _rows(values: Rows, arguments: Arguments) -> Rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,32 +13,22 @@ from polybn_mxnet.arrays import Host
 
 
 class Statistics(NamedTuple):
-    """Statistics as in S2 and S3, shape ``(C,)`` each, of the values times ``2^-exponent``.
-
-    The exponent is 0 except in channels that S10 rescues.
-    """
+    """Statistics as in S2 and S3, shape ``(C,)`` each."""
 
     m1: Host
     delta: Host
     v: Host
     r: Host
-    exponent: NDArray[np.int32]
+    strayed: NDArray[np.bool_]
+    """The channels whose statistics left the range on the way, so that the others mean nothing there (S10)."""
 
     def mean(self) -> Host:
-        """Return the mean of the original values."""
-        return np.ldexp(self.m1 + self.delta, self.exponent)
+        """Return the mean."""
+        return self.m1 + self.delta
 
     def low(self) -> Host:
-        """Return what the mean of the original values lost when it was rounded (S15)."""
-        return np.ldexp((self.m1 - (self.m1 + self.delta)) + self.delta, self.exponent)
-
-    def variance(self) -> Host:
-        """Return the biased variance of the original values."""
-        return np.ldexp(self.v, 2 * self.exponent)
-
-    def inverse_root(self) -> Host:
-        """Return ``r`` of the original values."""
-        return np.ldexp(self.r, -self.exponent)
+        """Return what the mean lost when it was rounded (S15)."""
+        return (self.m1 - self.mean()) + self.delta
 
 
 def from_running(arguments: Arguments, mean: Host, variance: Host) -> Statistics:
@@ -49,10 +38,10 @@ def from_running(arguments: Arguments, mean: Host, variance: Host) -> Statistics
         first = int(np.argmax(bad))
         fail_variance(arguments.function, int(bad.sum()), first, float(variance[first]))
     r = inverse_root(variance, variance.dtype.type(arguments.eps))
-    return Statistics(mean, np.zeros_like(mean), variance, r, np.zeros(mean.shape, np.int32))
+    return Statistics(mean, np.zeros_like(mean), variance, r, np.zeros(mean.shape, bool))
 
 
-def inverse_root(variance: Host, eps: Host | np.floating) -> Host:
+def inverse_root(variance: Host, eps: np.floating) -> Host:
     """Return ``1 / sqrt(variance + eps)``, and 0 where both are 0 (S3)."""
     square = variance + eps
     r = np.zeros_like(square)
@@ -65,15 +54,15 @@ def inverse_root(variance: Host, eps: Host | np.floating) -> Host:
 
 def out_of_range(v: Host, eps: float) -> NDArray[np.bool_]:
     """Find the channels whose ``v + eps`` overflowed or came near underflow (S10)."""
-    square = v + v.dtype.type(eps)
-    smallest = np.finfo(v.dtype).smallest_normal * v.dtype.type(2.0**64)
+    square, info = v + v.dtype.type(eps), np.finfo(v.dtype)
+    smallest = info.smallest_normal * 2.0 ** (info.nmant + 8)  # what underflows is less than a rounding error
     strayed: NDArray[np.bool_] = ~np.isfinite(square) | (square < smallest)
     return strayed
 
 
 def strayed_in_training(s: Statistics, gamma: Host | None) -> NDArray[np.bool_]:
     """Find the channels in which ``y`` or the running statistics may leave the range on the way (S10)."""
-    return (s.exponent != 0) | _magnifies(gamma, s.r)
+    return s.strayed | _magnifies(gamma, s.r)
 
 
 def strayed_in_inference(s: Statistics, largest: Host, gamma: Host | None) -> NDArray[np.bool_]:
@@ -87,10 +76,10 @@ def strayed_in_derivative(s: Statistics, g: Host, xhat: Host, gamma: Host | None
 
     ``g`` and ``xhat`` are the largest magnitudes of the cotangents and of the normalized values.
     """
-    dy, x, r, slope = map(_exponent, (g, xhat, s.inverse_root(), _or_one(gamma, s.r)))
+    dy, x, r, slope = map(_exponent, (g, xhat, s.r, _or_one(gamma, s.r)))
     slope = slope + r
     products = dy + x, dy + r, dy + slope, dy + x + slope, dy + x + r + slope
-    return (s.exponent != 0) | _magnifies(gamma, s.r) | _beyond(s.r.dtype, dy, x, r, slope, *products)
+    return s.strayed | _magnifies(gamma, s.r) | _beyond(s.r.dtype, dy, x, r, slope, *products)
 
 
 def _magnifies(gamma: Host | None, like: Host) -> NDArray[np.bool_]:
@@ -115,15 +104,9 @@ def _beyond(dtype: np.dtype, *exponents: NDArray[np.int64]) -> NDArray[np.bool_]
     return beyond
 
 
-def exponents(largest: Host, eps: float) -> NDArray[np.int32]:
-    """Return an exponent per channel such that the values and ``sqrt(eps)``, times ``2^-exponent``, are at most 1."""
-    magnitude = np.maximum(largest, math.sqrt(eps))
-    return np.where(np.isfinite(magnitude), np.frexp(magnitude)[1], 0).astype(np.int32)
-
-
 def update(arguments: Arguments, old: tuple[Host, Host], s: Statistics, counts: Host) -> tuple[Host, Host]:
     """Return the new running statistics (S4)."""
-    variance = s.variance()
+    variance = s.v
     if arguments.unbiased:
         variance = (variance * (counts / np.maximum(counts - 1, 1))).astype(variance.dtype)
     mean, var = (_blend(*pair, arguments.momentum, counts) for pair in zip(old, (s.mean(), variance), strict=True))

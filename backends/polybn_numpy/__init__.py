@@ -15,7 +15,7 @@ from polybn.arguments import dtype_name
 from polybn.spec import Description, Traits
 from polybn_numpy.batch_norm import backward, fold, forward, merge_moments, moments
 from polybn_numpy.derivatives import double_backward
-from polybn_numpy.host import without_kernels
+from polybn_numpy.host import serves, without_kernels
 from polybn_numpy.program import compile
 
 name = "numpy"
@@ -46,7 +46,7 @@ def _description(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Description:
 
 def describe() -> dict[str, str]:
     """Return the versions and the device that results depend on."""
-    kernels = polybn_host.instructions() if polybn_host.missing is None else polybn_host.missing
+    kernels = polybn_host.instructions() if serves() else polybn_host.missing or "not used"
     return {"numpy": np.__version__, "kernels": kernels, "device": f"cpu ({platform.machine()})"}
 
 

@@ -33,7 +33,9 @@ def forward(
         fail_single_value(arguments.function, f"where keeps one value in channel {int(np.argmax(counts == 1))}")
     out = arguments.own.get("out")
     y = make_result(arguments.function, given.x, out, *_arrays(given))
-    mean, var = (None if old is None else old.copy() for old in (arguments.running_mean, arguments.running_var))
+    mean, var = arguments.running_mean, arguments.running_var
+    if mean is not None and var is not None:
+        mean, var = mean.copy(), var.copy()
     results = Results(y, mean, var, None, None, np.zeros((5, arguments.channels)))
     if x.size:
         engine = host if host.serves() else plain
@@ -134,10 +136,9 @@ def _split(high: Array, low: Array, dtype: Any) -> tuple[Array, Array]:
 
 def _check_variance(arguments: Arguments) -> None:
     variance = arguments.running_var
-    if host.serves():
-        bad, first = host.bad_variances(variance)
-    else:
-        wrong = ~((variance >= 0) & (variance < np.inf))
-        bad, first = int(wrong.sum()), int(np.argmax(wrong)) if wrong.size else 0
-    if bad:
-        fail_variance(arguments.function, bad, first, float(variance[first]))
+    if host.serves() and not host.bad_variances(variance):
+        return
+    wrong = ~((variance >= 0) & (variance < np.inf))
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        fail_variance(arguments.function, int(wrong.sum()), first, float(variance[first]))

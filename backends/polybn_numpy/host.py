@@ -70,8 +70,8 @@ def differentiate(arguments: Arguments, residuals: Residuals, dy: Array, gradien
     )
 
 
-def bad_variances(variance: Array) -> tuple[int, int]:
-    """Count the values that are no variance, and say where the first is."""
+def bad_variances(variance: Array) -> bool:
+    """Return whether some values are no variance."""
     return polybn_host.bad_variances(np.ascontiguousarray(variance), _name(variance.dtype))
 
 

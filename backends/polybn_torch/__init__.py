@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.masked import MaskedTensor
+from torch.nn.parameter import UninitializedTensorMixin
 
 from polybn.spec import Description, Traits
 from polybn_torch.batch_norm import backward, double_backward, fold, forward, merge_moments, moments
@@ -24,8 +26,23 @@ def _devices() -> dict[str, Any]:
     return {"cpu": partial(torch.device, "cpu")} | gpus
 
 
+def _hint(value: object) -> str:
+    """Say what is special about a tensor that is not served; the type of all of them is ``torch.Tensor``."""
+    if not isinstance(value, torch.Tensor) or isinstance(value, UninitializedTensorMixin):
+        return ""
+    if isinstance(value, MaskedTensor):
+        return "its get_data() is plain, and its get_mask() may be given as where"
+    if value.is_quantized:
+        return "it is quantized: dequantize() makes it plain"
+    if value.is_nested:
+        return "it is nested: torch.nested.to_padded_tensor makes it plain, and where says what is padding"
+    return f"its layout is {value.layout}: to_dense() makes it plain"
+
+
 name = "torch"
-traits = Traits(library="PyTorch", devices=_devices, variants={"operators": operators_only})
+traits = Traits(library="PyTorch", devices=_devices, variants={"operators": operators_only}, hint=_hint)
+_MORE = MaskedTensor, UninitializedTensorMixin
+"""Tensors with another meaning, or with no shape yet."""
 
 
 def why_not() -> str | None:
@@ -41,7 +58,7 @@ def describe() -> dict[str, str]:
 
 def inspect(value: object, /) -> Description | None:
     """Describe a dense tensor or parameter; None for all else, such as sparse, quantized and nested tensors."""
-    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or isinstance(value, _MORE):
         return None
     if value.is_quantized or value.is_nested:
         return None

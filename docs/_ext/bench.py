@@ -1,11 +1,14 @@
-"""The tables of docs/speed.md, from the record that ``polybn bench --json`` writes."""
+"""The tables and the pictures of docs/speed.md, from the record that ``polybn bench --json`` writes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from polybn.bench import tables
-from polybn.bench.record import load
+from polybn.bench.record import Record, load
 
 RECORD = Path(__file__).parents[1] / "results" / "bench-cpu.json"
 
@@ -19,3 +22,8 @@ def table(path: Path = RECORD) -> str:
     versions = "; ".join(f"{name}: {version}" for name, version in record.contenders.items())
     found = (f"### {title.capitalize()}\n\n{tables.markdown(lines)}" for title, lines in tables.tables(record).items())
     return "\n".join([*found, f"Time over {record.against}'s. Made with {facts}; {versions}.\n"])
+
+
+def picture(draw: Callable[[Record], Figure | None], path: Path = RECORD) -> Figure:
+    """Draw a picture of the record; an empty one, if the record has no figures for it."""
+    return draw(load(path)) or Figure()

@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from docs._ext import dask_scaling
+from docs._ext import bench, dask_scaling
+from polybn.bench.pictures import growth, roofline
 from polybn.conformance.peers import short
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -132,6 +133,8 @@ PICTURES: dict[str, Callable[[Theme], Figure]] = {
     "disagreement": disagreement,
     "curves": curves,
     "dask-scaling": dask_scaling.picture,
+    "roofline": lambda _: bench.picture(roofline),
+    "growth": lambda _: bench.picture(growth),
 }
 
 

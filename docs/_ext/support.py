@@ -44,6 +44,7 @@ class Record(NamedTuple):
     device: str
     """The device in the backend's own words, among them "emulated" for an imitated GPU."""
     versions: str
+    """Versions of all that took part, and the device again, which the table shows in short."""
     date: str
     profile: str
     verdict: str
@@ -65,7 +66,7 @@ def read(path: Path) -> Record:
         backend=name,
         kind="cpu" if "cpu" in device.lower() else "gpu",
         device=device,
-        versions=f"PolyBN {facts}, Python {data['versions']['python']}",
+        versions=f"PolyBN {facts}, Python {data['versions']['python']}; {device}",
         date=data["date"],
         profile=data["profile"],
         verdict=_verdict(data["results"]) + (_others(beside, device) if beside != path and beside.exists() else ""),
@@ -84,7 +85,7 @@ def to_markdown(records: list[Record]) -> str:
         emulated = "emulated" in record.device.lower()
         seen.add((record.library, record.kind) if not emulated else None)
         letters = [record.letters.get(dtype, "no") for dtype in DTYPES]
-        device = f"{record.kind}, **emulated** ({record.device})" if emulated else record.device
+        device = f"{record.kind}, **emulated**" if emulated else "cpu" if record.kind == "cpu" else record.device
         verdict = f"{record.verdict} (profile {record.profile})"
         lines.append(_line([record.backend, device, *letters, verdict, record.versions, record.date]))
     lines += [

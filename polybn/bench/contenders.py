@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,12 +44,19 @@ def found() -> list[Found]:
     rows = []
     for name in (name for name, reason in dispatch.backends().items() if reason is None):
         module = dispatch.backend(name)
-        traits, facts = module.traits, ", ".join(f"{key} {value}" for key, value in module.describe().items())
+        traits, facts = module.traits, _facts(module)
         forms = {"jit": traits.jit, "native": traits.native_norm, "out": "out" in traits.own & traits.own_of_pullback}
         rows += [Found(name, facts)]
-        rows += [Found(f"{name}+{form}", facts) for form in (*(f for f in forms if forms[f]), *traits.variants)]
+        rows += [Found(f"{name}+{form}", facts) for form in forms if forms[form]]
+        rows += [Found(f"{name}+{form}", _facts(module, scope)) for form, scope in traits.variants.items()]
     rows += [Found(name, version) for name in peers.PEERS if (version := peers.version(name)) is not None]
     return [*rows, Found("copy", f"numpy {np.__version__}")]
+
+
+def _facts(module: Backend, scope: Callable[[], AbstractContextManager[Any]] = nullcontext) -> str:
+    """Return what a backend says of itself, within a variant's scope, where it may run on something else."""
+    with scope():
+        return ", ".join(f"{key} {value}" for key, value in module.describe().items())
 
 
 def fastest(names: Sequence[str]) -> list[str]:
@@ -117,7 +124,7 @@ def of_backend(module: Backend, form: str, task: Task) -> Call:
     if form == "jit":
         assert module.traits.jit is not None
         function = module.traits.jit(function)
-    inside = module.traits.variants.get(form, contextlib.nullcontext)
+    inside = module.traits.variants.get(form, nullcontext)
 
     def call() -> Any:
         with inside():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polybn.bench.contenders import fastest
 from polybn.bench.peers import PEERS
@@ -15,7 +15,16 @@ from polybn.bench.tasks import growth as sizes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B07A00", "#56B4E9", "#c0392b", "#222222")
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#B07A00",
+    "#56B4E9",
+    "#c0392b",
+    "#808080",
+)  # on light and on dark ground
 
 
 class Panel(NamedTuple):
@@ -56,7 +65,10 @@ def save(record: Record, folder: Path) -> list[Path]:
 
 
 def _draw(record: Record, panels: Sequence[Panel], y: Callable[[Row], float]) -> Figure | None:
-    """Draw a line for each contender in each panel, a wide one for the copy; return None if there are no figures."""
+    """Draw a line for each contender in each panel: dashed for peers, wide for the copy.
+
+    Return None if there are no figures.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 
@@ -70,11 +82,9 @@ def _draw(record: Record, panels: Sequence[Panel], y: Callable[[Row], float]) ->
         for colour, name in zip(COLOURS, shown, strict=False):
             rows = [row for task in panel.tasks for row in [record.find(task, name)] if row]
             points = sorted((panel.x(row.task), y(row)) for row in rows)
-            style = (
-                {"color": "#c9ced4", "linewidth": 5, "zorder": 0}
-                if name == "copy"
-                else {"color": colour, "marker": "."}
-            )
+            style: dict[str, Any] = {"color": colour, "marker": ".", "linestyle": "--" if name in PEERS else "-"}
+            if name == "copy":
+                style = {"color": "#a0a6ad", "alpha": 0.6, "linewidth": 5, "zorder": 0}
             axes.plot([x for x, _ in points], [y for _, y in points], label=name, **style)
         axes.set(xscale="log", yscale="log")
         for axis in (axes.xaxis, axes.yaxis):

@@ -21,7 +21,8 @@ class Contender:
     """A process that answers questions, one line each; it ends when its input does."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        # In a session of its own, so that Ctrl-C reaches only the parent, which then ends this process group.
+        # In a group of its own, so that Ctrl-C reaches only the parent, which then ends this group. Not in a session of
+        # its own: Linux may give each of these the same share of the processors, whatever the number of its threads.
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -29,7 +30,7 @@ class Contender:
             stderr=subprocess.DEVNULL,
             text=True,
             env={**os.environ, **(environment or {})},
-            start_new_session=True,
+            process_group=0,
         )
         self.gone = ""
 
@@ -93,7 +94,7 @@ def busy(count: int = 2) -> Iterator[list[subprocess.Popen[bytes]]]:
     with contextlib.ExitStack() as stack:
         spinning = []
         for _ in range(count):
-            process = subprocess.Popen([sys.executable, "-c", SPIN, str(os.getpid())], start_new_session=True)
+            process = subprocess.Popen([sys.executable, "-c", SPIN, str(os.getpid())], process_group=0)
             spinning.append(process)
             stack.callback(process.wait)
             stack.callback(process.kill)

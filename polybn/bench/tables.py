@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from polybn.bench.record import AGAIN, Record
-from polybn.bench.tasks import BUSY, KINDS, LENET, OTHERS, SHAPES, Task, shapes
+from polybn.bench.tasks import BUSY, KINDS, LENET, OTHERS, Task, shapes
 
 Lines = list[list[str]]
 """Cells, line by line; the first line is the heading."""
@@ -16,25 +16,44 @@ TITLES = {"derivative": "forward and derivative"}
 
 def tables(record: Record) -> dict[str, Lines]:
     """Return all tables for which the record has figures, by title."""
-    found = {TITLES.get(kind, kind): ratios(record, shapes(kind)) for kind in KINDS}
+    found = {"geometric means of all shapes": means(record)}
+    found |= {TITLES.get(kind, kind): ratios(record, shapes(kind)) for kind in KINDS}
     found["forward and derivative, channels last and other dtypes"] = ratios(record, OTHERS)
     found["a training step of LeNet"] = lenet(record)
     return {title: lines for title, lines in found.items() if len(lines) > 1}
 
 
+def means(record: Record) -> Lines:
+    """Make a table of the geometric means of ratios over all shapes, and of the ratios of LeNet's step."""
+    columns = {TITLES.get(kind, kind): shapes(kind) for kind in KINDS} | {"LeNet step": [LENET]}
+    columns = {
+        name: tasks for name, tasks in columns.items() if all(record.find(task, record.against) for task in tasks)
+    }
+    lines = [["time", *columns]] if columns else []
+    for name in _order(record):
+        cells = [_mean(record, name, tasks) for tasks in columns.values()]
+        if any(cells):
+            lines.append([name, *cells])
+    return lines
+
+
+def _mean(record: Record, name: str, tasks: Sequence[Task]) -> str:
+    """Format the geometric mean of a contender's ratios; the cell is empty if it could not run all tasks."""
+    found = [row and record.ratio(row) for row in (record.find(task, name) for task in tasks)]
+    medians = [ratio.median for ratio in found if ratio]
+    return f"{statistics.geometric_mean(medians):.2f}" if len(medians) == len(tasks) else ""
+
+
 def ratios(record: Record, tasks: Sequence[Task]) -> Lines:
-    """Make a table of the ratios of each contender to the reference, and of their geometric mean over all shapes."""
+    """Make a table of the ratios of each contender to the reference."""
     tasks = [task for task in tasks if record.find(task, record.against)]
-    whole = [task.shape for task in tasks] == [*SHAPES]
-    lines = [["time", *map(_heading, tasks), *["mean"] * whole]]
+    lines = [["time", *map(_heading, tasks)]]
     for name in _order(record):
         found = [row and record.ratio(row) for task in tasks for row in [record.find(task, name)]]
         if any(found):
-            medians = [ratio.median for ratio in found if ratio]
-            mean = f"{statistics.geometric_mean(medians):.2f}" if len(medians) == len(tasks) else ""
-            lines.append([name, *(str(ratio or "") for ratio in found), *[mean] * whole])
+            lines.append([name, *(str(ratio or "") for ratio in found)])
     reference = [row.median for task in tasks for row in [record.find(task, record.against)] if row]
-    return [*lines, *[[f"{record.against}, ms", *map(_milliseconds, reference), *[""] * whole]] * bool(tasks)]
+    return [*lines, *[[f"{record.against}, ms", *map(_milliseconds, reference)]] * bool(tasks)]
 
 
 def lenet(record: Record) -> Lines:
@@ -49,8 +68,8 @@ def lenet(record: Record) -> Lines:
 
 
 def markdown(lines: Lines) -> str:
-    """Write a table as Markdown."""
-    rows = [f"| {' | '.join(cells)} |" for cells in lines]
+    """Write a table as Markdown; quartiles are below their medians, so that the columns are narrow."""
+    rows = [f"| {' | '.join(cells)} |".replace(" (", "<br>(") for cells in lines]
     return "\n".join([rows[0], "|" + " --- |" * len(lines[0]), *rows[1:]]) + "\n"
 
 

@@ -96,7 +96,7 @@ def convert(
     if said:
         out.print(f"Make the layers with {', '.join(sorted(said))}.")
     for note, layers in made.notes:
-        out.print(shown(f"{_some(layers)}: {note.replace('with count=', 'with --count')}"))
+        out.print(shown(f"{_some(layers)}: {note}"))
 
 
 def _counts(given: list[str]) -> dict[str, int]:

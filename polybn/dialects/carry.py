@@ -85,7 +85,7 @@ def _bessel(here: Dialect, there: Dialect, count: int | None) -> tuple[float, li
     if count is None:
         return 1.0, [
             f"{there.name} goes on with the {there.running_variance} variance where {here.name} kept the "
-            f"{here.running_variance} one. Inference is the same; with count= the variance becomes the one that "
+            f"{here.running_variance} one. Inference is the same; with count given, the variance becomes the one that "
             f"{there.name} would have kept."
         ]
     factor = (count - 1) / count if here.running_variance == "unbiased" else count / (count - 1)

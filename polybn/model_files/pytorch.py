@@ -21,9 +21,12 @@ LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"
 def read(file: BinaryIO) -> Tensors:
     """Read all state dicts of a file at any depth; names are such as ``state_dict.bn1.weight``."""
     torch = need("torch", "files of PyTorch", "torch")
-    tensors = dict(_tensors(torch, load(file), "", 0))
+    content = load(file)
+    tensors = dict(_tensors(torch, content, "", 0))
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return Tensors(shapes, lambda name: _to_numpy(torch, tensors[name]))
+    texts = content.items() if isinstance(content, Mapping) else ()
+    said = {f"{key}": text for key, text in texts if isinstance(text, str)}
+    return Tensors(shapes, lambda name: _to_numpy(torch, tensors[name]), said)
 
 
 def load(file: BinaryIO) -> Any:

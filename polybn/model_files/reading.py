@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from polybn.atomic import StrPath, open_regular
-from polybn.model_files import flax, gluon, keras, names, npz, onnx, orbax, pytorch, safetensors, symbol
+from polybn.model_files import flax, gluon, keras, names, note, npz, onnx, orbax, pytorch, safetensors, symbol
 from polybn.model_files import fold as folding
 from polybn.model_files.archives import open_archive
 from polybn.model_files.errors import ModelFileError, naming
@@ -125,7 +125,8 @@ def _kind_of_archive(members: set[str]) -> str:
 
 
 def _of_tensors(format: str, tensors: Tensors, first: tuple[str, ...] = ()) -> Model:
-    return Model(format, names.find(tensors, first), len(tensors.shapes))
+    norms = note.with_options(names.find(tensors, first), tensors.metadata)
+    return Model(format, norms, len(tensors.shapes))
 
 
 def _safetensors(file: BinaryIO, size: int) -> Model:

@@ -13,7 +13,7 @@ import numpy as np
 from polybn.atomic import StrPath, write_atomic
 from polybn.dialects import DIALECTS, convert, convert_options
 from polybn.dialects.said import to_old
-from polybn.model_files import flax, gluon, safetensors
+from polybn.model_files import flax, gluon, note, safetensors
 from polybn.model_files.errors import ModelFileError, of_layer
 from polybn.model_files.model import Norm
 from polybn.spec import DomainError
@@ -91,9 +91,9 @@ def convert_norms(
             carried = convert(norm.state, here, target, known.get(norm.name, known.get("")), options=given)
             words, moved = convert_options(given, here, target) if given else ({}, ())
         made.append(Norm(norm.name, target.name, carried.state, words))
-        for note in dict.fromkeys((*carried.notes, *moved, *_defaults(given, here, target))):
-            notes.setdefault(note, []).append(norm.name)
-    return Converted(made, [(note, tuple(layers)) for note, layers in notes.items()])
+        for said in dict.fromkeys((*carried.notes, *moved, *_defaults(given, here, target))):
+            notes.setdefault(said, []).append(norm.name)
+    return Converted(made, [(said, tuple(layers)) for said, layers in notes.items()])
 
 
 def _defaults(given: Mapping[str, Any], here: Dialect, target: Dialect) -> list[str]:
@@ -182,7 +182,7 @@ def check_ending(path: StrPath) -> None:
 def _encode(norms: list[Norm], arrays: dict[str, Array], ending: str, path: StrPath) -> bytes:
     check_ending(path)
     if ending == ".safetensors":
-        return safetensors.encode(arrays, {"polybn": norms[0].dialect} if norms else {})
+        return safetensors.encode(arrays, note.write(norms))
     if ending == ".params":
         return gluon.encode({name: np.atleast_1d(array) for name, array in arrays.items()})
     if ending == ".msgpack":

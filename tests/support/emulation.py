@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -41,8 +43,13 @@ def run(*command: str, limit: int = 900) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def run_pytest(*arguments: str) -> str:
-    """Run pytest with the stand-in; return its last line, or fail with all its output if it fails."""
-    finished = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *arguments)
+def run_pytest(*arguments: str) -> dict[str, Counter[str]]:
+    """Run pytest with the stand-in; return the outcomes of each file, or fail with all its output if it fails."""
+    finished = run("-m", "pytest", "-v", "-p", "no:cacheprovider", "--hypothesis-seed=0", *arguments)
     assert finished.returncode == 0, finished.stdout[-6000:] + finished.stderr[-2000:]
-    return finished.stdout.strip().splitlines()[-1]
+    ran: dict[str, Counter[str]] = {}
+    for path, outcome in re.findall(
+        r"^(tests/\w+\.py)(?:::.*)? (PASSED|SKIPPED|XFAIL)\b", finished.stdout, re.MULTILINE
+    ):
+        ran.setdefault(path, Counter())[outcome] += 1
+    return ran

@@ -73,7 +73,7 @@ def compare(dtype: str, kappa: float, kind: str) -> None:
     x, dy, *vectors = arrays(dtype, kappa)
     where, unit = mask(kind), UNIT[dtype]
     for function in (by_grad, by_pullback, moments):
-        for training in (True, False):
+        for training in (True, False) if function is not moments else (True,):
             got = jax.tree.leaves(sharded(function, training)(x, dy, where, *vectors))
             expected = jax.tree.leaves(alone(function, training)(x, dy, where, *vectors))
             for a, b in zip(got, expected, strict=True):

@@ -212,11 +212,10 @@ int polybn_backward(const polybn_backward_call *b) {
     return start(&p);
 }
 
-int64_t polybn_bad_variances(const void *variance, int64_t channels, int32_t stored, int64_t *first) {
-    int64_t bad = 0;
-    for (int64_t c = channels; c-- > 0;) {
+int polybn_bad_variances(const void *variance, int64_t channels, int32_t stored) {
+    for (int64_t c = 0; c < channels; c++) {
         const double v = parameter(stored, variance, c);
-        if (!(v >= 0 && v <= DBL_MAX)) bad++, *first = c;
+        if (!(v >= 0 && v <= DBL_MAX)) return 1;
     }
-    return bad;
+    return 0;
 }

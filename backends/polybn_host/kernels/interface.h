@@ -42,8 +42,8 @@ typedef struct {
 int polybn_forward(const polybn_forward_call *);
 int polybn_backward(const polybn_backward_call *);
 
-/* Count the values that cannot be a variance (negative, NaN or infinite), and give the index of the first. */
-int64_t polybn_bad_variances(const void *variance, int64_t channels, int32_t stored, int64_t *first);
+/* Whether there are values that cannot be a variance: negative, NaN or infinite. */
+int polybn_bad_variances(const void *variance, int64_t channels, int32_t stored);
 
 /* Set the number of threads that share large calls, the caller's included. */
 void polybn_set_threads(int threads);

@@ -44,11 +44,13 @@ class BackendAdapter:
         self._form = form
         traits = traits_of(self._backend)
         self._scope = contextlib.nullcontext if form in ("", "jit") else traits.variants[form]
+        self._compiles = traits.jit is not None
         self._compiled = _Compiled(traits.jit) if form == "jit" and traits.jit is not None else None
 
     def info(self) -> Info:
         """Declare the specification's conventions, and the dtypes that the library has."""
-        about = ", ".join(f"{what} {value}" for what, value in self._backend.describe().items())
+        with self._scope():  # a form may run on something else
+            about = ", ".join(f"{what} {value}" for what, value in self._backend.describe().items())
         traits = traits_of(self._backend)
         return Info(
             name=f"PolyBN on {self._backend.name}" + (f", {self._form}" if self._form else ""),
@@ -71,7 +73,10 @@ class BackendAdapter:
 
     def vjp(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
         """Call :func:`polybn.batch_norm_vjp` in training."""
-        dx, dgamma, dbeta = self._call(_vjp, arrays, options)
+        x, gamma, beta, dy = arrays
+        # Running statistics have no influence; with them, what the library compiled for `train` serves here, too.
+        running = (np.zeros_like(gamma), np.ones_like(gamma)) if self._compiles else ()
+        dx, dgamma, dbeta = self._call(_vjp, (x, gamma, beta, *running, dy), options)
         return dx, dgamma, dbeta
 
     def infer_vjp(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
@@ -122,8 +127,9 @@ def _infer(*arrays: Any, **options: Any) -> tuple[Any, ...]:
     return (batch_norm(*arrays, training=False, **options).y,)
 
 
-def _vjp(x: Any, gamma: Any, beta: Any, dy: Any, **options: Any) -> tuple[Any, ...]:
-    back = batch_norm_vjp(x, gamma, beta, training=True, **options)[1](dy)
+def _vjp(*arrays: Any, **options: Any) -> tuple[Any, ...]:
+    *forward, dy = arrays
+    back = batch_norm_vjp(*forward, training=True, **options)[1](dy)
     return back.x, back.gamma, back.beta
 
 

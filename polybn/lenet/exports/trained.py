@@ -6,9 +6,11 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polybn.lenet.fashion_mnist import CLASSES
+from polybn.lenet.networks import BatchNorm, rows
 from polybn.lenet.plain import from_plain, to_plain
 from polybn.lenet.recipe import Recipe
 from polybn.model_files.errors import ModelFileError
+from polybn.model_files.note import content
 from polybn.version import __version__
 
 if TYPE_CHECKING:
@@ -50,12 +52,14 @@ def of_run(run: Run) -> Trained:
     24
     """
     recipe = Recipe.from_config(run.config)
+    norms = {row.name: row.layer for row in rows(recipe.network) if isinstance(row.layer, BatchNorm)}
     shape = " x ".join(map(str, recipe.network.input_shape))
     note = {
         "polybn": __version__,
         "images": f"uint8, {shape} (channels, height, width), divided by 255 before the first layer",
         "classes": list(CLASSES),
         "network": to_plain(recipe.network),
+        **content("polybn", {name: {"momentum": norm.momentum, "eps": norm.eps} for name, norm in norms.items()}),
         "backend": recipe.backend,
         "epochs": len(run.epochs),
         "test_accuracy": run.epochs[-1].test_accuracy if run.epochs else None,

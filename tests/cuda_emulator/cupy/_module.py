@@ -18,7 +18,7 @@ from ._array import check_guards, ndarray
 
 INCLUDE = Path(__file__).parents[1] / "include"
 BUILD = Path(__file__).parents[3] / "build" / "emulated"
-FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-gnu-unique", "-fvisibility=hidden", "-w")
+FLAGS = ("-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-fno-gnu-unique", "-fvisibility=hidden", "-w")
 
 LAUNCH = """
 extern "C" __attribute__((visibility("default"))) void emulated_launch(
@@ -116,14 +116,36 @@ def _by_value(argument: Any) -> Any:
 def compiled(code: str, name: str) -> Path:
     """Compile one kernel, unless it is in the cache; return its path."""
     text = '#include "emulator.h"\n#line 1 "kernel"\n' + code + LAUNCH.format(expression=name)
-    headers = "".join(path.read_text() for path in sorted(INCLUDE.iterdir()))
-    target = BUILD / (hashlib.sha256((text + headers + str(FLAGS)).encode()).hexdigest()[:24] + ".so")
+    target = BUILD / f"{key(text)}.so"
     if not target.exists():
-        BUILD.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(f".{os.getpid()}")
-        command = ["g++", *FLAGS, "-I", str(INCLUDE), "-x", "c++", "-", "-o", str(part)]
-        run = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-        if run.returncode:
-            raise RuntimeError(f"g++ refused {name}:\n{run.stderr[:4000]}")
-        part.replace(target)
+        before = ("-I", str(precompiled()), "-I", str(INCLUDE), "-x", "c++", "-", "-shared")
+        build(*before, text=text, target=target, what=name)
     return target
+
+
+@functools.cache
+def precompiled() -> Path:
+    """Compile the header of all kernels once, which takes half of the time of a kernel; return the folder it is in."""
+    folder = BUILD / key("")
+    target = folder / "emulator.h.gch"
+    if not target.exists():
+        build("-x", "c++-header", str(INCLUDE / "emulator.h"), text="", target=target, what="emulator.h")
+    return folder
+
+
+def key(text: str) -> str:
+    """Return a name for what is compiled from a text, the headers and the flags."""
+    headers = "".join(path.read_text() for path in sorted(INCLUDE.iterdir()))
+    return hashlib.sha256((text + headers + str(FLAGS)).encode()).hexdigest()[:24]
+
+
+def build(*arguments: str, text: str, target: Path, what: str) -> None:
+    """Compile; other processes see the result only when it is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(f".{os.getpid()}")
+    run = subprocess.run(
+        ["g++", *FLAGS, *arguments, "-o", str(part)], input=text, capture_output=True, text=True, check=False
+    )
+    if run.returncode:
+        raise RuntimeError(f"g++ refused {what}:\n{run.stderr[:4000]}")
+    part.replace(target)

@@ -1,0 +1,56 @@
+"""A note in files of PolyBN, which says what their formats have no place for: momentum and eps of each batch norm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from polybn.dialects import DIALECTS, convert_options
+
+if TYPE_CHECKING:
+    from polybn.model_files.model import Norm
+
+NAME = "polybn"
+"""The key of the note beside a file's tensors."""
+MOST = 2**20
+"""The longest note that is read, in characters."""
+
+
+def content(dialect: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the note's part on batch norms: the options of each layer, in a dialect's words."""
+    return {"dialect": dialect, "batch_norms": {layer: dict(own) for layer, own in options.items() if own}}
+
+
+def write(norms: list[Norm]) -> dict[str, str]:
+    """Return the note for batch norms of one dialect, under its key."""
+    if not norms:
+        return {}
+    return {NAME: json.dumps(content(norms[0].dialect, {norm.name: norm.options for norm in norms}))}
+
+
+def with_options(norms: Iterable[Norm], texts: Mapping[str, str]) -> list[Norm]:
+    """Give batch norms the momentum and eps that the note among a file's texts has for them."""
+    told = _read(texts.get(NAME, ""))
+    given = told.get("batch_norms", {})
+    return [
+        norm._replace(options=_options(given[name], told["dialect"], norm.dialect))
+        if (name := norm.name.removeprefix("state_dict.")) in given
+        else norm
+        for norm in norms
+    ]
+
+
+def _read(text: str) -> dict[str, Any]:
+    """Return the note; an empty one if the text is anybody else's."""
+    try:
+        found = json.loads(text) if len(text) <= MOST else None
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
+def _options(given: Mapping[str, Any], source: str, target: str) -> dict[str, Any]:
+    there = DIALECTS[target]
+    found = convert_options(given, source, there).options
+    return {word: found[word] for word in (there.momentum_word, there.eps_word) if word in found}
