@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
-import polybn_torch
 from polybn.arguments import Arrays, Options, check_batch_norm, check_batch_norm_anew, describe_arrays
+from polybn.dispatch import backend
 from polybn.spec import Arguments, Description, DomainError
 from polybn_torch import ops
 
@@ -24,7 +24,7 @@ class _BatchNorm:
     def forward(self: Any, input: torch.Tensor) -> torch.Tensor:
         """Normalize by the batch's statistics in training or without running statistics, else by the running ones."""
         if not torch.compiler.is_compiling():
-            describe_arrays(type(self).__name__, polybn_torch, {"x": input})
+            describe_arrays(type(self).__name__, backend("torch"), {"x": input})
         self._check_input_dim(input)
         tracks = self.training and self.track_running_stats and self.running_mean is not None
         arguments = self._arguments(input, self.training or self.running_mean is None)
