@@ -234,7 +234,7 @@ def test_second_derivatives_at_the_ends_of_the_range(powers: Powers, dtype: str,
     k = k if training else k._replace(x=k.x // 2)  # the running variance has to fit, too
     case, b = sample(5, dtype, (7, 3, 11), training=training), polybn.backend("cupy")
     of_dy, rng = k.gamma - k.x + k.of_dx, np.random.default_rng(2)
-    cotangents = [rng.normal(3, 2, shape) for shape in ((7, 3, 11), *[3] * 4)]
+    cotangents = [rng.normal(3, 2, (7, 3, 11)), *rng.normal(3, 2, (4, 3))]
     given = (case.x, case.gamma, case.beta, case.running_mean, case.running_var, case.dy, *cotangents)
     running = (0,) * 4 if training else (k.x, 2 * k.x, k.of_dx, k.of_dx + k.x)  # statistics, and their cotangents
     scales = (k.x, k.gamma, 0, *running[:2], k.dy, k.of_dx, of_dy, of_dy, *running[2:])

@@ -555,7 +555,7 @@ class Small(Reference):
             n = n._replace(variance=np.ldexp(n.variance, n.lowered), lowered=0 * n.lowered)
         return n
 
-    def line(self, rows: Array, xhat: Array, k: Any, gamma: Array, beta: Array) -> Array:
+    def line(self, rows: Any, xhat: Any, k: Any, gamma: Any, beta: Any) -> Any:
         if self.what == "what beta brings back":
             return self.affine(np.ldexp(xhat, k), gamma, beta)
         return super().line(rows, xhat, k, gamma, beta)

@@ -257,10 +257,9 @@ def test_beta_brings_y_back(backend: str, dtype: str, form: str) -> None:
     given = [None if v is None else b.asarray(v) for v in vectors]
     y = b.to_numpy(polybn.batch_norm(b.asarray(x), *given, training=training, eps=0.0).y)
     for c in range(2):
-        row, numbers = oracle.row(x[:, c].tolist()), [1 if v is None else Fraction(float(v[c])) for v in vectors]
-        running = oracle.given_statistics(7, *numbers[2:], Fraction(0))
-        s = oracle.batch_statistics(row, Fraction(0)) if training else running
-        right = oracle.output(row, s, *numbers[:2]).floats()
-        np.testing.assert_allclose(
-            y[:, c], right, rtol=0, atol=8 * np.finfo(dtype).eps * max(map(abs, (*right, numbers[1])))
-        )
+        row, zero = oracle.row(x[:, c].tolist()), Fraction(0)
+        scale, shift, mean, variance = (Fraction(1 if v is None else float(v[c])) for v in vectors)
+        running = oracle.given_statistics(7, mean, variance, zero)
+        right = oracle.output(row, oracle.batch_statistics(row, zero) if training else running, scale, shift).floats()
+        largest = max(map(abs, (*right, float(shift))))
+        assert np.abs(y[:, c].astype(np.float64) - right).max() <= 8 * float(np.finfo(dtype).eps) * largest

@@ -140,7 +140,7 @@ class Reference:
         constant = ~centered.any(axis=1, keepdims=True)  # its scale is that of eps alone
         root = np.where(constant, self.inverse_root(variance, rows.dtype.type(eps)), root)
         mean = mean + 0 * root  # NaN if the channel holds infinity: some variants would keep infinity (S9)
-        lowered = np.where(np.isinf(np.ldexp(variance, 2 * k)), 8, 0)
+        lowered = np.where(np.isinf(2 * np.ldexp(variance, 2 * k)), 8, 0)  # twice, for the unbiased one
         variance = np.ldexp(variance, 2 * k - lowered)
         return Normalized(centered * root, root, np.where(constant, 0, k), np.ldexp(mean, k), variance, lowered)
 

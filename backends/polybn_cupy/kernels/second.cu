@@ -69,12 +69,13 @@ __device__ __noinline__ SecondMeans<Number> conclude_channel(
 // Whether products of these numbers may leave the range, as far as means can tell.
 template <class Real>
 __device__ __noinline__ bool strays(const Saved<Real>& s, const SecondMeans<double>& m) {
-    const double r = s.r, scale = s.gamma * r, products = m.gx * m.ax;
-    const double sizes[] = {r,        scale,        m.b,         m.c,           m.e,           m.half,
-                            m.g,      m.a,          m.gx,        m.ax,          m.inner,       r * m.b,
-                            scale * m.gx, scale * m.ax, scale * products, r * scale * m.gx, r * scale * m.ax, r * scale * m.inner};
+    const double r = s.r, scale = s.gamma * r, along = scale * m.gx, across = scale * m.ax;
+    const double sizes[] = {r, scale, m.b, m.c, m.e, m.half, m.g, m.a, m.gx, m.ax, m.inner, r * m.b, along, across, along * m.ax,
+                            r * along, r * across, r * scale * m.inner};
     bool beyond = s.exponent != 0;
-    for (double size : sizes) beyond |= size != 0 && (magnitude(size) > Range<Real>::far || magnitude(size) < Range<Real>::least);
+    for (double size : sizes) {
+        beyond |= size != 0 && (magnitude(size) > Range<Real>::far || magnitude(size) < Range<Real>::least);
+    }
     return beyond && is_finite(s.r);
 }
 

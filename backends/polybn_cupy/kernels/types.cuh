@@ -65,10 +65,6 @@ __device__ inline void narrow(float value, Bfloat& stored) { stored.bits = float
 __device__ inline void narrow(float value, float& stored) { stored = value; }
 __device__ inline void narrow(double value, double& stored) { stored = value; }
 
-// value * 2^exponent, exactly where the result is a normal number.
-__device__ inline float scaled(float value, int exponent) { return exponent ? ldexpf(value, exponent) : value; }
-__device__ inline double scaled(double value, int exponent) { return exponent ? ldexp(value, exponent) : value; }
-
 __device__ inline float root(float value) { return sqrtf(value); }
 __device__ inline double root(double value) { return sqrt(value); }
 

@@ -107,7 +107,7 @@ def _x(rng: np.random.Generator, info: Info, grid: Grid) -> Array:
     )
     pattern = np.array(PATTERN[: grid.m])[:, None]
     near = np.array((-1.0, 1.0, 0.0)[: grid.m])[:, None] * (grid.m > 1)
-    x = np.where(spread >= WIDE, first * pattern, first + near * first * spread)
+    x: Array = np.where(spread >= WIDE, first * pattern, first + near * first * spread)
     x[1:] = np.where(spread == FAR, other * pattern[:-1], x[1:])
     return x
 
