@@ -94,7 +94,8 @@ def describe_arrays(function: str, backend: Backend, arrays: Mapping[str, Any]) 
         if description is None and (value := arrays[name]) is not None:
             given = ", ".join(f"{other}: {type_name(a)}" for other, a in arrays.items() if a is not None)
             traits = traits_of(backend)
-            hint = f"{said}; " if (said := traits.hint(value)) else ""
+            said = traits.hint(value) if traits.hint else ""
+            hint = f"{said}; " if said else ""
             raise BackendError(
                 f"polybn.{function}: {name} must be a plain {traits.library or backend.name} array; got "
                 f"{type_name(value)} ({hint}nothing is converted or moved between libraries; the arguments are {given})"

@@ -293,7 +293,7 @@ class Traits:
     """The backend's own keywords of ``batch_norm``, ``batch_norm_vjp`` and ``moments``, such as ``axis_name``."""
     own_of_pullback: frozenset[str] = frozenset()
     """The backend's own keywords of a pullback."""
-    hint: Callable[[Any], str] = lambda value: ""  # noqa: ARG005
+    hint: Callable[[Any], str] | None = None
     """Says what a value of the library is that ``inspect`` refuses, such as sparse, and what makes it plain; an empty
     string if its type says all. Error messages show it."""
     joins: str = ""

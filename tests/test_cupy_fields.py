@@ -184,7 +184,7 @@ def test_forward(captured: Captured) -> None:
 def test_inference(captured: Captured) -> None:
     (x, gamma, beta, mean, var), where, _, result, pullback = call(training=False)
     fields = geometry(captured, "inference", "", (7, 4000, 2), inner=False)
-    fields |= array("x", x, JOINED, APART) | array("y", result.y, JOINED, APART) | array("where", where, *MASKED)
+    fields |= array("x[0]", x, JOINED, APART) | array("y", result.y, JOINED, APART) | array("where", where, *MASKED)
     fields |= (
         vector("gamma", gamma, 2) | vector("beta", beta) | vector("running_mean", mean) | vector("running_var", var)
     )

@@ -93,16 +93,15 @@ def _rescued(usual: Gradients, dy: jax.Array, view: View, gamma: jax.Array | Non
         return usual
     lost, info = jnp.any(jnp.stack([~jnp.isfinite(z) for z in sums]), axis=0), jnp.finfo(s.r.dtype)
     few = info.tiny / info.eps
-    small = s.slope < info.tiny**0.25  # normalized values may be tiny
+    small = s.slope < info.tiny**0.25  # normalized values may be tiny: the branch looks at them
     if usual.running_var is not None:
         product = usual.running_var if usual.gamma is None else usual.gamma
         lost |= jnp.abs(product) < few
-    due = lost | small
 
     def again() -> list[jax.Array]:
         # All that is taken out is a power of two, which costs no rounding.
         x = centered(view.x, s, view.kept)
-        of_dy, of_r, of_slope = (power_of_two(z) for z in (largest(dy), s.r, s.slope))
+        of_x, of_dy, of_r, of_slope = (power_of_two(z) for z in (largest(x), largest(dy), s.r, s.slope))
         of_gamma = jnp.ones_like(s.r) if gamma is None else power_of_two(jnp.abs(gamma))
         slope = s.slope / of_slope
         product = slope if gamma is None else slope * (gamma / of_gamma)
@@ -114,9 +113,10 @@ def _rescued(usual: Gradients, dy: jax.Array, view: View, gamma: jax.Array | Non
             _times(-sum_g * product, of_dy, of_slope, of_gamma),
             _times(-sum_gx / 2 * product * slope, *of_terms, of_r, of_slope, of_slope, of_gamma),
         )
+        due = lost | small & (of_x * of_r < few)
         return [jnp.where(due, z, old) for z, old in zip(found, usual[1:], strict=True) if old is not None]
 
-    chosen = iter(lax.cond(due.any(), again, lambda: sums))
+    chosen = iter(lax.cond((lost | small).any(), again, lambda: sums))
     return Gradients(usual.x, *(None if z is None else next(chosen) for z in usual[1:]))
 
 

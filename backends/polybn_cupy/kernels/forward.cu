@@ -122,7 +122,7 @@ __device__ __noinline__ Measured measure_again(
         total = total + wide(x[0]);
     });
     const Wide mean = block_sum(total, parts) / count, pivot = wide(Real(mean.part), mean.exponent);
-    if (!is_finite(pivot.part)) return {pivot, pivot, pivot - pivot, count};
+    if (!is_finite(pivot.part)) return {pivot, pivot - pivot, pivot - pivot, count};  // NaN (S9), of infinities, too
     each<Stored, WALK>(a.g, a.x, a.where, at, channel, 0, a.g.count, [&](int, const Real(&x)[1]) {
         const Wide d = wide(x[0]) - pivot;
         sum = sum + d, squares = squares + d * d;

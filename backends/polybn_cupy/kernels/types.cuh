@@ -88,7 +88,7 @@ template <class Real>
 struct Range;
 template <>
 struct Range<float> {
-    static constexpr int digits = 24, flat = 96, halfway = 120, steep = 252;
+    static constexpr int digits = 24, flat = 112, halfway = 120, steep = 252;
     static constexpr double floor = 0x1p-62, near = 1, heavy = 0x1p100, least = 0x1p-100, far = 0x1p64;
 };
 template <>
