@@ -25,5 +25,8 @@ def table(path: Path = RECORD) -> str:
 
 
 def picture(draw: Callable[[Record], Figure | None], path: Path = RECORD) -> Figure:
-    """Draw a picture of the record; an empty one, if the record has no figures for it."""
-    return draw(load(path)) or Figure()
+    """Draw a picture of the record."""
+    figure = draw(load(path))
+    if figure is None:
+        raise ValueError(f"{path} has no figures for this picture")
+    return figure
