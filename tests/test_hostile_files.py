@@ -11,10 +11,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from polybn import model_files
-from polybn.model_files import ModelFileError
+from polybn.model_files import ModelFileError, note
+from polybn.model_files.model import Norm
 from tests.support import hostile, limited
 
 ROOT = Path(__file__).parents[1]
@@ -106,3 +108,21 @@ def test_a_pipe_a_device_and_a_directory_are_no_files(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_the_systems_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         model_files.read(tmp_path / "none.onnx")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"batch_norms": {"bn": {"eps": 1}}}',
+        '{"dialect": "pytorch", "batch_norms": ["bn"]}',
+        '{"dialect": "pytorch", "batch_norms": 5}',
+        '{"dialect": "pytorch", "batch_norms": {"bn": 5}}',
+        '{"dialect": "pytorch", "batch_norms": {"bn": {"eps": -1}}}',
+        '{"dialect": "unknown", "batch_norms": {"bn": {"eps": 1}}}',
+        "[" * 100_000,
+    ],
+    ids=range(7),
+)
+def test_a_damaged_note_says_nothing(text: str) -> None:
+    norm = Norm("bn", "pytorch", {"weight": np.ones(3, np.float32)})
+    assert not note.with_options([norm], {note.NAME: text})[0].options

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from polybn.dialects import DIALECTS, convert_options
+from polybn.spec import DomainError, DTypeError
 
 if TYPE_CHECKING:
     from polybn.model_files.model import Norm
@@ -42,15 +43,20 @@ def with_options(norms: Iterable[Norm], texts: Mapping[str, str]) -> list[Norm]:
 
 
 def _read(text: str) -> dict[str, Any]:
-    """Return the note; an empty one if the text is anybody else's."""
+    """Return the note; an empty one if the text is anybody else's, or damaged."""
     try:
         found = json.loads(text) if len(text) <= MOST else None
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict) or not isinstance(found.get("batch_norms"), dict):
+        return {}
+    return found if isinstance(found.get("dialect"), str) else {}
 
 
 def _options(given: Mapping[str, Any], source: str, target: str) -> dict[str, Any]:
     there = DIALECTS[target]
-    found = convert_options(given, source, there).options
+    try:
+        found = convert_options(given, source, there).options
+    except (DTypeError, DomainError):  # a damaged note says nothing
+        return {}
     return {word: found[word] for word in (there.momentum_word, there.eps_word) if word in found}
