@@ -94,12 +94,15 @@ clean:  ## remove what the other targets made, runs excepted
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	touch $@
 
-.venv/train: pyproject.toml | .venv/pip
+# An editable installation compiles the kernels once, so it is made anew where their source is newer.
+KERNELS := setup.py $(wildcard backends/polybn_host/build.py backends/polybn_host/*/*.[ch])
+
+.venv/train: pyproject.toml $(KERNELS) | .venv/pip
 	$(BIN)/python -m pip install --quiet --editable ".[plot,conformance]"
 	touch $@
 
 # MXNet's metadata asks for NumPy 1, hence --no-deps; requests and graphviz are what it imports.
-.venv/test: pyproject.toml | .venv/pip
+.venv/test: pyproject.toml $(KERNELS) | .venv/pip
 	$(BIN)/python -m pip install --quiet --editable ".[all]" --group test "numpy>=2" optax requests graphviz "setuptools>=77"
 	$(BIN)/python -m pip install --quiet --no-deps mxnet==1.9.1
 	touch $@ .venv/train
@@ -119,7 +122,7 @@ clean:  ## remove what the other targets made, runs excepted
 	$(BIN)/python -m pip install --quiet --group docs
 	touch $@
 
-.venv-torch/test: pyproject.toml docs/examples/polybn_xarray/pyproject.toml
+.venv-torch/test: pyproject.toml $(KERNELS) docs/examples/polybn_xarray/pyproject.toml
 	$(PYTHON) -m venv .venv-torch
 	.venv-torch/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	.venv-torch/bin/python -m pip install --quiet --editable ".[all,array_api_strict,dask,torch]" --group test torch==2.13.0 expecttest "distributed>=2025.1" keras onnx onnxruntime requests graphviz \
@@ -127,7 +130,7 @@ clean:  ## remove what the other targets made, runs excepted
 	.venv-torch/bin/python -m pip install --quiet --no-deps mxnet==1.9.1
 	touch $@
 
-.venv-older/test: pyproject.toml
+.venv-older/test: pyproject.toml $(KERNELS)
 	$(PYTHON) -m venv .venv-older
 	.venv-older/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	.venv-older/bin/python -m pip install --quiet --editable ".[plot,flax,mxnet]" --group test

@@ -20,11 +20,6 @@ static inline int64_t kept(const call *k, int64_t c) {
 
 static inline int of_training(const call *k) { return k->forward ? k->forward->training : k->backward->training; }
 
-static inline double gamma_of(const call *k, int64_t c) {
-    const void *gamma = k->forward ? k->forward->gamma : k->backward->gamma;
-    return gamma ? parameter(k->j.g->stored, gamma, c) : 1;
-}
-
 /* eps in the type of the statistics (S3) */
 static inline double eps_of(const call *k) {
     const double eps = k->forward ? k->forward->eps : k->backward->eps;
@@ -73,9 +68,9 @@ static inline void put_result(const values *v, long double value) {
 }
 
 /* For both types of arithmetic: compute results from a channel's sums, and compute a channel again that left the range. */
-void finish_forward_double(call *, int64_t c);
-void finish_forward_wide(call *, int64_t c);
-void finish_backward_double(call *, int64_t c);
-void finish_backward_wide(call *, int64_t c);
+void finish_forward_double(call *, int64_t c0, int64_t c1);
+void finish_forward_wide(call *, int64_t c0, int64_t c1);
+void finish_backward_double(call *, int64_t c0, int64_t c1);
+void finish_backward_wide(call *, int64_t c0, int64_t c1);
 void rescue_double(call *, int64_t c);
 void rescue_wide(call *, int64_t c);

@@ -45,11 +45,15 @@ static void find_shift(call *k, int64_t c) {
 /* The same for channels whose values are evenly spaced: row by row, as adjacent channels are adjacent in memory. */
 static void find_even_shifts(call *k, int64_t c0, int64_t c1) {
     const polybn_geometry *g = k->j.g;
-    const int64_t some = smaller(8, g->count);
+    const int64_t some = smaller(8, g->count), apart = g->channel_stride[X];
     for (int64_t c = c0; c < c1; c++) k->shift[c] = 0;
-    for (int64_t i = 0; i < some; i++)
-        for (int64_t c = c0; c < c1; c++)
-            k->shift[c] += read_value(g->stored, k->j.x + i * g->strides[X][0] + c * g->channel_stride[X], 0);
+    for (int64_t i = 0; i < some; i++) {
+        const char *row = k->j.x + i * g->strides[X][0];
+        if (g->stored == FLOAT32 && apart == sizeof(float))
+            for (int64_t c = c0; c < c1; c++) k->shift[c] += ((const float *)row)[c];
+        else
+            for (int64_t c = c0; c < c1; c++) k->shift[c] += read_value(g->stored, row + c * apart, 0);
+    }
     for (int64_t c = c0; c < c1; c++) k->shift[c] = (float)(k->shift[c] / some);
 }
 
@@ -70,10 +74,8 @@ static void find_shifts(call *k, int64_t c0, int64_t c1) {
 }
 
 static void finish(call *k, int64_t c0, int64_t c1) {
-    for (int64_t c = c0; c < c1; c++) {
-        if (k->forward) (is_wide(k) ? finish_forward_wide : finish_forward_double)(k, c);
-        else (is_wide(k) ? finish_backward_wide : finish_backward_double)(k, c);
-    }
+    if (k->forward) (is_wide(k) ? finish_forward_wide : finish_forward_double)(k, c0, c1);
+    else (is_wide(k) ? finish_backward_wide : finish_backward_double)(k, c0, c1);
 }
 
 static void rescue(call *k, int64_t c0, int64_t c1) {

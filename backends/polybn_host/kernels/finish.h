@@ -5,21 +5,41 @@
 
 #include "call.h"
 
-typedef struct { wide m1, delta, v, r; } statistics;
-typedef struct { wide g, gd; } cotangent_sums;
+typedef passes_real entry; /* of a vector of parameters or statistics */
 
-static wide both(double high, double low) {
+/* Some adjacent channels, field by field, so that the compiler computes several at once. */
+enum { BLOCK = 32 };
+typedef struct {
+    wide m[BLOCK];              /* number of values that take part */
+    wide a[BLOCK], b[BLOCK];    /* the two sums */
+    wide gamma[BLOCK], beta[BLOCK];
+    wide m1[BLOCK], delta[BLOCK], v[BLOCK], r[BLOCK];
+    wide slope[BLOCK];          /* gamma r */
+    wide mean[BLOCK], q[BLOCK]; /* of the cotangents */
+    /* 1 or 0, in the type of what decides it, which lets the compiler take several at once: whether the passes can compute the
+       channel, and whether its sums show that its cotangents are large enough. */
+    wide fits[BLOCK], proved[BLOCK];
+} block;
+
+static inline wide magnitude(wide a) { return a < 0 ? -a : a; }
+static inline wide at_least_one(wide m) { return m > 1 ? m : 1; }
+
+/* Whether a factor keeps its digits when it is rounded to the type of the passes. */
+static inline int is_normal_or_zero(wide k) { return (k == 0) | ((magnitude(k) >= SMALLEST) & (magnitude(k) <= LARGEST)); }
+
+static inline wide both(double high, double low) {
     const wide sum = (wide)high + low;
     return sum == sum ? sum : high; /* if the sum is infinite, its remainder is NaN */
 }
 
-static wide inverse_root(wide v, double eps) {
+static inline wide inverse_root(wide v, double eps) {
     const wide square = v + eps;
     return square == 0 ? 0 : 1 / ROOT(square);
 }
 
-static pair add_spans(const call *k, int64_t c) {
+static inline pair add_spans(const call *k, int64_t c) {
     const int64_t spans = (kept(k, c) + SPAN - 1) / SPAN;
+    if (spans == 1) return k->j.pairs[c];
     pair total = {0, 0, 0, 0};
     for (int64_t span = 0; span < spans; span++) {
         const pair *p = &k->j.pairs[span * k->j.g->channels + c];
@@ -31,37 +51,54 @@ static pair add_spans(const call *k, int64_t c) {
     return total;
 }
 
-/* S4 */
-static wide blend(double momentum, wide old, wide batch) {
-    return momentum == 1 ? old : momentum == 0 ? batch : momentum * old + (1 - (wide)momentum) * batch;
-}
-
-static inline void set_parameter(int32_t stored, void *values, int64_t c, wide value) {
-    if (!values) return;
-    if (stored == FLOAT64) ((double *)values)[c] = (double)value;
-    else ((float *)values)[c] = (float)value;
-}
-
-static void report_statistics(const call *k, int64_t c, const statistics *s, int stray) {
-    const polybn_forward_call *f = k->forward;
-    const int32_t stored = k->j.g->stored;
-    const int64_t channels = k->j.g->channels, m = kept(k, c);
-    const wide mean = s->v == s->v ? s->m1 + s->delta : s->v; /* S9: NaN, also where the mean is infinite */
-    if (f->saved) {
-        const double m1 = s->m1, saved[] = {m1, (s->m1 - m1) + s->delta, s->v, s->r, stray};
-        for (int i = 0; i < 5; i++) ((double *)f->saved)[i * channels + c] = saved[i];
+static void load_sums(const call *k, int64_t c0, int n, block *s) {
+    for (int i = 0; i < n; i++) {
+        const pair sums = add_spans(k, c0 + i);
+        s->a[i] = both(sums.a, sums.a_low), s->b[i] = both(sums.b, sums.b_low);
     }
-    set_parameter(stored, f->mean, c, m ? mean : 0);
-    set_parameter(stored, f->m2, c, s->v * m);
-    if (!f->new_mean || !f->training) return;
-    const wide old_mean = parameter(stored, f->running_mean, c), old_var = parameter(stored, f->running_var, c);
-    const wide v = f->unbiased && m > 1 ? s->v * m / (m - 1) : s->v;
-    set_parameter(stored, f->new_mean, c, m ? blend(f->momentum, old_mean, mean) : old_mean);
-    set_parameter(stored, f->new_var, c, m ? blend(f->momentum, old_var, v) : old_var);
 }
 
-/* Whether a factor keeps its digits when it is rounded to the type of the passes. */
-static int is_normal_or_zero(wide k) { return k == 0 || (k >= SMALLEST && k <= LARGEST) || (-k >= SMALLEST && -k <= LARGEST); }
+static void load_parameters(const call *k, int64_t c0, int n, block *s) {
+    const entry *gamma = k->forward ? k->forward->gamma : k->backward->gamma;
+    const entry *beta = k->forward ? k->forward->beta : 0;
+    for (int i = 0; i < n; i++) s->m[i] = kept(k, c0 + i);
+    for (int i = 0; i < n; i++) s->gamma[i] = gamma ? gamma[c0 + i] : 1;
+    for (int i = 0; i < n; i++) s->beta[i] = beta ? beta[c0 + i] : -0.0; /* z + -0.0 is z */
+}
+
+/* S4 */
+static void blend(double momentum, const entry *old, const wide *batch, const wide *m, int n, entry *to) {
+    for (int i = 0; i < n; i++) {
+        const wide before = old[i], mixed = momentum * before + (1 - (wide)momentum) * batch[i];
+        to[i] = (entry)(m[i] == 0 || momentum == 1 ? before : momentum == 0 ? batch[i] : mixed);
+    }
+}
+
+static void report_statistics(const call *k, int64_t c0, int n, const block *s) {
+    const polybn_forward_call *f = k->forward;
+    const int64_t channels = k->j.g->channels;
+    entry *to_mean = f->mean, *to_m2 = f->m2, *new_mean = f->new_mean, *new_var = f->new_var;
+    const entry *old_mean = f->running_mean, *old_var = f->running_var;
+    double *saved = f->saved;
+    wide mean[BLOCK], v[BLOCK];
+    for (int i = 0; i < n; i++) {
+        mean[i] = s->v[i] == s->v[i] ? s->m1[i] + s->delta[i] : s->v[i]; /* S9: NaN, also where the mean is infinite */
+        v[i] = f->unbiased ? s->v[i] * at_least_one(s->m[i]) / at_least_one(s->m[i] - 1) : s->v[i];
+    }
+    for (int i = 0; saved && i < n; i++) {
+        double *to = saved + c0 + i;
+        to[0] = (double)s->m1[i];
+        to[channels] = (double)((s->m1[i] - to[0]) + s->delta[i]);
+        to[2 * channels] = (double)s->v[i];
+        to[3 * channels] = (double)s->r[i];
+        to[4 * channels] = k->j.stray[c0 + i];
+    }
+    for (int i = 0; to_mean && i < n; i++) to_mean[c0 + i] = s->m[i] == 0 ? 0 : (entry)mean[i];
+    for (int i = 0; to_m2 && i < n; i++) to_m2[c0 + i] = (entry)(s->v[i] * s->m[i]);
+    if (!new_mean || !f->training) return;
+    blend(f->momentum, old_mean + c0, mean, s->m, n, new_mean + c0);
+    blend(f->momentum, old_var + c0, v, s->m, n, new_var + c0);
+}
 
 /* Whether all values of a channel equal m1. If not, v = 0 means that squares have vanished. */
 static int is_constant(const call *k, int64_t c, wide m1) {
@@ -71,47 +108,51 @@ static int is_constant(const call *k, int64_t c, wide m1) {
     return 1;
 }
 
-static int spread_fits(const call *k, int64_t c, const statistics *s) {
-    if (s->v == 0) return PASSES_IN_DOUBLE ? is_constant(k, c, s->m1) : 1;
-    return s->v >= SMALLEST_SPREAD && s->v * kept(k, c) <= LARGEST_SPREAD;
-}
-
-static void set_forward(call *k, int64_t c, const statistics *s, double beta, wide slope) {
-    k->of[c] = (coefficients){.m1 = s->m1, .delta = s->delta, .k = slope, .t = beta};
-}
-
-void NAME(finish_forward)(call *k, int64_t c) {
-    const polybn_forward_call *f = k->forward;
-    const int32_t stored = k->j.g->stored;
-    const int64_t m = kept(k, c);
-    const double gamma = gamma_of(k, c), beta = f->beta ? parameter(stored, f->beta, c) : -0.0; /* z + -0.0 is z */
-    statistics s = {0, 0, 0, 0};
-    int fits = 1;
-    if (!f->training) {
-        s.m1 = parameter(stored, f->running_mean, c);
-        s.v = parameter(stored, f->running_var, c);
-    } else if (m) {
-        const pair sums = add_spans(k, c);
-        const wide mean_d = both(sums.a, sums.a_low) / m, v = both(sums.b, sums.b_low) / m - mean_d * mean_d;
-        s.m1 = (passes_real)(k->j.shift[c] + mean_d);
-        s.delta = (k->j.shift[c] - s.m1) + mean_d;
-        s.v = v < 0 ? 0 : v;
-        fits = spread_fits(k, c, &s);
+static void find_statistics(const call *k, int64_t c0, int n, block *s) {
+    const double *shift = k->j.shift + c0;
+    load_sums(k, c0, n, s);
+    for (int i = 0; i < n; i++) {
+        const wide m = at_least_one(s->m[i]), mean_d = s->a[i] / m, v = s->b[i] / m - mean_d * mean_d;
+        s->m1[i] = (passes_real)(shift[i] + mean_d);
+        s->delta[i] = (shift[i] - s->m1[i]) + mean_d;
+        s->v[i] = v < 0 ? 0 : v;
     }
-    s.r = inverse_root(s.v, eps_of(k));
-    const wide slope = gamma * s.r;
-    fits &= is_normal_or_zero(slope);
-    if (f->training) fits &= (gamma < 0 ? -gamma : gamma) * ROOT((wide)m) + (beta < 0 ? -beta : beta) <= LARGEST / 4;
-    /* Sums of values of four bytes cannot overflow in double, so NaN comes from x, and computing again would not help. */
-    k->j.stray[c] = m && !fits && (PASSES_IN_DOUBLE || s.v == s.v);
-    set_forward(k, c, &s, beta, slope);
-    report_statistics(k, c, &s, k->j.stray[c]);
+    for (int i = 0; i < n; i++)
+        s->fits[i] = (s->v[i] == 0) | ((s->v[i] >= SMALLEST_SPREAD) & (s->v[i] * s->m[i] <= LARGEST_SPREAD)) ? 1 : 0;
+    for (int i = 0; PASSES_IN_DOUBLE && i < n; i++)
+        if (s->v[i] == 0) s->fits[i] = is_constant(k, c0 + i, s->m1[i]);
+}
+
+static void load_statistics(const call *k, int64_t c0, int n, block *s) {
+    const entry *mean = k->forward->running_mean, *v = k->forward->running_var;
+    for (int i = 0; i < n; i++) s->m1[i] = mean[c0 + i], s->delta[i] = 0, s->v[i] = v[c0 + i], s->fits[i] = 1;
+}
+
+static void finish_forward_block(call *k, int64_t c0, int n) {
+    const int training = k->forward->training;
+    const double eps = eps_of(k);
+    block s;
+    load_parameters(k, c0, n, &s);
+    (training ? find_statistics : load_statistics)(k, c0, n, &s);
+    for (int i = 0; i < n; i++) s.r[i] = inverse_root(s.v[i], eps), s.slope[i] = s.gamma[i] * s.r[i];
+    for (int i = 0; i < n; i++) s.fits[i] = is_normal_or_zero(s.slope[i]) ? s.fits[i] : 0;
+    for (int i = 0; training && i < n; i++)
+        s.fits[i] = magnitude(s.gamma[i]) * ROOT(s.m[i]) + magnitude(s.beta[i]) <= LARGEST / 4 ? s.fits[i] : 0;
+    for (int i = 0; i < n; i++)
+        /* Sums of values of four bytes cannot overflow in double, so NaN comes from x, and computing again would not help. */
+        k->j.stray[c0 + i] = s.m[i] != 0 && !s.fits[i] && (PASSES_IN_DOUBLE || s.v[i] == s.v[i]);
+    for (int i = 0; i < n; i++)
+        k->of[c0 + i] = (coefficients){.m1 = s.m1[i], .delta = s.delta[i], .k = s.slope[i], .t = s.beta[i]};
+    report_statistics(k, c0, n, &s);
+}
+
+void NAME(finish_forward)(call *k, int64_t c0, int64_t c1) {
+    for (; c0 < c1; c0 += BLOCK) finish_forward_block(k, c0, (int)smaller(BLOCK, c1 - c0));
 }
 
 /* S2, in the wide type. */
-static statistics measure(const call *k, int64_t c) {
-    const int64_t m = kept(k, c);
-    statistics s = {0, 0, 0, 0};
+static void measure(const call *k, int64_t c, block *s) {
+    const wide m = s->m[0];
     values v;
     wide first = 0, sum = 0, squares = 0;
     begin(&v, k, c);
@@ -120,93 +161,106 @@ static statistics measure(const call *k, int64_t c) {
         do sum += value_x(&v) - first;
         while (step(&v));
     }
-    s.m1 = first + sum / m, sum = 0;
+    const wide m1 = first + sum / m;
+    sum = 0;
     for (begin(&v, k, c); step(&v);) {
-        const wide d = value_x(&v) - s.m1;
+        const wide d = value_x(&v) - m1;
         sum += d, squares += d * d;
     }
-    s.delta = sum / m;
-    s.v = squares / m - s.delta * s.delta;
-    if (s.v < 0) s.v = 0;
-    s.r = inverse_root(s.v, eps_of(k));
-    return s;
+    const wide delta = sum / m, variance = squares / m - delta * delta;
+    s->m1[0] = m1, s->delta[0] = delta, s->v[0] = variance < 0 ? 0 : variance;
 }
 
-static statistics statistics_of(const call *k, int64_t c) {
-    if (of_training(k)) return measure(k, c);
+/* A block of one channel, in the wide type. */
+static void measure_again(const call *k, int64_t c, block *s) {
     const double *saved = k->forward ? k->forward->saved : k->backward->saved;
-    const int64_t channels = k->j.g->channels;
-    return (statistics){saved[c], 0, saved[2 * channels + c], inverse_root(saved[2 * channels + c], eps_of(k))};
+    load_parameters(k, c, 1, s);
+    if (of_training(k)) measure(k, c, s);
+    else s->m1[0] = saved[c], s->delta[0] = 0, s->v[0] = saved[2 * k->j.g->channels + c];
+    s->r[0] = inverse_root(s->v[0], eps_of(k)), s->slope[0] = s->gamma[0] * s->r[0];
 }
+
+static inline wide centred(const values *v, const block *s) { return (value_x(v) - s->m1[0]) - s->delta[0]; }
 
 static void rescue_forward(call *k, int64_t c) {
-    const polybn_forward_call *f = k->forward;
-    const statistics s = statistics_of(k, c);
-    const wide gamma = gamma_of(k, c), beta = f->beta ? parameter(k->j.g->stored, f->beta, c) : -0.0;
+    block s;
     values v;
-    if (f->training) report_statistics(k, c, &s, 1);
-    if (!f->y) return;
-    for (begin(&v, k, c); step(&v);) put_result(&v, ((value_x(&v) - s.m1) - s.delta) * s.r * gamma + beta);
+    measure_again(k, c, &s);
+    if (k->forward->training) report_statistics(k, c, 1, &s);
+    if (!k->forward->y) return;
+    for (begin(&v, k, c); step(&v);) put_result(&v, centred(&v, &s) * s.r[0] * s.gamma[0] + s.beta[0]);
 }
 
-static void report_derivatives(const call *k, int64_t c, const cotangent_sums *sums, wide r) {
+static void report_derivatives(const call *k, int64_t c0, int n, const block *s) {
     const polybn_backward_call *b = k->backward;
-    const int32_t stored = k->j.g->stored;
-    const wide slope = gamma_of(k, c) * r;
-    set_parameter(stored, b->dgamma, c, r * sums->gd);
-    set_parameter(stored, b->dbeta, c, sums->g);
+    entry *dgamma = b->dgamma, *dbeta = b->dbeta, *dmean = b->dmean, *dvar = b->dvar;
+    for (int i = 0; dgamma && i < n; i++) dgamma[c0 + i] = (entry)(s->r[i] * s->b[i]);
+    for (int i = 0; dbeta && i < n; i++) dbeta[c0 + i] = (entry)s->a[i];
     if (b->training) return;
-    set_parameter(stored, b->dmean, c, -slope * sums->g);
-    set_parameter(stored, b->dvar, c, -slope * r * (r * sums->gd) / 2);
+    for (int i = 0; dmean && i < n; i++) dmean[c0 + i] = (entry)(-s->slope[i] * s->a[i]);
+    for (int i = 0; dvar && i < n; i++) dvar[c0 + i] = (entry)(-s->slope[i] * s->r[i] * (s->r[i] * s->b[i]) / 2);
 }
-
-static wide magnitude(wide a) { return a < 0 ? -a : a; }
 
 /* Whether no value of dy, and no product of one with d, is so small that it loses digits. Large sums prove it; small ones may
-   come from cancellation, so then the largest values are looked for. */
-static int cotangents_fit(const call *k, int64_t c, const cotangent_sums *sums, wide m1, wide r) {
-    const wide least = SMALLEST_COTANGENT * kept(k, c), gd = magnitude(sums->gd);
-    if (PASSES_IN_DOUBLE && !(gd <= LARGEST && magnitude(sums->g) <= LARGEST)) return 0;
-    if (gd * r >= least && gd >= least) return 1;
-    if (!PASSES_IN_DOUBLE && magnitude(sums->g) >= least) return 1;
+   come from cancellation, so then this looks for the largest values. */
+static int cotangents_are_large(const call *k, int64_t c, wide m1) {
     wide largest = 0, product = 0;
     values v;
     for (begin(&v, k, c); step(&v);) {
-        const wide g = magnitude(value_g(&v)), gd_here = g * magnitude(value_x(&v) - m1);
-        largest = g > largest ? g : largest, product = gd_here > product ? gd_here : product;
+        const wide g = magnitude(value_g(&v)), gd = g * magnitude(value_x(&v) - m1);
+        largest = g > largest ? g : largest, product = gd > product ? gd : product;
     }
     return (largest == 0 || largest >= SMALLEST_COTANGENT) && (product == 0 || product >= SMALLEST_COTANGENT);
 }
 
-void NAME(finish_backward)(call *k, int64_t c) {
-    const double *saved = k->backward->saved;
-    const int64_t channels = k->j.g->channels, m = kept(k, c);
-    const wide m1 = saved[c], delta = saved[channels + c], r = saved[3 * channels + c], slope = gamma_of(k, c) * r;
-    const pair total = m ? add_spans(k, c) : (pair){0, 0, 0, 0};
-    cotangent_sums sums = {both(total.a, total.a_low), both(total.b, total.b_low)};
-    if (!PASSES_IN_DOUBLE) sums.gd -= delta * sums.g; /* the passes of float64 subtract delta from each value */
-    report_derivatives(k, c, &sums, r);
-    const wide mean = m ? sums.g / m : 0, q = m ? r * (r * sums.gd) / m : 0, p = (passes_real)mean;
-    k->of[c] = (coefficients){.m1 = m1, .delta = delta, .k = slope, .p = p, .q = q, .s = mean - p};
-    int fits = is_normal_or_zero(slope) && cotangents_fit(k, c, &sums, m1, r);
-    if (k->backward->training) fits &= !saved[4 * channels + c] && (is_normal_or_zero(q) || magnitude(q) > LARGEST);
-    k->j.stray[c] = m && !fits && (PASSES_IN_DOUBLE || (slope == slope && sums.g - sums.g == 0));
+static void finish_backward_block(call *k, int64_t c0, int n) {
+    const int64_t channels = k->j.g->channels;
+    const double *m1 = (const double *)k->backward->saved + c0, *delta = m1 + channels, *r = m1 + 3 * channels;
+    const double *strayed = m1 + 4 * channels;
+    block s;
+    load_parameters(k, c0, n, &s);
+    load_sums(k, c0, n, &s);
+    for (int i = 0; i < n; i++) {
+        const wide m = at_least_one(s.m[i]);
+        if (!PASSES_IN_DOUBLE) s.b[i] -= delta[i] * s.a[i]; /* the passes of float64 subtract delta from each value */
+        s.r[i] = r[i], s.slope[i] = s.gamma[i] * s.r[i];
+        s.mean[i] = s.a[i] / m, s.q[i] = s.r[i] * (s.r[i] * s.b[i]) / m;
+    }
+    report_derivatives(k, c0, n, &s);
+    for (int i = 0; i < n; i++) {
+        const wide g = magnitude(s.a[i]), gd = magnitude(s.b[i]), least = SMALLEST_COTANGENT * s.m[i];
+        s.proved[i] = ((gd * s.r[i] >= least) & (gd >= least)) | (!PASSES_IN_DOUBLE & (g >= least)) ? 1 : 0;
+    }
+    for (int i = 0; i < n; i++) s.fits[i] = is_normal_or_zero(s.slope[i]) ? 1 : 0;
+    for (int i = 0; PASSES_IN_DOUBLE && i < n; i++)
+        s.fits[i] = (magnitude(s.a[i]) <= LARGEST) & (magnitude(s.b[i]) <= LARGEST) ? s.fits[i] : 0;
+    for (int i = 0; k->backward->training && i < n; i++)
+        s.fits[i] = (strayed[i] == 0) & (is_normal_or_zero(s.q[i]) | (magnitude(s.q[i]) > LARGEST)) ? s.fits[i] : 0;
+    for (int i = 0; i < n; i++) {
+        const wide p = (passes_real)s.mean[i];
+        const int fits = s.fits[i] && (s.proved[i] || cotangents_are_large(k, c0 + i, m1[i]));
+        k->of[c0 + i] = (coefficients){
+            .m1 = m1[i], .delta = delta[i], .k = s.slope[i], .p = p, .q = s.q[i], .s = s.mean[i] - p};
+        k->j.stray[c0 + i] = s.m[i] != 0 && !fits && (PASSES_IN_DOUBLE || (s.slope[i] == s.slope[i] && s.a[i] - s.a[i] == 0));
+    }
+}
+
+void NAME(finish_backward)(call *k, int64_t c0, int64_t c1) {
+    for (; c0 < c1; c0 += BLOCK) finish_backward_block(k, c0, (int)smaller(BLOCK, c1 - c0));
 }
 
 static void rescue_backward(call *k, int64_t c) {
-    const statistics s = statistics_of(k, c);
-    const wide m = kept(k, c), slope = gamma_of(k, c) * s.r;
-    cotangent_sums sums = {0, 0};
+    block s;
     values v;
+    wide sum_g = 0, sum_gd = 0;
+    measure_again(k, c, &s);
+    for (begin(&v, k, c); step(&v);) sum_g += value_g(&v), sum_gd += value_g(&v) * centred(&v, &s);
+    s.a[0] = sum_g, s.b[0] = sum_gd;
+    report_derivatives(k, c, 1, &s);
+    const wide mean = sum_g / s.m[0], along = s.r[0] * sum_gd / s.m[0];
     for (begin(&v, k, c); step(&v);) {
-        sums.g += value_g(&v);
-        sums.gd += value_g(&v) * ((value_x(&v) - s.m1) - s.delta);
-    }
-    report_derivatives(k, c, &sums, s.r);
-    const wide mean = sums.g / m, along = s.r * sums.gd / m;
-    for (begin(&v, k, c); step(&v);) {
-        const wide g = value_g(&v), xhat = ((value_x(&v) - s.m1) - s.delta) * s.r;
-        put_result(&v, k->backward->training ? (g - mean - xhat * along) * slope : g * slope);
+        const wide g = value_g(&v), xhat = centred(&v, &s) * s.r[0];
+        put_result(&v, k->backward->training ? (g - mean - xhat * along) * s.slope[0] : g * s.slope[0]);
     }
 }
 

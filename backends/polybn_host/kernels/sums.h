@@ -94,14 +94,16 @@ INLINE void N(add_run)(
     N(keep)(sums, s);
 }
 
-static void N(fold_lanes)(const double *sum, const double *low, int64_t stride, double *total, double *total_low) {
+/* The results may take the place of the first lane. */
+INLINE void N(fold_lanes)(const double *sum, const double *low, int64_t stride, double *total, double *total_low) {
 #if COMPENSATED
-    *total = *total_low = 0;
+    double so_far = 0, lost = 0;
     for (int64_t i = 0; i < LANES; i++) {
-        const double value = sum[i * stride], next = *total + value, of_value = next - *total;
-        *total_low += ((*total - (next - of_value)) + (value - of_value)) + low[i * stride];
-        *total = next;
+        const double value = sum[i * stride], next = so_far + value, of_value = next - so_far;
+        lost += ((so_far - (next - of_value)) + (value - of_value)) + low[i * stride];
+        so_far = next;
     }
+    *total = so_far, *total_low = lost;
 #else
     double s[LANES];
     for (int64_t i = 0; i < LANES; i++) s[i] = sum[i * stride];
@@ -245,7 +247,8 @@ INLINE void N(sum_columns)(const job *j, enum sums what, int64_t c0, int64_t c1,
         /* apart: the distance of lanes in `sums`; width: the number of values in a row */
         const int64_t channels = smaller(N(WIDEST), c1 - c), apart = flat ? channels : N(WIDEST);
         const int64_t lanes = flat ? 1 : LANES, width = flat ? LANES * channels : channels;
-        N(repeat)(shift, j->shift + c, channels, apart), N(repeat)(low, j->low + c, channels, apart);
+        N(repeat)(shift, j->shift + c, channels, apart);
+        if (COMPENSATED) N(repeat)(low, j->low + c, channels, apart);
         for (int64_t span = span0; span < span1; span++) {
             const int64_t end = smaller((span + 1) * SPAN, g->count);
             for (int t = 0; t < 4; t += COMPENSATED ? 1 : 2) memset(sums[t], 0, LANES * apart * sizeof(double));
@@ -261,11 +264,10 @@ INLINE void N(sum_columns)(const job *j, enum sums what, int64_t c0, int64_t c1,
                     N(add_columns)(what, x + done * xs, xs, dy + done * gs, gs, 1, rows % LANES * channels, shift, low, sums);
                 }
             }
-            for (int64_t k = 0; k < channels; k++) {
-                pair *to = &j->pairs[span * g->channels + c + k];
-                N(fold_lanes)(sums[0] + k, sums[1] + k, apart, &to->a, &to->a_low);
-                N(fold_lanes)(sums[2] + k, sums[3] + k, apart, &to->b, &to->b_low);
-            }
+            for (int t = 0; t < 4; t += 2)
+                for (int64_t k = 0; k < channels; k++) N(fold_lanes)(sums[t] + k, sums[t + 1] + k, apart, &sums[t][k], &sums[t + 1][k]);
+            for (int64_t k = 0; k < channels; k++)
+                j->pairs[span * g->channels + c + k] = (pair){sums[0][k], sums[1][k], sums[2][k], sums[3][k]};
         }
     }
 }
