@@ -8,7 +8,7 @@ value, and what fixes the rule; the class says what kind of mistake it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
@@ -63,8 +63,12 @@ class Options(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What the shapes and the options of a call say about it."""
+    """What the shapes and the options of a call say about it; fields of :class:`polybn.spec.Arguments`, in order."""
 
+    training: bool
+    momentum: float
+    eps: float
+    unbiased: bool
     axis: int
     channels: int
     m: int
@@ -86,21 +90,29 @@ def dtype_name(dtype: Any) -> str:
     return str(name).rpartition(".")[2]
 
 
-def describe_arrays(function: str, backend: Backend, arrays: Mapping[str, Any]) -> dict[str, Description | None]:
-    """Describe each array of a call, by name; refuse what is no plain array of the backend's library."""
-    inspect = backend.inspect
-    described = {name: None if value is None else inspect(value) for name, value in arrays.items()}
-    for name, description in described.items():
-        if description is None and (value := arrays[name]) is not None:
-            given = ", ".join(f"{other}: {type_name(a)}" for other, a in arrays.items() if a is not None)
-            traits = traits_of(backend)
-            said = traits.hint(value) if traits.hint else ""
-            hint = f"{said}; " if said else ""
-            raise BackendError(
-                f"polybn.{function}: {name} must be a plain {traits.library or backend.name} array; got "
-                f"{type_name(value)} ({hint}nothing is converted or moved between libraries; the arguments are {given})"
-            )
+def describe_arrays(
+    function: str, backend: Backend, names: Collection[str], values: Collection[Any]
+) -> list[Description | None]:
+    """Describe each array of a call; refuse what is no plain array of the backend's library."""
+    inspect, described = backend.inspect, list[Description | None]()
+    for value in values:
+        description = None if value is None else inspect(value)
+        if description is None and value is not None:
+            _fail_refused(function, backend, value, dict(zip(names, values, strict=True)))
+        described.append(description)
     return described
+
+
+def _fail_refused(function: str, backend: Backend, refused: Any, arrays: Mapping[str, Any]) -> NoReturn:
+    name = next(name for name, value in arrays.items() if value is refused)
+    given = ", ".join(f"{other}: {type_name(value)}" for other, value in arrays.items() if value is not None)
+    traits = traits_of(backend)
+    said = traits.hint(refused) if traits.hint else ""
+    hint = f"{said}; " if said else ""
+    raise BackendError(
+        f"polybn.{function}: {name} must be a plain {traits.library or backend.name} array; got "
+        f"{type_name(refused)} ({hint}nothing is converted or moved between libraries; the arguments are {given})"
+    )
 
 
 def check_record(function: str, name: str, value: object, record: type[Moments] | type[Gradients]) -> None:
@@ -139,19 +151,21 @@ def _check_batch_norm(
 
 def check_batch_norm_anew(function: str, given: Arrays, options: Options, *, joined: bool = False) -> Known:
     """Do what :func:`check_batch_norm` does, without its cache, for compilers that trace Python."""
-    known = check_moments(function, given, options.axis)
+    x = check_moments(function, given, options.axis)
     for name in ("gamma", "beta", "running_mean", "running_var"):
         value = getattr(given, name)
         if value is not None:
-            _check_parameter(function, name, value, given.x, known)
+            _check_parameter(function, name, value, given.x, x)
     check_flag(function, "training", options.training, "batch statistics or running statistics: nothing is guessed")
     check_momentum(function, options.momentum)
     check_running_variance(function, options.running_variance)
-    check_eps(function, options.eps, known.dtype)
+    check_eps(function, options.eps, x.dtype)
     _check_running(function, given, options.training)
-    if options.training and options.running_variance == "unbiased" and known.m == 1 and not joined:
-        fail_single_value(function, f"x has shape {given.x.shape} with channel axis {known.axis}")
-    return known
+    unbiased = options.running_variance == "unbiased"
+    if options.training and unbiased and x.m == 1 and not joined:
+        fail_single_value(function, f"x has shape {given.x.shape} with channel axis {x.axis}")
+    numbers = bool(options.training), float(options.momentum), float(options.eps)
+    return Known(*numbers, unbiased, x.axis, x.channels, x.m, x.dtype)
 
 
 def check_moments(function: str, given: Arrays, axis: Any, *, integers: bool = False) -> Known:
@@ -181,7 +195,7 @@ def check_moments(function: str, given: Arrays, axis: Any, *, integers: bool = F
     check_devices(function, given._asdict())
     _check_known(function, shape)
     rest = shape[:index] + shape[index + 1 :]
-    return Known(index, shape[index], math.prod(rest), known[dtype])
+    return Known(True, 1.0, 0.0, False, index, shape[index], math.prod(rest), known[dtype])
 
 
 def _check_known(function: str, shape: tuple[Any, ...]) -> None:
@@ -214,7 +228,7 @@ def check_fold(given: Arrays, eps: Any) -> Known:
             _check_match("fold", name, value, Description(shape, dtype), "running_mean's")
     check_eps("fold", eps, dtype)
     check_devices("fold", given._asdict())
-    return Known(0, shape[0], 0, dtype)
+    return Known(False, 1.0, float(eps), False, 0, shape[0], 0, dtype)
 
 
 def check_merge_moments(given: Mapping[str, Description | None]) -> None:

@@ -23,7 +23,7 @@ from polybn.options import type_name
 from polybn.spec import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Collection, Hashable, Mapping
 
     from polybn.spec import Backend
 
@@ -106,9 +106,14 @@ def backend_of(function: str, **arrays: object) -> Backend:
     BackendError
         If an argument belongs to no backend, or two belong to different ones.
     """
-    module = _serving_all(tuple(map(type, arrays.values())))
+    return backend_of_all(function, arrays, arrays.values())
+
+
+def backend_of_all(function: str, names: Collection[str], values: Collection[object]) -> Backend:
+    """Find the backend of arrays, as :func:`backend_of` does, by their names and by themselves."""
+    module = _serving_all(tuple(map(type, values)))
     if module is None:
-        _fail_mixed(function, arrays)
+        _fail_mixed(function, dict(zip(names, values, strict=True)))
     return _load(function, module)
 
 

@@ -15,7 +15,7 @@ from polybn.arguments import (
     check_record,
     describe_arrays,
 )
-from polybn.dispatch import backend_of
+from polybn.dispatch import backend_of, backend_of_all
 from polybn.options import check_own
 from polybn.pullback import Pullback
 from polybn.spec import Arguments, Moments, SingleValueWarning, traits_of
@@ -190,12 +190,12 @@ def moments(x: Array, *, axis: int = 1, where: Array | None = None, **own: Any) 
     >>> polybn.moments(images, axis=-1).mean
     array([255., 255., 255.])
     """
-    backend = backend_of("moments", x=x, where=where)
-    given = Arrays(**describe_arrays("moments", backend, {"x": x, "where": where}))
+    arrays = Arrays(x, where=where)
+    backend, given = _describe("moments", arrays)
     traits = traits_of(backend)
     check_own("moments", own, traits.own)
     known = check_moments("moments", given, axis, integers=traits.integers)
-    return backend.moments(Arguments("moments", *Arrays(x, where=where), True, 1.0, 0.0, False, *known, own))
+    return backend.moments(Arguments._make(("moments", *arrays, *known, own)))
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
@@ -236,7 +236,8 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     fields = {f"a.{name}": value for name, value in a._asdict().items()}
     fields |= {f"b.{name}": value for name, value in b._asdict().items()}
     backend = backend_of("merge_moments", **fields)
-    check_merge_moments(describe_arrays("merge_moments", backend, fields))
+    described = describe_arrays("merge_moments", backend, fields, fields.values())
+    check_merge_moments(dict(zip(fields, described, strict=True)))
     return backend.merge_moments(a, b)
 
 
@@ -278,28 +279,32 @@ def fold(
     >>> polybn.fold(None, None, np.array([3.0]), np.array([4.0]), eps=0)
     Affine(scale=array([0.5]), shift=array([-1.5]))
     """
-    arrays = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
-    backend = backend_of("fold", **arrays)
-    known = check_fold(Arrays(**describe_arrays("fold", backend, arrays)), eps)
-    return backend.fold(Arguments("fold", *Arrays(**arrays), False, 1.0, float(eps), False, *known))
+    names, vectors = Arrays._fields[1:5], (gamma, beta, running_mean, running_var)
+    backend = backend_of_all("fold", names, vectors)
+    given = Arrays(None, *describe_arrays("fold", backend, names, vectors))
+    return backend.fold(Arguments._make(("fold", None, *vectors, None, *check_fold(given, eps), {})))
 
 
 def _admit(function: str, arrays: Arrays, options: Options, own: dict[str, Any]) -> tuple[Backend, Arguments]:
     """Find the backend of a call, check its arguments, and put them into one record."""
-    named = arrays._asdict()
-    backend = backend_of(function, **named)
-    traits = traits_of(backend)
-    given = Arrays(*describe_arrays(function, backend, named).values())
-    check_own(function, own, traits.own)
-    joined = own.get(traits.joins) is not None
+    backend, given = _describe(function, arrays)
+    joined = False
+    if own:
+        traits = traits_of(backend)
+        check_own(function, own, traits.own)
+        joined = own.get(traits.joins) is not None
     known = check_batch_norm(function, given, options, joined=joined)
-    if known.m == 1 and options.training and not joined:
+    if known.m == 1 and known.training and not joined:
         warnings.warn(
             f"polybn.{function}: each channel has one value, so y is beta and the running variance moves towards 0 "
             f"(x has shape {given.x.shape} with channel axis {known.axis}; train on larger batches)",
             SingleValueWarning,
             stacklevel=3,
         )
-    unbiased = options.running_variance == "unbiased"
-    numbers = bool(options.training), float(options.momentum), float(options.eps), unbiased
-    return backend, Arguments(function, *arrays, *numbers, *known, own)
+    return backend, Arguments._make((function, *arrays, *known, own))
+
+
+def _describe(function: str, arrays: Arrays) -> tuple[Backend, Arrays]:
+    """Find the backend of a call, and describe its arrays."""
+    backend = backend_of_all(function, Arrays._fields, arrays)
+    return backend, Arrays._make(describe_arrays(function, backend, Arrays._fields, arrays))

@@ -46,10 +46,11 @@ class Pullback:
             If ``dy`` is not an array of the backend with the shape and dtype of ``y``.
         """
         module = backend(self._name)
-        given = describe_arrays("batch_norm_vjp", module, {"x": self._arguments.x, "dy": dy})
-        assert given["x"] is not None
-        check_dy(given["dy"], given["x"])
-        check_own("batch_norm_vjp", own, traits_of(module).own_of_pullback)
+        x, described = describe_arrays("batch_norm_vjp", module, ("x", "dy"), (self._arguments.x, dy))
+        assert x is not None
+        check_dy(described, x)
+        if own:
+            check_own("batch_norm_vjp", own, traits_of(module).own_of_pullback)
         backward: Callable[..., Gradients] = module.backward
         return backward(self._arguments, self._residuals, dy, **own)
 
@@ -124,10 +125,10 @@ class SecondPullback:
         module, arguments = backend(self._name), self._arguments
         check_record("batch_norm_vjp", "cotangents", cotangents, Gradients)
         named = {f"the cotangent of {name}": value for name, value in cotangents._asdict().items()}
-        described = describe_arrays("batch_norm_vjp", module, named)
-        given = dict(zip(Gradients._fields, described.values(), strict=True))
+        described = describe_arrays("batch_norm_vjp", module, named, named.values())
+        given = dict(zip(Gradients._fields, described, strict=True))
         held = {"x": arguments.x, "gamma": arguments.gamma, "beta": arguments.beta}
         statistics = None if arguments.training else Description((arguments.channels,), arguments.dtype)
-        expected = describe_arrays("batch_norm_vjp", module, held)
+        expected = dict(zip(held, describe_arrays("batch_norm_vjp", module, held, held.values()), strict=True))
         check_cotangents(expected | {"running_mean": statistics, "running_var": statistics}, given)
         return module.double_backward(arguments, self._residuals, self._dy, cotangents)

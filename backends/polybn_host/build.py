@@ -26,10 +26,12 @@ ffi.set_source(
     sources=[f"{BASE}/{folder}/{source}.c" for folder, sources in FOLDERS.items() for source in sources],
     include_dirs=[BASE],
     depends=[f"{BASE}/{path.relative_to(ROOT)}" for folder in FOLDERS for path in sorted((ROOT / folder).iterdir())],
-    # The order of additions is that of the source text, and multiplications are not fused with additions. Nobody asks for
-    # errno or for exceptions of arithmetic, without which roots and choices take several values at once.
-    extra_compile_args=["-std=gnu11", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-    + ["-fvisibility=hidden", "-fms-extensions"],
+    # The order of additions is that of the source text, and multiplications are not fused with additions. Nobody reads
+    # errno or the flags of exceptions; without them, the compiler takes several roots and choices at once.
+    extra_compile_args=[
+        *("-std=gnu11", "-O3", "-g0", "-fvisibility=hidden", "-fms-extensions"),
+        *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+    ],
     libraries=["m", "pthread"],
     optional=True,
 )

@@ -191,8 +191,7 @@ class _Operator(mx.operator.CustomOp):
         if training not in self._known:  # shapes and dtypes are those that MXNet made the operator for
             what = Arrays(*(None if array is None else arrays.describe(array) for array in given))
             self._known[training] = check_batch_norm("gluon.BatchNorm", what, options)
-        known, unbiased = self._known[training], options.running_variance == "unbiased"
-        return Arguments("gluon.BatchNorm", *given, training, options.momentum, options.eps, unbiased, *known, {})
+        return Arguments._make(("gluon.BatchNorm", *given, *self._known[training], {}))
 
 
 class _Properties(mx.operator.CustomOpProp):

@@ -24,7 +24,7 @@ class _BatchNorm:
     def forward(self: Any, input: torch.Tensor) -> torch.Tensor:
         """Normalize by the batch's statistics in training or without running statistics, else by the running ones."""
         if not torch.compiler.is_compiling():
-            describe_arrays(type(self).__name__, backend("torch"), {"x": input})
+            describe_arrays(type(self).__name__, backend("torch"), ("x",), (input,))
         self._check_input_dim(input)
         tracks = self.training and self.track_running_stats and self.running_mean is not None
         arguments = self._arguments(input, self.training or self.running_mean is None)
@@ -76,7 +76,7 @@ class _BatchNorm:
         # Dynamo would warn that it ignores a cache.
         check = check_batch_norm_anew if torch.compiler.is_compiling() else check_batch_norm
         known = check(word, described, options)
-        return Arguments(word, *Arrays(x, *vectors), training, momentum, self.eps, True, *known)
+        return Arguments._make((word, *Arrays(x, *vectors), *known, {}))
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
