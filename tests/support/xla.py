@@ -14,7 +14,7 @@ CHEAP = (
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
 """Flags that leave the division of work among devices as it is, and then optimize little: a third of the time."""
-OF_XLA = "it judges what XLA makes with its default flags: make lane-xla"
+ELSEWHERE = "it takes long, or judges what XLA makes with its default flags: make lane-xla"
 """Why a test is skipped where programs are compiled quickly."""
 
 
