@@ -31,7 +31,7 @@ lane-plain: .venv/test  ## test the contract without the compiled loops: plain N
 lane-xla: .venv/test  ## test JAX's arithmetic with XLA's default flags, ten epochs, and four processes
 	XLA_FLAGS= POLYBN_ONLY=jax POLYBN_REQUIRE=jax $(call PYTEST,.venv) -k jax \
 	    tests/test_conformance.py tests/test_fashion_mnist_training.py tests/test_accuracy.py tests/test_degenerate.py \
-	    tests/test_gradients.py tests/test_range.py tests/test_symmetries.py tests/test_jax_range.py \
+	    tests/test_gradients.py tests/test_range.py tests/test_symmetries.py tests/test_jax_range.py tests/test_jax_sharding.py \
 	    "tests/test_jax_processes.py::test_one_of_them_writes_and_a_run_of_them_is_resumed[4]" $(ARGS)
 
 lanes: lane-sabotage lane-plain lane-xla lane-older lane-torch lane-dask lane-nvrtc lane-pythons  ## run what differs in kind: other versions, compilers, Pythons
