@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -123,6 +124,23 @@ def test_bits_of_large_calls(shape: tuple[int, ...]) -> None:
     for threads in (2, 3):
         polybn_host.use_threads(threads)
         assert same_bits(results(*arguments), base), threads
+
+
+@compiled
+@pytest.mark.clause("S8", "S9", "S10")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_among_many_channels_each_has_the_bits_of_itself_alone(dtype: str) -> None:
+    """Channels are finished in blocks: constant ones, NaN, and ones that leave the range do not touch the others."""
+    x, dy, gamma, beta = sample((13, 101), dtype)
+    most = float(ml_dtypes.finfo(x.dtype).max)
+    x[:, ::7], x[5, 3::11], x[:, 4::13] = 2.5, np.nan, (x[:, 4::13].astype("float64") / 200 * most).astype(x.dtype)
+    dy[:, ::17] = (dy[:, ::17].astype("float64") * float(ml_dtypes.finfo(x.dtype).smallest_normal)).astype(x.dtype)
+    with np.errstate(over="ignore"):
+        got = results(x, dy, gamma, beta)
+        for c in range(101):
+            alone = results(*(np.ascontiguousarray(a[..., c : c + 1]) for a in (x, dy, gamma, beta)))
+            parts = [np.ascontiguousarray(a[..., c : c + 1]) for a in got]
+            assert all(np.array_equal(p, q, equal_nan=True) for p, q in zip(parts, alone, strict=True)), c
 
 
 @compiled
