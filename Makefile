@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help train test lanes lane-sabotage lane-plain lane-older lane-torch lane-dask lane-nvrtc lane-pythons check docs dist bench gpu-check clean
+.PHONY: help train test lanes lane-sabotage lane-plain lane-xla lane-older lane-torch lane-dask lane-nvrtc lane-pythons check docs dist bench gpu-check clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -27,11 +27,18 @@ lane-plain: .venv/test  ## test the contract without the compiled loops: plain N
 	    tests/test_accuracy.py tests/test_degenerate.py tests/test_gradients.py tests/test_lattice.py tests/test_layer.py \
 	    tests/test_nan.py tests/test_purity.py tests/test_range.py tests/test_running_statistics.py tests/test_where.py $(ARGS)
 
-lanes: lane-sabotage lane-plain lane-older lane-torch lane-dask lane-nvrtc lane-pythons  ## run what differs in kind: other versions, compilers, Pythons
+# `make test` lets XLA compile quickly, which is what nearly all of JAX's tests do; here it optimizes as it does for users.
+lane-xla: .venv/test  ## test JAX's arithmetic with XLA's default flags, ten epochs, and four processes
+	XLA_FLAGS= POLYBN_ONLY=jax POLYBN_REQUIRE=jax $(call PYTEST,.venv) -k jax \
+	    tests/test_conformance.py tests/test_fashion_mnist_training.py tests/test_accuracy.py tests/test_degenerate.py \
+	    tests/test_gradients.py tests/test_range.py tests/test_symmetries.py tests/test_jax_range.py \
+	    "tests/test_jax_processes.py::test_one_of_them_writes_and_a_run_of_them_is_resumed[4]" $(ARGS)
 
-# The versions that pip resolves beside MXNet: NumPy 1, and with it an older JAX.
+lanes: lane-sabotage lane-plain lane-xla lane-older lane-torch lane-dask lane-nvrtc lane-pythons  ## run what differs in kind: other versions, compilers, Pythons
+
+# The versions that pip resolves beside MXNet: NumPy 1, and with it an older JAX, whose XLA may not know newer flags.
 lane-older: .venv-older/test  ## test on NumPy 1 with the JAX and the MXNet that pip resolves beside it
-	POLYBN_REQUIRE=numpy,jax,mxnet $(call PYTEST,.venv-older) -k "not several_devices and not ten_epochs" \
+	XLA_FLAGS= POLYBN_REQUIRE=numpy,jax,mxnet $(call PYTEST,.venv-older) -k "not several_devices and not ten_epochs" \
 	    tests/test_protocol.py tests/test_layer.py tests/test_purity.py tests/test_jax_program.py \
 	    tests/test_jax_transformations.py tests/test_jax_nnx.py tests/test_mxnet_*.py tests/test_range.py $(ARGS)
 
@@ -44,7 +51,7 @@ lane-pythons:  ## test NumPy, JAX and the kit on every other Python that is here
 	    echo "Python $$version: $$python"; \
 	    $$python -m venv .venv-$$version && .venv-$$version/bin/python -m pip install --quiet --upgrade "pip>=25.1" && \
 	    .venv-$$version/bin/python -m pip install --quiet --editable ".[plot,jax]" --group test && \
-	    OPENBLAS_NUM_THREADS=1 POLYBN_REQUIRE=numpy,jax .venv-$$version/bin/python -m pytest -n 2 -q \
+	    XLA_FLAGS= OPENBLAS_NUM_THREADS=1 POLYBN_REQUIRE=numpy,jax .venv-$$version/bin/python -m pytest -n 2 -q \
 	        tests/test_protocol.py tests/test_layer.py tests/test_dispatch.py tests/test_conformance.py tests/test_agreement.py \
 	        tests/test_purity.py $(ARGS) || exit 1; \
 	done

@@ -27,8 +27,11 @@ from tests.support.command import Polybn, command
 from tests.support.drawing import few_forms
 from tests.support.emulation import UNSEEN_VALUES
 from tests.support.pairwise import pairwise
+from tests.support.xla import CHEAP
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX reads it before its first array, and has no float64 without it
+if os.environ.get("POLYBN_PROFILE") != "nightly":  # `make lane-xla` sets no flags: it judges what users have
+    os.environ.setdefault("XLA_FLAGS", CHEAP)
 
 # Only the backends of this tree, so that deleting one removes its tests and nothing else.
 IN_TREE = tuple(name for name in dispatch._names() if not dispatch._is_foreign(dispatch._entries()[name]))

@@ -18,7 +18,7 @@ from polybn.lenet import runs
 from polybn.lenet.team import join, team_of, writes
 from polybn.spec import BackendError, DomainError
 from tests.conftest import REASONS
-from tests.support.xla import environment
+from tests.support.xla import ELSEWHERE, compiles_quickly, environment
 
 PATIENCE = 400
 """Seconds for a whole command on a busy machine, most of them for compiling."""
@@ -61,7 +61,9 @@ def finish(team: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
 
 
 @needs_jax
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize(
+    "processes", [2, pytest.param(4, marks=pytest.mark.skipif(compiles_quickly(), reason=ELSEWHERE))]
+)
 def test_one_of_them_writes_and_a_run_of_them_is_resumed(processes: int, tmp_path: Path) -> None:
     """Epoch 1, then epoch 2 by ``--resume``, are the run of one process, to the rounding of sums in another order."""
     out, alone = tmp_path / "team", tmp_path / "alone"

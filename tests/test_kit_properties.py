@@ -312,6 +312,16 @@ def test_where_shapes_are_compiled_few_are_drawn() -> None:
         assert served.FEW <= len(options) <= 2 * served.FEW
 
 
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_where_shapes_are_compiled_each_dtype_and_each_shape_stands_once_at_least(count: int) -> None:
+    info, shapes = Info("a", "1"), [(n, 5) for n in range(count)]
+    assert len(set(served.typed(info, shapes))) == 4 * count
+    few = served.typed(info._replace(compiles=True), shapes)
+    assert len(few) == max(4, count)
+    assert {dtype for dtype, _ in few} == {*info.dtypes}
+    assert {shape for _, shape in few} == {*shapes}
+
+
 @pytest.mark.parametrize(
     "info",
     [

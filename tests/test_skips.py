@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import skips
+from tests.support.xla import ELSEWHERE
 
 ROOT = Path(__file__).parents[1]
 MODULE = """
@@ -82,7 +83,7 @@ def test_what_make_test_installs_must_not_be_missing(reason: str) -> None:
         "['torch', 'onnx'] not installed", "onnx, onnxruntime is not installed", "keras or h5py is missing",
         "dask: ModuleNotFoundError: No module named 'array_api_compat'", "could not import 'torch': ...",
         "CuPy is not installed; test_cupy_emulated.py runs this emulated", "jax takes subnormal numbers for 0",
-        "no full copy of Fashion-MNIST here: ...", "mxnet has no bfloat16",
+        "no full copy of Fashion-MNIST here: ...", "mxnet has no bfloat16", ELSEWHERE,
     ],
 )  # fmt: skip
 def test_what_other_lanes_install_may(reason: str) -> None:

@@ -70,7 +70,8 @@ def _in_training(view: View, s: Statistics, dy: jax.Array) -> tuple[jax.Array, j
         return mask(dx, view.kept)
 
     sums = sums_of(dy)
-    lost = ~(jnp.isfinite(sums[0]) & jnp.isfinite(sums[1]))
+    # A channel whose x holds NaN or infinity has nothing to save, and must leave the others in their usual branch.
+    lost = ~(jnp.isfinite(sums[0]) & jnp.isfinite(sums[1])) & jnp.isfinite(s.r)
 
     def usual() -> tuple[jax.Array, ...]:
         return finish(dy, *sums, s.second, s.first), *sums

@@ -1,6 +1,7 @@
-"""The environment of processes that use JAX on several devices of one CPU, or as one of several processes.
+"""XLA's flags: tests compile thousands of programs that each run once or twice, so they ask for quick compiling.
 
-JAX fixes the number of devices when it starts, so such tests run in processes of their own, and each compiles anew.
+JAX fixes the number of devices when it starts, so tests of several devices run in processes of their own, and each
+compiles anew.
 """
 
 from __future__ import annotations
@@ -9,8 +10,17 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CHEAP = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-"""Flags that leave the division of work among devices as it is, and then optimize little, which saves 6 s of 10."""
+CHEAP = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
+"""Flags that leave the division of work among devices as it is, and then optimize little: a third of the time."""
+ELSEWHERE = "it takes long, or judges what XLA makes with its default flags: make lane-xla"
+"""Why a test is skipped where programs are compiled quickly."""
+
+
+def compiles_quickly() -> bool:
+    """Tell whether programs in this process are compiled with the flags of ``make test``."""
+    return os.environ.get("XLA_FLAGS") == CHEAP
 
 
 def environment(devices: int, *, cheap: bool) -> dict[str, str]:

@@ -239,7 +239,7 @@ def empty(adapter: Adapter, info: Info, which: tuple[str, tuple[int, ...]]) -> f
 def _shapes(shapes: Sequence[tuple[int, ...]]) -> Any:
     def fitting(info: Info) -> Sequence[tuple[str, tuple[int, ...]]]:
         found = [shape for shape in shapes if len(shape) in info.ranks]
-        return [(d, s) for d in info.dtypes for s in found or [served.fitted(info, shapes[0])]]
+        return served.typed(info, found or [served.fitted(info, shapes[0])])
 
     return fitting
 

@@ -84,9 +84,8 @@ def poisoned(info: Info) -> Sequence[Poisoned]:
     shapes = (((5, 7, 3), 2), ((4, 1, 3), 0), ((520, 3, 2), 1))
     return [
         Poisoned(dtype, shape, channel, values, gamma)
-        for dtype in info.dtypes
+        for dtype, (shape, channel) in served.typed(info, shapes)
         for values in POISON
-        for shape, channel in shapes
         for gamma in (1.5, 0.0)
     ]
 

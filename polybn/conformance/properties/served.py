@@ -87,6 +87,14 @@ def few(info: Info, pool: Sequence[T]) -> Sequence[T]:
     return [pool[(2 * k + 1) * len(pool) // (2 * FEW)] for k in range(FEW)]
 
 
+def typed(info: Info, pool: Sequence[T]) -> list[tuple[str, T]]:
+    """Combine dtypes with the elements of a pool; for an adapter that compiles, only until each stood there once."""
+    if not info.compiles:
+        return list(itertools.product(info.dtypes, pool))
+    length = max(len(info.dtypes), len(pool))
+    return list(itertools.islice(zip(itertools.cycle(info.dtypes), itertools.cycle(pool), strict=False), length))
+
+
 @st.composite
 def cases(
     draw: st.DrawFn,
