@@ -40,7 +40,7 @@ PAIR = sorted(RUNNING, key=lambda name: name != "numpy")[:2]
 CALLS = 5
 """Calls of :func:`agree`, the last of which has an exact answer; a library may compile for each."""
 TWO = ("bfloat16", "float64") if COMPILING else tuple(DTYPES)
-"""A half type and a whole one: where libraries compile for each, the others cost as much again and take the same steps."""
+"""A half type and a whole one: where libraries compile for each, the others cost as much again."""
 FLUSHING = any(TRAITS[name].flushes_subnormals for name in RUNNING)
 
 
