@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+from tests.conftest import NIGHTLY
 
 ROOT = Path(__file__).parents[1]
 NEUTRAL = ("dispatch", "layer", "require", "imports", "kit_check", "unusual")
@@ -29,8 +32,10 @@ VALUES: dict[str, str] = PROJECT["entry-points"]["polybn.backends"]
 ENTRIES = {name: value.partition(":")[0] for name, value in VALUES.items()}
 FIRST = {module: name for name, module in reversed(ENTRIES.items())}
 DELETABLE = sorted(name for module, name in FIRST.items() if name != "numpy")  # NumPy is always needed
-HALVES = (DELETABLE[::2], DELETABLE[1::2])
-"""Each backend is absent from one of two trees, which takes less time than a tree for each."""
+TREES = [DELETABLE[::2], DELETABLE[1::2]]
+"""Which backends to delete together: each is absent from one of two trees, or alone in the profile ``nightly``."""
+if settings().max_examples >= NIGHTLY:
+    TREES = [[name] for name in DELETABLE]
 
 
 def delete(tree: Path, name: str) -> None:
@@ -46,7 +51,7 @@ def delete(tree: Path, name: str) -> None:
     path.write_text("".join(line for line in lines if not mentions.search(line)))
 
 
-@pytest.mark.parametrize("names", HALVES, ids="-".join)
+@pytest.mark.parametrize("names", TREES, ids="-".join)
 def test_the_neutral_tests_pass_without_backends(names: list[str], tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
