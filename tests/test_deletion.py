@@ -1,4 +1,4 @@
-"""Deleting a backend's folder and its lines in pyproject.toml is enough: the neutral tests still pass."""
+"""Deleting backends' folders and their lines in pyproject.toml is enough: the neutral tests still pass."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+from tests.conftest import NIGHTLY
 
 ROOT = Path(__file__).parents[1]
-NEUTRAL = ("dispatch", "layer", "require", "imports", "kit_check", "kit_lattice", "unusual")
+NEUTRAL = ("dispatch", "layer", "require", "imports", "kit_check", "unusual")
 ABOUT_NO_BACKEND = (
     "passes_everything", "demands_a_grade", "test_sizes", "asked_for_none", "what_is_declared_is_expected",
     "does_not_apply", "float32_counts",
@@ -29,6 +32,10 @@ VALUES: dict[str, str] = PROJECT["entry-points"]["polybn.backends"]
 ENTRIES = {name: value.partition(":")[0] for name, value in VALUES.items()}
 FIRST = {module: name for name, module in reversed(ENTRIES.items())}
 DELETABLE = sorted(name for module, name in FIRST.items() if name != "numpy")  # NumPy is always needed
+TREES = [DELETABLE[::2], DELETABLE[1::2]]
+"""Which backends to delete together: each is absent from one of two trees, or alone in the profile ``nightly``."""
+if settings().max_examples >= NIGHTLY:
+    TREES = [[name] for name in DELETABLE]
 
 
 def delete(tree: Path, name: str) -> None:
@@ -44,8 +51,8 @@ def delete(tree: Path, name: str) -> None:
     path.write_text("".join(line for line in lines if not mentions.search(line)))
 
 
-@pytest.mark.parametrize("name", DELETABLE)
-def test_the_neutral_tests_pass_without_a_backend(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", TREES, ids="-".join)
+def test_the_neutral_tests_pass_without_backends(names: list[str], tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
     for item in COPIED:
@@ -54,12 +61,14 @@ def test_the_neutral_tests_pass_without_a_backend(name: str, tmp_path: Path) -> 
             shutil.copytree(source, tree / item, ignore=shutil.ignore_patterns(*SCRATCH))
         else:
             shutil.copy(source, tree)
-    delete(tree, name)
+    for name in names:
+        delete(tree, name)
     entries = tomllib.loads((tree / "pyproject.toml").read_text())["project"]["entry-points"]["polybn.backends"]
-    assert not any(value.partition(":")[0] == ENTRIES[name] for value in entries.values())
+    left = {FIRST[ENTRIES[name]] for name in entries}
+    assert left == {"numpy", *DELETABLE} - set(names)
     announce(tree, entries)
     paths = [tree, tree / "backends"]
-    # That the other backends keep to the contract does not depend on this one: test_imports.py holds them apart.
+    # That the other backends keep to the contract does not depend on these: test_imports.py holds them apart.
     own = {"PYTHONPATH": os.pathsep.join(map(str, paths)), "POLYBN_REQUIRE": "numpy", "POLYBN_ONLY": "numpy"}
     environment = os.environ | own
     files = [f"tests/test_{test}.py" for test in NEUTRAL]
@@ -68,7 +77,7 @@ def test_the_neutral_tests_pass_without_a_backend(name: str, tmp_path: Path) -> 
     command = [sys.executable, "-m", "pytest", *options, *files]
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == pytest.ExitCode.OK, done.stdout[-3000:] + done.stderr[-3000:]
-    assert f"polybn {name}:" not in done.stdout
+    assert not [name for name in names if f"polybn {name}:" in done.stdout]
 
 
 def announce(tree: Path, entries: dict[str, str]) -> None:

@@ -1,9 +1,10 @@
-"""Ten epochs on all of Fashion-MNIST, on each backend: the project's promises about training."""
+"""Training on all of Fashion-MNIST, on each backend: the project's promises about it."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -15,10 +16,22 @@ from polybn.lenet.runs import Epoch
 from tests.conftest import COMPILING, NIGHTLY
 from tests.support.xla import ELSEWHERE, compiles_quickly
 
-# The last epoch of the notebook's recipe (batch 256, learning rate 1, sigmoids): all published runs that we know end
-# between 0.24 and 0.29 in loss and 0.89 and 0.91 in training accuracy, whatever the framework and seed.
-LOSS = (0.24, 0.29)
-ACCURACY = (0.89, 0.91)
+
+class Band(NamedTuple):
+    """Where training with batch norm ends."""
+
+    loss: tuple[float, float]
+    accuracy: tuple[float, float]
+
+
+BANDS = {
+    # The notebook's recipe (batch 256, learning rate 1, sigmoids): all published runs that we know end between 0.24 and
+    # 0.29 in loss and 0.89 and 0.91 in training accuracy, whatever the framework and seed.
+    10: Band((0.24, 0.29), (0.89, 0.91)),
+    # Six seeds ended between 0.348 and 0.362, and 0.868 and 0.874; the band has four standard deviations on each side.
+    3: Band((0.33, 0.38), (0.86, 0.882)),
+}
+"""From the number of epochs."""
 
 
 @functools.cache
@@ -32,22 +45,25 @@ def _full_data() -> fashion_mnist.Dataset:
 
 
 @functools.cache
-def ten_epochs(norm: Norm, backend: str) -> Sequence[Epoch]:
-    return polybn.train(networks.lenet(norm), backend, data=_full_data(), epochs=10, seed=0).epochs
+def trained(norm: Norm, backend: str, epochs: int) -> Sequence[Epoch]:
+    return polybn.train(networks.lenet(norm), backend, data=_full_data(), epochs=epochs, seed=0).epochs
 
 
-def test_ten_epochs_end_in_the_band_and_batch_norm_leads_throughout(backend: str) -> None:
-    """With batch norm the tenth epoch is in the band; without it every epoch is behind in loss and accuracy.
+def test_training_ends_in_the_band_and_batch_norm_leads_throughout(backend: str) -> None:
+    """With batch norm the last epoch is in the band; without it every epoch is behind in loss and accuracy.
 
-    The network without batch norm begins with the same bits and the same batches everywhere. So it is trained once, by
-    NumPy; the profile ``nightly`` trains it on each backend.
+    NumPy and libraries that compile train for ten epochs, the others for three. The network without batch norm begins
+    with the same bits and the same batches everywhere, so it is trained once, by NumPy. The profile ``nightly`` trains
+    all on each backend.
     """
     if backend in COMPILING and compiles_quickly():
         pytest.skip(ELSEWHERE)
-    spec = ten_epochs("spec", backend)
-    none = ten_epochs(None, backend if settings().max_examples >= NIGHTLY else "numpy")
-    assert LOSS[0] <= spec[-1].loss <= LOSS[1]
-    assert ACCURACY[0] <= spec[-1].train_accuracy <= ACCURACY[1]
+    whole = settings().max_examples >= NIGHTLY
+    epochs = 10 if whole or backend == "numpy" or backend in COMPILING else 3
+    spec, none = trained("spec", backend, epochs), trained(None, backend if whole else "numpy", epochs)
+    band = BANDS[epochs]
+    assert band.loss[0] <= spec[-1].loss <= band.loss[1]
+    assert band.accuracy[0] <= spec[-1].train_accuracy <= band.accuracy[1]
     for ahead, behind in zip(spec, none, strict=True):
         assert ahead.loss < behind.loss
         assert ahead.train_accuracy > behind.train_accuracy

@@ -126,6 +126,25 @@ def test_bits_of_large_calls(shape: tuple[int, ...]) -> None:
 
 
 @compiled
+@pytest.mark.clause("S8", "S9", "S10")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_among_many_channels_each_has_the_bits_of_itself_alone(dtype: str) -> None:
+    """Channels are finished in blocks: constant ones, NaN, and ones that leave the range do not touch the others."""
+    x, dy, gamma, beta = sample((13, 101), dtype)
+    huge, tiny = {"float16": (2.0**8, 2.0**-14), "float64": (2.0**1016, 2.0**-1022)}.get(dtype, (2.0**120, 2.0**-126))
+    x[:, ::7], x[5, 3::11] = 2.5, np.nan
+    x[:, 4::13] = (x[:, 4::13].astype("float64") * huge).astype(x.dtype)
+    dy[:, ::17] = (dy[:, ::17].astype("float64") * tiny).astype(x.dtype)
+    with np.errstate(over="ignore"):
+        got = results(x, dy, gamma, beta)
+        for c in range(101):
+            own = slice(c, c + 1)
+            alone = results(x[:, own].copy(), dy[:, own].copy(), gamma[own], beta[own])
+            parts = [a[..., own] for a in got]
+            assert all(np.array_equal(p, q, equal_nan=True) for p, q in zip(parts, alone, strict=True)), c
+
+
+@compiled
 @pytest.mark.clause("S12")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_deletion_to_the_bit(dtype: str) -> None:

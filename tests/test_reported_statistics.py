@@ -15,7 +15,12 @@ import polybn
 from polybn import Statistics
 
 Array = np.ndarray[Any, Any]
-RNG = np.random.default_rng(5)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Draw the same numbers for a test whatever ran before it."""
+    return np.random.default_rng(5)
 
 
 def repeated(block: Array, times: int) -> Array:
@@ -38,9 +43,9 @@ def assert_right(x: Array, block: Array, unit: float) -> None:
     assert np.all(np.abs(np.sqrt(found.variance()) - std) <= 8 * unit * std)
 
 
-def test_images_of_bytes_in_float32() -> None:
+def test_images_of_bytes_in_float32(rng: np.random.Generator) -> None:
     """numpy/numpy#11331: 1,024 images of 256 by 256 in float32 had a mean of 64 in each channel, not 127.5."""
-    block = (RNG.random((256, 256, 3)) * 255).astype(np.float32)
+    block = (rng.random((256, 256, 3)) * 255).astype(np.float32)
     x = repeated(block, 1024)
     assert np.allclose(right(block)[0], 127.5, atol=0.5)
     assert_right(x, block, 2.0**-24)
@@ -56,24 +61,24 @@ def test_ones_are_ones() -> None:
 
 
 @pytest.mark.parametrize("n", [2**25, 3 * 2**24, 2**26])
-def test_two_columns_of_float32(n: int) -> None:
+def test_two_columns_of_float32(rng: np.random.Generator, n: int) -> None:
     """scikit-learn/scikit-learn#12333: means of uniform numbers were 0.5, 0.33 and 0.25, the longer the smaller."""
-    block = RNG.random((2**12, 2)).astype(np.float32)
+    block = rng.random((2**12, 2)).astype(np.float32)
     assert np.allclose(right(block)[0], 0.5, atol=0.05)
     assert_right(repeated(block, n // 2**12), block, 2.0**-24)
 
 
-def test_float64_images_need_no_conversion() -> None:
+def test_float64_images_need_no_conversion(rng: np.random.Generator) -> None:
     """keras-team/keras#7340: float64 images were brought to float32, and all channels had the mean 0.166."""
-    block = RNG.random((280, 280, 3)) * (0.9, 1.0, 1.1) + (0.1, 0.1, 0.2)
+    block = rng.random((280, 280, 3)) * (0.9, 1.0, 1.1) + (0.1, 0.1, 0.2)
     x = repeated(block, 1288)
     assert_right(x, block, 2.0**-53)
     assert_right(repeated(block.astype(np.float32), 1288), block.astype(np.float32), 2.0**-24)
 
 
-def test_bytes_are_squared_without_overflow() -> None:
+def test_bytes_are_squared_without_overflow(rng: np.random.Generator) -> None:
     """huggingface/lerobot#3697: squares of bytes wrapped around, and the standard deviation of images was 0."""
-    images = RNG.integers(0, 256, (10, 64, 64, 3), np.uint8)
+    images = rng.integers(0, 256, (10, 64, 64, 3), np.uint8)
     streamed = Statistics(axis=-1)
     for image in images:
         streamed.update(image)
@@ -84,9 +89,9 @@ def test_bytes_are_squared_without_overflow() -> None:
         assert np.allclose(np.sqrt(found.variance()), std.astype(float), rtol=1e-15, atol=0)
 
 
-def test_vectorized_and_channel_by_channel_agree() -> None:
+def test_vectorized_and_channel_by_channel_agree(rng: np.random.Generator) -> None:
     """CAREamics/careamics#453: statistics over all axes at once differed from those of each channel alone."""
-    block = (1000 + RNG.normal(0, 3, (4, 512, 128))).astype(np.float32)
+    block = (1000 + rng.normal(0, 3, (4, 512, 128))).astype(np.float32)
     x = repeated(block, 64)
     together = polybn.moments(np.moveaxis(x, 1, -1), axis=-1)
     streamed = Statistics(axis=1)
@@ -100,9 +105,9 @@ def test_vectorized_and_channel_by_channel_agree() -> None:
         assert abs(streamed.variance()[c] / alone.variance()[0] - 1) <= 2.0**-22
 
 
-def test_variance_of_float32_far_from_zero() -> None:
+def test_variance_of_float32_far_from_zero(rng: np.random.Generator) -> None:
     """scverse/fast-array-utils#128: the mean of squares less the square of the mean, in float32, loses the variance."""
-    x = (4096 + RNG.normal(0, 0.5, (100_003, 3))).astype(np.float32)
+    x = (4096 + rng.normal(0, 0.5, (100_003, 3))).astype(np.float32)
     textbook = (x**2).mean(axis=0, dtype=np.float64) - x.mean(axis=0, dtype=np.float64) ** 2
     _, std = right(x)
     assert np.all(np.abs(textbook / (std**2).astype(float) - 1) > 1e-4)  # what has been reported

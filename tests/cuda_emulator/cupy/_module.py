@@ -18,7 +18,7 @@ from ._array import check_guards, ndarray
 
 INCLUDE = Path(__file__).parents[1] / "include"
 BUILD = Path(__file__).parents[3] / "build" / "emulated"
-FLAGS = ("-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-fno-gnu-unique", "-fvisibility=hidden", "-w")
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-gnu-unique", "-fvisibility=hidden", "-w")
 
 LAUNCH = """
 extern "C" __attribute__((visibility("default"))) void emulated_launch(
