@@ -19,9 +19,11 @@ from polybn.conformance.certify import certify
 from polybn.conformance.forms import VacuousBoundError
 from polybn.conformance.properties.compare import take, take_outcome
 from polybn.conformance.strategies import sample
+from tests.conftest import COMPILING
 from tests.support.cases import assert_others_equal, run
 from tests.support.drawing import cases
 from tests.support.within import within
+from tests.support.xla import ELSEWHERE, compiles_quickly
 
 EXTREME = {
     "float16": (65504.0, -65504.0, 2.0**-24),
