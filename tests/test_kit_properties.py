@@ -314,7 +314,8 @@ def test_where_shapes_are_compiled_few_are_drawn() -> None:
 
 @pytest.mark.parametrize("count", [1, 3, 7])
 def test_where_shapes_are_compiled_each_dtype_and_each_shape_stands_once_at_least(count: int) -> None:
-    info, shapes = Info("a", "1"), [(n, 5) for n in range(count)]
+    info = Info("a", "1", dtypes=("float16", "bfloat16", "float32", "float64"))
+    shapes = [(n, 5) for n in range(count)]
     assert len(set(served.typed(info, shapes))) == 4 * count
     few = served.typed(info._replace(compiles=True), shapes)
     assert len(few) == max(4, count)
