@@ -110,13 +110,14 @@ clean:  ## remove what the other targets made, runs excepted
 # An editable installation compiles the kernels once, so it is made anew where their source is newer.
 KERNELS := setup.py $(wildcard backends/polybn_host/build.py backends/polybn_host/*/*.[ch])
 
+# setuptools warns of editable installations in general, in ten lines that a newcomer cannot use: hence PYTHONWARNINGS.
 .venv/train: pyproject.toml $(KERNELS) | .venv/pip
-	$(BIN)/python -m pip install --quiet --editable ".[plot,conformance]"
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[plot,conformance]"
 	touch $@
 
 # MXNet's metadata asks for NumPy 1, hence --no-deps; requests and graphviz are what it imports.
 .venv/test: pyproject.toml $(KERNELS) | .venv/pip
-	$(BIN)/python -m pip install --quiet --editable ".[all]" --group test "numpy>=2" optax requests graphviz "setuptools>=77"
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[all]" --group test "numpy>=2" optax requests graphviz "setuptools>=77"
 	$(BIN)/python -m pip install --quiet --no-deps mxnet==1.9.1
 	touch $@ .venv/train
 
