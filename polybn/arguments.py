@@ -195,6 +195,7 @@ def check_moments(function: str, given: Arrays, axis: Any, *, integers: bool = F
     check_devices(function, given._asdict())
     _check_known(function, shape)
     rest = shape[:index] + shape[index + 1 :]
+    # Moments take no options but the axis; the other fields are what a call in training without any would have.
     return Known(True, 1.0, 0.0, False, index, shape[index], math.prod(rest), known[dtype])
 
 
