@@ -13,12 +13,9 @@ from polybn.conformance.grades import LADDER
 from polybn.conformance.result import Result
 from polybn.conformance.subject import Subject, prepare
 from tests.conftest import COMPILING
-from tests.support.xla import ELSEWHERE, compiles_quickly
 
 OF_OTHERS = {"P43"}
 """Properties that apply only to adapters that declare a difference from the specification."""
-OF_FUSION = {"G1", "G3"}
-"""Properties that ask for a y in the range where gamma xhat alone is not: XLA must fuse the product with the sum."""
 CHECKS = [name for name in conformance.IDS if not name.startswith("grade-") and name not in OF_OTHERS]
 KAPPA_FREE = LADDER[: LADDER.index("K") + 1]
 SEED = 20
@@ -41,8 +38,6 @@ def found(backend: str, name: str) -> Result:
 @pytest.mark.clause("S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10", "S11", "S13")
 @pytest.mark.parametrize("name", CHECKS)
 def test_each_backend_keeps_to_the_specification(backend: str, name: str) -> None:
-    if backend in COMPILING and name in OF_FUSION and compiles_quickly():
-        pytest.skip(ELSEWHERE)
     result = found(backend, name)
     assert result.status == "pass", f"{result.title}\n{result.status}: {result.words}\n{result.reproducer}"
 

@@ -92,7 +92,7 @@ def _forward(operands: Operands, numbers: Numbers, *, plan: Plan) -> tuple[Batch
     if plan.training:
         s = kernels.batch_statistics(view.x, view.kept, view.counts, gamma, numbers.eps, plan.axis_name)
     else:
-        s = kernels.running_statistics(running_mean, running_var, gamma, numbers.eps, beta)
+        s = kernels.running_statistics(running_mean, running_var, gamma, numbers.eps)
     y = kernels.normalize(view.x, gamma, beta, s, view.kept, view.counts if plan.training else None, plan.axis_name)
     y = y.reshape(x.shape).astype(x.dtype)
     return BatchNormResult(y, *_update(operands, numbers, plan, view, s)), s

@@ -74,37 +74,29 @@ class Statistics(NamedTuple):
 
 
 def running_statistics(
-    mean: jax.Array | None,
-    variance: jax.Array | None,
-    gamma: jax.Array | None,
-    eps: jax.Array,
-    beta: jax.Array | None = None,
+    mean: jax.Array | None, variance: jax.Array | None, gamma: jax.Array | None, eps: jax.Array
 ) -> Statistics:
-    """Take running statistics in place of the batch's (S5); beta decides how to multiply, if y is asked for."""
+    """Take running statistics in place of the batch's (S5)."""
     assert mean is not None
     assert variance is not None
     slope, far = inverse_root(variance, eps), _is_far(mean)
     gamma, one = _or_one(gamma, slope), _ones(mean, far)
     product = slope * gamma
-    brought_back = jnp.zeros_like(far) if beta is None else _is_far(beta)
-    fits = ~(far | brought_back) & in_range(product, slope, gamma)
+    fits = ~far & in_range(product, slope, gamma)
 
     def rescue() -> tuple[jax.Array, ...]:
         half = jnp.where(far, 0.5, one)
-        first, second = _factors(slope / half, gamma)
-        # XLA fuses the last product with the sum: if it alone leaves the range, y need not.
-        last = jnp.where(brought_back & (second == 1) & (jnp.abs(first) >= 1), 4, one)
-        return mean * half, slope / half, half, first / last, second * last
+        return mean * half, slope / half, half, *_factors(slope / half, gamma)
 
     # A branch for the sake of XLA, as in batch_statistics.
     m1, r, scale, *factors = lax.cond(fits.all(), lambda: (mean, slope, one, product, _ones(slope, fits)), rescue)
     return Statistics(m1, jnp.zeros_like(mean), r, scale, slope, mean, variance, variance, *factors)
 
 
-def _is_far(mean: jax.Array) -> jax.Array:
-    """Tell whether the difference between a value and its mean may overflow."""
-    info = jnp.finfo(mean.dtype)
-    return jnp.abs(mean) > info.max * info.eps / 4
+def _is_far(z: jax.Array) -> jax.Array:
+    """Tell whether these numbers, added to others, can move a sum across the end of the range."""
+    info = jnp.finfo(z.dtype)
+    return jnp.abs(z) > info.max * info.eps / 4
 
 
 def largest(x: jax.Array, axis_name: AxisName = None) -> jax.Array:
@@ -197,15 +189,19 @@ def normalize(
     ``s`` are statistics of the batch (``counts`` given), or running statistics. The tangent rule is that of the whole
     call: in training the tangent of ``x`` stands for that of ``s``, too.
     """
-    if counts is None:
-        y = centered(x, s, kept) * spread(s.first, x) * spread(s.second, x)
-    elif gamma is None:
-        y = standardized(x, s, kept)
-    else:
-        y = standardized(x, s, kept) * spread(gamma, x)
+    y = centered(x, s, kept) if counts is None else standardized(x, s, kept)
+    factors = [s.first, s.second] if counts is None else [] if gamma is None else [gamma]
+    unit = None
+    if beta is not None and factors:
+        # Beta may bring back a product that leaves the range (S10): where beta is large, a quarter of each is added.
+        unit = jnp.where(_is_far(beta), 4, jnp.ones_like(beta))
+        # Without the barrier, XLA would divide for each value.
+        factors[0], beta, unit = lax.optimization_barrier((factors[0] / unit, beta / unit, unit))
+    for factor in factors:
+        y = y * spread(factor, x)
     if beta is not None:
         y = y + spread(beta, y)
-    return mask(y, kept)
+    return mask(y if unit is None else y * spread(unit, y), kept)
 
 
 @normalize.defjvp
