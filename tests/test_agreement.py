@@ -73,11 +73,9 @@ def assert_near(found: dict[str, Any], limits: dict[str, Array], axis: int) -> N
             left, right = getattr(a, name), getattr(b, name)
             assert (left is None) == (right is None), f"{name} of {who}"
             if left is not None:
-                flat = [rows(z, axis).ravel() if z.ndim > 1 else z.astype(np.float64) for z in (left, right)]
-                differ = flat[0] != flat[1]  # two infinities, where a result leaves the range, have no difference
-                share = np.abs(np.subtract(*flat, where=differ, out=np.zeros_like(flat[0]))) / np.where(
-                    differ, 2 * limit, 1
-                )
+                left, right = (rows(z, axis).ravel() if z.ndim > 1 else z.astype(np.float64) for z in (left, right))
+                differ = left != right  # two infinities, where a result leaves the range, have no difference
+                share = np.abs(left[differ] - right[differ]) / (2 * limit[differ])
                 assert share.max(initial=0.0) <= 1, f"{name} of {who} differ by {share.max():.3g} of both bounds"
 
 

@@ -14,8 +14,11 @@ from polybn.model_files.tensors import MOST_CHANNELS, Tensors, for_norms
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
-ORDER = ("pytorch", "polybn", "keras3", "flax_linen", "mxnet_native", "chainer", "haiku", "caffe")
-"""Dialects whose names occur in files. Of those with equal names the first counts, unless the file says otherwise."""
+ORDER = (
+    "pytorch", "polybn", "keras3", "onnx9", "flax_linen", "mxnet_native", "chainer", "haiku", "caffe", "onnx15",
+    "cudnn", "cudnn4", "equinox_ema", "equinox_batch",
+)  # fmt: skip
+"""Dialects of the names in files. Of those with equal names the first counts, unless the file says otherwise."""
 _COLLECTION = re.compile(r"^(?:arg:|aux:|(?:params|batch_stats|state|variables)[./])+")
 """The prefix of a layer's name, which differs between its parameters and its statistics."""
 
@@ -60,14 +63,14 @@ def _plain(name: str) -> str:
 
 def _place(name: str, plain: dict[str, str], shapes: Shapes, dialect: Dialect) -> Place | None:
     """Return the batch norm whose running mean would have this name in a dialect, or None."""
-    mean = dialect.names["running_mean"]
+    mean, var = _statistics(dialect)
     layer, separator = name.removesuffix(mean), name[: -len(mean)][-1:]
     if layer == name or separator not in ("", ".", "/", "_", ":"):
         return None
     found = {own: plain[layer + own] for own in dialect.names.values() if layer + own in plain}
     vectors = [own for role, own in dialect.names.items() if role in STATISTICS and own in found]
     sizes = {tuple(size for size in shapes[found[own]] if size != 1) for own in vectors}
-    if dialect.names["running_var"] not in found or len(sizes) != 1:
+    if var not in found or len(sizes) != 1:
         return None
     (size,) = sizes
     if len(size) > 1 or (size and size[0] > MOST_CHANNELS):
@@ -79,7 +82,14 @@ def _place(name: str, plain: dict[str, str], shapes: Shapes, dialect: Dialect) -
 
 
 def _stem(name: str, place: Place) -> str:
-    return name.removesuffix(place.dialect.names["running_mean"])
+    return name.removesuffix(_statistics(place.dialect)[0])
+
+
+def _statistics(dialect: Dialect) -> tuple[str, str]:
+    """Return a dialect's names of mean and variance, or of the hidden averages that it keeps in place of them."""
+    names = dialect.names
+    kept = "running" if "running_mean" in names else "hidden"
+    return names[f"{kept}_mean"], names[f"{kept}_var"]  # type: ignore[index]
 
 
 _AFFINE = sorted({DIALECTS[name].names[role] for name in ORDER for role in ("gamma", "beta")})
