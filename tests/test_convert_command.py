@@ -160,15 +160,50 @@ def test_an_option_says_what_the_file_does_not(polybn_: Polybn, tmp_path: Path) 
     options = ("--option", "fix_gamma=False", "--option", "eps=0.25")
     code, out, err = polybn_("convert", "net.params", "b.npz", "--to", "pytorch", *options)
     assert (code, err) == (0, "")
-    assert "Make the layers with eps=0.25, momentum=0.1." in out
+    lines = ["Make the layers with eps=0.25.", "A file in .npz does not hold these numbers; one in .safetensors does."]
+    assert out.splitlines()[1:3] == lines
     assert "does not say eps" not in out
+    assert "does not say momentum" in out
+
+
+def test_options_differ_from_layer_to_layer(polybn_: Polybn, tmp_path: Path) -> None:
+    names = [f"{layer}.running_{which}" for layer in ("a", "b.1", "c", "d") for which in ("mean", "var")]
+    save(tmp_path / "a.safetensors", states(*names))
+    options = ("--option", "eps=0.25", "--option", "b.1.eps=5e-1", "--option", "c.momentum=0.5", "--option", "c.eps=1")
+    code, out, err = polybn_("convert", "a.safetensors", "b.safetensors", "--to", "keras3", *options)
+    assert (code, err) == (0, "")
+    lines = [
+        "Make b.1 with epsilon=0.5.",
+        "Make c with momentum=0.5, epsilon=1.",
+        "Make the other layers with epsilon=0.25.",
+    ]
+    assert out.splitlines()[1:4] == lines
+    assert "does not hold" not in out
+    written = {norm.name: norm.options for norm in model_files.read(tmp_path / "b.safetensors").norms}
+    assert written == {
+        "a": {"epsilon": 0.25},
+        "d": {"epsilon": 0.25},
+        "b.1": {"epsilon": 0.5},
+        "c": {"momentum": 0.5, "epsilon": 1},
+    }
+
+
+def test_the_words_of_the_file_may_be_those_of_any_dialect(polybn_: Polybn, tmp_path: Path) -> None:
+    """Names that several dialects share, and a state that can only be read with its momentum."""
+    save(tmp_path / "a.safetensors", states("bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"))
+    assert polybn_("convert", "a.safetensors", "b.npz", "--to", "equinox_batch", "--option", "momentum=0.5").code == 0
+    code, out, _ = polybn_("inspect", "b.npz")
+    assert code == 0
+    assert "statistics cannot be told from the file: equinox_batch stores " in out
+    code, out, err = polybn_("convert", "b.npz", "c.npz", "--from", "equinox_batch", "--to", "pytorch")
+    assert (code, err) == (0, "") or "options must have momentum" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("b.npz",), "--to must name a dialect; got none"),
-        (("b.npz", "--to", "keras"), "--to must be one of "),
+        (("b.npz", "--to", "keras"), "--to must name a dialect; got 'keras' (did you mean keras3"),
         (("b.txt", "--to", "keras3"), "OUTPUT must end in .safetensors, .npz, .msgpack, .params; got b.txt"),
         (("b.npz", "--to", "keras3", "--count", "1"), "--count must be N or LAYER=N, N of 2 or more; got '1'"),
         (("b.npz", "--to", "keras3", "--count", "x=y"), "--count must be N or LAYER=N, N of 2 or more; got 'x=y'"),
@@ -178,11 +213,11 @@ def test_an_option_says_what_the_file_does_not(polybn_: Polybn, tmp_path: Path) 
         ),
         (
             ("b.npz", "--to", "keras3", "--option", "eps"),
-            "--option must be WORD=NUMBER, or WORD=True or False; got 'eps'",
+            "--option must be [LAYER.]WORD=NUMBER, or WORD=True or False; got 'eps'",
         ),
         (
             ("b.npz", "--to", "keras3", "--option", "eps='a'"),
-            "--option must be WORD=NUMBER, or WORD=True or False; got ",
+            "--option must be [LAYER.]WORD=NUMBER, or WORD=True or False; got ",
         ),
         (
             ("b.npz", "--to", "keras3", "--option", "eps=1", "--option", "eps=2"),

@@ -180,7 +180,7 @@ def test_fix_gamma_is_no_reason_to_fail() -> None:
 def test_what_is_not_whole_is_said() -> None:
     state = {"moving_mean": np.arange(3.0), "moving_variance": np.arange(3.0) + 1}
     assert found(state, "keras3", lacks="one is missing") == [("note", "the state is not whole")]
-    assert found({}, "keras3", lacks="all are computed") == [("warning", "statistics are not in the file")]
+    assert found({}, "keras3", lacks="all are computed") == [("warning", "statistics cannot be told from the file")]
 
 
 # Digits.
@@ -320,7 +320,7 @@ def test_inspect_draws_the_statistics(polybn_: Polybn, tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (("none.safetensors",), "No such file or directory: none.safetensors"),
-        (("m.safetensors", "--for", "keras4"), "polybn.inspect: --for must be one of "),
+        (("m.safetensors", "--for", "keras4"), "polybn.inspect: --for must name a dialect; got 'keras4' (did you"),
         (("m.safetensors", "--json", "m.safetensors"), "polybn.inspect: --json must be another file than FILE; got "),
         (("m.safetensors", "--json", "none/m.json"), "No such file or directory: none"),
         (("m.safetensors", "--picture", "m.txt"), "polybn: the name of a picture must end in one of .png, .svg, .pdf"),

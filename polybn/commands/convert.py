@@ -13,6 +13,9 @@ from polybn.console import err, out, shown
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from polybn.model_files import Norm
     from polybn.model_files.fold import Folded
 
 SHOWN = 3
@@ -44,9 +47,9 @@ def convert(
     option: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="WORD=VALUE",
-            help="What FILE does not say of its layers, in its own words: eps=0.001, fix_gamma=False. May be given "
-            "several times.",
+            metavar="[LAYER.]WORD=VALUE",
+            help="What FILE does not say of its layers, in its own words: eps=0.001, bn1.momentum=0.1, "
+            "fix_gamma=False. May be given several times.",
         ),
     ] = None,
     fold: Annotated[
@@ -84,7 +87,7 @@ def convert(
     here = None if source is None else dialects.find(source, function="convert", argument="--from")
     counts, options = _counts(count or []), _options(option or [])
     writing.check_ending(output)
-    model = model_files.read(file)
+    model = model_files.read(file, first=() if here is None else (here.name,))
     if not model.norms:
         raise DomainError(f"polybn.convert: FILE must hold a batch norm; got none in {file} ({model.format})")
     made = writing.convert_norms(model, target, source=here, counts=counts, options=options)
@@ -92,9 +95,8 @@ def convert(
     words = ", ".join(sorted({norm.dialect for norm in model.norms})) if here is None else here.name
     first = f"{count_of(len(made.norms), 'batch norm')}, from {words} to {target.name}, in {output}: {names[0]}, ..."
     out.print(shown(first))
-    said = {f"{word}={value}" for norm in made.norms for word, value in norm.options.items() if word != "axis"}
-    if said:
-        out.print(f"Make the layers with {', '.join(sorted(said))}.")
+    for line in _to_make(made.norms, output.suffix.lower()):
+        out.print(shown(line))
     for note, layers in made.notes:
         out.print(shown(f"{_some(layers)}: {note}"))
 
@@ -112,16 +114,20 @@ def _counts(given: list[str]) -> dict[str, int]:
     return counts
 
 
-def _options(given: list[str]) -> dict[str, Any]:
-    """Return the values of --option by word."""
-    options = dict[str, Any]()
+def _options(given: list[str]) -> dict[str, dict[str, Any]]:
+    """Return the values of --option by layer and word, with an empty name for all other layers."""
+    options = dict[str, dict[str, Any]]()
     for text in given:
-        word, _, value = text.partition("=")
-        if word in options:
-            raise DomainError(f"polybn.convert: --option must give a word once; got {text!r:.80} after {options[word]}")
-        options[word] = _value(value)
-        if options[word] is None:
-            raise DomainError(f"polybn.convert: --option must be WORD=NUMBER, or WORD=True or False; got {text!r:.80}")
+        name, _, number = text.rpartition("=")
+        layer, _, word = name.rpartition(".")
+        value, own = _value(number), options.setdefault(layer, {})
+        if word in own:
+            raise DomainError(f"polybn.convert: --option must give a word once; got {text!r:.80} after {own[word]}")
+        if not word or value is None:
+            raise DomainError(
+                f"polybn.convert: --option must be [LAYER.]WORD=NUMBER, or WORD=True or False; got {text!r:.80}"
+            )
+        own[word] = value
     return options
 
 
@@ -132,6 +138,22 @@ def _value(text: str) -> bool | float | None:
         with contextlib.suppress(ValueError):
             return kind(text)
     return None
+
+
+def _to_make(norms: list[Norm], ending: str) -> Iterator[str]:
+    """Say with which options the layers must be made: all names but those of the commonest options."""
+    layers = dict[str, list[str]]()
+    for norm in norms:
+        words = ", ".join(f"{word}={value}" for word, value in norm.options.items() if word != "axis")
+        layers.setdefault(words, []).append(norm.name)
+    ranked = sorted(layers.items(), key=lambda item: len(item[1]))
+    for words, names in ranked:
+        many = words == ranked[-1][0] and len(names) > 1
+        who = "the layers" if len(ranked) == 1 else "the other layers" if many else ", ".join(names)
+        if words:
+            yield f"Make {who} with {words}."
+    if any(layers) and ending != ".safetensors":
+        yield f"A file in {ending} does not hold these numbers; one in .safetensors does."
 
 
 def _fold(file: Path, output: Path) -> None:

@@ -46,8 +46,9 @@ def find(dialect: Dialect | str, *, function: str = "dialects.find", argument: s
         )
     if dialect not in DIALECTS:
         near = difflib.get_close_matches(dialect, DIALECTS, 3, 0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "`polybn dialects` lists them"
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise DomainError(
-            f"polybn.{function}: {argument} must be one of {', '.join(DIALECTS)}; got {dialect!r} ({hint})"
+            f"polybn.{function}: {argument} must name a dialect; got {dialect!r:.80} "
+            f"({hint}all are {', '.join(DIALECTS)}: `polybn dialects` describes them)"
         )
     return DIALECTS[dialect]

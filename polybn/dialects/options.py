@@ -58,6 +58,16 @@ def convert_options(options: Mapping[str, Any], source: Dialect | str, target: D
     return ConvertedOptions(made, tuple(_notes(here, there, given)))
 
 
+def convert_given(options: Mapping[str, Any], source: Dialect, target: Dialect) -> ConvertedOptions:
+    """Convert options as :func:`convert_options` does, without those that only the source's defaults give."""
+    made = convert_options(options, source, target)
+    words = {target.momentum_word: source.momentum_word, target.eps_word: source.eps_word}
+    kept = {own: value for own, value in made.options.items() if words.get(own, own) in options}
+    if target.fix_gamma and not source.fix_gamma:
+        kept["fix_gamma"] = False  # a fact: the source has no layers without gamma under this word
+    return ConvertedOptions(kept, made.notes)
+
+
 def _defaults(dialect: Dialect) -> dict[str, Any]:
     """Return the default options of a dialect."""
     found: dict[str, Any] = {dialect.eps_word: dialect.eps, "axis": dialect.axis}

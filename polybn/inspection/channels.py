@@ -12,6 +12,8 @@ from polybn.model_files.errors import of_layer
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from polybn.dialects import Dialect
@@ -52,17 +54,33 @@ class Channels(NamedTuple):
             return np.asarray(np.abs(self.mean) / np.sqrt(self.var))
 
 
+def unknown(norm: Norm) -> str:
+    """Return why the statistics of a batch norm cannot be told; empty if they can."""
+    dialect = DIALECTS[norm.dialect]
+    for word, needed, what in _needs(dialect):
+        if needed and word not in norm.options:
+            return f"{dialect.name} stores {what}, and the file does not say {word}"
+    kept = ("running_mean", "running_var") if "running_mean" in dialect.names else ("hidden_mean", "hidden_var")
+    return "" if all(_find(norm, dialect, role) is not None for role in kept) else norm.lacks
+
+
+def _needs(dialect: Dialect) -> Iterator[tuple[str, bool, str]]:
+    """Yield the options, whether a dialect's statistics can only be read with them, and what it stores then."""
+    yield dialect.eps_word, dialect.stored == "inverse root", "1 / sqrt(variance + eps)"
+    yield dialect.momentum_word, dialect.average == "debiased from 1", "averages times 1 minus a power of the momentum"
+
+
 def channels_of(norm: Norm) -> Channels | None:
-    """Return the channels of a batch norm, or None if its statistics are not in the file."""
+    """Return the channels of a batch norm, or None if its statistics are :func:`unknown`."""
+    if unknown(norm):
+        return None
     dialect = DIALECTS[norm.dialect]
     words = {dialect.eps_word: "eps", dialect.momentum_word: "momentum"}
     said = {words[word]: value for word, value in norm.options.items() if word in words}
-    mean = _find(norm, dialect, "running_mean")
-    if mean is None or _find(norm, dialect, "running_var") is None:
-        return None
-    default = {"gamma": np.ones(mean.size), "beta": np.zeros(mean.size)}
     with of_layer("inspect", norm.name), np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
-        state = {role: array.astype(np.float64) for role, array in (default | _neutral(norm, dialect)).items()}
+        state = {role: array.astype(np.float64) for role, array in _neutral(norm, dialect).items()}
+    size = state["running_mean"].size
+    state = {"gamma": np.ones(size), "beta": np.zeros(size)} | state
     count = _find(norm, dialect, "count")
     return Channels(
         name=norm.name,
@@ -86,7 +104,8 @@ def _find(norm: Norm, dialect: Dialect, role: Any) -> NDArray[Any] | None:
 
 def _neutral(norm: Norm, dialect: Dialect) -> dict[str, NDArray[Any]]:
     """Return a state under PolyBN's names; a state with missing arrays keeps the others."""
-    options = {"fix_gamma": norm.options.get("fix_gamma", False)} if dialect.fix_gamma else {}
+    options = {word: norm.options[word] for word, needed, _ in _needs(dialect) if needed}
+    options |= {"fix_gamma": norm.options.get("fix_gamma", False)} if dialect.fix_gamma else {}
     try:
         return convert(norm.state, dialect, POLYBN, options=options).state
     except DomainError:

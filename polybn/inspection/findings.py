@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from polybn.dialects import CHAINER, Dialect
-from polybn.inspection.channels import Channels, channels_of
+from polybn.inspection.channels import Channels, channels_of, unknown
 from polybn.inspection.digits import sure_digits
 
 if TYPE_CHECKING:
@@ -195,8 +195,8 @@ def _for_target(c: Channels, target: Dialect | None) -> Iterator[Finding]:
 
 
 def _unknown(norm: Norm) -> Finding:
-    kind = "statistics are not in the file"
-    return Finding("warning", norm.name, kind, f"{norm.name}: {kind}: {norm.lacks}; nothing is known of it.")
+    kind = "statistics cannot be told from the file"
+    return Finding("warning", norm.name, kind, f"{norm.name}: {kind}: {unknown(norm)}; nothing is known of it.")
 
 
 def _initial(c: Channels) -> bool:

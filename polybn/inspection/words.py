@@ -54,7 +54,7 @@ def table(model: Model, findings: list[Finding]) -> Iterator[tuple[str, ...]]:
     for norm in model.norms:
         c = channels_of(norm)
         if c is None:
-            yield (norm.name, "", *[""] * 5, "")
+            yield (norm.name, "", *[""] * 5, levels.get(norm.name, ""))
             continue
         ranges = (_range(values) for values in (c.mean, c.var, c.gamma, c.beta))
         eps = f"{c.eps:g}" if c.eps_known else "not said"

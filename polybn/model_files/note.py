@@ -6,7 +6,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from polybn.dialects import DIALECTS, convert_options
+from polybn.dialects import DIALECTS
+from polybn.dialects.find import find
+from polybn.dialects.options import convert_given
 from polybn.spec import DomainError, DTypeError
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def _read(text: str) -> dict[str, Any]:
 def _options(given: Mapping[str, Any], source: str, target: str) -> dict[str, Any]:
     there = DIALECTS[target]
     try:
-        found = convert_options(given, source, there).options
+        found = convert_given(given, find(source), there).options
     except (DTypeError, DomainError):  # a damaged note says nothing
         return {}
-    return {word: found[word] for word in (there.momentum_word, there.eps_word) if word in found}
+    return {word: value for word, value in found.items() if word != "axis"}

@@ -21,7 +21,7 @@ WHOLE, MOST_BYTES = ("ONNX", "Flax"), 2**31
 """The kinds of files that are parsed as a whole, and their largest size in bytes; ONNX allows no more than 2 GiB."""
 
 
-def read(path: StrPath) -> Model:
+def read(path: StrPath, first: tuple[str, ...] = ()) -> Model:
     """Read the batch norms of a model: names, statistics, and the momentum and eps in the file.
 
     Parameters
@@ -29,6 +29,9 @@ def read(path: StrPath) -> Model:
     path : path
         A file of PyTorch, Keras, Flax, MXNet, ONNX or NumPy, or a directory of Orbax. No code in it is run, and sizes
         in it are checked before memory is allocated.
+    first : tuple of str, optional
+        Dialects to try before the others, for arrays whose names fit several. A file that says itself what its layers
+        are (Keras, ONNX) is not asked.
 
     Returns
     -------
@@ -56,14 +59,14 @@ def read(path: StrPath) -> Model:
     """
     if Path(path).is_dir():
         with naming("model_files.read", path, "a checkpoint of Orbax"):
-            return _of_tensors("Orbax", orbax.read(Path(path)))
+            return _of_tensors("Orbax", orbax.read(Path(path)), first)
     with naming("model_files.read", path, "the file of a model"), open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         kind = _kind(file, Path(path).suffix.lower())
     with naming("model_files.read", path, f"an undamaged file of {kind}"), open_regular(path) as file:
         if kind in WHOLE and size > MOST_BYTES:
             raise ModelFileError(f"have at most {MOST_BYTES:,} bytes; got {size:,}")
-        model = _READERS[kind](file, size)
+        model = _of_tensors(kind, _TENSORS[kind](file, size), first) if kind in _TENSORS else _MODELS[kind](file, size)
     return symbol.with_options(model, Path(path)) if kind == "MXNet" else model
 
 
@@ -124,14 +127,10 @@ def _kind_of_archive(members: set[str]) -> str:
     raise ModelFileError(f"be an archive of PyTorch, Keras or NumPy; got members {', '.join(sorted(members)):.120}")
 
 
-def _of_tensors(format: str, tensors: Tensors, first: tuple[str, ...] = ()) -> Model:
-    norms = note.with_options(names.find(tensors, first), tensors.metadata)
+def _of_tensors(format: str, tensors: Tensors, first: tuple[str, ...]) -> Model:
+    usual = _USUAL.get(tensors.metadata.get("format", format), ())
+    norms = note.with_options(names.find(tensors, (*first, *usual)), tensors.metadata)
     return Model(format, norms, len(tensors.shapes))
-
-
-def _safetensors(file: BinaryIO, size: int) -> Model:
-    tensors = safetensors.read(file, size)
-    return _of_tensors("safetensors", tensors, ("mlx",) if tensors.metadata.get("format") == "mlx" else ())
 
 
 def _onnx(file: BinaryIO, size: int) -> Model:  # noqa: ARG001
@@ -139,13 +138,19 @@ def _onnx(file: BinaryIO, size: int) -> Model:  # noqa: ARG001
     return Model("ONNX", [found.norm for found in onnx.find(model)], len(model.graph.initializer))
 
 
-_READERS: dict[str, Callable[[BinaryIO, int], Model]] = {
-    "safetensors": _safetensors,
-    "PyTorch": lambda file, size: _of_tensors("PyTorch", pytorch.read(file)),  # noqa: ARG005
+_TENSORS: dict[str, Callable[[BinaryIO, int], Tensors]] = {
+    "safetensors": safetensors.read,
+    "PyTorch": lambda file, size: pytorch.read(file),  # noqa: ARG005
+    "Flax": flax.read,
+    "MXNet": gluon.read,
+    "NumPy": lambda file, size: npz.read(file),  # noqa: ARG005
+}
+"""The kinds of files that hold arrays alone, whose names say what they are."""
+_USUAL = {"MXNet": ("gluon", "mxnet_native"), "mlx": ("mlx",)}
+"""The dialects to try first, by the kind of file or by what its metadata says."""
+_MODELS: dict[str, Callable[[BinaryIO, int], Model]] = {
     "Keras": lambda file, size: keras.find_archive(open_archive(file)),  # noqa: ARG005
     "HDF5": lambda file, size: keras.find_weights(file),  # noqa: ARG005
-    "Flax": lambda file, size: _of_tensors("Flax", flax.read(file, size)),
-    "MXNet": lambda file, size: _of_tensors("MXNet", gluon.read(file, size), ("gluon", "mxnet_native")),
     "ONNX": _onnx,
-    "NumPy": lambda file, size: _of_tensors("NumPy", npz.read(file)),  # noqa: ARG005
 }
+"""The kinds of files that also say which layers there are."""

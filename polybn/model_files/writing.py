@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from polybn.atomic import StrPath, write_atomic
-from polybn.dialects import DIALECTS, convert, convert_options
+from polybn.dialects import DIALECTS, convert
+from polybn.dialects.options import convert_given
 from polybn.dialects.said import to_old
 from polybn.model_files import flax, gluon, note, safetensors
 from polybn.model_files.errors import ModelFileError, of_layer
@@ -45,7 +46,7 @@ def convert_norms(
     *,
     source: Dialect | None = None,
     counts: Mapping[str, int] | None = None,
-    options: Mapping[str, Any] = MappingProxyType({}),
+    options: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Converted:
     """Convert all batch norms of a model to a framework.
 
@@ -59,7 +60,8 @@ def convert_norms(
         Number of values per channel in a training batch, as for :func:`polybn.dialects.convert`, by the name of the
         layer; the number for all other layers is under ``""``.
     options : mapping, optional
-        The options of all layers that the file does not say or says wrongly, in the source's words.
+        The options that the file does not say or says wrongly, in the source's words, by the name of the layer; those
+        of all layers are under ``""``.
 
     Returns
     -------
@@ -80,16 +82,17 @@ def convert_norms(
     ['moving_mean', 'moving_variance']
     """
     known = counts or {}
-    _check_layers(known, model)
+    _check_layers("counts", known, model)
+    _check_layers("options", options, model)
     made, notes = list[Norm](), dict[str, list[str]]()
     for norm in model.norms:
         if norm.lacks:
             raise DomainError(f"polybn.convert: the state of {norm.name} must be whole; got one where {norm.lacks}")
         here = source or DIALECTS[norm.dialect]
-        given = {**norm.options, **options}
+        given = {**norm.options, **options.get("", {}), **options.get(norm.name, {})}
         with of_layer("convert", norm.name):
             carried = convert(norm.state, here, target, known.get(norm.name, known.get("")), options=given)
-            words, moved = convert_options(given, here, target) if given else ({}, ())
+            words, moved = convert_given(given, here, target)
         made.append(Norm(norm.name, target.name, carried.state, words))
         for said in dict.fromkeys((*carried.notes, *moved, *_defaults(given, here, target))):
             notes.setdefault(said, []).append(norm.name)
@@ -97,33 +100,34 @@ def convert_norms(
 
 
 def _defaults(given: Mapping[str, Any], here: Dialect, target: Dialect) -> list[str]:
-    """Say it if the target would take another eps or momentum than the source did, and nothing says which."""
+    """Say which eps and momentum the source's layers have by default, where nothing says which they had."""
     notes = []
-    if here.eps_word not in given and here.eps != target.eps:
+    if here.eps_word not in given:
         value = max(here.eps, target.least_eps)
-        notes.append(_default("eps", f"{target.eps_word}={value:g}", here, target, target.eps))
-    # Where anything is given, convert_options says momentum.
-    if not given and here.momentum is not None and target.momentum is not None:
+        notes.append(_default("eps", (target.eps_word, value, ""), here, target, target.eps))
+    if here.momentum_word not in given and here.momentum is not None and target.momentum is not None:
         value = to_old(target, to_old(here, here.momentum))
-        if value != target.momentum:
-            words = f"{target.momentum_word}={value:g} to train on"
-            notes.append(_default("momentum", words, here, target, target.momentum))
+        notes.append(_default("momentum", (target.momentum_word, value, " to train on"), here, target, target.momentum))
     return notes
 
 
-def _default(option: str, words: str, here: Dialect, target: Dialect, takes: float) -> str:
+def _default(option: str, words: tuple[str, float, str], here: Dialect, target: Dialect, takes: float) -> str:
+    word, value, purpose = words
+    if value == takes:
+        same = f"{word}={value:g}, the default of {here.name} and of {target.name}, is right{purpose}"
+        return f"The file does not say {option}: {same} unless the model was made with another."
     return (
-        f"The file does not say {option}. Unless the model was made with another, make the layers with {words}, "
-        f"the default of {here.name}: {target.name} takes {takes:g}."
+        f"The file does not say {option}. Unless the model was made with another, make the layers with "
+        f"{word}={value:g}{purpose}, the default of {here.name}: {target.name} takes {takes:g}."
     )
 
 
-def _check_layers(counts: Mapping[str, int], model: Model) -> None:
+def _check_layers(argument: str, given: Mapping[str, Any], model: Model) -> None:
     names = [norm.name for norm in model.norms]
-    unknown = [layer for layer in counts if layer and layer not in names]
+    unknown = [layer for layer in given if layer and layer not in names]
     if unknown:
         raise DomainError(
-            f"polybn.convert: counts must name layers of the model, {', '.join(names):.200}; got {unknown[0]!r}"
+            f"polybn.convert: {argument} must name layers of the model, {', '.join(names):.200}; got {unknown[0]!r}"
         )
 
 
