@@ -57,7 +57,7 @@ ELSEWHERE = {
     "polybn convert model.safetensors batch-norms.npz --to keras3 --count 256 --count conv1.bn=147456": (
         "test_convert_command.py converts such files"
     ),
-    "polybn convert net.params batch-norms.npz --to pytorch --option fix_gamma=False --option eps=0.001 --option bn2.eps=0.00002": (
+    "polybn convert net.params batch-norms.npz --to pytorch --option fix_gamma=False --option bn2.eps=0.001": (
         "test_convert_command.py converts such a file"
     ),
     "polybn convert model.onnx folded.onnx --fold": "test_convert_command.py folds a model, and runs it",

@@ -116,11 +116,6 @@ def wide(host: Host) -> Host:
     return (host.view(np.uint16).astype(np.uint32) << 16).view(np.float32) if host.dtype == BFLOAT16 else host
 
 
-def values(array: Array) -> Host:
-    """View the values of an array in a CPU context; those of bfloat16 are a float32 copy."""
-    return wide(view(array))
-
-
 def fetch(array: Any) -> Any:
     """Copy values to the host, bfloat16 as float32; return None and host arrays unchanged."""
     if array is None or isinstance(array, np.ndarray):

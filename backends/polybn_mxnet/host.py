@@ -39,7 +39,7 @@ def forward(arguments: Arguments, y: Array) -> tuple[Host | None, Host | None, A
 def backward(arguments: Arguments, residuals: Any, dy: Array, into: Mapping[str, Array]) -> None:
     """Write the wanted gradients, by name (S13)."""
     out = _target(into["x"]) if "x" in into else None
-    gradients = shared.backward(_seen(arguments), residuals, arrays.values(dy), out=out)._asdict()
+    gradients = shared.backward(_seen(arguments), residuals, _known(arrays.view(dy)), out=out)._asdict()
     for name, array in into.items():
         if name != "x" or out is None:
             arrays.write(gradients[name], array)
@@ -65,16 +65,20 @@ def moments(arguments: Arguments) -> Moments:
 def _seen(arguments: Arguments) -> Arguments:
     """Replace arrays by views of their memory; arrays that are on the host already stay."""
     vector = Description((arguments.channels,), arguments.dtype)
-    views: dict[str, Any] = {}
-    for name in ARRAYS:
-        array = getattr(arguments, name)
+    views: dict[str, Any] = {name: getattr(arguments, name) for name in ARRAYS}
+    for name, array in views.items():
         if array is not None and not isinstance(array, np.ndarray):
-            what = None if name in ("x", "where") else vector
-            views[name] = arrays.wide(arrays.view(array, what))
+            views[name] = arrays.view(array, None if name in ("x", "where") else vector)
+    views["x"] = _known(views["x"])
     return arguments._replace(**views)
 
 
+def _known(host: Host) -> Host:
+    """Copy bfloat16 to float32 for plain NumPy, which does not know it; the compiled kernels do."""
+    return host if polybn_numpy.host.serves() else arrays.wide(host)
+
+
 def _target(array: Array) -> Host | None:
-    """View the memory of a result; return None for bfloat16, which is rounded afterwards."""
+    """View the memory of a result; return None if the result has another dtype, and is rounded afterwards."""
     view = arrays.view_settled(array)
-    return None if view.dtype == BFLOAT16 else view
+    return view if view.dtype != BFLOAT16 or polybn_numpy.host.serves() else None

@@ -77,8 +77,11 @@ def bad_variances(variance: Array) -> bool:
 
 @cache
 def _name(dtype: np.dtype[Any]) -> str:
-    """Return the name of a dtype from a cache, because NumPy takes 2 microseconds for it."""
-    return dtype.name
+    """Return the name of a dtype, and for the structure that is MXNet's bfloat16 that of its only field.
+
+    It is cached, because NumPy takes 2 microseconds for a name.
+    """
+    return dtype.names[0] if dtype.names else dtype.name
 
 
 def _whole_mask(arguments: Arguments) -> Array | None:
