@@ -10,7 +10,10 @@ from matplotlib.figure import Figure
 from polybn.bench import tables
 from polybn.bench.record import Record, load
 
-RECORD = Path(__file__).parents[1] / "results" / "bench-cpu.json"
+RESULTS = Path(__file__).parents[1] / "results"
+RECORD = RESULTS / "bench-cpu.json"
+OLDER = RESULTS / "bench-avx2.json"
+"""The record of an older processor, without AVX-512, which also holds the times of growing sizes."""
 
 
 def table(path: Path = RECORD) -> str:
@@ -22,6 +25,13 @@ def table(path: Path = RECORD) -> str:
     versions = "; ".join(f"{name}: {version}" for name, version in record.contenders.items())
     found = (f"### {title.capitalize()}\n\n{tables.markdown(lines)}" for title, lines in tables.tables(record).items())
     return "\n".join([*found, f"Time over {record.against}'s. Made with {facts}; {versions}.\n"])
+
+
+def means(path: Path = OLDER) -> str:
+    """Return the table of geometric means alone."""
+    record = load(path)
+    facts = ", ".join(f"{name} {value}" for name, value in record.facts.items())
+    return f"{tables.markdown(tables.means(record))}\nTime over {record.against}'s. Made with {facts}.\n"
 
 
 def picture(draw: Callable[[Record], Figure | None], path: Path = RECORD) -> Figure:

@@ -34,6 +34,7 @@ DRAWN = Path("_build") / "pictures"
 GENERATED = {
     "specification": clauses.specification,
     "bench": bench.table,
+    "bench-older": bench.means,
     "budget": budget.table,
     "budget-step": budget.steps,
     "support": support.table,

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from docs._ext import bench, dask_scaling
-from polybn.bench.pictures import roofline
+from polybn.bench.pictures import growth, roofline
 from polybn.conformance.peers import short
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -134,6 +134,7 @@ PICTURES: dict[str, Callable[[Theme], Figure]] = {
     "curves": curves,
     "dask-scaling": dask_scaling.picture,
     "roofline": lambda _: bench.picture(roofline),
+    "growth": lambda _: bench.picture(growth, bench.OLDER),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -107,8 +108,19 @@ def facts(rounds: int, threads: int | None) -> dict[str, str]:
         "polybn": __version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
         "cores": str(os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "rounds": str(rounds),
         "threads": "as installed" if threads is None else str(threads),
     }
+
+
+def _processor() -> str:
+    """Return the processor's name: Linux has it in a file, where Python looks for the architecture alone."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or "unknown"

@@ -29,8 +29,7 @@ static inline int64_t stretch(const polybn_geometry *g, const place *at) {
     return g->sizes[g->rank - 1] - at->index[g->rank - 1];
 }
 
-static inline void advance(const polybn_geometry *g, int array, place *at, int64_t n) {
-    int k = g->rank - 1;
+static inline void advance_along(const polybn_geometry *g, int array, place *at, int k, int64_t n) {
     at->index[k] += n;
     at->offset += n * g->strides[array][k];
     for (; k && at->index[k] == g->sizes[k]; k--) {
@@ -38,6 +37,32 @@ static inline void advance(const polybn_geometry *g, int array, place *at, int64
         at->index[k] = 0;
         at->index[k - 1]++;
     }
+}
+
+static inline void advance(const polybn_geometry *g, int array, place *at, int64_t n) {
+    advance_along(g, array, at, g->rank - 1, n);
+}
+
+/* The number of whole rows of the innermost axis from here on, along the axis before it, of which at most n values are left. */
+static inline int64_t whole_rows(const polybn_geometry *g, const place *at, int64_t n) {
+    const int k = g->rank - 2;
+    return k < 0 || at->index[k + 1] ? 0 : smaller(n / g->sizes[k + 1], g->sizes[k] - at->index[k]);
+}
+
+/* Copy a few bytes in words, of which the last may overlap the one before it: a call of memcpy takes longer than that. */
+static inline void copy_few(char *to, const char *from, int64_t bytes) {
+    if (bytes >= 8) {
+        for (int64_t k = 0; k + 8 < bytes; k += 8) memcpy(to + k, from + k, 8);
+        memcpy(to + bytes - 8, from + bytes - 8, 8);
+    } else if (bytes >= 4) {
+        memcpy(to, from, 4), memcpy(to + bytes - 4, from + bytes - 4, 4);
+    } else {
+        for (int64_t k = 0; k < bytes; k++) to[k] = from[k];
+    }
+}
+
+static inline void copy_rows(char *to, int64_t to_stride, const char *from, int64_t from_stride, int64_t rows, int64_t bytes) {
+    for (int64_t k = 0; k < rows; k++) copy_few(to + k * to_stride, from + k * from_stride, bytes);
 }
 
 #define COPY_AS(type) \
@@ -59,6 +84,13 @@ static inline const void *fetch(
     find(g, array, channel, i, &at);
     if (stride == size && n <= stretch(g, &at)) return data + at.offset;
     for (char *to = scratch; n > 0;) {
+        const int64_t rows = stride == size ? whole_rows(g, &at, n) : 0, inner = g->sizes[g->rank - 1];
+        if (rows > 1) {
+            copy_rows(to, inner * size, data + at.offset, g->strides[array][g->rank - 2], rows, inner * size);
+            advance_along(g, array, &at, g->rank - 2, rows);
+            to += rows * inner * size, n -= rows * inner;
+            continue;
+        }
         const int64_t part = smaller(n, stretch(g, &at));
         copy(to, size, data + at.offset, stride, part, size);
         advance(g, array, &at, part);
@@ -81,6 +113,13 @@ static inline void scatter(
     place at;
     find(g, RESULT, channel, i, &at);
     while (n > 0) {
+        const int64_t rows = stride == size ? whole_rows(g, &at, n) : 0, inner = g->sizes[g->rank - 1];
+        if (rows > 1) {
+            copy_rows(data + at.offset, g->strides[RESULT][g->rank - 2], from, inner * size, rows, inner * size);
+            advance_along(g, RESULT, &at, g->rank - 2, rows);
+            from += rows * inner * size, n -= rows * inner;
+            continue;
+        }
         const int64_t part = smaller(n, stretch(g, &at));
         copy(data + at.offset, stride, from, size, part, size);
         advance(g, RESULT, &at, part);
