@@ -29,7 +29,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Collect the suite in place of the current folder, or after the paths on the command line."""
     if not config.getoption("--polybn"):
         return
-    from polybn.conformance import suite
+    import pytest
+
+    try:
+        from polybn.conformance import suite
+    except ModuleNotFoundError as error:
+        if error.name not in ("hypothesis", "ml_dtypes"):
+            raise
+        raise pytest.UsageError(f'--polybn needs {error.name}: pip install "polybn[conformance]"') from error
 
     suite.subjects(config)  # a wrong name is an error of usage, before anything is collected
     given = config.args_source is type(config).ArgsSource.ARGS
