@@ -92,9 +92,7 @@ def test_an_adapter_in_the_working_directory_is_found_with_its_neighbours(
     made.train()
 
 
-def test_the_path_is_changed_for_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: list[str]
-) -> None:
+def test_the_path_is_changed_for_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: list[str]) -> None:
     (tmp_path / "my_norm_broken.py").write_text("import nothing_like_this")
     monkeypatch.chdir(tmp_path)
     before = list(path)

@@ -107,7 +107,9 @@ def test_an_adapter_that_cannot_be_used_is_an_error_in_words(tmp_path: Path) -> 
 
 
 def test_what_it_needs_is_named_with_the_command_that_installs_it(tmp_path: Path) -> None:
-    (tmp_path / "hypothesis.py").write_text("raise ModuleNotFoundError('No module named hypothesis', name='hypothesis')")
+    (tmp_path / "hypothesis.py").write_text(
+        "raise ModuleNotFoundError('No module named hypothesis', name='hypothesis')"
+    )
     code, output = run(tmp_path, "--polybn", "numpy", "-p", "no:hypothesispytest", path=tmp_path)
     assert code == 4, output
     assert 'ERROR: --polybn needs hypothesis: pip install "polybn[conformance]"' in output
