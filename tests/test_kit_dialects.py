@@ -134,8 +134,8 @@ NAN = {"single_value": "nan in running_var"}
         ),
         (
             {"dialect": "pytorch"}, {"momentum": "old", "running_variance": "biased", "single_value": "beta"},
-            "All that was seen is what dialect='polybn' declares (it is also that of d2l_jax, d2l_classic); it takes the "
-            "place of dialect='pytorch'",
+            "All that was seen is what dialect='polybn' declares (it is also that of d2l_jax, d2l_classic); it takes "
+            "the place of dialect='pytorch'",
         ),
         (
             {}, {"momentum": "new"},
