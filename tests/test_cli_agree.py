@@ -97,6 +97,18 @@ def test_json_for_standard_output_has_it_alone(polybn_: Polybn, tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_batch_norm_prints_and_warns_of_is_not_in_the_json(polybn_: Polybn, tmp_path: Path) -> None:
+    chatty = WRONG.replace(
+        "        y, mean, var = ", "        print('training')\n        np.float32(1e38) * 10\n        y, mean, var = "
+    )
+    (tmp_path / "chatty_norm.py").write_text(chatty)
+    said = polybn_("agree", "numpy", "chatty_norm:Wrong", "--cases", "10", "--json", "-")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["cases"] == 10
+    assert "training" in said.err
+    assert "Warning" not in said.err
+
+
 def test_files_are_refused_before_the_first_call(polybn_: Polybn, tmp_path: Path) -> None:
     for option, name in (("--json", "no/found.json"), ("--picture", "no/found.png"), ("--json", ".")):
         said = polybn_("agree", "numpy", "nosuch", option, name)

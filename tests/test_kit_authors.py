@@ -155,6 +155,11 @@ def test_printing_is_noted_and_spoils_no_report(capfd: pytest.CaptureFixture[str
     assert "prints while it is checked" in str(report)
 
 
+def test_roundings_of_a_narrow_dtype_are_no_convention() -> None:
+    (result,) = check(authors.Narrow(), ["convention-axes"]).results
+    assert result.status == "pass", result.words
+
+
 def test_nan_after_one_value_is_noticed_for_each_declaration() -> None:
     for declared in ({}, {"running_variance": "unbiased"}):
         adapter = type("Declared", (authors.Leaking,), {"conventions": declared})()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,7 +60,9 @@ def agree(
     if json is not None:
         check_place("agree", "--json", json)
     out = words_beside(json)
-    with progress(out) as bar:
+    # What a batch norm prints must not come between the brackets of the JSON.
+    aside = contextlib.redirect_stdout(sys.stderr) if out is err else contextlib.nullcontext()
+    with progress(out) as bar, aside:
         task = bar.add_task("importing", total=cases)
         try:
             found = compare(

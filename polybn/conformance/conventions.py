@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polybn.conformance import dialects
+from polybn.conformance import dialects, forms
 from polybn.conformance.cases import DTYPES, Case, rows, statistics_dtype
 from polybn.conformance.convention import UNSEEN, Convention
 from polybn.conformance.lattice import lattice
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 CLOSE = 1e-3
 """The relative difference that counts: rounding errors are far below it, differences of convention far above."""
+
+ROUNDINGS = 32
+"""The roundings to a narrow dtype that y may have suffered where it counts as the same."""
 
 
 def detect(adapter: Adapter, info: Info) -> list[Convention]:
@@ -214,12 +217,13 @@ def _axes(adapter: Adapter, info: Info) -> str:
     rank = max(info.ranks)
     second = lattice(1, _dtype(info), 3, (4,) * (rank - 1), 1).case
     base = run(adapter, info, second, gradients=False)
+    close = max(CLOSE, ROUNDINGS * forms.format_of(_dtype(info)).stored)
     for axis in {0, rank - 1, -rank} - {1}:
         try:
             got = run(adapter, info, second.moved(axis)._replace(axis=axis), gradients=False)
         except CallError:
             return "second"
-        if not np.allclose(np.moveaxis(got.y, axis, 1).astype(float), base.y.astype(float), CLOSE, CLOSE):
+        if not np.allclose(np.moveaxis(got.y, axis, 1).astype(float), base.y.astype(float), close, close):
             return "second"
     return "any"
 
