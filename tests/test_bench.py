@@ -237,6 +237,8 @@ def test_json_for_standard_output_has_it_alone(polybn_: Polybn, monkeypatch: pyt
     assert [row["contender"] for row in json.loads(said.out)["rows"]] == ["numpy", "copy", "copy again"]
     assert "medians of time over copy's" in said.err
     said = polybn_("bench", "--json", "no/bench.json")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "pictures need matplotlib" in polybn_("bench", "--pictures", ".").err
     assert said.err == "error: polybn bench: --json must lie in a folder that exists; got no/bench.json (mkdir -p no)\n"
 
 

@@ -116,6 +116,15 @@ def test_files_are_refused_before_the_first_call(polybn_: Polybn, tmp_path: Path
         assert f"polybn agree: {option} must" in said.err
 
 
+def test_a_picture_without_matplotlib_is_refused_before_the_first_call(
+    polybn_: Polybn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    said = polybn_("agree", "numpy", "nosuch", "--picture", "a.png")
+    assert said.code == 2
+    assert said.err == 'error: polybn agree: --picture needs matplotlib: pip install "polybn[plot]"\n'
+
+
 def test_each_call_is_told_before_it_is_made() -> None:
     told: list[tuple[str, int, int]] = []
     agree(["numpy", "polybn-numpy-plain"], cases=2, progress=lambda *args: told.append(args))

@@ -37,9 +37,12 @@ def bench(
     from polybn.bench.record import Record, facts
     from polybn.bench.rounds import Plan, run
     from polybn.bench.tasks import tasks
+    from polybn.lenet.pictures import new_figure
 
     if json_out is not None:
         check_place("bench", "--json", json_out)
+    if pictures is not None:
+        new_figure()  # fails before the first round without matplotlib
     out = words_beside(json_out)
     contenders = discover()
     known = [contender.name for contender in contenders]
