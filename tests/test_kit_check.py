@@ -267,6 +267,11 @@ def test_json_for_standard_output_has_it_alone(polybn_: Polybn, tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+def test_quietly_one_sentence_is_said_once(polybn_: Polybn) -> None:
+    said = polybn_("check", "--backend", "numpy", "--only", "P16", "--dtype", "float32", "--quiet")
+    assert said == (0, "PolyBN on numpy conforms to the specification: 1 pass.\n", "")
+
+
 def test_two_reports_cannot_be_one_file(polybn_: Polybn) -> None:
     said = polybn_("check", "--backend", "numpy", "--json", "-", "--junit", "-")
     assert (said.code, said.out) == (2, "")

@@ -58,7 +58,8 @@ class Checking:
         report = self.report()
         for path, text in self.files.items():
             write(path, text(report))
-        self.words.print(f"{report.advice}\n{report.verdict}" if self.quiet else f"\n{report}")
+        brief = "\n".join(dict.fromkeys((report.advice, report.verdict)))
+        self.words.print(brief if self.quiet else f"\n{report}")
         for result in report.failures if not self.quiet else ():
             if result.reproducer:
                 self.words.print(f"\nTo repeat {result.id}:\n{_plain(result.reproducer)}")
