@@ -17,8 +17,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--polybn",
         metavar="NAME,...",
-        help="run PolyBN's conformance kit on these backends or adapters (polybn check --list names them; "
-        "my_module:MyAdapter is yours), and compare each two; alone, or beside the paths that are given",
+        help="run PolyBN's conformance kit on these backends (polybn info lists them) or adapters (my_module:MyAdapter "
+        "is yours, pytorch comes with polybn), and compare each two; alone, or beside the paths that are given",
     )
     group.addoption(
         "--polybn-profile", choices=("dev", "ci", "nightly"), default="dev", help="how much the kit tries (dev)"

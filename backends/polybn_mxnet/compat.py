@@ -138,8 +138,8 @@ def import_mxnet() -> ModuleType:
         if error.name != "mxnet":
             raise
         raise ImportError(
-            'polybn_mxnet: mxnet 1.9.1 must be installed (pip install "polybn[mxnet]" with NumPy 1.26; '
-            "beside NumPy 2 pip install --no-deps mxnet==1.9.1, and pip install requests graphviz)",
+            'polybn_mxnet: mxnet 1.9.1 must be installed (`pip install "polybn[mxnet]"` with NumPy 1.26; '
+            "beside NumPy 2 `pip install --no-deps mxnet==1.9.1` and `pip install requests graphviz`)",
             name="mxnet",
         ) from None  # polybn.backends shows the first cause, and this one says more
     except OSError as error:

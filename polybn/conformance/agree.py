@@ -109,7 +109,7 @@ def agree(
     if len(set(adapters)) < max(2, len(adapters)):
         raise DomainError(
             f"polybn.conformance.agree: adapters must be two or more, each once; got {', '.join(adapters) or 'none'} "
-            "(names of backends that `polybn info` lists, or adapters that `polybn check --list` does)"
+            "(names of backends that `polybn info` lists, or adapters, such as pytorch or my_module:MyAdapter)"
         )
     subjects = [_subject(name) for name in adapters]
     best: dict[tuple[str, ...], Difference] = {}
