@@ -1,4 +1,4 @@
-"""Where all commands write, and how they name themselves in hints."""
+"""Where all commands write, how they show that they work, and how they name themselves in hints."""
 
 from __future__ import annotations
 
@@ -9,10 +9,71 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
+
+from polybn.atomic import write_atomic
+from polybn.spec import DomainError
 
 # Without markup: a directory may well be called "runs/[lr=1]".
 out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
 err = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
+
+STANDARD_OUTPUT = Path("-")
+"""The name of a file that stands for standard output, in the options of commands."""
+
+
+def words_beside(*files: Path | None) -> Console:
+    """Return where words for people go: to standard error if standard output is one of the files."""
+    return err if STANDARD_OUTPUT in files else out
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text to a file, or to standard output if the name is ``-``."""
+    if path == STANDARD_OUTPUT:
+        out.file.write(text)
+        out.file.flush()
+    else:
+        write_atomic(path, text.encode())
+
+
+def named(path: Path) -> str:
+    """Return how to call a file in a sentence."""
+    return "standard output" if path == STANDARD_OUTPUT else str(path)
+
+
+def check_place(command: str, option: str, path: Path) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold."""
+    folder = path.parent
+    if path == STANDARD_OUTPUT:
+        return
+    if path.is_dir():
+        raise DomainError(f"polybn {command}: {option} must name a file; got {path}, a folder (try {path / 'report'})")
+    if not folder.is_dir():
+        raise DomainError(
+            f"polybn {command}: {option} must lie in a folder that exists; got {path} (mkdir -p {folder})"
+        )
+    if not os.access(folder, os.W_OK):
+        raise DomainError(f"polybn {command}: {option} must lie in a folder that can be written; got {path}")
+
+
+def progress(words: Console) -> Progress:
+    """Return a bar for long work: how much is done, of how much, and what is being done now.
+
+    At a terminal it stays below the words; a terminal that gets no words has it alone. Elsewhere there is none.
+    """
+    console = words if words.is_terminal else err
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # long words are cut, and not the numbers
+    return Progress(
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False, table_column=rest),
+        console=console,
+        expand=True,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 def shown(text: str) -> str:

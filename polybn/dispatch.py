@@ -19,6 +19,7 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NoReturn, cast
 
+from polybn import extras
 from polybn.options import type_name
 from polybn.spec import BackendError
 
@@ -91,11 +92,16 @@ def why_not(name: str) -> str | None:
         reason = backend(name).why_not()
     except (Exception, SystemExit) as error:
         # A missing driver or third-party code may raise anything; one broken backend must not break the whole list.
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = f"{type(cause).__name__}: {cause}"
+        cause = _first_cause(error)
+        command = extras.advise(_entries()[name], cause) if name in _entries() else ""
+        reason = f"{type(cause).__name__}: {cause}{command and f' ({command})'}"
     return None if reason is None else " ".join(str(reason).split())
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def backend_of(function: str, **arrays: object) -> Backend:
@@ -207,8 +213,10 @@ def _load(function: str, value: str) -> Backend:
         return _found(value)
     except (Exception, SystemExit) as error:  # a module that ends the program must not end ours without a word
         name = next(name for name in _names() if _entries()[name].value == value)
-        ending = not threading.main_thread().is_alive()
-        hint = "Python is ending: import it earlier" if ending else "install its library, and see polybn.backends()"
+        command = extras.advise(_entries()[name], _first_cause(error))
+        hint = f"install its library{command and f': {command}'}, and see polybn.backends()"
+        if not threading.main_thread().is_alive():
+            hint = "Python is ending: import it earlier"
         raise BackendError(
             f"polybn.{function}: the module of backend {name!r} must be importable; got {type(error).__name__}: "
             f"{error} (it is {value}; {hint})"

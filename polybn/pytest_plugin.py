@@ -17,8 +17,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--polybn",
         metavar="NAME,...",
-        help="run PolyBN's conformance kit on these backends or adapters (polybn check --list names them; "
-        "my_module:MyAdapter is yours), and compare each two; alone, or beside the paths that are given",
+        help="run PolyBN's conformance kit on these backends (polybn info lists them) or adapters (my_module:MyAdapter "
+        "is yours, pytorch comes with polybn), and compare each two; alone, or beside the paths that are given",
     )
     group.addoption(
         "--polybn-profile", choices=("dev", "ci", "nightly"), default="dev", help="how much the kit tries (dev)"
@@ -29,7 +29,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Collect the suite in place of the current folder, or after the paths on the command line."""
     if not config.getoption("--polybn"):
         return
-    from polybn.conformance import suite
+    import pytest
+
+    try:
+        from polybn.conformance import suite
+    except ModuleNotFoundError as error:
+        if error.name not in ("hypothesis", "ml_dtypes"):
+            raise
+        raise pytest.UsageError(f'--polybn needs {error.name}: pip install "polybn[conformance]"') from error
 
     suite.subjects(config)  # a wrong name is an error of usage, before anything is collected
     given = config.args_source is type(config).ArgsSource.ARGS

@@ -7,6 +7,9 @@ import os
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +50,69 @@ def test_a_missing_library_says_what_to_install(
     ) as caught:
         resolve(adapter_name)
     assert str(caught.value.name).partition(".")[0] in LIBRARIES[adapter_name]
+
+
+NORM = """
+from polybn.conformance import Info
+
+class Norm:
+    where = {where!r}
+
+    def info(self):
+        return Info("norm", "1")
+
+    def train(self, *args, **options):
+        import neighbour
+"""
+
+
+@pytest.fixture
+def path(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Return the path on which Python looks for modules, as an installed command has it; forget what is imported."""
+    before = set(sys.modules)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if Path(place).absolute() != Path.cwd()])
+    yield sys.path
+    for name in set(sys.modules) - before:
+        if name.startswith(("my_norm", "neighbour")):
+            del sys.modules[name]
+
+
+def test_an_adapter_in_the_working_directory_is_found_with_its_neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: list[str]
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for folder in (tmp_path, elsewhere):
+        (folder / "my_norm.py").write_text(NORM.format(where=folder.name))
+    (tmp_path / "neighbour.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    path.insert(0, str(elsewhere))
+    made: Any = resolve("my_norm:Norm")
+    assert made.where == tmp_path.name
+    made.train()
+
+
+def test_the_path_is_changed_for_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: list[str]) -> None:
+    (tmp_path / "my_norm_broken.py").write_text("import nothing_like_this")
+    monkeypatch.chdir(tmp_path)
+    before = list(path)
+    resolve("polybn-numpy")
+    for name in ("fractions:Fraction", "nothing_like_this:Norm", "my_norm_broken:Norm"):
+        with pytest.raises((DTypeError, ImportError)):
+            resolve(name)
+    assert path == before
+
+
+def test_a_module_that_is_nowhere_is_named_with_the_place_where_it_should_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        resolve("my_nrom:Norm")
+    assert str(caught.value) == (
+        "polybn.conformance.resolve: adapter must name a module that can be imported; got 'my_nrom': No module named "
+        f"'my_nrom' (Python looks in the working directory, {tmp_path}, and where packages are installed)"
+    )
 
 
 def test_a_backend_that_cannot_run_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

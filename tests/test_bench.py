@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from polybn.bench.contenders import Found
 from polybn.bench.peers import PEERS
 from polybn.bench.tasks import LENET, SHAPES, Task, shapes
 from polybn.cli import app
+from tests.support.command import Polybn
 
 TASK = Task(kind="derivative", shape=(7, 3, 5))
 
@@ -224,6 +226,20 @@ def test_quickly_each_backend_is_timed_in_its_fastest_form() -> None:
 
 def test_no_peer_has_the_name_of_a_backend() -> None:
     assert not set(PEERS) & set(dispatch.installed())
+
+
+def test_json_for_standard_output_has_it_alone(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = [Task(kind="forward", shape=SHAPES[2])]
+    monkeypatch.setattr(tasks, "tasks", lambda quick, grow: small)
+    monkeypatch.setattr(contenders, "discover", lambda: [Found("numpy", "1"), Found("copy", "2")])
+    said = polybn_("bench", "--quick", "--only", "numpy", "--against", "copy", "--rounds", "1", "--json", "-")
+    assert said.code == 0
+    assert [row["contender"] for row in json.loads(said.out)["rows"]] == ["numpy", "copy", "copy again"]
+    assert "medians of time over copy's" in said.err
+    said = polybn_("bench", "--json", "no/bench.json")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "pictures need matplotlib" in polybn_("bench", "--pictures", ".").err
+    assert said.err == "error: polybn bench: --json must lie in a folder that exists; got no/bench.json (mkdir -p no)\n"
 
 
 def test_the_command_times_and_writes_a_record_and_a_picture(tmp_path: Path) -> None:

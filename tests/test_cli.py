@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from matplotlib.image import imread
 from rich.console import Console
 
@@ -90,6 +91,22 @@ def test_help_breaks_lines_only_where_the_terminal_ends(
         lines = [line.strip() for line in paragraph.strip().split("\n")]
         if not all(line.startswith("polybn ") for line in lines):
             assert not any(len(line) + len(after.split()[0]) < 76 for line, after in pairwise(lines)), paragraph
+
+
+def test_every_file_of_json_may_be_standard_output(polybn_: Polybn) -> None:
+    """Each of these has a test of what it prints."""
+    group: Any = typer.main.get_command(cli.app)
+    helps = {
+        name: option.help
+        for name, command in group.commands.items()
+        for option in command.params
+        if "--json" in option.opts
+    }
+    assert helps.keys() == {"agree", "bench", "check", "dialects", "inspect", "stats"}
+    assert [name for name, text in helps.items() if not re.search("; - prints (it|them)", text)] == []
+    said = polybn_("dialects", "pytorch", "--json", "-")
+    assert [record["name"] for record in json.loads(said.out)] == ["pytorch"]
+    assert "torch.nn.BatchNorm1d" in said.err
 
 
 def test_every_option_of_train_is_explained_with_its_default(polybn_: Polybn) -> None:

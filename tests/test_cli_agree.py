@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 from polybn import cli
-from polybn.conformance.agree import Agreement, Difference
+from polybn.conformance.agree import Agreement, Difference, agree
+from tests.support.command import Polybn
+
+ROOT = Path(__file__).parents[1]
 
 WRONG = """
 import numpy as np
@@ -56,6 +61,76 @@ def test_a_batch_norm_that_is_off_by_a_unit_is_named_with_a_program(
     assert done.stdout.count("running_var") == 2
     assert "resolve('polybn-numpy')" in path.read_text()
     assert "resolve('wrong_norm:Wrong')" in path.read_text()
+
+
+def test_a_batch_norm_in_the_working_directory_is_found(tmp_path: Path) -> None:
+    """As in an installed command, the directory is not on Python's path: hence -P."""
+    (tmp_path / "wrong_norm.py").write_text(WRONG)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "backends")])
+    command = [sys.executable, "-P", "-m", "polybn", "agree", "numpy", "wrong_norm:Wrong", "--cases", "10"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^ numpy, .*\n wrong_norm:Wrong ", done.stdout, re.MULTILINE), "names are shown whole"
+
+
+def test_a_batch_norm_that_raises_is_told_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, polybn_: Polybn
+) -> None:
+    (tmp_path / "raising_norm.py").write_text(
+        WRONG.replace("y, mean, var = ", "raise ValueError('no')\n        y, _, _ = ")
+    )
+    said = polybn_("agree", "numpy", "raising_norm:Wrong")
+    assert said.code == 2
+    assert said.err == (
+        "error: polybn agree: every call that is declared must return a result; got: wrong.train raised ValueError: no "
+        "(polybn check says more about each)\n"
+    )
+
+
+def test_json_for_standard_output_has_it_alone(polybn_: Polybn, tmp_path: Path) -> None:
+    said = polybn_("agree", "numpy", "polybn-numpy-plain", "--cases", "4", "--json", "-")
+    assert said.code == 0
+    assert json.loads(said.out)["names"] == ["numpy", "polybn-numpy-plain"]
+    assert "All pairs agree" in said.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_batch_norm_prints_and_warns_of_is_not_in_the_json(polybn_: Polybn, tmp_path: Path) -> None:
+    chatty = WRONG.replace(
+        "        y, mean, var = ", "        print('training')\n        np.float32(1e38) * 10\n        y, mean, var = "
+    )
+    (tmp_path / "chatty_norm.py").write_text(chatty)
+    said = polybn_("agree", "numpy", "chatty_norm:Wrong", "--cases", "10", "--json", "-")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["cases"] == 10
+    assert "training" in said.err
+    assert "Warning" not in said.err
+
+
+def test_files_are_refused_before_the_first_call(polybn_: Polybn, tmp_path: Path) -> None:
+    for option, name in (("--json", "no/found.json"), ("--picture", "no/found.png"), ("--json", ".")):
+        said = polybn_("agree", "numpy", "nosuch", option, name)
+        assert (said.code, said.out) == (2, "")
+        assert f"polybn agree: {option} must" in said.err
+
+
+def test_a_picture_without_matplotlib_is_refused_before_the_first_call(
+    polybn_: Polybn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    said = polybn_("agree", "numpy", "nosuch", "--picture", "a.png")
+    assert said.code == 2
+    assert said.err == 'error: polybn agree: --picture needs matplotlib: pip install "polybn[plot]"\n'
+
+
+def test_each_call_is_told_before_it_is_made() -> None:
+    told: list[tuple[str, int, int]] = []
+    agree(["numpy", "polybn-numpy-plain"], cases=2, progress=lambda *args: told.append(args))
+    assert [(done, total) for _, done, total in told] == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert re.fullmatch(r"numpy: training, float16, shape \([\d, ]+\), axis \d", told[0][0])
+    assert told[1][0].startswith("polybn-numpy-plain: training, float16, ")
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])

@@ -74,12 +74,13 @@ class Installer(NamedTuple):
 
     site: Path
 
-    def __call__(self, package: str, entries: dict[str, str], **modules: str) -> None:
+    def __call__(self, package: str, entries: dict[str, str], *, extras: tuple[str, ...] = (), **modules: str) -> None:
         for name, source in modules.items():
             (self.site / f"{name}.py").write_text(textwrap.dedent(source))
-        info = self.site / f"{package}-1.0.dist-info"
+        info = self.site / f"{package.replace('-', '_')}-1.0.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        offered = "".join(f"Provides-Extra: {extra}\n" for extra in extras)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n{offered}")
         lines = [f"[{dispatch.GROUP}]", *(f"{name} = {value}" for name, value in entries.items())]
         (info / "entry_points.txt").write_text("\n".join(lines))
         forget()
@@ -268,6 +269,60 @@ def test_f26_a_failing_import_keeps_its_cause(install: Installer, failure: str) 
     reason = polybn.backends()["broken"]
     assert reason == " ".join(f"{failure}: {error.__cause__}".split())
     assert polybn.backends()["numpy"] is None
+
+
+@pytest.mark.parametrize(
+    ("offered", "command"),
+    [
+        (("broken", "broken-more", "docs"), 'pip install "polybn-broken[broken]"'),
+        (
+            ("broken-cuda12", "broken-cuda13"),
+            'pip install "polybn-broken[broken-cuda12]" or pip install "polybn-broken[broken-cuda13]"',
+        ),
+        (("docs", "unbroken"), ""),
+    ],
+)
+def test_a_library_that_is_missing_is_named_with_the_extra_that_brings_it(
+    install: Installer, offered: tuple[str, ...], command: str
+) -> None:
+    failure = FAILURES["ModuleNotFoundError"]
+    install("polybn-broken", {"broken": "polybn_broken"}, extras=offered, broken=ARRAYS, polybn_broken=failure)
+    missing = "ModuleNotFoundError: No module named 'no_such_library'"
+    assert polybn.backends()["broken"] == f"{missing}{command and f' ({command})'}"
+    error = refused(polybn.moments, importlib.import_module("broken").Array())
+    hint = f"install its library{command and f': {command}'}, and see polybn.backends()"
+    assert str(error).endswith(f"got {missing} (it is polybn_broken; {hint})")
+
+
+def test_only_what_is_missing_is_to_be_installed(install: Installer) -> None:
+    """A library that is there and fails, or a backend whose own module is not there, needs something else."""
+    for number, source in enumerate((FAILURES["ImportError"], FAILURES["RuntimeError"])):
+        name = f"broken{number}"
+        install(f"polybn-{name}", {name: f"polybn_{name}"}, extras=(name,), **{f"polybn_{name}": source})
+    install("polybn-gone", {"gone": "polybn_gone"}, extras=("gone",))
+    reasons = polybn.backends()
+    assert "pip" not in f"{reasons['broken0']} {reasons['broken1']} {reasons['gone']}"
+
+
+WITHOUT = """
+import sys
+from polybn import dispatch
+
+for name in ("array_api_compat", "array_api_strict", "cupy", "dask", "jax", "mxnet", "torch"):
+    sys.modules[name] = None
+for name, reason in dispatch.backends().items():
+    print(f"{name}: {reason}")
+"""
+
+
+def test_every_backend_of_this_tree_says_how_to_get_its_library() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
+    said = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert said.keys() == set(IN_TREE)
+    named = {name: re.findall(r'pip install "polybn\[([^]]+)\]"', reason) for name, reason in said.items()}
+    assert named.pop("numpy") == []
+    builds = {"cupy": ["cupy-cuda12x", "cupy-cuda13x"], "array_api_strict": ["array-api-strict"]}
+    assert named == {name: builds.get(name, [name]) for name in named}
 
 
 def test_the_reason_why_a_backend_cannot_run_is_the_first_cause(install: Installer) -> None:

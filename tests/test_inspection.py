@@ -282,6 +282,16 @@ def test_inspect_writes_all_as_json(polybn_: Polybn, tmp_path: Path) -> None:
     assert norm["state"]["running_mean"] == state["running_mean"].tolist()
 
 
+def test_json_for_standard_output_has_it_alone(polybn_: Polybn, tmp_path: Path) -> None:
+    save(tmp_path / "bad.safetensors", b=healthy(running_var=np.nan))
+    code, out, err = polybn_("inspect", "bad.safetensors", "--json", "-")
+    assert code == 1
+    assert json.loads(out)["file"] == "bad.safetensors"
+    assert err.splitlines()[-1].startswith("error: b: variance is NaN or infinite")
+    assert "mean" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.safetensors"]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3.5])
 @pytest.mark.parametrize("dtype", ["float16", "float64", "longdouble"])
 def test_all_of_a_batch_norm_is_plain_json(value: float, dtype: str) -> None:
@@ -322,7 +332,10 @@ def test_inspect_draws_the_statistics(polybn_: Polybn, tmp_path: Path) -> None:
         (("none.safetensors",), "No such file or directory: none.safetensors"),
         (("m.safetensors", "--for", "keras4"), "polybn.inspect: --for must name a dialect; got 'keras4' (did you"),
         (("m.safetensors", "--json", "m.safetensors"), "polybn.inspect: --json must be another file than FILE; got "),
-        (("m.safetensors", "--json", "none/m.json"), "No such file or directory: none"),
+        (
+            ("m.safetensors", "--json", "none/m.json"),
+            "polybn inspect: --json must lie in a folder that exists; got none/m.json",
+        ),
         (("m.safetensors", "--picture", "m.txt"), "polybn: the name of a picture must end in one of .png, .svg, .pdf"),
     ],
 )

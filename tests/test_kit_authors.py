@@ -155,6 +155,11 @@ def test_printing_is_noted_and_spoils_no_report(capfd: pytest.CaptureFixture[str
     assert "prints while it is checked" in str(report)
 
 
+def test_roundings_of_a_narrow_dtype_are_no_convention() -> None:
+    (result,) = check(authors.Narrow(), ["convention-axes"]).results
+    assert result.status == "pass", result.words
+
+
 def test_nan_after_one_value_is_noticed_for_each_declaration() -> None:
     for declared in ({}, {"running_variance": "unbiased"}):
         adapter = type("Declared", (authors.Leaking,), {"conventions": declared})()
@@ -210,7 +215,20 @@ def test_echoes_are_marked_and_no_grade_is_given() -> None:
     assert {name for name, found in status.items() if found == "echo"} == {"G1", "P2", "P22", "P33", "stateful"}
     assert status["grade-float32"] == "not certified"
     assert report.grades == ()
-    assert "declare momentum='new': G1, P2, P22, P33, stateful" in " ".join(str(report).split())
+    assert "declare momentum='new': P2, P22, P33, G1, stateful" in " ".join(str(report).split())
+
+
+def test_the_first_to_mend_is_the_plainest_property() -> None:
+    """Who errs everywhere is told so about y of four small values, not about the ends of the range."""
+
+    class Doubling(authors.Right):
+        def train(self, *args: Any, **options: Any) -> Any:
+            y, mean, var = super().train(*args, **options)
+            return 2 * y, mean, var
+
+    only = ["P1", "P22", "R1", "G1"]
+    assert [result.id for result in check(Doubling(), only).failures] == only
+    assert check(Doubling(), only).advice.startswith("P1: y must be exactly the numbers of the specification")
 
 
 def test_a_fault_beside_a_wrong_declaration_is_no_echo() -> None:

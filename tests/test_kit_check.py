@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 
 from polybn import conformance
 from polybn.commands import check as check_command
-from polybn.conformance import conventions, expected
+from polybn.conformance import conventions, expected, peers
 from polybn.conformance.grades import LETTERS
 from polybn.conformance.report import Report
 from polybn.spec import DomainError
 from tests.support import kit_adapters as kit
+from tests.support.command import Polybn
 from tests.support.kit_variants import VARIANTS, Plain
 
 QUICK = {"P6", "P6b"}
@@ -255,6 +256,36 @@ def test_command(tmp_path: Path) -> None:
     assert data["ok"] is True
     assert data["adapter"]["dtypes"] == ["float32"]
     assert html_file.read_text().startswith("<!doctype html>")
+
+
+def test_json_for_standard_output_has_it_alone(polybn_: Polybn, tmp_path: Path) -> None:
+    said = polybn_("check", "--backend", "numpy", "--only", "P16", "--dtype", "float32", "--json", "-")
+    assert said.code == 0
+    assert [result["id"] for result in json.loads(said.out)["results"]] == ["P16"]
+    assert "PolyBN on numpy conforms to the specification" in said.err
+    assert said.err.endswith("Written to standard output\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_quietly_one_sentence_is_said_once(polybn_: Polybn) -> None:
+    said = polybn_("check", "--backend", "numpy", "--only", "P16", "--dtype", "float32", "--quiet")
+    assert said == (0, "PolyBN on numpy conforms to the specification: 1 pass.\n", "")
+
+
+def test_two_reports_cannot_be_one_file(polybn_: Polybn) -> None:
+    said = polybn_("check", "--backend", "numpy", "--json", "-", "--junit", "-")
+    assert (said.code, said.out) == (2, "")
+    assert (
+        said.err == "error: polybn check: --json, --junit must name different files; got -, - (each is written whole)\n"
+    )
+
+
+def test_the_table_of_peers_is_beside_its_json(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "everyone", lambda: ["none"])
+    monkeypatch.setattr(peers, "run", lambda names, limit: [peers.Peer(name, why_not="it is no one") for name in names])
+    said = polybn_("check", "--peers", "--json", "-")
+    assert json.loads(said.out)["peers"][0]["adapter"] == "none"
+    assert "Could not run: none (it is no one)." in said.err
 
 
 def test_command_fails_where_the_check_does(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from polybn import conformance
 from polybn.conformance import check, conventions
 from polybn.conformance.adapter import Info
 from polybn.conformance.adapters import ADAPTERS, resolve
-from polybn.conformance.dialects import DECLARED, fitting, whole
+from polybn.conformance.convention import Convention
+from polybn.conformance.dialects import DECLARED, advise, fitting, whole
 from polybn.spec import DomainError
 from tests.support import kit_adapters as kit
 from tests.test_adapters import why_not
@@ -99,6 +101,75 @@ def test_nothing_is_named_where_too_little_was_seen_or_nothing_fits() -> None:
             return super().info()._replace(momentum="new")
 
     assert "dialect=" not in check(Deviation(), only=CONVENTIONS).advice
+
+
+def seen(name: str, value: str, declared: str) -> Convention:
+    """Return a convention as detection leaves it; a value with a space cannot be declared."""
+    right = value == declared
+    advice = "" if right else f"declare {name}={value!r}"
+    return Convention(name, declared, value, "S4", "", "", advice, () if right or " " in value else ((name, value),))
+
+
+def conventions_of(info: Info, **values: str) -> list[Convention]:
+    """Return the conventions of a declaration; those in ``values`` are seen to be otherwise."""
+    return [seen(field, values.get(field, getattr(info, field)), getattr(info, field)) for field in DECLARED]
+
+
+NAN = {"single_value": "nan in running_var"}
+
+
+@pytest.mark.parametrize(
+    ("declared", "values", "sentence"),
+    [
+        ({"dialect": "mxnet_cudnn"}, {"empty": "changed", **NAN}, ""),
+        ({"dialect": "keras3", "empty": "error"}, {"empty": "changed"}, ""),
+        (
+            {"dialect": "keras3"}, {"running_variance": "unbiased", "momentum": "new", **NAN},
+            "The rest of what was seen is what dialect='cudnn' and empty='changed' declares; it takes the place of "
+            "dialect='keras3'",
+        ),
+        (
+            {"dialect": "pytorch"}, {"momentum": "old"},
+            "No dialect has all that: declare running_variance='unbiased' and single_value='error' in place of "
+            "dialect='pytorch'",
+        ),
+        (
+            {"dialect": "pytorch"}, {"momentum": "old", "running_variance": "biased", "single_value": "beta"},
+            "All that was seen is what dialect='polybn' declares; it takes the place of dialect='pytorch'",
+        ),
+        (
+            {}, {"momentum": "new"},
+            "All that was seen is what dialect='d2l_mxnet' declares",
+        ),
+        ({}, {"momentum": "new", "running_variance": "the standard deviation"}, ""),
+    ],
+)  # fmt: skip
+def test_the_advice_is_a_declaration_that_would_be_true(
+    declared: dict[str, str], values: dict[str, str], sentence: str
+) -> None:
+    info = whole(Info("mine", "1", **declared))  # type: ignore[arg-type]
+    said = advise(conventions_of(info, **values), info)
+    assert re.sub(r" \(it is also that of .*?\)", "", said) == sentence
+
+
+def test_a_default_is_not_to_be_declared_beside_a_dialect_that_overrules_it() -> None:
+    class OldWeight(kit.Unbiased):
+        """PyTorch, it says, but its momentum weighs the old value."""
+
+        def info(self) -> Info:
+            return Info("old weight", "1", dialect="pytorch")
+
+    report = check(OldWeight(), only=[*CONVENTIONS, "P2"])
+    assert report.advice == (
+        "Your momentum weighs the old value: declare momentum='old', without dialect='pytorch'. No dialect has all "
+        "that: declare running_variance='unbiased' and single_value='error' in place of dialect='pytorch'."
+    )
+
+    class Declared(OldWeight):
+        def info(self) -> Info:
+            return Info("old weight", "1", running_variance="unbiased", single_value="error")
+
+    assert check(Declared(), only=[*CONVENTIONS, "P2"]).ok
 
 
 @pytest.mark.parametrize(

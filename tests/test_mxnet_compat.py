@@ -140,7 +140,7 @@ def test_no_mxnet(tmp_path: Path) -> None:
     assert done.returncode == 1
     message = done.stderr.splitlines()[-1]
     assert message == (
-        "ImportError: polybn_mxnet: mxnet 1.9.1 must be installed (`pip install 'polybn[mxnet]'` with NumPy 1.26; "
+        'ImportError: polybn_mxnet: mxnet 1.9.1 must be installed (`pip install "polybn[mxnet]"` with NumPy 1.26; '
         "beside NumPy 2 `pip install --no-deps mxnet==1.9.1` and `pip install requests graphviz`)"
     )
 

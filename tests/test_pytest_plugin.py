@@ -19,16 +19,18 @@ class Off(kit_adapters.Right):
 """
 
 
-def run(folder: Path, *arguments: str) -> tuple[int, str]:
-    path = os.pathsep.join([str(folder), str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")])
+def run(folder: Path, *arguments: str, path: Path = ROOT) -> tuple[int, str]:
+    """Run pytest in a folder, with a place where Python looks for modules first; return its exit code and words."""
+    places = os.pathsep.join([str(path), str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     # Naming the plug-in makes the test independent of the installed version.
-    command = [sys.executable, "-m", "pytest", "-p", "polybn.pytest_plugin", "-p", "no:cacheprovider", *arguments]
+    # As the command pytest has it, and python -m pytest has not, the folder is not on Python's path: hence -P.
+    command = [sys.executable, "-P", "-m", "pytest", "-p", "polybn.pytest_plugin", "-p", "no:cacheprovider", *arguments]
     if _is_installed():
         command = [word for word in command if word != "polybn.pytest_plugin"]
         command.remove("-p")
     ran = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env=environment | {"PYTHONPATH": path}, check=False
+        command, cwd=folder, capture_output=True, text=True, env=environment | {"PYTHONPATH": places}, check=False
     )
     return ran.returncode, ran.stdout + ran.stderr
 
@@ -57,6 +59,60 @@ def test_a_batch_norm_that_is_off_is_named_with_a_program(tmp_path: Path) -> Non
     assert "test_agreement[numpy-off:Off]" in output
     assert "running_var" in output
     assert "To repeat it:" in output
+
+
+RAISING = """
+from polybn.conformance import Info
+
+
+class NoTrain:
+    def info(self):
+        return Info("none", "1")
+
+
+class Undeclared(NoTrain):
+    def train(self, *args, **options):
+        raise ValueError("four axes, please")
+
+
+class Whole(Undeclared):
+    infer = vjp = Undeclared.train
+
+    def info(self):
+        return Info("none", "1", infers=False)
+
+
+class Unmade(Whole):
+    def __init__(self):
+        raise OSError("no driver")
+"""
+
+
+def test_an_adapter_that_cannot_be_used_is_an_error_in_words(tmp_path: Path) -> None:
+    (tmp_path / "raising.py").write_text(RAISING)
+    for name, words in {
+        "NoTrain": "adapter must have the methods info and train",
+        "Undeclared": "Undeclared must have the methods that it declares; it lacks infer, vjp",
+        "Unmade": "raising:Unmade.__init__ raised OSError: no driver",
+        "Nothing": "module raising has no Nothing",
+    }.items():
+        code, output = run(tmp_path, "--polybn", f"raising:{name}")
+        assert code == 4, output
+        assert words in output
+        assert "Traceback" not in output
+    code, output = run(tmp_path, "--polybn", "numpy,raising:Whole", "-k", "agreement")
+    assert code == 1
+    assert "none.train raised ValueError: four axes, please" in output
+    assert "runner.py" not in output
+
+
+def test_what_it_needs_is_named_with_the_command_that_installs_it(tmp_path: Path) -> None:
+    (tmp_path / "hypothesis.py").write_text(
+        "raise ModuleNotFoundError('No module named hypothesis', name='hypothesis')"
+    )
+    code, output = run(tmp_path, "--polybn", "numpy", "-p", "no:hypothesispytest", path=tmp_path)
+    assert code == 4, output
+    assert 'ERROR: --polybn needs hypothesis: pip install "polybn[conformance]"' in output
 
 
 def test_paths_that_are_given_are_run_beside_it(tmp_path: Path) -> None:

@@ -138,10 +138,10 @@ def import_mxnet() -> ModuleType:
         if error.name != "mxnet":
             raise
         raise ImportError(
-            "polybn_mxnet: mxnet 1.9.1 must be installed (`pip install 'polybn[mxnet]'` with NumPy 1.26; "
+            'polybn_mxnet: mxnet 1.9.1 must be installed (`pip install "polybn[mxnet]"` with NumPy 1.26; '
             "beside NumPy 2 `pip install --no-deps mxnet==1.9.1` and `pip install requests graphviz`)",
             name="mxnet",
-        ) from error
+        ) from None  # polybn.backends shows the first cause, and this one says more
     except OSError as error:
         sys.meta_path.remove(finder)
         if not missing:
@@ -150,7 +150,7 @@ def import_mxnet() -> ModuleType:
         raise ImportError(
             f"polybn_mxnet: {CUDA_BUILD} must find the libraries of CUDA 11; missing are {listed} ({error})",
             name="mxnet",
-        ) from error
+        ) from None
     except BaseException:
         sys.meta_path.remove(finder)
         raise

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from polybn.console import err, out
+from polybn.console import check_place, named, progress, words_beside, write
 
 
 def bench(
@@ -22,7 +21,7 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each contender. Default: its own.")] = None,
     limit: Annotated[float, typer.Option(help="Seconds after which a hanging contender is ended.")] = 120,
     json_out: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this file.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this file; - prints them.")
     ] = None,
     pictures: Annotated[Path | None, typer.Option(metavar="DIR", help="Also draw pictures into this folder.")] = None,
 ) -> None:
@@ -38,7 +37,13 @@ def bench(
     from polybn.bench.record import Record, facts
     from polybn.bench.rounds import Plan, run
     from polybn.bench.tasks import tasks
+    from polybn.lenet.pictures import new_figure
 
+    if json_out is not None:
+        check_place("bench", "--json", json_out)
+    if pictures is not None:
+        new_figure()  # fails before the first round without matplotlib
+    out = words_beside(json_out)
     contenders = discover()
     known = [contender.name for contender in contenders]
     for name in filter(None, [against, *(only or [])]):
@@ -52,18 +57,17 @@ def bench(
     if quick:
         plan = replace(plan, rounds=min(rounds, 3), block=0.02, limit=min(limit, 30))
     record = Record(against, facts(plan.rounds, threads), dict(chosen))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as progress:
-        bar = progress.add_task("starting", total=len(jobs) + busy, completed=-1)
-        run(plan, lambda words: progress.update(bar, description=words, advance=1), record)
+    with progress(out) as bar:
+        task = bar.add_task("starting", total=len(jobs) + busy, completed=-1)
+        run(plan, lambda words: bar.update(task, description=words, advance=1, refresh=True), record)
     for title, lines in tables.tables(record).items():
         out.print(f"{title}: medians of time over {against}'s\n{tables.plain(lines)}")
     failed = [row for row in record.rows if row.cannot and not row.cannot.startswith("NotImplementedError")]
     for words in dict.fromkeys(f"{row.contender} was left out: {row.cannot}" for row in failed):
         out.print(words)
     if json_out is not None:
-        record.save(json_out)
-        out.print(f"Figures written to {json_out}")
+        write(json_out, record.dumps())
+        out.print(f"Figures written to {named(json_out)}")
     if pictures is not None:
         from polybn.bench.pictures import save
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from polybn.atomic import write_atomic
+from polybn.console import check_place, err, progress, words_beside, write
+from polybn.spec import DomainError
 
 if TYPE_CHECKING:
-    from polybn.conformance.agree import Agreement, Difference
+    from rich.console import Console
 
-out = Console(markup=False, emoji=False, highlight=False)
-err = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    from polybn.conformance.agree import Agreement, Difference
 
 
 def agree(
@@ -32,7 +33,9 @@ def agree(
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the matrix of all pairs: .png, .svg or .pdf.")
     ] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all differences, with programs.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all differences, with programs; - prints them.")
+    ] = None,
     programs: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Write a program for each pair that repeats its largest difference."),
@@ -49,15 +52,33 @@ def agree(
     """
     from polybn.conformance import agree_picture
     from polybn.conformance.agree import agree as compare
+    from polybn.conformance.runner import CallError, KitAdapterError
 
     if picture is not None:
         agree_picture.check_path(picture)
-    with Progress(console=err, transient=True) as bar:
-        task = bar.add_task("calls", total=cases)
-        found = compare(names, cases=cases, seed=seed, progress=lambda done: bar.update(task, completed=done))
-    _print(found)
+        check_place("agree", "--picture", picture)
     if json is not None:
-        write_atomic(json, found.to_json().encode())
+        check_place("agree", "--json", json)
+    out = words_beside(json)
+    # What a batch norm prints must not come between the brackets of the JSON.
+    aside = contextlib.redirect_stdout(sys.stderr) if out is err else contextlib.nullcontext()
+    with progress(out) as bar, aside:
+        task = bar.add_task("importing", total=cases)
+        try:
+            found = compare(
+                names,
+                cases=cases,
+                seed=seed,
+                progress=lambda what, done, _: bar.update(task, description=what, completed=done, refresh=True),
+            )
+        except (CallError, KitAdapterError) as error:
+            raise DomainError(
+                f"polybn agree: every call that is declared must return a result; got: {error} "
+                "(polybn check says more about each)"
+            ) from error
+    _print(found, out)
+    if json is not None:
+        write(json, found.to_json())
     if picture is not None:
         agree_picture.draw(found, picture)
     if programs is not None:
@@ -65,11 +86,12 @@ def agree(
     raise typer.Exit(0 if found.within() else 1)
 
 
-def _print(found: Agreement) -> None:
-    table = Table("pair", "worst in", "share of bounds", "units in last place", "exact answers", box=None)
+def _print(found: Agreement, out: Console) -> None:
+    pair = Column("pair", no_wrap=True)  # whole names, because they are what is typed again
+    table = Table(pair, "worst in", "share of bounds", "units in last place", "exact answers", box=None)
     for difference in _worst_pairs(found):
         table.add_row(
-            f"{difference.first}, {difference.second}",
+            f"{difference.first},\n{difference.second}",
             f"{difference.quantity}, {difference.dtype}",
             f"{difference.share:.2g}",
             f"{difference.ulps:.3g}",

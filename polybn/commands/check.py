@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from polybn.atomic import write_atomic
+from polybn.commands.checking import Checking
+from polybn.console import check_place, named, out, progress, words_beside, write
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
-    from polybn.conformance.apart import Begun, Order
-    from polybn.conformance.finding import Finding
     from polybn.conformance.grades import Letter
     from polybn.conformance.report import Report
-    from polybn.conformance.result import Result
 
-out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
-err = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
-STYLES = {"pass": "green", "fail": "bold red", "echo": "red", "expected failure": "yellow", "not certified": "magenta"}
-WIDTH = 80
-"""The width of a line that is printed for a check."""
-REWRITE = 2.0
-"""Seconds after which files are written again while the check goes on."""
 INTERRUPTED = 130
 """The exit code after Ctrl-C, the same as in shells."""
 
@@ -92,7 +78,7 @@ def check(
         ),
     ] = None,
     json_out: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write everything as JSON.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write everything as JSON; - prints it.")
     ] = None,
     html_out: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Also write one HTML page, with pictures.")
@@ -141,106 +127,16 @@ def check(
     from polybn.conformance.expected import read
 
     order = Order(_source(backend, adapter, jit=jit), profile, tuple(dtype) if dtype else None, seed, limit, not only)
-    check = Checking(
-        chosen(only or None), read(xfail) if xfail else {}, _files(json_out, html_out, junit_out), quiet=quiet
-    )
-    if adapter is not None:  # an installed command lacks '' in sys.path, and the adapter is in the working directory
-        sys.path.insert(0, str(Path.cwd()))
-    report = check.run(order)
+    files = _files(json_out, html_out, junit_out)
+    words = words_beside(*files)
+    report = Checking(chosen(only or None), read(xfail) if xfail else {}, files, words, quiet=quiet).run(order)
     worse = [] if at_least is None else _worse(report, at_least)
     for line in worse:
-        out.print(line)
+        words.print(line)
     if report.missing:
         raise typer.Exit(INTERRUPTED)
     if worse or not report.ok:
         raise typer.Exit(1)
-
-
-@dataclass
-class Checking:
-    """A check in progress, whose findings are printed and written as they come."""
-
-    wanted: list[str]
-    reasons: dict[str, str]
-    files: dict[Path, Callable[[Report], str]]
-    """Functions that make the text of each file from a report, by path."""
-    quiet: bool = False
-    findings: list[Finding] = field(default_factory=list)
-    begun: Begun | None = None
-    profile: str = ""
-    start: float = field(default_factory=time.perf_counter)
-
-    def run(self, order: Order) -> Report:
-        """Check until the end or an interruption; print and write the report."""
-        self.profile = order.profile
-        try:
-            with _bar() as bar:
-                self._watch(order, bar)
-        except KeyboardInterrupt:
-            err.print("Interrupted: the report has what was found so far.")
-        report = self.report()
-        for path, text in self.files.items():
-            write_atomic(path, text(report).encode())
-        out.print(f"{report.advice}\n{report.verdict}" if self.quiet else f"\n{report}")
-        for result in report.failures if not self.quiet else ():
-            if result.reproducer:
-                out.print(f"\nTo repeat {result.id}:\n{_plain(result.reproducer)}")
-        for path in self.files:
-            out.print(f"Written to {path}")
-        return report
-
-    def _watch(self, order: Order, bar: Progress) -> None:
-        from polybn.conformance.apart import Begun, examine
-        from polybn.conformance.check import fitting
-
-        task, written = bar.add_task("starting", total=len(self.wanted)), 0.0
-        for message in examine(order, self.wanted):
-            if isinstance(message, Begun):
-                self.begun = message
-                if order.everything:
-                    self.wanted[:] = fitting(self.wanted, message.info)
-            else:
-                self.findings.append(message)
-                self._tell(message.result)
-                if time.monotonic() - written > REWRITE:
-                    self._write_drafts()
-                    written = time.monotonic()
-            done = len(self.findings)
-            comes = self.wanted[done] if done < len(self.wanted) else ""
-            bar.update(task, completed=done, total=len(self.wanted), description=comes)
-
-    def report(self) -> Report:
-        """Make a report of the findings so far."""
-        from polybn.conformance.adapter import Info
-        from polybn.conformance.check import Setting, report_of
-
-        info = self.begun.info if self.begun else Info("the adapter", "not made yet")
-        seed, useless = (self.begun.seed, self.begun.useless) if self.begun else (0, "")
-        setting = Setting(info, self.profile, seed, time.perf_counter() - self.start, self.reasons)
-        return report_of(setting, self.findings, useless, () if useless else self.wanted[len(self.findings) :])
-
-    def _tell(self, result: Result) -> None:
-        if self.quiet:
-            return
-        status = "known" if result.status == "fail" and result.id in self.reasons else SHORT[result.status]
-        line = f"{status:<6} {result.id:<{8 if len(result.id) <= 8 else 28}} "
-        room = WIDTH - len(line)
-        title = result.title if len(result.title) <= room else f"{result.title[: room - 3].rstrip()}..."
-        out.print(line + title, style=STYLES.get(result.status, "dim") if result.status != "pass" else None)
-
-    def _write_drafts(self) -> None:
-        """Write all files but HTML pages, whose pictures take too long to draw again and again."""
-        report = self.report()
-        for path, text in self.files.items():
-            if path.suffix != ".html":
-                write_atomic(path, text(report).encode())
-
-
-SHORT = {
-    "pass": "pass", "fail": "FAIL", "echo": "echo", "expected failure": "known", "not certified": "unsure",
-    "not applicable": "n/a",
-}  # fmt: skip
-"""Short names of statuses, for a column of the output."""
 
 
 def _list() -> None:
@@ -259,7 +155,7 @@ def _write_skeleton(path: Path) -> None:
         raise DomainError(f"polybn check: --new-adapter must name a Python module; got {path} (my_adapter.py is one)")
     if path.exists():
         raise DomainError(f"polybn check: --new-adapter must name a new file; got {path}, which exists (it is kept)")
-    _require_place(path, "--new-adapter")
+    check_place("check", "--new-adapter", path)
     write_atomic(path, skeleton.text(module).encode())
     place = "" if path.parent == Path() else f"cd {path.parent} && "
     out.print(f"Written to {path}. Fill it in, and check it:\n{place}polybn check --adapter {module}:MyBatchNorm")
@@ -276,20 +172,15 @@ def _files(json_out: Path | None, html_out: Path | None, junit_out: Path | None)
         "--html": (html_out, html.page),
         "--junit": (junit_out, junit.document),
     }
-    for option, (path, _) in wanted.items():
-        if path is not None:
-            _require_place(path, option)
+    asked = {option: path for option, (path, _) in wanted.items() if path is not None}
+    for option, path in asked.items():
+        check_place("check", option, path)
+    if len({*asked.values()}) < len(asked):
+        raise DomainError(
+            f"polybn check: {', '.join(asked)} must name different files; got {', '.join(map(str, asked.values()))} "
+            "(each is written whole)"
+        )
     return {path: text for path, text in wanted.values() if path is not None}
-
-
-def _require_place(path: Path, option: str) -> None:
-    folder = path.parent
-    if path.is_dir():
-        raise DomainError(f"polybn check: {option} must name a file; got {path}, a folder (try {path / 'report'})")
-    if not folder.is_dir():
-        raise DomainError(f"polybn check: {option} must lie in a folder that exists; got {path} (mkdir -p {folder})")
-    if not os.access(folder, os.W_OK):
-        raise DomainError(f"polybn check: {option} must lie in a folder that can be written; got {path}")
 
 
 def _source(backend: str | None, adapter: str | None, *, jit: bool) -> str:
@@ -321,37 +212,19 @@ def _compare_peers(json_out: Path | None, into: list[Path], limit: float | None)
     from polybn.conformance import peers
 
     if json_out is not None:
-        _require_place(json_out, "--json")
-    measured = []
-    with _bar() as bar:
+        check_place("check", "--json", json_out)
+    words, measured = words_beside(json_out), list[peers.Peer]()
+    with progress(words) as bar:
         names = peers.everyone()
-        task = bar.add_task("", total=len(names))
-        for peer in peers.run(names, limit or peers.LIMIT):
+        task = bar.add_task(names[0], total=len(names))
+        for comes, peer in zip([*names[1:], ""], peers.run(names, limit or peers.LIMIT), strict=True):
             measured.append(peer)
-            bar.update(task, advance=1, description=peer.adapter)
+            bar.update(task, advance=1, description=comes, refresh=True)
     text = peers.to_json(measured)
     record = json.loads(text)
-    out.print(peers.to_markdown(record))
+    words.print(peers.to_markdown(record))
     filled = [(path, peers.fill(path.read_text(encoding="utf-8"), record)) for path in into]
     for path, content in [(json_out, text), *filled]:
         if path is not None:
-            write_atomic(path, content.encode())
-            out.print(f"Written to {path}")
-
-
-def _bar() -> Progress:
-    return Progress(
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    )
-
-
-def _plain(text: str) -> str:
-    from polybn.conformance.guard import plain
-
-    return plain(text)
+            write(path, content)
+            words.print(f"Written to {named(path)}")

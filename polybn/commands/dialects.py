@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from polybn.atomic import write_atomic
-from polybn.console import out
+from polybn.console import check_place, words_beside, write
 
 if TYPE_CHECKING:
     from polybn.dialects import Dialect
@@ -21,7 +20,9 @@ def dialects(
         list[str] | None,
         typer.Argument(metavar="[NAME]...", help="None: all. One: everything about it. Two or more: what differs."),
     ] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all facts, with their sources.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all facts, with their sources, as JSON; - prints them.")
+    ] = None,
 ) -> None:
     """Show what each framework means by momentum, variance, eps and the rest; or how two of them differ.
 
@@ -35,8 +36,10 @@ def dialects(
 
     chosen = [find(name, function="dialects") for name in names or DIALECTS]
     if json is not None:
-        write_atomic(json, (writer.dumps(list(map(_record, chosen)), indent=1) + "\n").encode())
-    out.print(_all(chosen) if not names else _one(chosen[0]) if len(chosen) == 1 else _differences(chosen))
+        check_place("dialects", "--json", json)
+        write(json, writer.dumps(list(map(_record, chosen)), indent=1) + "\n")
+    shown = _all(chosen) if not names else _one(chosen[0]) if len(chosen) == 1 else _differences(chosen)
+    words_beside(json).print(shown)
 
 
 def _record(dialect: Dialect) -> dict[str, Any]:

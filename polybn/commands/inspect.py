@@ -10,8 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from polybn.atomic import write_atomic
-from polybn.console import out, shown
+from polybn.console import check_place, shown, words_beside, write
 
 WIDE = 200
 """The largest width of the table, wide enough for whole names."""
@@ -31,7 +30,7 @@ def inspect(
         typer.Option("--for", metavar="DIALECT", help="Where the model is to go; polybn dialects lists the names."),
     ] = None,
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all statistics and findings, as JSON.")
+        Path | None, typer.Option(metavar="FILE", help="Write all statistics and findings, as JSON; - prints them.")
     ] = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the statistics, layer after layer: .png, .svg or .pdf.")
@@ -54,6 +53,7 @@ def inspect(
 
     if json is not None:
         check_other("inspect", "--json", json, file)
+        check_place("inspect", "--json", json)
     if picture is not None:
         from polybn.lenet import pictures
 
@@ -68,13 +68,14 @@ def inspect(
             "findings": [finding._asdict() for finding in findings],
             "batch_norms": [words.to_plain(norm) for norm in model.norms],
         }
-        write_atomic(json, (writer.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+        write(json, writer.dumps(report, indent=1, allow_nan=False) + "\n")
+    out = words_beside(json)
     out.print(shown(words.headline(file.name, model, findings)))
     if model.norms:
         table = Table(*words.HEADINGS, box=None)
         for row in words.table(model, findings):
             table.add_row(*map(shown, row))
-        Console(width=WIDE, markup=False, emoji=False, highlight=False).print(table)
+        Console(stderr=out.stderr, width=WIDE, markup=False, emoji=False, highlight=False).print(table)
     for line in words.lines(findings):
         out.print(shown(line))
     if picture is not None and model.norms:

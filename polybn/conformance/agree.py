@@ -7,6 +7,7 @@ calls have exact answers (:mod:`polybn.conformance.lattice`), results that agree
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,20 +15,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from polybn.conformance import bounds, forms
-from polybn.conformance.adapters import ADAPTERS, resolve
+from polybn.conformance.adapters import ADAPTERS
 from polybn.conformance.cases import Case, Outcome, rows
 from polybn.conformance.certify import shares
 from polybn.conformance.channels import measure
-from polybn.conformance.dialects import whole
 from polybn.conformance.lattice import in_inference, lattice
 from polybn.conformance.reproducer import program
 from polybn.conformance.runner import Recorder, Violation, run
 from polybn.conformance.strategies import LARGEST_KAPPA, SCALES, sample
+from polybn.conformance.subject import declaration, make
 from polybn.dispatch import installed
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
     from polybn.conformance.adapter import Adapter, Array, Info
+    from polybn.conformance.check import Progress
 
 SHAPES = ((7, 3), (2, 5), (11, 2, 3), (3, 2, 5, 7), (2, 13, 3, 1, 5))
 MANTISSA = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
@@ -88,13 +90,14 @@ def agree(
     *,
     cases: int = 60,
     seed: int = 0,
-    progress: Callable[[int], object] | None = None,
+    progress: Progress | None = None,
 ) -> Agreement:
     """Give the same calls to several batch norms and compare each with each.
 
     ``adapters`` are two or more names of installed backends, or what :func:`polybn.conformance.resolve` takes.
     Dtypes, ranks, channel axes, distances from zero, training and inference vary from call to call. ``progress`` is
-    called with the number of calls done. A batch norm that raises where it should return a result is a CallError.
+    called as ``progress(what, done, total)`` before a batch norm is given a call. One that raises where it should
+    return a result is a CallError.
 
     Examples
     --------
@@ -106,18 +109,16 @@ def agree(
     if len(set(adapters)) < max(2, len(adapters)):
         raise DomainError(
             f"polybn.conformance.agree: adapters must be two or more, each once; got {', '.join(adapters) or 'none'} "
-            "(names of backends that `polybn info` lists, or adapters that `polybn check --list` does)"
+            "(names of backends that `polybn info` lists, or adapters, such as pytorch or my_module:MyAdapter)"
         )
     subjects = [_subject(name) for name in adapters]
     best: dict[tuple[str, ...], Difference] = {}
     for number in range(cases):
         case, exact = _draw(number, seed)
-        for found in _compare(case, subjects, exact=exact):
+        for found in _compare(case, subjects, _teller(progress, number, cases), exact=exact):
             key = found[:4]
             old = best.get(key)
             best[key] = found if old is None else _join(old, found)
-        if progress is not None:
-            progress(number + 1)
     for pair in combinations(adapters, 2):
         if not any(set(key[:2]) == set(pair) for key in best):
             raise DomainError(
@@ -128,8 +129,8 @@ def agree(
 
 
 def _subject(name: str) -> _Subject:
-    adapter = resolve(adapter_name(name))
-    return _Subject(name, adapter, whole(adapter.info()))
+    adapter = make(adapter_name(name))
+    return _Subject(name, adapter, declaration(adapter))
 
 
 def _join(old: Difference, new: Difference) -> Difference:
@@ -154,13 +155,27 @@ def _draw(number: int, seed: int) -> tuple[Case, bool]:
     return sample(int(rng.integers(2**32)), dtype, shape, **options, training=training), False
 
 
-def _compare(case: Case, subjects: list[_Subject], *, exact: bool) -> Iterator[Difference]:
+def _teller(progress: Progress | None, done: int, total: int) -> Callable[[str], None]:
+    def tell(what: str) -> None:
+        if progress is not None:
+            progress(what, done, total)
+
+    return tell
+
+
+def _compare(
+    case: Case, subjects: list[_Subject], tell: Callable[[str], object], *, exact: bool
+) -> Iterator[Difference]:
     dtype = case.x.dtype.name
+    words = f"{'training' if case.training else 'inference'}, {dtype}, shape {case.x.shape}, axis {case.axis}"
     asked = [subject for subject in subjects if dtype in subject.info.dtypes and _serves(subject.info, case)]
     outcomes, recorders = {}, {}
     for name, adapter, info in asked:
+        tell(f"{name}: {words}")
         recorders[name] = Recorder(adapter)
-        outcomes[name] = run(recorders[name], info, case)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # libraries warn of overflows, which some calls mean to cause
+            outcomes[name] = run(recorders[name], info, case)
     infos = {subject.name: subject.info for subject in asked}
     limits = {name: _limits(case, info) for name, info in infos.items()}
     for first, second in combinations(outcomes, 2):
@@ -174,8 +189,8 @@ def _compare(case: Case, subjects: list[_Subject], *, exact: bool) -> Iterator[D
             gap, ulps = _distance(a, b, case.axis)
             worst = float(np.nan_to_num(shares(gap, bound), nan=np.inf).max(initial=0.0))
             most = float(ulps.max(initial=0.0))
-            words = f"{quantity} differs by {worst:.3g} of the bounds"
-            written = _program([(name, recorders[name]) for name in (first, second)], words)
+            said = f"{quantity} differs by {worst:.3g} of the bounds"
+            written = _program([(name, recorders[name]) for name in (first, second)], said)
             yield Difference(first, second, quantity, dtype, most, worst, not exact or most == 0, written)
 
 

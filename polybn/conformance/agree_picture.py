@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,24 +20,23 @@ FORMATS = ("png", "svg", "pdf")
 
 
 def check_path(path: str | os.PathLike[str]) -> str:
-    """Return the picture format that a file name ends in."""
+    """Return the picture format that a file name ends in; refuse other names, and to go on without matplotlib."""
     suffix = Path(path).suffix.removeprefix(".").lower()
     if suffix not in FORMATS:
         raise DomainError(
             f"polybn agree: --picture must end in {', '.join('.' + known for known in FORMATS)}; "
             f"got {Path(path).name!r} (the end of the name is the format)"
         )
+    if find_spec("matplotlib") is None:
+        raise ImportError('polybn agree: --picture needs matplotlib: pip install "polybn[plot]"')
     return suffix
 
 
 def draw(found: Agreement, path: str | os.PathLike[str]) -> None:
     """Draw the matrix of all pairs into a .png, .svg or .pdf file."""
     form = check_path(path)
-    try:
-        from matplotlib.colors import LogNorm
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('polybn: pictures need matplotlib: pip install ".[plot]" in a clone') from error
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
 
     names, size = found.names, len(found.names)
     figure = Figure(figsize=(2.6 + 1.5 * size, 2.2 + 1.1 * size), dpi=120, layout="constrained")

@@ -16,13 +16,11 @@ from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 from polybn.conformance.adapter import Info
-from polybn.conformance.adapters import resolve
 from polybn.conformance.check import fitting
 from polybn.conformance.finding import Finding, clause_of, find, title_of
 from polybn.conformance.guard import Printed, silenced
 from polybn.conformance.result import Cause, Result
-from polybn.conformance.runner import CallError, guarded
-from polybn.conformance.subject import Subject, UnusableError, prepare, why_useless
+from polybn.conformance.subject import Subject, UnusableError, make, prepare, why_useless
 from polybn.spec import DomainError, DTypeError
 
 STARTING = 120.0
@@ -154,15 +152,8 @@ def _work(order: Order, wanted: list[str], pipe: Connection) -> None:
 
 
 def _subject(order: Order) -> Subject:
-    """Make the adapter; an error that its own code raises means that nothing can be checked."""
-    try:
-        adapter = guarded(Info(order.source, ""), "__init__", lambda: resolve(order.source))
-    except CallError as error:
-        cause = error.__cause__
-        if isinstance(cause, DomainError | DTypeError | ImportError):
-            raise cause from None
-        raise UnusableError(str(error)) from error
-    subject = prepare(adapter, order.profile, dtypes=order.dtypes, seed=order.seed, source=order.source)
+    """Make the adapter, and what is to be checked."""
+    subject = prepare(make(order.source), order.profile, dtypes=order.dtypes, seed=order.seed, source=order.source)
     if order.seconds is None:
         return subject
     return subject._replace(profile=subject.profile._replace(seconds=order.seconds))

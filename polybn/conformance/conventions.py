@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from polybn.conformance import dialects, forms
 from polybn.conformance.cases import DTYPES, Case, rows, statistics_dtype
+from polybn.conformance.convention import UNSEEN, Convention
 from polybn.conformance.lattice import lattice
 from polybn.conformance.properties import served
 from polybn.conformance.properties.compare import changed
@@ -18,43 +20,11 @@ if TYPE_CHECKING:
     from polybn.conformance.adapter import Adapter, Info
     from polybn.conformance.cases import Outcome
 
-UNSEEN = "not seen"
-"""What is reported for a convention that could not be detected."""
 CLOSE = 1e-3
 """The relative difference that counts: rounding errors are far below it, differences of convention far above."""
 
-
-class Convention(NamedTuple):
-    """What an adapter declares about one convention, and what was seen."""
-
-    name: str
-    declared: str
-    seen: str
-    """What was seen: a value that can be declared, or a description of what was found instead."""
-    clause: str
-    explanation: str
-    """A sentence for people: what the convention is about, and what the specification says."""
-    specification: str
-    """The value that the specification has."""
-    advice: str = ""
-    """A sentence for the author: what to declare, or that no declaration fits; empty if the declaration is true."""
-    correction: tuple[tuple[str, Any], ...] = ()
-    """The fields of :class:`~polybn.conformance.Info` that would make the declaration true, with their values."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether the declaration is true."""
-        return not self.advice
-
-    @property
-    def known(self) -> bool:
-        """Whether the convention could be seen."""
-        return self.seen != UNSEEN
-
-    @property
-    def differs(self) -> bool:
-        """Whether the declaration differs from the specification."""
-        return self.declared != self.specification
+ROUNDINGS = 32
+"""The roundings to a narrow dtype that y may have suffered where it counts as the same."""
 
 
 def detect(adapter: Adapter, info: Info) -> list[Convention]:
@@ -99,7 +69,8 @@ def detect_one(adapter: Adapter, info: Info, name: str) -> Convention:
     if correction is None:
         return found._replace(advice=f"{_NOT.get(name, f'{name} is')} {seen}, which no declaration covers")
     said = _SEEN.get((name, seen), f"The {name} that are served are {seen or 'none'}")
-    return found._replace(advice=f"{said}: declare {name}={correction!r}", correction=((name, correction),))
+    advice = f"{said}: {dialects.declare(info, name, correction)}"
+    return found._replace(advice=advice, correction=((name, correction),))
 
 
 def _served(adapter: Adapter, info: Info, name: str) -> Info:
@@ -246,12 +217,13 @@ def _axes(adapter: Adapter, info: Info) -> str:
     rank = max(info.ranks)
     second = lattice(1, _dtype(info), 3, (4,) * (rank - 1), 1).case
     base = run(adapter, info, second, gradients=False)
+    close = max(CLOSE, ROUNDINGS * forms.format_of(_dtype(info)).stored)
     for axis in {0, rank - 1, -rank} - {1}:
         try:
             got = run(adapter, info, second.moved(axis)._replace(axis=axis), gradients=False)
         except CallError:
             return "second"
-        if not np.allclose(np.moveaxis(got.y, axis, 1).astype(float), base.y.astype(float), CLOSE, CLOSE):
+        if not np.allclose(np.moveaxis(got.y, axis, 1).astype(float), base.y.astype(float), close, close):
             return "second"
     return "any"
 

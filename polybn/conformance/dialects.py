@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from polybn.conformance.adapter import Info
 from polybn.dialects import DIALECTS, Dialect, find
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
-    from polybn.conformance.adapter import Info
-    from polybn.conformance.conventions import Convention
+    from polybn.conformance.convention import Convention
 
 DECLARED = {
     "momentum": "momentum_weighs",
@@ -35,7 +35,7 @@ def whole(info: Info) -> Info:
             f"{info.dialect!r} (the kit hands over a running mean and a running variance, and asks for new ones)"
         )
     said = {field: fact for field in DECLARED if (fact := _fact(dialect, field)) is not None}
-    return info._replace(**{field: fact for field, fact in said.items() if _default(info, field)})
+    return info._replace(**{field: fact for field, fact in said.items() if getattr(info, field) == _default(field)})
 
 
 def fitting(conventions: Iterable[Convention]) -> list[str]:
@@ -43,18 +43,51 @@ def fitting(conventions: Iterable[Convention]) -> list[str]:
     seen = {c.name: c.seen for c in conventions if c.name in DECLARED and c.known}
     if not {"momentum", "running_variance"} <= seen.keys():
         return []
-    facts = {d.name: {field: _fact(d, field) for field in seen} for d in DIALECTS.values() if _plain(d)}
-    fit = [name for name, of in facts.items() if all(of[field] in (value, None) for field, value in seen.items())]
-    return sorted(fit, key=lambda name: list(facts[name].values()).count(None))
+    fit = [d for d in DIALECTS.values() if _plain(d) and all(_fits(d, field, value) for field, value in seen.items())]
+    return [d.name for d in sorted(fit, key=lambda d: [_fact(d, field) for field in seen].count(None))]
 
 
-def advise(conventions: Iterable[Convention]) -> str:
-    """Return a sentence that names the fitting dialects, or an empty text."""
-    names = fitting(conventions)
-    if not names:
+def declare(info: Info, field: str, value: Any) -> str:
+    """Return what an author should write to declare a value; a default cannot be declared beside any dialect."""
+    without = f", without dialect={info.dialect!r}" if _is_overruled(info, field, value) else ""
+    return f"declare {field}={value!r}{without}"
+
+
+def advise(conventions: Sequence[Convention], info: Info) -> str:
+    """Return a sentence about the dialect to declare, if one of its facts is declared wrongly.
+
+    It is empty if single declarations are all that is needed: the declared dialect is right, or none fits.
+    """
+    about = [c for c in conventions if c.name in DECLARED]
+    names = fitting(about)
+    if info.dialect in names or not any(c.correction for c in about):
         return ""
-    others = f" (it is also that of {', '.join(names[1:ALIKE])}{', ...' if names[ALIKE:] else ''})" if names[1:] else ""
-    return f"All that was seen is what dialect={names[0]!r} declares{others}"
+    declarable = {c.name: c.seen for c in about if c.known and (c.ok or c.correction)}
+    if names:
+        what = "All that was seen" if all(c.ok or c.correction for c in about) else "The rest of what was seen"
+        unsaid = {f: v for f, v in declarable.items() if _fact(DIALECTS[names[0]], f) is None and v != _default(f)}
+        place = f"; it takes the place of dialect={info.dialect!r}" if info.dialect else ""
+        return f"{what} is what {_words({'dialect': names[0]} | unsaid)} declares{_others(names[1:])}{place}"
+    if any(_is_overruled(info, field, value) for field, value in declarable.items()):
+        alone = {field: value for field, value in declarable.items() if value != _default(field)}
+        return f"No dialect has all that: declare {_words(alone)} in place of dialect={info.dialect!r}"
+    return ""
+
+
+def _others(names: list[str]) -> str:
+    few = [*names[: ALIKE - 1], *(["..."] if names[ALIKE - 1 :] else [])]
+    return f" (it is also that of {', '.join(few)})" if few else ""
+
+
+def _words(fields: dict[str, Any]) -> str:
+    return " and ".join(f"{field}={value!r}" for field, value in fields.items())
+
+
+def _is_overruled(info: Info, field: str, value: Any) -> bool:
+    """Return whether the declared dialect says something else about a field, and would replace the default."""
+    if not info.dialect or field not in DECLARED or value != _default(field):
+        return False
+    return _fact(DIALECTS[info.dialect], field) not in (None, value)
 
 
 def _plain(dialect: Dialect) -> bool:
@@ -67,5 +100,11 @@ def _fact(dialect: Dialect, field: str) -> Any:
     return None if fact in ("unknown", "nan") else fact
 
 
-def _default(info: Info, field: str) -> bool:
-    return bool(getattr(info, field) == type(info)._field_defaults[field])
+def _fits(dialect: Dialect, field: str, seen: str) -> bool:
+    """Return whether a dialect does what was seen, for all that is known of it; ``"nan in running_var"`` is NaN."""
+    fact = getattr(dialect, DECLARED[field])
+    return fact in ("unknown", seen) or (fact == "nan" and seen.startswith("nan"))
+
+
+def _default(field: str) -> Any:
+    return Info._field_defaults[field]

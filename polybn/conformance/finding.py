@@ -18,7 +18,7 @@ from polybn.conformance.trial import Tried, attempt
 
 if TYPE_CHECKING:
     from polybn.conformance.adapter import Info
-    from polybn.conformance.conventions import Convention
+    from polybn.conformance.convention import Convention
     from polybn.conformance.grades import Grade
     from polybn.conformance.subject import Subject
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from polybn.conformance.adapter import Info
-    from polybn.conformance.conventions import Convention
+    from polybn.conformance.convention import Convention
     from polybn.conformance.grades import Grade
 
 FORMAT = 1
@@ -86,8 +86,7 @@ class Report:
         if self.errors and not self.results:
             return self.errors[0]
         wrong = [c.advice for c in self.conventions if not c.ok]
-        if any(c.correction and c.name in dialects.DECLARED for c in self.conventions):
-            wrong += [sentence] if (sentence := dialects.advise(self.conventions)) else []
+        wrong += [sentence] if (sentence := dialects.advise(self.conventions, self.info)) else []
         return advice.first(self.results, self.info, wrong) or self.verdict
 
     @property

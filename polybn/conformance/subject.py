@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
 from polybn.conformance import adapter as contract
 from polybn.conformance import reproducer
 from polybn.conformance.adapter import Info
+from polybn.conformance.adapters import resolve
 from polybn.conformance.cases import DTYPES
 from polybn.conformance.dialects import whole
 from polybn.conformance.lattice import lattice
 from polybn.conformance.runner import CallError, KitAdapterError, guarded, run
 from polybn.conformance.trial import PROFILES, Profile
 from polybn.options import type_name
-from polybn.spec import DomainError
+from polybn.spec import DomainError, DTypeError
 
 if TYPE_CHECKING:
     from polybn.conformance.adapter import Adapter
 
 
-class UnusableError(TypeError):
+class UnusableError(DTypeError):
     """An adapter that cannot be checked at all; the message says why."""
 
 
@@ -37,6 +38,17 @@ class Subject(NamedTuple):
     shrink: bool = True
     memo: dict[str, Any] = {}  # noqa: RUF012 (each subject that is prepared gets its own)
     """Facts about the adapter that are found out only once."""
+
+
+def make(source: str) -> Adapter:
+    """Make an adapter by name; an error that its own code raises is an :class:`UnusableError`."""
+    try:
+        return guarded(Info(source, ""), "__init__", lambda: resolve(source))
+    except CallError as error:
+        cause = error.__cause__
+        if isinstance(cause, DomainError | DTypeError | ImportError):
+            raise cause from None
+        raise UnusableError(str(error)) from error
 
 
 def prepare(

@@ -6,11 +6,11 @@ from itertools import combinations
 
 import pytest
 
-from polybn.conformance.adapters import resolve
 from polybn.conformance.agree import Agreement, adapter_name, agree
 from polybn.conformance.plugin import judge, names_of
-from polybn.conformance.subject import Subject, prepare
-from polybn.spec import DomainError
+from polybn.conformance.runner import CallError, KitAdapterError
+from polybn.conformance.subject import Subject, make, prepare
+from polybn.spec import DomainError, DTypeError
 
 CALLS = 60
 _subjects = dict[str, Subject]()
@@ -21,10 +21,9 @@ def subjects(config: pytest.Config) -> dict[str, Subject]:
     for name in filter(None, config.getoption("--polybn").split(",")):
         if name not in _subjects:
             try:
-                adapter = resolve(adapter_name(name))
-            except (DomainError, ImportError) as error:
+                _subjects[name] = prepare(make(adapter_name(name)), config.getoption("--polybn-profile"))
+            except (DomainError, DTypeError, ImportError) as error:
                 raise pytest.UsageError(f"--polybn: {error}") from error
-            _subjects[name] = prepare(adapter, config.getoption("--polybn-profile"))
     return _subjects
 
 
@@ -42,7 +41,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def agreement(request: pytest.FixtureRequest) -> Agreement:
     """Give all batch norms the same calls, once."""
-    return agree(list(subjects(request.config)), cases=CALLS)
+    try:
+        return agree(list(subjects(request.config)), cases=CALLS)
+    except (CallError, KitAdapterError) as error:
+        pytest.fail(f"{error}", pytrace=False)
 
 
 def test_conformance(name: str, what: str) -> None:

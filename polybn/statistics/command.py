@@ -12,8 +12,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from polybn.atomic import write_atomic
-from polybn.console import err, out
+from polybn.console import STANDARD_OUTPUT, check_place, err, out, write
 from polybn.lenet import pictures
 from polybn.lenet.errors import DataIntegrityError
 from polybn.spec import DomainError
@@ -99,6 +98,8 @@ def stats(
 
     if not 0 < scale < float("inf"):
         raise DomainError(f"polybn stats: --scale must be a positive number; got {scale} (values are divided by it)")
+    if json_ is not None:
+        check_place("stats", "--json", json_)
     if picture is not None:
         pictures.check_target(picture)
         pictures.new_figure()  # fails early without matplotlib
@@ -143,7 +144,7 @@ def _progress() -> Progress:
 
 def _report(found: Measured, scale: float, unbiased: bool, target: Path | None) -> None:
     numbers = _numbers(found, scale, unbiased)
-    if target is None or target != Path("-"):
+    if target != STANDARD_OUTPUT:
         out.print(_table(numbers))
     for name, reason in found.left_out[:SHOWN]:
         err.print(f"Left out: {name}: {reason}")
@@ -151,10 +152,7 @@ def _report(found: Measured, scale: float, unbiased: bool, target: Path | None) 
         err.print(f"Left out: {len(found.left_out) - SHOWN:,} more")
     if target is not None:
         text = json.dumps({name: _plain(value) for name, value in numbers.items()}, indent=1, allow_nan=False)
-        if target == Path("-"):
-            out.print(text)
-        else:
-            write_atomic(target, f"{text}\n".encode())
+        write(target, f"{text}\n")
 
 
 def _numbers(found: Measured, scale: float, unbiased: bool) -> dict[str, Any]:

@@ -169,6 +169,16 @@ class OnlySingle(Right):
     conventions: ClassVar[dict[str, Any]] = {"dtypes": ("float32",)}
 
 
+class Narrow(Right):
+    """Serves float16 alone, on any axis, and sums in float16: its sums depend on the strides of x."""
+
+    conventions: ClassVar[dict[str, Any]] = {"dtypes": ("float16",)}
+
+    def rows(self, x: Array, axis: int) -> Array:
+        first = np.moveaxis(x, axis, 0)
+        return first.reshape(len(first), x.size // len(first))
+
+
 class Plainly(Right):
     """Follows PyTorch's conventions and declares nothing, as an author would who does not know that they differ."""
 

@@ -6,9 +6,9 @@ what the library's users call, with the library's defaults for the algorithm. It
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, cast
 
+from polybn.conformance.adapters.here import import_module
 from polybn.spec import DomainError, DTypeError
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def resolve(adapter: str) -> Adapter:
     adapter : str
         A key of :data:`~polybn.conformance.adapters.ADAPTERS`; ``"polybn-NAME"`` for any installed backend of
         PolyBN, ``"polybn-NAME-FORM"`` for one of the forms that it declares, such as ``"polybn-jax-jit"``; or
-        ``"package.module:Class"``, and the class is called without arguments.
+        ``"package.module:Class"``, and the class is called without arguments. The module may lie in the working
+        directory.
 
     Returns
     -------
@@ -71,7 +72,7 @@ def resolve(adapter: str) -> Adapter:
             f"polybn.conformance.resolve: adapter must be one of {', '.join(ADAPTERS)}, 'polybn-NAME', or "
             f"'package.module:Class'; got {adapter!r} (what one is: polybn.conformance.Adapter)"
         )
-    make = getattr(importlib.import_module(module_name), attribute, None)
+    make = getattr(import_module(module_name), attribute, None)
     if make is None:
         raise DomainError(
             f"polybn.conformance.resolve: adapter must name something in its module; got {adapter!r} "

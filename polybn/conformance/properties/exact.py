@@ -152,11 +152,11 @@ def _declared(info: Info) -> str | None:
 PROPERTIES: Sequence[Property] = (
     Property("P1", "Where mean, variance and root are floating-point numbers, y is exactly the right one.",
              "S1 S2 S3 S6", output, served.lattices),
-    Property("P2", "There, the new running mean and variance are exactly rho * old + (1 - rho) * batch.",
+    Property("P2", "Where y is exact, the new running statistics are exactly rho * old + (1 - rho) * batch.",
              "S4", statistics, served.lattices, ("running",)),
     Property("P2b", "With 5 or 9 values a channel, the running variance is the declared one of biased and unbiased.",
              "S4", statistics, odd, ("running",)),
-    Property("P3", "There, dx, dgamma and dbeta are exactly the right numbers.",
+    Property("P3", "Where y is exact, dx, dgamma and dbeta are exactly the right numbers, too.",
              "S13", gradients, served.lattices, ("vjp",)),
     Property("P4", "Inference normalizes by the running statistics that it was given, not by the batch's.",
              "S5", inference, served.lattices, ("infer",)),
