@@ -122,7 +122,8 @@ def test_control_c_keeps_what_was_found(tmp_path: Path, moment: str) -> None:
     """The report and the files say what was found and what was not reached."""
     # Tests in the background of a shell ignore Ctrl-C, which Python must not inherit.
     code = "import signal as s; s.signal(s.SIGINT, s.default_int_handler); from polybn.cli import main; main()"
-    (tmp_path / "endless.py").write_text("while True:\n    pass\n")
+    begun = tmp_path / "begun"
+    (tmp_path / "endless.py").write_text(f"open({str(begun)!r}, 'w').close()\nwhile True:\n    pass\n")
     adapter = "polybn-numpy" if moment == "check" else "endless:Norm"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "check", "--adapter", adapter, "--json", "found.json"],
@@ -133,7 +134,9 @@ def test_control_c_keeps_what_was_found(tmp_path: Path, moment: str) -> None:
     if moment == "check":
         assert any(line.startswith("pass   P1 ") for line in process.stdout)
     else:
-        time.sleep(2)
+        while not begun.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, told = process.communicate(timeout=60)
     assert (process.returncode, told) == (130, "Interrupted: the report has what was found so far.\n")
