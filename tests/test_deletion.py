@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,11 @@ def test_the_neutral_tests_pass_without_backends(names: list[str], tmp_path: Pat
             shutil.copy(source, tree)
     for name in names:
         delete(tree, name)
-    entries = tomllib.loads((tree / "pyproject.toml").read_text())["project"]["entry-points"]["polybn.backends"]
+    project = tomllib.loads((tree / "pyproject.toml").read_text())["project"]
+    entries = project["entry-points"]["polybn.backends"]
     left = {FIRST[ENTRIES[name]] for name in entries}
     assert left == {"numpy", *DELETABLE} - set(names)
-    announce(tree, entries)
+    announce(tree, entries, project["optional-dependencies"])
     paths = [tree, tree / "backends"]
     # That the other backends keep to the contract does not depend on these: test_imports.py holds them apart.
     own = {"PYTHONPATH": os.pathsep.join(map(str, paths)), "POLYBN_REQUIRE": "numpy", "POLYBN_ONLY": "numpy"}
@@ -80,10 +82,11 @@ def test_the_neutral_tests_pass_without_backends(names: list[str], tmp_path: Pat
     assert not [name for name in names if f"polybn {name}:" in done.stdout]
 
 
-def announce(tree: Path, entries: dict[str, str]) -> None:
+def announce(tree: Path, entries: dict[str, str], extras: Iterable[str]) -> None:
     """Write the metadata of an installation of the tree, which hide the metadata of this one."""
     info = tree / "polybn-0.1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: polybn\nVersion: 0.1.0\n")
+    offered = "".join(f"Provides-Extra: {extra.replace('_', '-')}\n" for extra in extras)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: polybn\nVersion: 0.1.0\n{offered}")
     lines = ["[polybn.backends]", *(f"{name} = {module}" for name, module in entries.items())]
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n")

@@ -20,6 +20,7 @@ ALLOWED = {
     r"NVRTC is not installed.*|.*nvdisasm.*": "lane-nvrtc compiles the kernels",
     r"the emulation (compiles|switches) .*": "CI has g++, and names it in POLYBN_REQUIRE_TOOLS",
     r"it (is of|asks|reads|makes) .*": "a test of the emulation of CuPy, which a GPU does not need",
+    r"avx(2|512) does not run here": "it depends on the processor",
     r"there is one GPU|it takes \d+ GB of a GPU's memory.*": "it depends on the machine",
     r".*full (copy|data) .*": "CI installs Debian's package of the full data",
     r"\w+ has no (such dtype|float16|bfloat16)|the library has no .*|its moments take (no )?integers":
