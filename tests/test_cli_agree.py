@@ -158,8 +158,15 @@ def test_a_bad_call_says_what_is_wrong_before_any_work(arguments: tuple[str, ...
     assert words in str(result.exception) + result.output
 
 
+def test_few_calls_that_have_no_exact_answers_are_not_said_to_be_equal_there(polybn_: Polybn) -> None:
+    four, five = (polybn_("agree", "numpy", "polybn-numpy", "--cases", number).out for number in (4, 5))
+    assert "none asked" in four
+    assert "equal" not in four
+    assert "equal" in five
+
+
 def test_pairs_that_differ_by_more_than_their_bounds_do_not_agree() -> None:
-    near = Difference("a", "b", "y", "float32", 3.0, 0.9, True, "")
+    near = Difference("a", "b", "y", "float32", 3.0, 0.9, True, 1, "")
     far = near._replace(second="c", share=1.1)
     assert Agreement(["a", "b"], 1, [near]).within()
     assert not Agreement(["a", "b", "c"], 1, [near, far]).within()

@@ -95,13 +95,20 @@ def _print(found: Agreement, out: Console) -> None:
             f"{difference.quantity}, {difference.dtype}",
             f"{difference.share:.2g}",
             f"{difference.ulps:.3g}",
-            "equal" if all(d.bits for d in found.differences if d[:2] == difference[:2]) else "differ",
+            _exact([d for d in found.differences if d[:2] == difference[:2]]),
         )
     out.print(table)
     if found.within():
         out.print(f"All pairs agree: no difference exceeds the sum of both error bounds ({found.cases} calls each).")
     else:
         out.print("A share above 1 means that at least one of the two is outside its error bound.")
+
+
+def _exact(differences: list[Difference]) -> str:
+    """Say how the exact answers of a pair compare, if there were any to compare."""
+    if not any(d.exact for d in differences):
+        return "none asked"
+    return "equal" if all(d.bits for d in differences) else "differ"
 
 
 def _worst_pairs(found: Agreement) -> list[Difference]:

@@ -52,6 +52,8 @@ class Difference(NamedTuple):
     """The difference as a share of the sum of the two error bounds; above 1 at least one of the two is wrong."""
     bits: bool
     """Whether the two were equal bit by bit on all calls with exact answers."""
+    exact: int
+    """The number of these calls; 0 if there was none, as among few calls."""
     program: str
     """Text of a Python program that repeats the call with the largest share."""
 
@@ -135,7 +137,7 @@ def _subject(name: str) -> _Subject:
 
 def _join(old: Difference, new: Difference) -> Difference:
     worse = new if new.share > old.share else old
-    return worse._replace(ulps=max(old.ulps, new.ulps), bits=old.bits and new.bits)
+    return worse._replace(ulps=max(old.ulps, new.ulps), bits=old.bits and new.bits, exact=old.exact + new.exact)
 
 
 def _draw(number: int, seed: int) -> tuple[Case, bool]:
@@ -191,7 +193,8 @@ def _compare(
             most = float(ulps.max(initial=0.0))
             said = f"{quantity} differs by {worst:.3g} of the bounds"
             written = _program([(name, recorders[name]) for name in (first, second)], said)
-            yield Difference(first, second, quantity, dtype, most, worst, not exact or most == 0, written)
+            equal = not exact or most == 0
+            yield Difference(first, second, quantity, dtype, most, worst, equal, int(exact), written)
 
 
 def _program(recorders: Sequence[tuple[str, Recorder]], words: str) -> str:
