@@ -158,6 +158,15 @@ def test_printing_is_noted_and_spoils_no_report(capfd: pytest.CaptureFixture[str
     assert "prints while it is checked" in str(report)
 
 
+def test_a_channel_axis_that_is_ignored_is_to_be_declared_first() -> None:
+    """Statistics of a wrong shape are an echo of it, also in checks of side effects."""
+    report = check(authors.SecondAlone(), ["convention-axes", "P17", "P18", "P22", "P37"])
+    assert report.advice == "Only the second axis may be the channel axis: declare axes='second'."
+    assert {result.id: result.status for result in report.results if result.id != "convention-axes"} == dict.fromkeys(
+        ("P17", "P18", "P22", "P37"), "echo"
+    )
+
+
 def test_roundings_of_a_narrow_dtype_are_no_convention() -> None:
     (result,) = check(authors.Narrow(), ["convention-axes"]).results
     assert result.status == "pass", result.words

@@ -35,7 +35,7 @@ def first(results: Sequence[Result], info: Info, declarations: Sequence[str]) ->
 
 def tells(result: Result) -> bool:
     """Return whether a failure explains others, whatever is declared: calls with side effects, not merely errors."""
-    return result.id in TELLING and result.cause != "raised"
+    return result.id in TELLING and result.cause not in ("raised", "contract")
 
 
 def _weight(result: Result) -> int:

@@ -121,6 +121,7 @@ def report_of(setting: Setting, findings: Sequence[Finding], useless: str = "", 
         errors=tuple(errors),
         notes=tuple(dict.fromkeys(f.note for f in findings if f.note)),
         missing=tuple(missing),
+        unasked=len({*fitting(list(IDS), setting.info)} - {result.id for result in results} - {*missing}),
     )
 
 

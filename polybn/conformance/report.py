@@ -60,6 +60,8 @@ class Report:
     """Remarks that are no failures."""
     missing: tuple[str, ...] = ()
     """The ids that were not checked, because the check was interrupted."""
+    unasked: int = 0
+    """The number of checks that nobody asked for."""
 
     @property
     def ok(self) -> bool:
@@ -101,6 +103,8 @@ class Report:
             outcome = "conforms to the specification, except for what it declares"
         if self.ok and self.count("expected failure"):
             outcome += " and the expected failures"
+        if self.ok and self.unasked:
+            outcome += f", as far as was asked ({self.unasked} more checks are there)"
         return f"{self.info.name} {outcome}: {', '.join(counts) or 'nothing was checked'}."
 
     def count(self, status: str) -> int:

@@ -169,6 +169,16 @@ class OnlySingle(Right):
     conventions: ClassVar[dict[str, Any]] = {"dtypes": ("float32",)}
 
 
+class SecondAlone(Right):
+    """Takes the second axis for that of the channels, whatever it is told, and does not say so."""
+
+    def rows(self, x: Array, axis: int) -> Array:
+        return super().rows(x, 1)
+
+    def shape(self, rows: Array, like: Array, axis: int) -> Array:
+        return super().shape(rows, like, 1)
+
+
 class Narrow(Right):
     """Serves float16 alone, on any axis, and sums in float16: its sums depend on the strides of x."""
 

@@ -61,10 +61,6 @@ static inline void copy_few(char *to, const char *from, int64_t bytes) {
     }
 }
 
-static inline void copy_rows(char *to, int64_t to_stride, const char *from, int64_t from_stride, int64_t rows, int64_t bytes) {
-    for (int64_t k = 0; k < rows; k++) copy_few(to + k * to_stride, from + k * from_stride, bytes);
-}
-
 #define COPY_AS(type) \
     for (int64_t k = 0; k < n; k++) memcpy(to + k * to_stride, from + k * from_stride, sizeof(type))
 
@@ -76,26 +72,37 @@ static inline void copy(char *to, int64_t to_stride, const char *from, int64_t f
     else COPY_AS(char);
 }
 
+/* Copy n values of a channel from a place on to contiguous memory, or from there. */
+static inline __attribute__((always_inline)) void pack_or_unpack(
+    const polybn_geometry *g, int array, char *data, place *at, int64_t n, char *packed, int into_data) {
+    const int64_t size = size_of(g, array), inner = g->sizes[g->rank - 1], stride = g->strides[array][g->rank - 1];
+    const int short_rows = stride == size && inner * size <= 64;
+    while (n > 0) {
+        char *there = data + at->offset;
+        const int64_t rows = short_rows ? whole_rows(g, at, n) : 0;
+        const int64_t part = rows ? rows * inner : smaller(n, stretch(g, at));
+        if (rows) {
+            const int64_t apart = g->strides[array][g->rank - 2], bytes = inner * size;
+            for (int64_t k = 0; k < rows; k++)
+                if (into_data) copy_few(there + k * apart, packed + k * bytes, bytes);
+                else copy_few(packed + k * bytes, there + k * apart, bytes);
+            advance_along(g, array, at, g->rank - 2, rows);
+        } else {
+            if (into_data) copy(there, stride, packed, size, part, size);
+            else copy(packed, size, there, stride, part, size);
+            advance(g, array, at, part);
+        }
+        packed += part * size, n -= part;
+    }
+}
+
 /* Return a pointer to n values of a channel from index i on: in place if they are adjacent, else copied to scratch memory. */
 static inline const void *fetch(
     const polybn_geometry *g, int array, const char *data, int64_t channel, int64_t i, int64_t n, void *scratch) {
-    const int64_t size = size_of(g, array), stride = g->strides[array][g->rank - 1];
     place at;
     find(g, array, channel, i, &at);
-    if (stride == size && n <= stretch(g, &at)) return data + at.offset;
-    for (char *to = scratch; n > 0;) {
-        const int64_t rows = stride == size ? whole_rows(g, &at, n) : 0, inner = g->sizes[g->rank - 1];
-        if (rows > 1) {
-            copy_rows(to, inner * size, data + at.offset, g->strides[array][g->rank - 2], rows, inner * size);
-            advance_along(g, array, &at, g->rank - 2, rows);
-            to += rows * inner * size, n -= rows * inner;
-            continue;
-        }
-        const int64_t part = smaller(n, stretch(g, &at));
-        copy(to, size, data + at.offset, stride, part, size);
-        advance(g, array, &at, part);
-        to += part * size, n -= part;
-    }
+    if (g->strides[array][g->rank - 1] == size_of(g, array) && n <= stretch(g, &at)) return data + at.offset;
+    pack_or_unpack(g, array, (char *)data, &at, n, scratch, 0);
     return scratch;
 }
 
@@ -109,22 +116,9 @@ static inline void *target(const polybn_geometry *g, char *data, int64_t channel
 
 static inline void scatter(
     const polybn_geometry *g, char *data, int64_t channel, int64_t i, int64_t n, const char *from) {
-    const int64_t size = size_of(g, RESULT), stride = g->strides[RESULT][g->rank - 1];
     place at;
     find(g, RESULT, channel, i, &at);
-    while (n > 0) {
-        const int64_t rows = stride == size ? whole_rows(g, &at, n) : 0, inner = g->sizes[g->rank - 1];
-        if (rows > 1) {
-            copy_rows(data + at.offset, g->strides[RESULT][g->rank - 2], from, inner * size, rows, inner * size);
-            advance_along(g, RESULT, &at, g->rank - 2, rows);
-            from += rows * inner * size, n -= rows * inner;
-            continue;
-        }
-        const int64_t part = smaller(n, stretch(g, &at));
-        copy(data + at.offset, stride, from, size, part, size);
-        advance(g, RESULT, &at, part);
-        from += part * size, n -= part;
-    }
+    pack_or_unpack(g, RESULT, data, &at, n, (char *)from, 1);
 }
 
 static inline int present(const job *j, int array) {
