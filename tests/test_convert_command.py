@@ -209,7 +209,11 @@ def test_the_words_of_the_file_may_be_those_of_any_dialect(polybn_: Polybn, tmp_
         (("b.npz", "--to", "keras3", "--count", "x=y"), "--count must be N or LAYER=N, N of 2 or more; got 'x=y'"),
         (
             ("b.npz", "--to", "keras3", "--count", "bn=64", "--count", "bn=32"),
-            "--count must name a layer once; got 'bn=32'",
+            "--count must be said once of the layer bn; got 'bn=32' after 64",
+        ),
+        (
+            ("b.npz", "--to", "keras3", "--count", "64", "--count", "32"),
+            "--count must be said once of all layers that are not named; got '32' after 64",
         ),
         (
             ("b.npz", "--to", "keras3", "--option", "eps"),

@@ -226,6 +226,7 @@ def test_expectations_give_reasons(tmp_path: Path, text: str, rule: str) -> None
     ("options", "said"),
     [
         ({"only": ["P222"]}, "only must name what there is to check; got 'P222' .*P22"),
+        ({"only": ["p15"]}, r"got 'p15' \(such as P15; "),
         ({"profile": "fast"}, "profile must be one of dev, ci, nightly; got 'fast'"),
         ({"dtypes": ["float64"]}, "dtypes must be among those that Right declares, float32; got float64"),
         ({"dtypes": []}, "got none"),
@@ -270,8 +271,8 @@ def test_json_for_standard_output_has_it_alone(polybn_: Polybn, tmp_path: Path) 
 def test_quietly_one_sentence_is_said_once(polybn_: Polybn) -> None:
     said = polybn_("check", "--backend", "numpy", "--only", "P16", "--dtype", "float32", "--quiet")
     more = len(conformance.IDS) - 1 - 3  # grades of dtypes that are not chosen
-    words = f"PolyBN on numpy conforms to the specification, as far as was asked ({more} more checks are there): 1 pass."
-    assert said == (0, f"{words}\n", "")
+    words = f"conforms to the specification, as far as was asked ({more} more checks are there): 1 pass."
+    assert said == (0, f"PolyBN on numpy {words}\n", "")
 
 
 def test_two_reports_cannot_be_one_file(polybn_: Polybn) -> None:

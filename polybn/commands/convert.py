@@ -109,7 +109,8 @@ def _counts(given: list[str]) -> dict[str, int]:
         if not number.isdecimal() or int(number) < 2:
             raise DomainError(f"polybn.convert: --count must be N or LAYER=N, N of 2 or more; got {text!r}")
         if layer in counts:
-            raise DomainError(f"polybn.convert: --count must name a layer once; got {text!r} after {counts[layer]}")
+            of = f"the layer {layer}" if layer else "all layers that are not named"
+            raise DomainError(f"polybn.convert: --count must be said once of {of}; got {text!r} after {counts[layer]}")
         counts[layer] = int(number)
     return counts
 

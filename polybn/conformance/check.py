@@ -132,7 +132,9 @@ def chosen(only: Iterable[str] | None) -> list[str]:
     wanted = list(only)
     for name in wanted:
         if name not in IDS:
-            near = difflib.get_close_matches(name, IDS, 3) or [*IDS[:3], "..."]
+            near = (
+                [name.upper()] if name.upper() in IDS else difflib.get_close_matches(name, IDS, 3) or [*IDS[:3], "..."]
+            )
             raise DomainError(
                 f"polybn.conformance.check: only must name what there is to check; got {name!r} "
                 f"(such as {', '.join(near)}; see polybn.conformance.IDS)"

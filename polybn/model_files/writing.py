@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from polybn.atomic import StrPath, write_atomic
-from polybn.dialects import DIALECTS, convert
+from polybn.dialects import DIALECTS, convert, find
 from polybn.dialects.options import convert_given
 from polybn.dialects.said import to_old
 from polybn.model_files import flax, gluon, note, safetensors
@@ -42,9 +42,9 @@ class Converted(NamedTuple):
 
 def convert_norms(
     model: Model,
-    target: Dialect,
+    target: Dialect | str,
     *,
-    source: Dialect | None = None,
+    source: Dialect | str | None = None,
     counts: Mapping[str, int] | None = None,
     options: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Converted:
@@ -53,8 +53,8 @@ def convert_norms(
     Parameters
     ----------
     model : Model
-    target : Dialect
-    source : Dialect, optional
+    target : Dialect or str
+    source : Dialect or str, optional
         The dialect of the file, if its names do not show it.
     counts : mapping of str to int, optional
         Number of values per channel in a training batch, as for :func:`polybn.dialects.convert`, by the name of the
@@ -74,27 +74,27 @@ def convert_norms(
 
     Examples
     --------
-    >>> from polybn import dialects
     >>> state = {"running_mean": np.ones(2), "running_var": np.ones(2)}
     >>> from polybn.model_files.model import Model
-    >>> made = convert_norms(Model("safetensors", [Norm("bn1", "pytorch", state)], 2), dialects.KERAS3)
+    >>> made = convert_norms(Model("safetensors", [Norm("bn1", "pytorch", state)], 2), "keras3")
     >>> sorted(made.norms[0].state)
     ['moving_mean', 'moving_variance']
     """
-    known = counts or {}
+    known, there = counts or {}, find(target, function="convert_norms", argument="target")
+    said_of = None if source is None else find(source, function="convert_norms", argument="source")
     _check_layers("counts", known, model)
     _check_layers("options", options, model)
     made, notes = list[Norm](), dict[str, list[str]]()
     for norm in model.norms:
         if norm.lacks:
             raise DomainError(f"polybn.convert: the state of {norm.name} must be whole; got one where {norm.lacks}")
-        here = source or DIALECTS[norm.dialect]
+        here = said_of or DIALECTS[norm.dialect]
         given = {**norm.options, **options.get("", {}), **options.get(norm.name, {})}
         with of_layer("convert", norm.name):
-            carried = convert(norm.state, here, target, known.get(norm.name, known.get("")), options=given)
-            words, moved = convert_given(given, here, target)
-        made.append(Norm(norm.name, target.name, carried.state, words))
-        for said in dict.fromkeys((*carried.notes, *moved, *_defaults(given, here, target))):
+            carried = convert(norm.state, here, there, known.get(norm.name, known.get("")), options=given)
+            words, moved = convert_given(given, here, there)
+        made.append(Norm(norm.name, there.name, carried.state, words))
+        for said in dict.fromkeys((*carried.notes, *moved, *_defaults(given, here, there))):
             notes.setdefault(said, []).append(norm.name)
     return Converted(made, [(said, tuple(layers)) for said, layers in notes.items()])
 
