@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help train test lanes lane-kit lane-sabotage lane-plain lane-xla lane-older lane-torch lane-dask lane-nvrtc lane-pythons check docs dist bench gpu-check clean
+.PHONY: help train test lanes lane-kit lane-sabotage lane-plain lane-xla lane-older lane-torch lane-dask lane-cuda lane-pythons check docs dist bench gpu-check clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -17,9 +17,11 @@ PYTEST = OPENBLAS_NUM_THREADS=1 $(1)/bin/python -m pytest -n 2 --dist worksteal
 
 # What the kit says about right and wrong batch norms. Its oracle and its bounds, which judge the backends, are in `test`.
 OF_KIT := $(patsubst %,tests/test_kit_%.py,authors check grades plugin properties)
+# What the CUDA kernels do beside the contract, which `test` holds them to.
+EMULATED := tests/test_cupy_kernels.py
 
 test: .venv/test  ## run all tests: NumPy, JAX and MXNet in one environment, CuPy emulated; lane-kit tests the kit itself
-	POLYBN_REQUIRE=numpy,jax,mxnet $(call PYTEST,.venv) $(addprefix --ignore ,$(OF_KIT) tests/test_sabotage.py) $(ARGS)
+	POLYBN_REQUIRE=numpy,jax,mxnet $(call PYTEST,.venv) $(addprefix --ignore ,$(OF_KIT) $(EMULATED) tests/test_sabotage.py) $(ARGS)
 
 lane-kit: .venv/test  ## test the conformance kit itself: what it says about right and wrong batch norms
 	POLYBN_ONLY=numpy $(call PYTEST,.venv) $(OF_KIT) $(ARGS)
@@ -38,9 +40,10 @@ lane-xla: .venv/test  ## test JAX's arithmetic with XLA's default flags, ten epo
 	XLA_FLAGS= POLYBN_ONLY=jax POLYBN_REQUIRE=jax $(call PYTEST,.venv) -k jax \
 	    tests/test_conformance.py tests/test_fashion_mnist_training.py tests/test_accuracy.py tests/test_degenerate.py \
 	    tests/test_gradients.py tests/test_range.py tests/test_symmetries.py tests/test_jax_range.py tests/test_jax_sharding.py \
+	    tests/test_shell_blocks.py \
 	    "tests/test_jax_processes.py::test_one_of_them_writes_and_a_run_of_them_is_resumed[4]" $(ARGS)
 
-lanes: lane-kit lane-sabotage lane-plain lane-xla lane-older lane-torch lane-dask lane-nvrtc lane-pythons  ## run what differs in kind: other versions, compilers, Pythons
+lanes: lane-kit lane-sabotage lane-plain lane-xla lane-older lane-torch lane-dask lane-cuda lane-pythons  ## run what differs in kind: other versions, compilers, Pythons
 
 # The versions that pip resolves beside MXNet: NumPy 1, and with it an older JAX, whose XLA may not know newer flags.
 lane-older: .venv-older/test  ## test on NumPy 1 with the JAX and the MXNet that pip resolves beside it
@@ -62,8 +65,8 @@ lane-pythons:  ## test NumPy, JAX and the kit on every other Python that is here
 	        tests/test_purity.py $(ARGS) || exit 1; \
 	done
 
-lane-nvrtc: .venv/nvrtc  ## compile all CUDA kernels for three architectures, which needs no GPU
-	POLYBN_REQUIRE_TOOLS=nvrtc,nvdisasm $(call PYTEST,.venv) tests/test_cupy_nvrtc.py tests/test_cupy_budget.py $(ARGS)
+lane-cuda: .venv/nvrtc  ## compile all CUDA kernels for three architectures and run them emulated, which needs no GPU
+	POLYBN_REQUIRE_TOOLS=nvrtc,nvdisasm,g++ $(call PYTEST,.venv) tests/test_cupy_nvrtc.py tests/test_cupy_budget.py $(EMULATED) $(ARGS)
 
 docs: .venv/docs  ## build the documentation into docs/_build/html; whatever does not resolve is an error
 	rm -rf docs/_build

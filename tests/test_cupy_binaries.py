@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
+cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_kernels.py runs this emulated")
 KERNEL = ("vectors.cu", "fold<float>")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
+cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_kernels.py runs this emulated")
 if "emulated" not in cupy.__version__:
     pytest.skip("it is of the emulation only", allow_module_level=True)
 

@@ -16,7 +16,7 @@ import polybn
 from polybn.conformance.strategies import sample
 from polybn.lenet.program import compile
 
-cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
+cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_kernels.py runs this emulated")
 if "emulated" not in cupy.__version__:
     pytest.skip("it asks the emulation for offsets", allow_module_level=True)
 

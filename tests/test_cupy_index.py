@@ -13,7 +13,7 @@ import polybn
 from polybn.conformance.cases import equal
 from polybn.conformance.strategies import sample
 
-cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
+cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_kernels.py runs this emulated")
 if "emulated" not in cupy.__version__:
     pytest.skip("it makes arrays of memory that is not there", allow_module_level=True)
 

@@ -12,7 +12,7 @@ import pytest
 
 import polybn
 
-cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
+cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_kernels.py runs this emulated")
 EMULATED = "emulated" in cupy.__version__
 CHANNELS, POSITIONS = 3, 4099 if EMULATED else 8209
 MEMBERS = 40 if EMULATED else 90_000

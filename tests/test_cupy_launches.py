@@ -17,7 +17,7 @@ from polybn.conformance.cases import equal
 from polybn.conformance.strategies import sample
 from polybn.spec import BackendError
 
-cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
+cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_kernels.py runs this emulated")
 if "emulated" not in cupy.__version__:
     pytest.skip("it reads what the emulation recorded", allow_module_level=True)
 

@@ -14,7 +14,7 @@ import polybn
 from polybn.conformance.cases import Array, Case, Outcome, same
 from polybn.conformance.strategies import cases, sample
 
-cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
+cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_kernels.py runs this emulated")
 
 View = Callable[[Array], tuple[Array, Callable[[Any], Any]]]
 

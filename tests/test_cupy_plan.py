@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
+pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_kernels.py runs this emulated")
 
 DEVICES = ((48, 20), (64, 40), (96, 80), (99, 128), (163, 108), (227, 132), (227, 148))
 """Devices from Pascal to Blackwell: kilobytes of shared memory that a block may use, and multiprocessors."""

@@ -14,7 +14,7 @@ from polybn.spec import BackendError, DomainError
 from tests import test_program
 from tests.support import reference_lenet as reference
 
-cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
+cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_kernels.py runs this emulated")
 EMULATED = "emulated" in cupy.__version__
 STEPS, BATCH = 50, 16
 RATE = 0.05

@@ -17,7 +17,7 @@ from polybn.conformance import oracle
 from polybn.conformance.strategies import sample
 from tests.support.cases import run
 
-cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_emulated.py runs this emulated")
+cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed; test_cupy_kernels.py runs this emulated")
 IMPOSSIBLE = (-1.5, -1e-45, float("nan"), float("inf"), float("-inf"))
 
 

@@ -18,20 +18,31 @@ from jax import lax
 
 Shape = tuple[int, ...]
 
+BLOCK = 4
+"""Columns of a convolution's result that one matrix product makes, at least."""
+
 
 def convolution(x: jax.Array, weight: jax.Array, bias: jax.Array, size: int) -> jax.Array:
-    """Convolve as one matrix product per batch; leave the result in squares of ``size``.
+    """Convolve as matrix products of the batch; leave the result in squares of ``size``.
 
-    Along W the kernel is written out as a banded matrix; along H the input is copied ``kernel`` times, shifted by
-    one row. That is ``W / kernel`` times the arithmetic of im2col and ``1 / kernel`` of its copying.
+    Each product makes a block of columns of the result. Along W the kernel is written out as a banded matrix; along H
+    the input is copied ``kernel`` times, shifted by one row. Compared with im2col, less is copied the wider the block
+    is, and the arithmetic is ``(block + kernel - 1) / kernel`` times as much.
     """
     _, inputs, kernel, _ = weight.shape
     n, rows, _, columns = x.shape
-    height, width = rows - kernel + 1, columns // inputs
-    windows = jnp.concatenate([x[:, shift : shift + height, 0] for shift in range(kernel)], axis=2)
-    band = contract("ocij,jwv->iwcvo", weight, _diagonals(width, kernel, size)).reshape(kernel * columns, -1)
-    y = contract("rk,kc->rc", windows.reshape(n * height, -1), band)
-    squares = y.reshape(n, height // size, size * size, -1)
+    height, width = rows - kernel + 1, columns // inputs - kernel + 1
+    block = next(k for k in range(size, width + 1, size) if width % k == 0 and k >= min(BLOCK, width))
+    seen = block + kernel - 1
+    band = contract("ocij,jwv->iwcvo", weight, _diagonals(seen, kernel, size)).reshape(kernel * seen * inputs, -1)
+
+    def product(start: int) -> jax.Array:
+        part = x[:, :, 0, start * inputs : (start + seen) * inputs]
+        windows = jnp.concatenate([part[:, shift : shift + height] for shift in range(kernel)], axis=2)
+        y = contract("rk,kc->rc", windows.reshape(n * height, -1), band)
+        return y.reshape(n, height // size, size * size, -1)
+
+    squares = jnp.concatenate([product(start) for start in range(0, width, block)], axis=3)
     return squares + repeat(bias, squares)
 
 

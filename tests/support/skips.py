@@ -17,7 +17,7 @@ ELSEWHERE = (
 ALLOWED = {
     rf".*\b({'|'.join(ELSEWHERE)}|CuPy|Dask|PyTorch)\b.*": "lane-torch and lane-dask have it; CuPy is emulated",
     r"it takes long, or judges what XLA makes .*": "lane-xla runs it, with XLA's default flags",
-    r"NVRTC is not installed.*|.*nvdisasm.*": "lane-nvrtc compiles the kernels",
+    r"NVRTC is not installed.*|.*nvdisasm.*": "lane-cuda compiles the kernels",
     r"the emulation (compiles|switches) .*": "CI has g++, and names it in POLYBN_REQUIRE_TOOLS",
     r"it (is of|asks|reads|makes) .*": "a test of the emulation of CuPy, which a GPU does not need",
     r"avx(2|512) does not run here": "it depends on the processor",

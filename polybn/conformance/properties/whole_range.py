@@ -14,6 +14,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -115,56 +116,55 @@ def _channel(outcome: Outcome, case: Case, c: int) -> dict[str, Floats]:
 
 def _judge(info: Info, case: Case, got: dict[str, Floats], grid: Grid) -> float:
     """Compare one channel with the exact result."""
-    exact, channel, scales = _exact(case)
+    exact, channel, scales = _exact(case, derivatives=grid.derivatives)
     try:
         # Here the mean of a constant channel is exact, so its gradients have only the rounding errors of dy.
         form: Form = "K" if channel.constant and grid.derivatives else widest(info)
         limits = bounds.envelope(form, channel, format_of(grid.dtype))
     except OverflowError:
         raise VacuousBoundError("sizes are too far apart") from None
-    worst = 0.0
+    worst, of_statistics = 0.0, statistics_dtype(case.x)
     for name in QUANTITIES[grid.training]:
-        unasked = name.startswith("d") != grid.derivatives
-        if name not in got or name not in exact or unasked:
+        if name not in got or name not in exact:
             continue
-        dtype = case.x.dtype if name in ("y", "dx") else statistics_dtype(case.x)
-        for i, (value, right, limit) in enumerate(zip(got[name], exact[name], limits[name], strict=True)):
-            allowed = Fraction(float(limit)) * Fraction(2) ** scales.of(name) + _underflow(info, dtype)
-            allowed += _lost_in(name, channel, scales) * _underflow(info, statistics_dtype(case.x))
-            share = _share(float(value), right, allowed, dtype)
+        dtype = case.x.dtype if name in ("y", "dx") else of_statistics
+        lost = _underflow(info.flushes, dtype.name)
+        lost += _lost_in(name, channel, scales) * _underflow(info.flushes, of_statistics.name)
+        values, denominator = exact[name]
+        for i, (value, numerator, limit) in enumerate(zip(got[name].tolist(), values, limits[name], strict=True)):
+            allowed = Fraction(float(limit)) * _power(scales.of(name)) + lost
+            share = _share(value, numerator, denominator, allowed, dtype.name)
             if not share <= 1:
-                raise Violation(_words(name, i, float(value), right, case))
+                raise Violation(_words(name, i, value, Fraction(numerator, denominator), case))
             worst = max(worst, share)
     return worst
 
 
-def _exact(case: Case) -> tuple[dict[str, list[Fraction]], Channel, Scales]:
-    """Return the exact results of one channel, its magnitudes scaled near 1, and the powers of two of that scaling."""
+def _exact(case: Case, *, derivatives: bool) -> tuple[dict[str, oracle.ExactRow], Channel, Scales]:
+    """Return exact results of one channel, its magnitudes scaled near 1, and the powers of two of that scaling."""
     x, dy = (rows(a, case.axis)[0] for a in (case.x, case.dy))
     gamma, beta, mean, var = (Fraction(float(v[0])) for v in _vectors(case))
     exact_x, exact_dy, eps = oracle.row(x.tolist()), oracle.row(dy.tolist()), Fraction(case.eps)
     s = oracle.batch_statistics(exact_x, eps) if case.training else oracle.given_statistics(len(x), mean, var, eps)
-    d = oracle.derivatives(exact_x, exact_dy, s, gamma, training=case.training)
-    found = {
-        "y": _list(oracle.output(exact_x, s, gamma, beta)),
-        "dx": _list(d.x),
-        "dgamma": [d.gamma],
-        "dbeta": [d.beta],
-    }
     unbiased = case.running_variance == "unbiased"
-    if case.training and not (unbiased and s.m == 1):
+    if derivatives:
+        d = oracle.derivatives(exact_x, exact_dy, s, gamma, training=case.training)
+        found = {"dx": d.x, "dgamma": _alone(d.gamma), "dbeta": _alone(d.beta)}
+    else:
+        found = {"y": oracle.output(exact_x, s, gamma, beta)}
+    if not derivatives and case.training and not (unbiased and s.m == 1):
         rho = Fraction(case.momentum)
-        found["running_mean"] = [oracle.blend(mean, s.mean, rho)]
-        found["running_var"] = [oracle.blend(var, oracle.unbiased(s) if unbiased else s.variance, rho)]
+        found["running_mean"] = _alone(oracle.blend(mean, s.mean, rho))
+        found["running_var"] = _alone(oracle.blend(var, oracle.unbiased(s) if unbiased else s.variance, rho))
     k = max(_exponent(*x, 0.0 if case.training else float(mean)), (_exponent_of(s.square) + 1) // 2)
     scales = Scales(k, _exponent(float(gamma), float(beta)), _exponent(*dy))
-    down, square = Fraction(2) ** -k, Fraction(4) ** -k
+    down, square = _power(-k), _power(-2 * k)
     if s.square and not float(s.square * square):
         raise VacuousBoundError("x is too far from the running mean")
     stored = float(np.asarray(float(beta)).astype(case.x.dtype).astype(np.float64))
     channel = Channel(
-        x=np.abs([_rounded(Fraction(v) * down) for v in x.tolist()]),
-        c=np.abs([_rounded((Fraction(v) - s.mean) * down) for v in x.tolist()]),
+        x=np.abs(_scaled(exact_x, -k)),
+        c=np.abs(_scaled(oracle.centered(exact_x, s), -k)),
         dy=np.abs(np.ldexp(dy, -scales.dy)),
         length=len(x),
         mean=_rounded(s.mean * down),
@@ -184,18 +184,29 @@ def _exact(case: Case) -> tuple[dict[str, list[Fraction]], Channel, Scales]:
     return found, channel, scales
 
 
-def _rounded(value: Fraction) -> float:
-    if value and not -1000 < _exponent_of(value) < 1000:
+def _scaled(values: oracle.ExactRow, k: int) -> list[float]:
+    """Round each number times ``2 ** k``."""
+    n, d = values
+    if any(p and not -1000 < p.bit_length() - d.bit_length() + k < 1000 for p in n):
         raise VacuousBoundError("sizes are too far apart")
-    return float(value)
+    return [p / (d << -k) for p in n] if k < 0 else [(p << k) / d for p in n]
+
+
+def _rounded(value: Fraction) -> float:
+    return _scaled(_alone(value), 0)[0]
 
 
 def _vectors(case: Case) -> Iterator[Any]:
     return (np.asarray(v) for v in (case.gamma, case.beta, case.running_mean, case.running_var))
 
 
-def _list(values: oracle.ExactRow) -> list[Fraction]:
-    return [Fraction(n, values.denominator) for n in values.numerators]
+def _alone(value: Fraction) -> oracle.ExactRow:
+    return oracle.ExactRow([value.numerator], value.denominator)
+
+
+@cache
+def _power(k: int) -> Fraction:
+    return Fraction(2) ** k
 
 
 def _exponent(*values: float) -> int:
@@ -208,30 +219,39 @@ def _exponent_of(value: Fraction) -> int:
     return value.numerator.bit_length() - value.denominator.bit_length() if value else -(10**6)
 
 
-def _underflow(info: Info, dtype: np.dtype[Any]) -> Fraction:
+@cache
+def _underflow(flushes: bool, dtype: str) -> Fraction:
     """Return what the last operations may lose to underflow: two steps of the dtype, or every subnormal number."""
-    kind = np.finfo(np.float32) if dtype.name == "bfloat16" else np.finfo(dtype)
-    step = Fraction(float(kind.smallest_subnormal)) * (2**16 if dtype.name == "bfloat16" else 1)
-    return Fraction(float(kind.smallest_normal)) * 2 if info.flushes else 2 * step
+    kind = np.finfo("float32" if dtype == "bfloat16" else dtype)
+    step = Fraction(float(kind.smallest_subnormal)) * (2**16 if dtype == "bfloat16" else 1)
+    return Fraction(float(kind.smallest_normal)) * 2 if flushes else 2 * step
+
+
+@cache
+def _largest(dtype: str) -> Fraction:
+    return Fraction(3.3895313892515355e38 if dtype == "bfloat16" else float(np.finfo(dtype).max))
 
 
 def _lost_in(name: str, ch: Channel, scales: Scales) -> Fraction:
     """Return the factor that magnifies an underflow of ``x - mean``, which S10 tolerates where eps dominates."""
-    root = Fraction(ch.root) / Fraction(2) ** scales.x
     if name == "y":
-        return root * abs(Fraction(ch.gamma)) * Fraction(2) ** scales.y
-    return root * Fraction(float(ch.dy.sum())) * Fraction(2) ** scales.dy if name == "dgamma" else Fraction(0)
+        return Fraction(ch.root) * abs(Fraction(ch.gamma)) * _power(scales.y - scales.x)
+    if name == "dgamma":
+        return Fraction(ch.root) * Fraction(float(ch.dy.sum())) * _power(scales.dy - scales.x)
+    return Fraction(0)
 
 
-def _share(got: float, exact: Fraction, allowed: Fraction, dtype: np.dtype[Any]) -> float:
+def _share(got: float, numerator: int, denominator: int, allowed: Fraction, dtype: str) -> float:
     """Return the error as a share of what is allowed."""
-    largest = Fraction(3.3895313892515355e38 if dtype.name == "bfloat16" else float(np.finfo(dtype).max))
     if math.isinf(got):
-        return 0.0 if (exact if got > 0 else -exact) + allowed >= largest else math.inf
+        exact = Fraction(numerator, denominator)
+        return 0.0 if (exact if got > 0 else -exact) + allowed >= _largest(dtype) else math.inf
     if math.isnan(got):
         return math.inf
-    error = abs(Fraction(got) - exact)
-    return float(error / allowed) if error <= allowed * 10**6 else math.inf
+    p, q = got.as_integer_ratio()
+    error = abs(p * denominator - numerator * q) * allowed.denominator
+    room = allowed.numerator * q * denominator
+    return error / room if error <= room * 10**6 else math.inf
 
 
 def _words(name: str, i: int, got: float, exact: Fraction, case: Case) -> str:
