@@ -123,7 +123,9 @@ def test_convert_says_what_it_did_and_what_is_not_exact(polybn_: Polybn, tmp_pat
     first, second, third, fourth = out.splitlines()
     assert first == "1 batch norm, from pytorch to keras3, in b.npz: bn/moving_mean, ..."
     assert second.startswith("bn: keras3 goes on with the biased variance where pytorch kept the unbiased one.")
-    assert second.endswith("with count given, the variance becomes the one that keras3 would have kept.")
+    assert second.endswith(
+        "of values per channel in a training batch, the variance becomes the one that keras3 would have kept."
+    )
     assert third.startswith(
         "bn: The file does not say eps. Unless the model was made with another, make the layers with "
     )
