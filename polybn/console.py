@@ -76,6 +76,16 @@ def progress(words: Console) -> Progress:
     )
 
 
+def whole(heading: str, *names: str) -> Column:
+    """Return a column that is never narrower than its names, because they are what is typed again."""
+    return Column(heading, no_wrap=True, min_width=max(map(len, (heading, *names))))
+
+
+def folded(heading: str) -> Column:
+    """Return a column that breaks words that are too long, where others would be cut."""
+    return Column(heading, overflow="fold")
+
+
 def shown(text: str) -> str:
     """Return a line that may hold names from a file with everything unprintable escaped."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

@@ -681,6 +681,14 @@ def test_info_lists_every_backend(polybn_: Polybn, monkeypatch: pytest.MonkeyPat
     assert text == f"numpy yes {facts}, sees cpu (--device) jax no {reason}"
 
 
+def test_info_cuts_no_name_and_no_command(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "backends", lambda: {"array_api_strict": 'pip install "polybn[array-api-strict]"'})
+    monkeypatch.setattr(console.out, "width", 50)
+    text = polybn_("info").out
+    assert "array_api_strict" in text
+    assert "…" not in text
+
+
 def test_info_says_what_a_backend_can_train(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:
     """`polybn info` shows the devices, because the error of a backend that trains on one device refers to it."""
     names = {"cpu": nullcontext, "gpu:0": nullcontext}

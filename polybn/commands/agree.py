@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Column, Table
+from rich.table import Table
 
 from polybn.atomic import write_atomic
-from polybn.console import check_place, err, progress, words_beside, write
+from polybn.console import check_place, err, progress, whole, words_beside, write
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
@@ -87,8 +87,10 @@ def agree(
 
 
 def _print(found: Agreement, out: Console) -> None:
-    pair = Column("pair", no_wrap=True)  # whole names, because they are what is typed again
-    table = Table(pair, "worst in", "share of bounds", "units in last place", "exact answers", box=None)
+    names = (name for difference in found.differences for name in (f"{difference.first},", difference.second))
+    table = Table(
+        whole("pair", *names), "worst in", "share of bounds", "units in last place", "exact answers", box=None
+    )
     for difference in _worst_pairs(found):
         table.add_row(
             f"{difference.first},\n{difference.second}",
