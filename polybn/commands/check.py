@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from polybn import dispatch
 from polybn.atomic import write_atomic
 from polybn.commands.checking import Checking
-from polybn.console import check_place, named, out, progress, words_beside, write
+from polybn.console import check_place, hint, named, out, progress, words_beside, write
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ INTERRUPTED = 130
 
 
 def check(
+    context: typer.Context,
     backend: Annotated[
         str | None, typer.Option(help="Check a backend of PolyBN; polybn info lists them.", show_default=False)
     ] = None,
@@ -126,7 +128,14 @@ def check(
     from polybn.conformance.check import chosen
     from polybn.conformance.expected import read
 
-    order = Order(_source(backend, adapter, jit=jit), profile, tuple(dtype) if dtype else None, seed, limit, not only)
+    order = Order(
+        _source(backend, adapter, context.args, jit=jit),
+        profile,
+        tuple(dtype) if dtype else None,
+        seed,
+        limit,
+        not only,
+    )
     files = _files(json_out, html_out, junit_out)
     words = words_beside(*files)
     report = Checking(chosen(only or None), read(xfail) if xfail else {}, files, words, quiet=quiet).run(order)
@@ -183,8 +192,15 @@ def _files(json_out: Path | None, html_out: Path | None, junit_out: Path | None)
     return {path: text for path, text in wanted.values() if path is not None}
 
 
-def _source(backend: str | None, adapter: str | None, *, jit: bool) -> str:
-    """Return the name of the adapter to check."""
+def _source(backend: str | None, adapter: str | None, words: Sequence[str] = (), *, jit: bool) -> str:
+    """Return the name of the adapter to check; ``words`` are arguments without an option, of which there are none."""
+    for option, name in (("", next(iter(words), None)), ("--backend", backend), ("--adapter", adapter)):
+        if name is not None and (meant := _option_of(name) or option or "--adapter") != option:
+            got = f"{option} {name}" if option else f"{name} alone"
+            raise DomainError(
+                f"polybn check: --backend must take a backend, and --adapter an adapter; got {got} "
+                f"({hint('check', meant, name)})"
+            )
     if (backend is None) == (adapter is None):
         both = "both" if backend is not None else "neither"
         raise DomainError(
@@ -194,6 +210,15 @@ def _source(backend: str | None, adapter: str | None, *, jit: bool) -> str:
     if jit and backend is None:
         raise DomainError(f"polybn check: --jit must come with --backend; got --adapter {adapter}")
     return str(adapter) if backend is None else f"polybn-{backend}{'-jit' if jit else ''}"
+
+
+def _option_of(name: str) -> str:
+    """Return the option that takes a name, or nothing if the name is unknown."""
+    from polybn.conformance.adapters import ADAPTERS
+
+    if name in dispatch.installed():
+        return "--backend"
+    return "--adapter" if ":" in name or name in ADAPTERS else ""
 
 
 def _worse(report: Report, letter: Letter) -> list[str]:
