@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from polybn.model_files.fold import Folded
 
 SHOWN = 3
+USES = {
+    ".safetensors": "safetensors.numpy.load_file({!r})",
+    ".npz": "numpy.load({!r})",
+    ".msgpack": "flax.serialization.msgpack_restore(open({!r}, 'rb').read())",
+    ".params": "mxnet.nd.load({!r})",
+}
+"""For each ending, the code that reads the arrays in a program."""
 
 
 def convert(
@@ -99,6 +106,10 @@ def convert(
         out.print(shown(line))
     for note, layers in made.notes:
         out.print(shown(f"{_some(layers)}: {note}"))
+    for line in _of_one_count(made.norms, counts):
+        out.print(shown(line))
+    out.print(shown(f"In a program, {USES[output.suffix.lower()].format(str(output))} has the arrays by name:"))
+    out.print("docs/model-files.md, in PolyBN's repository, shows how a model takes them.")
 
 
 def _counts(given: list[str]) -> dict[str, int]:
@@ -155,6 +166,16 @@ def _to_make(norms: list[Norm], ending: str) -> Iterator[str]:
             yield f"Make {who} with {words}."
     if any(layers) and ending != ".safetensors":
         yield f"A file in {ending} does not hold these numbers; one in .safetensors does."
+
+
+def _of_one_count(norms: list[Norm], counts: dict[str, int]) -> Iterator[str]:
+    """Say that one count was taken for several layers: no file tells in which of them it is wrong."""
+    others = [norm.name for norm in norms if norm.name not in counts]
+    if "" in counts and len(others) > 1:
+        yield (
+            f"--count {counts['']} was taken for {len(others)} layers. It is images times places, so layers whose "
+            f"feature maps differ need their own: --count {others[0]}=N."
+        )
 
 
 def _fold(file: Path, output: Path) -> None:
