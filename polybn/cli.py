@@ -41,7 +41,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Batch normalization you can trust on any array.\n\n"
     "Begin with [bold]polybn train[/bold]: it trains LeNet on Fashion-MNIST and shows each epoch. Then train again "
-    "with [bold]--norm none[/bold]; [bold]polybn compare runs[/bold] then draws what batch norm gains.",
+    "with [bold]--norm none[/bold]; [bold]polybn compare runs[/bold] then draws what batch norm gains.\n\n"
+    "A file that a command is told to write takes the place of one that is there, as a whole; files that it "
+    "reads are never replaced.",
 )
 
 

@@ -109,6 +109,20 @@ def test_every_file_of_json_may_be_standard_output(polybn_: Polybn) -> None:
     assert "torch.nn.BatchNorm1d" in said.err
 
 
+def test_files_that_are_read_are_not_replaced_and_others_are(polybn_: Polybn, tmp_path: Path) -> None:
+    (tmp_path / "known.txt").write_text("P16  # a reason\n")
+    some = ("check", "--backend", "numpy", "--only", "P16", "--xfail", "known.txt", "--quiet")
+    refused(
+        polybn_(*some, "--json", "known.txt"),
+        r"polybn check: --json must be another file than those that are read; got known\.txt \(it would be lost; .*\)",
+    )
+    assert (tmp_path / "known.txt").read_text() == "P16  # a reason\n"
+    (tmp_path / "pytorch.json").write_text("old")
+    assert polybn_("dialects", "pytorch", "--json", "pytorch.json").code == 0
+    assert json.loads((tmp_path / "pytorch.json").read_text())
+    assert "takes the place of one that is there" in " ".join((polybn_("--help").out).split())
+
+
 def test_every_option_of_train_is_explained_with_its_default(polybn_: Polybn) -> None:
     text = re.sub(r"[\s│]+", " ", polybn_("train", "--help").out)
     for option, default in {

@@ -257,8 +257,11 @@ def test_the_words_of_the_file_may_be_those_of_any_dialect(polybn_: Polybn, tmp_
             ("b.onnx", "--fold", "--option", "eps=1"),
             "--fold must stand alone; got --to, --from, --count or --option as well",
         ),
-        (("a.safetensors", "--to", "keras3"), "OUTPUT must be another file than FILE; got a.safetensors for both"),
-        (("a.safetensors", "--fold"), "OUTPUT must be another file than FILE; got a.safetensors for both"),
+        (
+            ("a.safetensors", "--to", "keras3"),
+            "OUTPUT must be another file than those that are read; got a.safetensors (it",
+        ),
+        (("a.safetensors", "--fold"), "OUTPUT must be another file than those that are read; got a.safetensors (it"),
         (("b.npz", "--fold"), "OUTPUT must end in .onnx beside --fold; got b.npz"),
         (("b.onnx", "--fold"), "a.safetensors must be an ONNX model; got another file"),
     ],

@@ -136,7 +136,7 @@ def check(
         limit,
         not only,
     )
-    files = _files(json_out, html_out, junit_out)
+    files = _files(json_out, html_out, junit_out, *filter(None, [xfail]))
     words = words_beside(*files)
     report = Checking(chosen(only or None), read(xfail) if xfail else {}, files, words, quiet=quiet).run(order)
     worse = [] if at_least is None else _worse(report, at_least)
@@ -170,7 +170,9 @@ def _write_skeleton(path: Path) -> None:
     out.print(f"Written to {path}. Fill it in, and check it:\n{place}polybn check --adapter {module}:MyBatchNorm")
 
 
-def _files(json_out: Path | None, html_out: Path | None, junit_out: Path | None) -> dict[Path, Callable[[Report], str]]:
+def _files(
+    json_out: Path | None, html_out: Path | None, junit_out: Path | None, *read: Path
+) -> dict[Path, Callable[[Report], str]]:
     """Return the files to write; refuse paths that cannot be written before the checks begin, not after them."""
     from polybn.conformance import html, junit
 
@@ -183,7 +185,7 @@ def _files(json_out: Path | None, html_out: Path | None, junit_out: Path | None)
     }
     asked = {option: path for option, (path, _) in wanted.items() if path is not None}
     for option, path in asked.items():
-        check_place("check", option, path)
+        check_place("check", option, path, *read)
     if len({*asked.values()}) < len(asked):
         raise DomainError(
             f"polybn check: {', '.join(asked)} must name different files; got {', '.join(map(str, asked.values()))} "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from polybn.atomic import write_atomic
-from polybn.console import err, out, shown
+from polybn.console import check_place, err, out, shown
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ def convert(
     output: Annotated[
         Path,
         typer.Argument(
-            metavar="OUTPUT", help="What to write; the ending picks the format: .safetensors, .npz, .msgpack, .params."
+            metavar="OUTPUT",
+            help="What to write, in the place of a file that is there; the ending picks the format: .safetensors, "
+            ".npz, .msgpack, .params.",
         ),
     ],
     to: Annotated[
@@ -78,9 +80,8 @@ def convert(
     from polybn import dialects, model_files
     from polybn.inspection.words import count_of
     from polybn.model_files import writing
-    from polybn.model_files.errors import check_other
 
-    check_other("convert", "OUTPUT", output, file)
+    check_place("convert", "OUTPUT", output, file)
     if fold:
         if to is not None or source is not None or count or option:
             raise DomainError("polybn.convert: --fold must stand alone; got --to, --from, --count or --option as well")
