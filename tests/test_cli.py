@@ -163,10 +163,12 @@ def test_train(polybn_: Polybn, tmp_path: Path) -> None:
     """Every printed line is right, and the run has the options of the command line."""
     said = polybn_("train", "--epochs", 2, "--batch-size", 128, "--lr", 0.5, "--seed", 3, "--last-batch", "drop")
     assert (said.code, said.err) == (0, "")
-    *head, first, second, last = said.out.splitlines()
+    *head, first, second, last, without = said.out.splitlines()
     assert head == HEAD
     name = "runs/numpy-spec-lr0.5-seed3-batch128-drop"
     assert last == f"Saved in {name}; polybn compare {name} draws its curves"
+    same = "--epochs 2 --batch-size 128 --lr 0.5 --seed 3 --last-batch drop"
+    assert without == f"polybn train {same} --norm none trains the same without batch norm"
     options: dict[str, Any] = {"batch_size": 128, "learning_rate": 0.5, "seed": 3, "last_batch": "drop"}
     expected = train(networks.lenet(), data=DATA, epochs=2, **options)
     saved = runs.load(tmp_path / name)
@@ -185,6 +187,7 @@ def test_train_without_batch_norm(polybn_: Polybn, tmp_path: Path) -> None:
     said = polybn_("train", "--epochs", 1, "--norm", "none", "--out", "here")
     assert said.code == 0
     assert said.out.startswith("LeNet, 44,426 trainable values, batch norm: none; backend numpy\n")
+    assert "--norm none" not in said.out
     assert runs.load(tmp_path / "here").config["network"] == plain.to_plain(networks.lenet(None))
 
 
@@ -332,7 +335,8 @@ def test_two_that_begin_in_one_directory(polybn_: Polybn, tmp_path: Path) -> Non
 def test_odd_names_are_printed_as_they_are(polybn_: Polybn) -> None:
     name = "[bold]lr=1[red] :smile: {x}"
     said = polybn_("train", "--epochs", 1, "--out", name)
-    assert said.out.endswith(f"Saved in {name}; polybn compare '{name}' draws its curves\n")
+    assert f"\nSaved in {name}; polybn compare '{name}' draws its curves\n" in said.out
+    assert said.out.endswith("polybn train --epochs 1 --norm none trains the same without batch norm\n")
     assert name in polybn_("compare", name).out
     refused(polybn_("compare", "[red]nope"), r"polybn compare: .* \(\[red\]nope: .* no such directory .*")
 
