@@ -81,6 +81,15 @@ def test_every_command_helps(polybn_: Polybn, command: str, flag: str) -> None:
 
 
 @pytest.mark.parametrize("command", [command.__name__ for command in cli._COMMANDS])
+def test_help_cuts_no_word_that_is_typed(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """At 80 columns the choices of an option fit, or the help names them instead."""
+    monkeypatch.setenv("COLUMNS", "80")
+    text = polybn_(command, "--help").out
+    assert not re.search(r"<[^<> ]*\|[^<> ]*  ", text)
+    assert "…" not in text
+
+
+@pytest.mark.parametrize("command", [command.__name__ for command in cli._COMMANDS])
 def test_help_breaks_lines_only_where_the_terminal_ends(
     polybn_: Polybn, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:

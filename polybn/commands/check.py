@@ -46,7 +46,7 @@ def check(
     ] = None,
     profile: Annotated[
         Literal["dev", "ci", "nightly"],
-        typer.Option(help="50, 300 or 20,000 random cases per property; ci always draws the same ones."),
+        typer.Option(help="Random cases per property: dev 50, ci 300 and always the same ones, nightly 20,000."),
     ] = "dev",
     xfail: Annotated[
         Path | None,
@@ -56,7 +56,11 @@ def check(
         ),
     ] = None,
     dtype: Annotated[
-        list[str] | None, typer.Option(help="Check only this dtype of x; may be given several times.")
+        list[str] | None,
+        typer.Option(
+            metavar="DTYPE",
+            help="Check only this dtype of x: float16, bfloat16, float32 or float64; may be given several times.",
+        ),
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Check only this, such as P7; may be given several times.")
@@ -93,7 +97,7 @@ def check(
     ] = False,
     into: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="With --peers: put the table between the marks of a Markdown file."),
+        typer.Option(metavar="FILE", help="With --peers: put the table into a Markdown file, after <!-- peers -->."),
     ] = None,
 ) -> None:
     """Check a batch norm against the specification, property by property, and grade its accuracy.

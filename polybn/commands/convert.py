@@ -39,18 +39,24 @@ def convert(
         ),
     ],
     to: Annotated[
-        str | None, typer.Option("--to", metavar="DIALECT", help="Whose words; polybn dialects lists the names.")
+        str | None,
+        typer.Option(
+            "--to", metavar="DIALECT", help="The framework that is to have them; polybn dialects lists the names."
+        ),
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option("--from", metavar="DIALECT", help="Whose words FILE has, where its names do not tell."),
+        typer.Option(
+            "--from", metavar="DIALECT", help="The framework that wrote FILE, where its arrays' names do not tell."
+        ),
     ] = None,
     count: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[LAYER=]N",
-            help="Values per channel in a training batch, images times places, for Bessel's correction; of one layer, "
-            "or of all that are not named. May be given several times.",
+            help="How many values per channel a training batch has, images times places: the running variance is "
+            "converted between biased and unbiased. Of one layer, or of all that are not named. May be given several "
+            "times.",
         ),
     ] = None,
     option: Annotated[
