@@ -19,7 +19,7 @@ from polybn.commands.check import check
 from polybn.commands.convert import convert
 from polybn.commands.dialects import dialects
 from polybn.commands.inspect import inspect
-from polybn.console import err, out, shown
+from polybn.console import err, folded, out, shown, whole
 from polybn.lenet.commands.compare import compare
 from polybn.lenet.commands.data import data
 from polybn.lenet.commands.export import export
@@ -41,7 +41,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Batch normalization you can trust on any array.\n\n"
     "Begin with [bold]polybn train[/bold]: it trains LeNet on Fashion-MNIST and shows each epoch. Then train again "
-    "with [bold]--norm none[/bold]; [bold]polybn compare runs[/bold] then draws what batch norm gains.",
+    "with [bold]--norm none[/bold]; [bold]polybn compare runs[/bold] then draws what batch norm gains.\n\n"
+    "A file that a command is told to write takes the place of one that is there, as a whole; files that it "
+    "reads are never replaced.",
 )
 
 
@@ -63,8 +65,9 @@ def _options(
 def info() -> None:
     """List the backends with their versions and devices, or why one cannot run here; a bug report begins with this."""
     out.print(f"polybn {__version__}, Python {sys.version.split()[0]}")
-    table = Table("backend", "runs here", "versions and device, or why not")
-    for name, reason in dispatch.backends().items():
+    found = dispatch.backends()
+    table = Table(whole("backend", *found), "runs here", folded("versions and device, or why not"))
+    for name, reason in found.items():
         if reason is None:
             facts = ", ".join(_facts(dispatch.backend(name)))
             table.add_row(name, Text("yes", "green"), facts)
@@ -98,7 +101,8 @@ def _help(command: Callable[..., None]) -> str:
 
 
 for _command in _COMMANDS:
-    app.command(help=_help(_command))(_command)
+    # A name without an option gets an error of its own, which says which option takes it.
+    app.command(help=_help(_command), context_settings={"allow_extra_args": _command is check})(_command)
 
 
 def main() -> None:

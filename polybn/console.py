@@ -42,11 +42,20 @@ def named(path: Path) -> str:
     return "standard output" if path == STANDARD_OUTPUT else str(path)
 
 
-def check_place(command: str, option: str, path: Path) -> None:
-    """Refuse a file that cannot be written, before the work whose result it is to hold."""
+def check_place(command: str, option: str, path: Path, *read: Path) -> None:
+    """Refuse a file that cannot be written, or that is one of those to ``read``, before the work for it.
+
+    Any other file that exists is replaced, as a whole.
+    """
     folder = path.parent
     if path == STANDARD_OUTPUT:
         return
+    for place in read:
+        if path.is_file() and place.exists() and place.resolve() in (own := path.resolve(), *own.parents):
+            raise DomainError(
+                f"polybn {command}: {option} must be another file than those that are read; got {path} "
+                f"(it would be lost; try {path.stem}-2{path.suffix})"
+            )
     if path.is_dir():
         raise DomainError(f"polybn {command}: {option} must name a file; got {path}, a folder (try {path / 'report'})")
     if not folder.is_dir():
@@ -74,6 +83,16 @@ def progress(words: Console) -> Progress:
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+def whole(heading: str, *names: str) -> Column:
+    """Return a column that is never narrower than its names, because they are what is typed again."""
+    return Column(heading, no_wrap=True, min_width=max(map(len, (heading, *names))))
+
+
+def folded(heading: str) -> Column:
+    """Return a column that breaks words that are too long, where others would be cut."""
+    return Column(heading, overflow="fold")
 
 
 def shown(text: str) -> str:

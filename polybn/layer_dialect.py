@@ -32,9 +32,6 @@ EPS: float = _Number(1e-5)
 AXIS: int = _Whole(1)
 RUNNING_VARIANCE: RunningVariance = _Word("biased")  # type: ignore[assignment]
 
-CUMULATIVE = ("polybn", "pytorch", "pytorch_sync")
-"""The dialects in which a momentum of None gives all batches equal weights."""
-
 
 class Manner(NamedTuple):
     """The changes that a dialect makes to a layer, beside its options."""
@@ -68,7 +65,7 @@ def in_dialect(dialect: Dialect | str, options: dict[str, Any]) -> tuple[dict[st
     """Return the given ``options`` in PolyBN's sense, and the other changes that the dialect makes to a layer."""
     from polybn.dialects import find
     from polybn.dialects.calls import arguments
-    from polybn.dialects.record import ENDLESS
+    from polybn.dialects.record import CUMULATIVE, ENDLESS
 
     found = find(dialect, function="BatchNorm")
     if "running_variance" in options:

@@ -18,7 +18,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--polybn",
         metavar="NAME,...",
         help="run PolyBN's conformance kit on these backends (polybn info lists them) or adapters (my_module:MyAdapter "
-        "is yours, pytorch comes with polybn), and compare each two; alone, or beside the paths that are given",
+        "is yours, pytorch comes with polybn), and compare each two; alone, or beside the paths that are given; -k "
+        "'P1]' picks property P1, and not P10",
     )
     group.addoption(
         "--polybn-profile", choices=("dev", "ci", "nightly"), default="dev", help="how much the kit tries (dev)"

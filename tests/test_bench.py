@@ -270,3 +270,4 @@ def test_the_command_times_and_writes_a_record_and_a_picture(tmp_path: Path) -> 
     ]
     assert all(row.median > 0 for row in written.rows)
     assert [path.name for path in tmp_path.glob("*.svg")] == ["roofline.svg"]
+    assert "<dc:date>" not in (tmp_path / "roofline.svg").read_text(), "it is written as all pictures are: whole"

@@ -81,6 +81,15 @@ def test_every_command_helps(polybn_: Polybn, command: str, flag: str) -> None:
 
 
 @pytest.mark.parametrize("command", [command.__name__ for command in cli._COMMANDS])
+def test_help_cuts_no_word_that_is_typed(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """At 80 columns the choices of an option fit, or the help names them instead."""
+    monkeypatch.setenv("COLUMNS", "80")
+    text = polybn_(command, "--help").out
+    assert not re.search(r"<[^<> ]*\|[^<> ]*  ", text)
+    assert "…" not in text
+
+
+@pytest.mark.parametrize("command", [command.__name__ for command in cli._COMMANDS])
 def test_help_breaks_lines_only_where_the_terminal_ends(
     polybn_: Polybn, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
@@ -107,6 +116,20 @@ def test_every_file_of_json_may_be_standard_output(polybn_: Polybn) -> None:
     said = polybn_("dialects", "pytorch", "--json", "-")
     assert [record["name"] for record in json.loads(said.out)] == ["pytorch"]
     assert "torch.nn.BatchNorm1d" in said.err
+
+
+def test_files_that_are_read_are_not_replaced_and_others_are(polybn_: Polybn, tmp_path: Path) -> None:
+    (tmp_path / "known.txt").write_text("P16  # a reason\n")
+    some = ("check", "--backend", "numpy", "--only", "P16", "--xfail", "known.txt", "--quiet")
+    refused(
+        polybn_(*some, "--json", "known.txt"),
+        r"polybn check: --json must be another file than those that are read; got known\.txt \(it would be lost; .*\)",
+    )
+    assert (tmp_path / "known.txt").read_text() == "P16  # a reason\n"
+    (tmp_path / "pytorch.json").write_text("old")
+    assert polybn_("dialects", "pytorch", "--json", "pytorch.json").code == 0
+    assert json.loads((tmp_path / "pytorch.json").read_text())
+    assert "takes the place of one that is there" in " ".join((polybn_("--help").out).split())
 
 
 def test_every_option_of_train_is_explained_with_its_default(polybn_: Polybn) -> None:
@@ -149,10 +172,12 @@ def test_train(polybn_: Polybn, tmp_path: Path) -> None:
     """Every printed line is right, and the run has the options of the command line."""
     said = polybn_("train", "--epochs", 2, "--batch-size", 128, "--lr", 0.5, "--seed", 3, "--last-batch", "drop")
     assert (said.code, said.err) == (0, "")
-    *head, first, second, last = said.out.splitlines()
+    *head, first, second, last, without = said.out.splitlines()
     assert head == HEAD
     name = "runs/numpy-spec-lr0.5-seed3-batch128-drop"
     assert last == f"Saved in {name}; polybn compare {name} draws its curves"
+    same = "--epochs 2 --batch-size 128 --lr 0.5 --seed 3 --last-batch drop"
+    assert without == f"polybn train {same} --norm none trains the same without batch norm"
     options: dict[str, Any] = {"batch_size": 128, "learning_rate": 0.5, "seed": 3, "last_batch": "drop"}
     expected = train(networks.lenet(), data=DATA, epochs=2, **options)
     saved = runs.load(tmp_path / name)
@@ -171,6 +196,7 @@ def test_train_without_batch_norm(polybn_: Polybn, tmp_path: Path) -> None:
     said = polybn_("train", "--epochs", 1, "--norm", "none", "--out", "here")
     assert said.code == 0
     assert said.out.startswith("LeNet, 44,426 trainable values, batch norm: none; backend numpy\n")
+    assert "--norm none" not in said.out
     assert runs.load(tmp_path / "here").config["network"] == plain.to_plain(networks.lenet(None))
 
 
@@ -318,7 +344,8 @@ def test_two_that_begin_in_one_directory(polybn_: Polybn, tmp_path: Path) -> Non
 def test_odd_names_are_printed_as_they_are(polybn_: Polybn) -> None:
     name = "[bold]lr=1[red] :smile: {x}"
     said = polybn_("train", "--epochs", 1, "--out", name)
-    assert said.out.endswith(f"Saved in {name}; polybn compare '{name}' draws its curves\n")
+    assert f"\nSaved in {name}; polybn compare '{name}' draws its curves\n" in said.out
+    assert said.out.endswith("polybn train --epochs 1 --norm none trains the same without batch norm\n")
     assert name in polybn_("compare", name).out
     refused(polybn_("compare", "[red]nope"), r"polybn compare: .* \(\[red\]nope: .* no such directory .*")
 
@@ -679,6 +706,14 @@ def test_info_lists_every_backend(polybn_: Polybn, monkeypatch: pytest.MonkeyPat
     facts = ", ".join(f"{key} {value}" for key, value in dispatch.backend("numpy").describe().items())
     text = " ".join(" ".join(filter(None, cells)) for cells in lines)  # long rows take several lines
     assert text == f"numpy yes {facts}, sees cpu (--device) jax no {reason}"
+
+
+def test_info_cuts_no_name_and_no_command(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "backends", lambda: {"array_api_strict": 'pip install "polybn[array-api-strict]"'})
+    monkeypatch.setattr(console.out, "width", 50)
+    text = polybn_("info").out
+    assert "array_api_strict" in text
+    assert "…" not in text
 
 
 def test_info_says_what_a_backend_can_train(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:

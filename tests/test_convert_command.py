@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,16 +121,20 @@ def test_convert_says_what_it_did_and_what_is_not_exact(polybn_: Polybn, tmp_pat
     save(tmp_path / "a.safetensors", states("bn.running_mean", "bn.running_var"))
     code, out, err = polybn_("convert", "a.safetensors", "b.npz", "--to", "keras3")
     assert (code, err) == (0, "")
-    first, second, third, fourth = out.splitlines()
+    first, second, third, fourth, *use = out.splitlines()
     assert first == "1 batch norm, from pytorch to keras3, in b.npz: bn/moving_mean, ..."
     assert second.startswith("bn: keras3 goes on with the biased variance where pytorch kept the unbiased one.")
-    assert second.endswith("with count given, the variance becomes the one that keras3 would have kept.")
+    assert second.endswith(
+        "of values per channel in a training batch, the variance becomes the one that keras3 would have kept."
+    )
     assert third.startswith(
         "bn: The file does not say eps. Unless the model was made with another, make the layers with "
     )
     assert third.endswith("epsilon=1e-05, the default of pytorch: keras3 takes 0.001.")
     assert fourth.startswith("bn: The file does not say momentum.")
     assert fourth.endswith("momentum=0.9 to train on, the default of pytorch: keras3 takes 0.99.")
+    assert use[0] == "In a program, numpy.load('b.npz') has the arrays by name:"
+    assert "docs/model-files.md" in use[1]
     with np.load(tmp_path / "b.npz") as arrays:
         assert sorted(arrays) == ["bn/moving_mean", "bn/moving_variance"]
 
@@ -144,11 +149,24 @@ def test_what_is_said_once_is_in_the_file_from_then_on(polybn_: Polybn, tmp_path
     assert (first.name, dict(first.options)) == ("a", {"momentum": 0.97, "epsilon": 0.002})
     assert (second.name, dict(second.options)) == ("b", {})
     _, out, _ = polybn_("inspect", "b.safetensors")
-    assert " 0.002 " in out
+    assert re.search(r" eps +momentum ", out)
+    assert re.search(r" 0\.002 +0\.97 ", out)
     assert " not said " in out
     for text in ("pytorch", "7", "{"):
         (tmp_path / "c.safetensors").write_bytes(safetensors.encode(arrays, {"polybn": text}))
         assert [norm.options for norm in model_files.read(tmp_path / "c.safetensors").norms] == [{}, {}]
+
+
+def test_one_count_for_several_layers_is_said(polybn_: Polybn, tmp_path: Path) -> None:
+    """Layers whose feature maps differ have different counts; a file does not tell them."""
+    save(tmp_path / "a.safetensors", states(*(f"{n}.running_{which}" for n in "abc" for which in ("mean", "var"))))
+    convert = ("convert", "a.safetensors", "b.npz", "--to", "keras3")
+    last = polybn_(*convert, "--count", "64", "--count", "b=32").out.splitlines()[-3]
+    assert last.startswith("--count 64 was taken for 2 layers. It is images times places, so ")
+    assert last.endswith("need their own: --count a=N.")
+    for counts in ((), ("a=64", "b=64", "c=32"), ("a=64", "b=64", "32")):
+        options = [word for count in counts for word in ("--count", count)]
+        assert "was taken for" not in polybn_(*convert, *options).out
 
 
 def test_an_option_says_what_the_file_does_not(polybn_: Polybn, tmp_path: Path) -> None:
@@ -239,8 +257,11 @@ def test_the_words_of_the_file_may_be_those_of_any_dialect(polybn_: Polybn, tmp_
             ("b.onnx", "--fold", "--option", "eps=1"),
             "--fold must stand alone; got --to, --from, --count or --option as well",
         ),
-        (("a.safetensors", "--to", "keras3"), "OUTPUT must be another file than FILE; got a.safetensors for both"),
-        (("a.safetensors", "--fold"), "OUTPUT must be another file than FILE; got a.safetensors for both"),
+        (
+            ("a.safetensors", "--to", "keras3"),
+            "OUTPUT must be another file than those that are read; got a.safetensors (it",
+        ),
+        (("a.safetensors", "--fold"), "OUTPUT must be another file than those that are read; got a.safetensors (it"),
         (("b.npz", "--fold"), "OUTPUT must end in .onnx beside --fold; got b.npz"),
         (("b.onnx", "--fold"), "a.safetensors must be an ONNX model; got another file"),
     ],

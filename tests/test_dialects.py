@@ -74,6 +74,18 @@ def test_a_name_leads_to_its_dialect_and_a_wrong_one_teaches() -> None:
 # The command.
 
 
+@pytest.mark.parametrize("width", [80, 60])
+def test_no_name_is_cut(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are what is typed again."""
+    monkeypatch.setattr(console.out, "width", width)
+    every = CliRunner().invoke(app, ["dialects"]).output
+    assert all(re.search(rf"^ {name} ", every, re.MULTILINE) for name in DIALECTS)
+    assert max(map(len, every.splitlines())) <= width
+    some = ["onnx15", "d2l_tensorflow", "equinox_batch", "mxnet_native"]
+    assert CliRunner().invoke(app, ["dialects", *some]).output.split()[:4] == some
+    assert "…" not in every
+
+
 def test_the_command_lists_explains_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console.out, "width", 200)
 

@@ -414,3 +414,24 @@ def test_the_record_has_all_pairs_and_all_verdicts() -> None:
     pairs = json.loads(RECORD.read_text(encoding="utf-8"))["pairs"]
     assert {(p["source"], p["target"]) for p in pairs} == set(itertools.permutations(FRAMEWORKS, 2))
     assert {p["verdict"] for p in pairs} == {"exact", "either", "inference"}
+
+
+def test_an_average_over_all_batches_is_no_momentum() -> None:
+    """PyTorch's momentum of None stays where the target has it; elsewhere a note says it, and states are carried."""
+    none = {"momentum": None, "eps": 1e-5}
+    for target in ("polybn", "pytorch_sync"):
+        made = convert_options(none, "pytorch", target)
+        assert (made.options["momentum"], made.notes) == (None, ())
+    for target, own in (("keras3", "momentum to train on; its own is 0.99"), ("haiku", "decay_rate to train on")):
+        options, (note, *_) = convert_options(none, "pytorch", target)
+        assert DIALECTS[target].momentum_word not in options
+        assert f"averages over all batches alike, which {target} cannot: choose its {own}. Inference" in note
+    assert "moving_mean" in convert(PYTORCH, "pytorch", "keras3", options=none).state
+    with pytest.raises(DTypeError, match="in keras3 it is the weight of the old value"):
+        convert_options({"momentum": None}, "keras3", "pytorch")
+
+
+def test_a_counter_that_begins_at_0_says_when_it_matters() -> None:
+    note = convert(KERAS, "keras3", "pytorch").notes[-1]
+    assert note.startswith("num_batches_tracked is 0, because the source does not count batches.")
+    assert note.endswith("momentum=None: for that, set it to their number, or the next batch replaces the statistics.")

@@ -314,6 +314,14 @@ def test_names_are_printed_without_what_a_terminal_would_obey(polybn_: Polybn, t
         assert "b\x1b[31m\nerror: n/gamma" in arrays
 
 
+@pytest.mark.parametrize("option", ["--json", "--picture"])
+def test_inspect_never_replaces_the_model(option: str, polybn_: Polybn, tmp_path: Path) -> None:
+    save(tmp_path / "m.png", bn=healthy())
+    before = (tmp_path / "m.png").read_bytes()
+    assert "another file than those that are read; got m.png" in polybn_("inspect", "m.png", option, "m.png").err
+    assert (tmp_path / "m.png").read_bytes() == before
+
+
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
 def test_inspect_draws_the_statistics(polybn_: Polybn, tmp_path: Path) -> None:
     from matplotlib.image import imread
@@ -331,7 +339,10 @@ def test_inspect_draws_the_statistics(polybn_: Polybn, tmp_path: Path) -> None:
     [
         (("none.safetensors",), "No such file or directory: none.safetensors"),
         (("m.safetensors", "--for", "keras4"), "polybn.inspect: --for must name a dialect; got 'keras4' (did you"),
-        (("m.safetensors", "--json", "m.safetensors"), "polybn.inspect: --json must be another file than FILE; got "),
+        (
+            ("m.safetensors", "--json", "m.safetensors"),
+            "polybn inspect: --json must be another file than those that are read; got ",
+        ),
         (
             ("m.safetensors", "--json", "none/m.json"),
             "polybn inspect: --json must lie in a folder that exists; got none/m.json",

@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from polybn import conformance
 from polybn.commands import check as check_command
 from polybn.conformance import conventions, expected, peers
+from polybn.conformance.cases import DTYPES
 from polybn.conformance.grades import LETTERS
 from polybn.conformance.report import Report
 from polybn.spec import DomainError
@@ -64,7 +66,7 @@ def test_sizes() -> None:
     ("make", "among", "said"),
     [
         (kit.UnbiasedOutput, {"P1", "P3", "P22", "P14"}, "y of channel"),
-        (kit.EpsOutside, {"P1", "P7", "P22", "P26"}, "times its bound"),
+        (kit.EpsOutside, {"P0", "P1", "P7", "P22", "P26"}, "times its bound"),
         (kit.Reversed, {"convention-momentum"}, "Your momentum weighs the new value: declare momentum='new'"),
         (kit.LeakingNaN, {"P38", "P38b"}, "must be NaN throughout"),
         (kit.Writing, {"P18"}, "train must not write its arguments; it changed running_mean"),
@@ -77,6 +79,62 @@ def test_wrong_ones_fail(make: Any, among: set[str], said: str) -> None:
     assert failed(report) == among, str(report)
     assert not report.ok
     assert any(said in result.words for result in report.failures), str(report)
+
+
+UNUSED = "whatever eps is passed"
+
+
+@pytest.mark.parametrize(
+    ("root", "said"),
+    [
+        (lambda v, eps: 1 / (np.sqrt(v) + eps), "in training it is divided by sqrt(variance) + eps"),
+        (lambda v, eps: 1 / np.sqrt(v), "in training it is divided by sqrt(variance), without eps"),
+        (lambda v, eps: 1 / np.sqrt(v * 1.25 + eps), "sqrt(variance * m / (m - 1) + eps), the unbiased variance"),
+        *((lambda v, eps, own=own: 1 / np.sqrt(v + own), f"sqrt(variance + {own:.3g}), {UNUSED}")
+          for own in (1e-3, 1e-4, 1e-5, 1e-6)),
+    ],
+)  # fmt: skip
+def test_a_wrong_eps_is_named_before_all_that_follows_from_it(root: Any, said: str) -> None:
+    class Wrong(kit.Right):
+        def normalize(self, rows: Any, eps: float) -> Any:
+            inverse = root(rows.var(axis=1, keepdims=True), eps)
+            return (rows - rows.mean(axis=1, keepdims=True)) * inverse, inverse
+
+    report = check(Wrong(), ["P0", "P1", "P22"])
+    assert report.advice.startswith("P0: x - mean must be divided by sqrt(variance + eps); in training it is")
+    assert report.advice.endswith(f"{said}; mend this first: 2 checks fail, too.")
+
+
+def test_the_eps_of_inference_is_looked_at_too() -> None:
+    class Wrong(kit.Right):
+        def infer(self, *args: Any, eps: float, axis: int) -> Any:
+            return super().infer(*args, eps=1e-3, axis=axis)
+
+    assert f"in inference it is divided by sqrt(variance + 0.001), {UNUSED}" in check(Wrong(), ["P0"]).advice
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_right_eps_passes_in_each_dtype(dtype: str) -> None:
+    class Narrow(kit.Right):
+        conventions: ClassVar[dict[str, Any]] = {"dtypes": (dtype,)}
+
+        def train(self, x: Any, *args: Any, **options: Any) -> Any:
+            y, mean, var = super().train(x, *args, **options)
+            return y, mean.astype(args[0].dtype), var.astype(args[0].dtype)
+
+    report = check(Narrow(), ["P0"])
+    assert report.results[0].status == "pass", str(report)
+
+
+def test_what_is_divided_by_something_else_is_left_to_other_properties() -> None:
+    class Wrong(kit.Right):
+        def train(self, *args: Any, **options: Any) -> Any:
+            y, mean, var = super().train(*args, **options)
+            return np.tanh(y), mean, var
+
+    (result,) = check(Wrong(), ["P0"]).results
+    assert result.status == "not certified"
+    assert result.words.endswith("y is divided by nothing that is known here: what else fails says more")
 
 
 def test_what_does_not_apply_is_no_pass() -> None:
@@ -383,3 +441,38 @@ def test_who_declares_to_keep_them_must() -> None:
     report = check(Lying(), ["convention-momentum", "P2", "P22", "P33", "P40"])
     assert failed(report) == {"convention-momentum", "P2", "P22", "P33"}
     assert report.results[-1].reason == "declare empty='changed'"
+
+
+def test_a_report_shows_one_program_and_how_to_see_the_others(polybn_: Polybn) -> None:
+    wrong = ("check", "--adapter", "tests.support.kit_adapters:EpsOutside", "--seed", "1")
+    some = [word for name in ("P1", "P3", "P7", "P14", "P22", "P26") for word in ("--only", name)]
+    said = polybn_(*wrong, *some)
+    report, _, program = said.out.partition("To repeat ")
+    assert program.startswith("P1:\n")
+    assert "To repeat " not in program
+    shown = report.partition("Failures:\n")[2].partition("\n\n")[0]
+    others = re.split(r"^  (?=P)", shown, flags=re.MULTILINE)[2:]
+    assert len(others) == 5
+    assert {other.count("\n") for other in others[:-1]} == {2}
+    assert re.search(r"^x = .*# -?\d", program, re.MULTILINE), "values that can be read stand beside the bytes"
+    hint = f"To see all of P3, or of another: polybn {' '.join(wrong[:3])} --profile dev --seed 1 --only P3"
+    assert hint in said.out
+    alone = polybn_(*wrong, "--only", "P3").out
+    assert "\nTo repeat P3:\n" in alone
+    assert "To see all" not in alone
+
+
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [
+        (("mine:Norm",), "--adapter mine:Norm"),
+        (("numpy",), "--backend numpy"),
+        (("--backend", "mine:Norm"), "--adapter mine:Norm"),
+        (("--backend", "pytorch"), "--adapter pytorch"),
+        (("--adapter", "numpy"), "--backend numpy"),
+    ],
+)
+def test_a_name_at_the_wrong_place_leads_to_the_right_one(words: tuple[str, ...], right: str, polybn_: Polybn) -> None:
+    said = polybn_("check", *words)
+    assert (said.code, said.out) == (2, "")
+    assert said.err.endswith(f"(polybn check {right})\n")

@@ -52,6 +52,14 @@ def test_it_runs_the_kit_and_the_comparison_and_nothing_of_the_folder(tmp_path: 
     assert "theirs" not in output
 
 
+def test_one_property_can_be_picked(tmp_path: Path) -> None:
+    """As the page and the help of --polybn say."""
+    code, output = run(tmp_path, "--polybn", "numpy", "--collect-only", "-q", "-k", "P1]")
+    assert code == 0, output
+    assert [line.partition("::")[2] for line in output.splitlines() if "::" in line] == ["test_conformance[numpy-P1]"]
+    assert "-k 'P1]' picks property P1, and not P10" in " ".join(run(tmp_path, "--help")[1].split())
+
+
 def test_a_batch_norm_that_is_off_is_named_with_a_program(tmp_path: Path) -> None:
     (tmp_path / "off.py").write_text(BAD)
     code, output = run(tmp_path, "--polybn", "numpy,off:Off", "-k", "agreement")

@@ -77,6 +77,7 @@ ELSEWHERE = {
     ),
     "pytest --polybn numpy,jax": "test_pytest_plugin.py",
     "pytest --polybn my_adapter:MyBatchNorm,pytorch --polybn-profile ci": "test_pytest_plugin.py, with other names",
+    "pytest --polybn numpy -k 'P1]'": "test_pytest_plugin.py",
     "polybn check --backend xarray": "test_example_backend.py installs the package and runs the kit on it",
     "polybn check --adapter my_adapter:MyBatchNorm --profile ci": "test_conformance_page.py checks what it finds",
     "polybn check --adapter my_adapter:MyBatchNorm --profile ci --xfail known.txt": "test_conformance_page.py",

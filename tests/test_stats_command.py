@@ -299,6 +299,20 @@ def test_bad_options_and_places_get_one_sentence(stats: Stats, tmp_path: Path) -
     assert stats("x.npy", "--axis", "last").code == 2
 
 
+@pytest.mark.parametrize(
+    ("option", "name"), [("--json", "photos/a.png"), ("--picture", "photos/a.png"), ("--save", "x.npy")]
+)
+def test_what_is_measured_is_never_replaced(stats: Stats, option: str, name: str) -> None:
+    Path("photos").mkdir()
+    Image.fromarray(IMAGES[0]).save("photos/a.png")
+    np.save("x.npy", GREY[0])
+    before = Path(name).read_bytes()
+    where = "x.npy" if name == "x.npy" else "photos"
+    refused(stats(where, option, name), f"{option} must be another file than those that are read; got {name} (it would")
+    assert Path(name).read_bytes() == before
+    assert stats(where, "--json", "photos/new.json").code == 0
+
+
 @pytest.mark.parametrize(("root", "data", "words"), [("PIL", "a.png", "images need Pillow"), ("zarr", "store", "zarr")])
 def test_what_is_not_installed_is_named(
     stats: Stats, root: str, data: str, words: str, monkeypatch: pytest.MonkeyPatch

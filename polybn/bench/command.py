@@ -12,8 +12,13 @@ from polybn.console import check_place, named, progress, words_beside, write
 
 
 def bench(
-    against: Annotated[str, typer.Option(help="The reference. Default: PyTorch if installed, else NumPy.")] = "",
-    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Time only these; may be repeated.")] = None,
+    against: Annotated[
+        str, typer.Option(help="What times are divided by. Default: pytorch if installed, else numpy.")
+    ] = "",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Time only this backend or peer; may be given several times."),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Number of rounds, after one that warms up.")] = 7,
     quick: Annotated[bool, typer.Option("--quick", help="Time less, in about a minute.")] = False,
     grow: Annotated[bool, typer.Option("--grow", help="Also time sizes over four decades.")] = False,
@@ -25,10 +30,11 @@ def bench(
     ] = None,
     pictures: Annotated[Path | None, typer.Option(metavar="DIR", help="Also draw pictures into this folder.")] = None,
 ) -> None:
-    """Time batch norm and LeNet's training step on every backend and installed peer, each in a process of its own.
+    """Time batch norm and LeNet's training step on every backend and every other library here, each in its own process.
 
     Contenders run one at a time, in a new order each round. Tables show ratios of two times of the same round: the
-    median, and in brackets the quartiles. The reference runs in a second process, too; its row "again" shows the noise.
+    median, and in brackets the quartiles. What is divided by runs in a second process, too: its row "again" shows the
+    noise.
 
     [dim]polybn bench --quick[/dim]
     """

@@ -11,6 +11,7 @@ from polybn.bench.peers import PEERS
 from polybn.bench.record import Record, Row
 from polybn.bench.tasks import DECADES, KINDS, Task, shapes
 from polybn.bench.tasks import growth as sizes
+from polybn.lenet import pictures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +61,7 @@ def save(record: Record, folder: Path) -> list[Path]:
     drawn = {folder / f"{draw.__name__}.svg": draw(record) for draw in (roofline, growth)}
     for path, figure in drawn.items():
         if figure is not None:
-            figure.savefig(path)
+            pictures.save(figure, path)
     return [path for path, figure in drawn.items() if figure is not None]
 
 

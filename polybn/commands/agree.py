@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Column, Table
+from rich.table import Table
 
 from polybn.atomic import write_atomic
-from polybn.console import check_place, err, progress, words_beside, write
+from polybn.console import check_place, err, progress, whole, words_beside, write
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def agree(
             help="Backends that polybn info lists, or adapters such as pytorch or my_module:MyAdapter; two or more.",
         ),
     ],
-    cases: Annotated[int, typer.Option(min=1, help="Number of calls.")] = 60,
+    cases: Annotated[int, typer.Option(min=1, help="How many calls; from 20 on, each dtype has exact answers.")] = 60,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random calls.")] = 0,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the matrix of all pairs: .png, .svg or .pdf.")
@@ -45,7 +45,8 @@ def agree(
 
     All are given the same calls: four dtypes, ranks 2 to 5, any channel axis, near zero and far from it, training and
     inference. Where answers are exact, correct results are equal bit by bit; elsewhere they differ by at most the sum
-    of their two error bounds. The exit code is 1 if some pair differs by more.
+    of their two error bounds. The table has a line for each pair: its largest difference as a share of that sum, where
+    1 is the most that is right, and in units in the last place. The exit code is 1 if a share is above 1.
 
     [dim]polybn agree numpy jax
     polybn agree numpy pytorch --picture agree.png --programs differences[/dim]
@@ -87,8 +88,10 @@ def agree(
 
 
 def _print(found: Agreement, out: Console) -> None:
-    pair = Column("pair", no_wrap=True)  # whole names, because they are what is typed again
-    table = Table(pair, "worst in", "share of bounds", "units in last place", "exact answers", box=None)
+    names = (name for difference in found.differences for name in (f"{difference.first},", difference.second))
+    table = Table(
+        whole("pair", *names), "worst in", "share of bounds", "units in last place", "exact answers", box=None
+    )
     for difference in _worst_pairs(found):
         table.add_row(
             f"{difference.first},\n{difference.second}",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from polybn import dispatch
 from polybn.atomic import write_atomic
 from polybn.commands.checking import Checking
-from polybn.console import check_place, named, out, progress, words_beside, write
+from polybn.console import check_place, hint, named, out, progress, words_beside, write
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ INTERRUPTED = 130
 
 
 def check(
+    context: typer.Context,
     backend: Annotated[
         str | None, typer.Option(help="Check a backend of PolyBN; polybn info lists them.", show_default=False)
     ] = None,
@@ -44,7 +46,7 @@ def check(
     ] = None,
     profile: Annotated[
         Literal["dev", "ci", "nightly"],
-        typer.Option(help="50, 300 or 20,000 random cases per property; ci always draws the same ones."),
+        typer.Option(help="Random cases per property: dev 50, ci 300 and always the same ones, nightly 20,000."),
     ] = "dev",
     xfail: Annotated[
         Path | None,
@@ -54,7 +56,11 @@ def check(
         ),
     ] = None,
     dtype: Annotated[
-        list[str] | None, typer.Option(help="Check only this dtype of x; may be given several times.")
+        list[str] | None,
+        typer.Option(
+            metavar="DTYPE",
+            help="Check only this dtype of x: float16, bfloat16, float32 or float64; may be given several times.",
+        ),
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Check only this, such as P7; may be given several times.")
@@ -91,7 +97,7 @@ def check(
     ] = False,
     into: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="With --peers: put the table between the marks of a Markdown file."),
+        typer.Option(metavar="FILE", help="With --peers: put the table into a Markdown file, after <!-- peers -->."),
     ] = None,
 ) -> None:
     """Check a batch norm against the specification, property by property, and grade its accuracy.
@@ -126,8 +132,15 @@ def check(
     from polybn.conformance.check import chosen
     from polybn.conformance.expected import read
 
-    order = Order(_source(backend, adapter, jit=jit), profile, tuple(dtype) if dtype else None, seed, limit, not only)
-    files = _files(json_out, html_out, junit_out)
+    order = Order(
+        _source(backend, adapter, context.args, jit=jit),
+        profile,
+        tuple(dtype) if dtype else None,
+        seed,
+        limit,
+        not only,
+    )
+    files = _files(json_out, html_out, junit_out, *filter(None, [xfail]))
     words = words_beside(*files)
     report = Checking(chosen(only or None), read(xfail) if xfail else {}, files, words, quiet=quiet).run(order)
     worse = [] if at_least is None else _worse(report, at_least)
@@ -161,7 +174,9 @@ def _write_skeleton(path: Path) -> None:
     out.print(f"Written to {path}. Fill it in, and check it:\n{place}polybn check --adapter {module}:MyBatchNorm")
 
 
-def _files(json_out: Path | None, html_out: Path | None, junit_out: Path | None) -> dict[Path, Callable[[Report], str]]:
+def _files(
+    json_out: Path | None, html_out: Path | None, junit_out: Path | None, *read: Path
+) -> dict[Path, Callable[[Report], str]]:
     """Return the files to write; refuse paths that cannot be written before the checks begin, not after them."""
     from polybn.conformance import html, junit
 
@@ -174,7 +189,7 @@ def _files(json_out: Path | None, html_out: Path | None, junit_out: Path | None)
     }
     asked = {option: path for option, (path, _) in wanted.items() if path is not None}
     for option, path in asked.items():
-        check_place("check", option, path)
+        check_place("check", option, path, *read)
     if len({*asked.values()}) < len(asked):
         raise DomainError(
             f"polybn check: {', '.join(asked)} must name different files; got {', '.join(map(str, asked.values()))} "
@@ -183,8 +198,15 @@ def _files(json_out: Path | None, html_out: Path | None, junit_out: Path | None)
     return {path: text for path, text in wanted.values() if path is not None}
 
 
-def _source(backend: str | None, adapter: str | None, *, jit: bool) -> str:
-    """Return the name of the adapter to check."""
+def _source(backend: str | None, adapter: str | None, words: Sequence[str] = (), *, jit: bool) -> str:
+    """Return the name of the adapter to check; ``words`` are arguments without an option, of which there are none."""
+    for option, name in (("", next(iter(words), None)), ("--backend", backend), ("--adapter", adapter)):
+        if name is not None and (meant := _option_of(name) or option or "--adapter") != option:
+            got = f"{option} {name}" if option else f"{name} alone"
+            raise DomainError(
+                f"polybn check: --backend must take a backend, and --adapter an adapter; got {got} "
+                f"({hint('check', meant, name)})"
+            )
     if (backend is None) == (adapter is None):
         both = "both" if backend is not None else "neither"
         raise DomainError(
@@ -194,6 +216,15 @@ def _source(backend: str | None, adapter: str | None, *, jit: bool) -> str:
     if jit and backend is None:
         raise DomainError(f"polybn check: --jit must come with --backend; got --adapter {adapter}")
     return str(adapter) if backend is None else f"polybn-{backend}{'-jit' if jit else ''}"
+
+
+def _option_of(name: str) -> str:
+    """Return the option that takes a name, or nothing if the name is unknown."""
+    from polybn.conformance.adapters import ADAPTERS
+
+    if name in dispatch.installed():
+        return "--backend"
+    return "--adapter" if ":" in name or name in ADAPTERS else ""
 
 
 def _worse(report: Report, letter: Letter) -> list[str]:

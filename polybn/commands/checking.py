@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polybn.console import STANDARD_OUTPUT, err, named, progress, write
+from polybn.console import STANDARD_OUTPUT, err, hint, named, progress, write
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,12 +60,24 @@ class Checking:
             write(path, text(report))
         brief = "\n".join(dict.fromkeys((report.advice, report.verdict)))
         self.words.print(brief if self.quiet else f"\n{report}")
-        for result in report.failures if not self.quiet else ():
-            if result.reproducer:
-                self.words.print(f"\nTo repeat {result.id}:\n{_plain(result.reproducer)}")
+        if not self.quiet:
+            self._show_program(report, order)
         for path in self.files:
             self.words.print(f"Written to {named(path)}")
         return report
+
+    def _show_program(self, report: Report, order: Order) -> None:
+        """Print the program that repeats the failure to mend first, and the command that prints another one."""
+        repeated = [result for result in report.failures if result.reproducer]
+        for result in repeated[:1]:
+            self.words.print(f"\nTo repeat {result.id}:\n{_plain(result.reproducer)}")
+        for result in repeated[1:2]:
+            dtypes = [word for dtype in order.dtypes or () for word in ("--dtype", dtype)]
+            drawn = ("--adapter", order.source, *dtypes, "--profile", order.profile, "--seed", report.seed)
+            alone = hint("check", *drawn, "--only", result.id)
+            self.words.print(
+                f"To see all of {result.id}, or of another: {alone}\nTo keep all of each: --html FILE, --json FILE"
+            )
 
     def _watch(self, order: Order, bar: Progress) -> None:
         from polybn.conformance.apart import Begun, examine

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from polybn.atomic import write_atomic
-from polybn.console import err, out, shown
+from polybn.console import check_place, err, out, shown
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from polybn.model_files.fold import Folded
 
 SHOWN = 3
+USES = {
+    ".safetensors": "safetensors.numpy.load_file({!r})",
+    ".npz": "numpy.load({!r})",
+    ".msgpack": "flax.serialization.msgpack_restore(open({!r}, 'rb').read())",
+    ".params": "mxnet.nd.load({!r})",
+}
+"""For each ending, the code that reads the arrays in a program."""
 
 
 def convert(
@@ -26,22 +33,30 @@ def convert(
     output: Annotated[
         Path,
         typer.Argument(
-            metavar="OUTPUT", help="What to write; the ending picks the format: .safetensors, .npz, .msgpack, .params."
+            metavar="OUTPUT",
+            help="What to write, in the place of a file that is there; the ending picks the format: .safetensors, "
+            ".npz, .msgpack, .params.",
         ),
     ],
     to: Annotated[
-        str | None, typer.Option("--to", metavar="DIALECT", help="Whose words; polybn dialects lists the names.")
+        str | None,
+        typer.Option(
+            "--to", metavar="DIALECT", help="The framework that is to have them; polybn dialects lists the names."
+        ),
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option("--from", metavar="DIALECT", help="Whose words FILE has, where its names do not tell."),
+        typer.Option(
+            "--from", metavar="DIALECT", help="The framework that wrote FILE, where its arrays' names do not tell."
+        ),
     ] = None,
     count: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[LAYER=]N",
-            help="Values per channel in a training batch, images times places, for Bessel's correction; of one layer, "
-            "or of all that are not named. May be given several times.",
+            help="How many values per channel a training batch has, images times places: the running variance is "
+            "converted between biased and unbiased. Of one layer, or of all that are not named. May be given several "
+            "times.",
         ),
     ] = None,
     option: Annotated[
@@ -71,9 +86,8 @@ def convert(
     from polybn import dialects, model_files
     from polybn.inspection.words import count_of
     from polybn.model_files import writing
-    from polybn.model_files.errors import check_other
 
-    check_other("convert", "OUTPUT", output, file)
+    check_place("convert", "OUTPUT", output, file)
     if fold:
         if to is not None or source is not None or count or option:
             raise DomainError("polybn.convert: --fold must stand alone; got --to, --from, --count or --option as well")
@@ -99,6 +113,10 @@ def convert(
         out.print(shown(line))
     for note, layers in made.notes:
         out.print(shown(f"{_some(layers)}: {note}"))
+    for line in _of_one_count(made.norms, counts):
+        out.print(shown(line))
+    out.print(shown(f"In a program, {USES[output.suffix.lower()].format(str(output))} has the arrays by name:"))
+    out.print("docs/model-files.md, in PolyBN's repository, shows how a model takes them.")
 
 
 def _counts(given: list[str]) -> dict[str, int]:
@@ -155,6 +173,16 @@ def _to_make(norms: list[Norm], ending: str) -> Iterator[str]:
             yield f"Make {who} with {words}."
     if any(layers) and ending != ".safetensors":
         yield f"A file in {ending} does not hold these numbers; one in .safetensors does."
+
+
+def _of_one_count(norms: list[Norm], counts: dict[str, int]) -> Iterator[str]:
+    """Say that one count was taken for several layers: no file tells in which of them it is wrong."""
+    others = [norm.name for norm in norms if norm.name not in counts]
+    if "" in counts and len(others) > 1:
+        yield (
+            f"--count {counts['']} was taken for {len(others)} layers. It is images times places, so layers whose "
+            f"feature maps differ need their own: --count {others[0]}=N."
+        )
 
 
 def _fold(file: Path, output: Path) -> None:

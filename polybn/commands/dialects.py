@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from polybn.console import check_place, words_beside, write
+from polybn.console import check_place, folded, whole, words_beside, write
 
 if TYPE_CHECKING:
     from polybn.dialects import Dialect
@@ -50,7 +50,8 @@ def _record(dialect: Dialect) -> dict[str, Any]:
 def _all(chosen: list[Dialect]) -> Table:
     from polybn.dialects.words import HEADINGS, row
 
-    table = Table(*HEADINGS, box=None)
+    first, *others = HEADINGS
+    table = Table(whole(first, *(dialect.name for dialect in chosen)), *map(folded, others), box=None)
     for dialect in chosen:
         table.add_row(*row(dialect))
     return table
@@ -59,7 +60,7 @@ def _all(chosen: list[Dialect]) -> Table:
 def _one(dialect: Dialect) -> Table:
     from polybn.dialects.words import LABELS, say
 
-    table = Table("", dialect.title, "source", box=None)
+    table = Table("", folded(dialect.title), folded("source"), box=None)
     for fact, label in LABELS.items():
         if say(dialect, fact):
             source = dialect.source_of(fact)
@@ -73,7 +74,7 @@ def _differences(chosen: list[Dialect]) -> Table | str:
 
     if not differing(chosen):
         return f"{' and '.join(dialect.name for dialect in chosen)} do not differ."
-    table = Table("", *(dialect.name for dialect in chosen), box=None)
+    table = Table("", *(whole(dialect.name) for dialect in chosen), box=None)
     for fact in differing(chosen):
         table.add_row(LABELS[fact], *(say(dialect, fact) for dialect in chosen))
     return table

@@ -49,15 +49,14 @@ def inspect(
     """
     from polybn import dialects, inspection, model_files
     from polybn.inspection import words
-    from polybn.model_files.errors import check_other
 
     if json is not None:
-        check_other("inspect", "--json", json, file)
-        check_place("inspect", "--json", json)
+        check_place("inspect", "--json", json, file)
     if picture is not None:
         from polybn.lenet import pictures
 
         pictures.check_target(picture)
+        check_place("inspect", "--picture", picture, file)
     to = None if target is None else dialects.find(target, function="inspect", argument="--for")
     model = model_files.read(file)
     findings = inspection.inspect(model, to)

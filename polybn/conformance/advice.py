@@ -28,7 +28,7 @@ def first(results: Sequence[Result], info: Info, declarations: Sequence[str]) ->
         more = [f"{_number(len(rest))} for another reason, first {rest[0].id}."] if rest else []
         return " ".join([*map(_whole, declarations), *more])
     if failed:
-        return _about(min(failed, key=_weight), len(failed))
+        return _about(in_order(failed)[0], len(failed))
     reasons = sorted({result.reason for result in results if result.status == "echo"})
     return f"{info.name}: {' and '.join(reasons)}." if reasons else ""
 
@@ -36,6 +36,11 @@ def first(results: Sequence[Result], info: Info, declarations: Sequence[str]) ->
 def tells(result: Result) -> bool:
     """Return whether a failure explains others, whatever is declared: calls with side effects, not merely errors."""
     return result.id in TELLING and result.cause not in ("raised", "contract")
+
+
+def in_order(failed: Sequence[Result]) -> list[Result]:
+    """Return failures in the order in which to mend them: those that explain others, then the plainest."""
+    return sorted(failed, key=_weight)
 
 
 def _weight(result: Result) -> int:
@@ -47,7 +52,7 @@ def _weight(result: Result) -> int:
 
 
 def _about(result: Result, many: int) -> str:
-    others = "" if many == 1 else f"; {_number(many - 1).lower()}, too"
+    others = "" if many == 1 else f"; mend this first: {_number(many - 1).lower()}, too"
     words = result.words if len(result.words) <= MOST else f"{result.words[:MOST].rsplit(' ', 1)[0]} ..."
     return f"{result.id}: {_whole(words)[:-1]}{others}."
 

@@ -52,7 +52,7 @@ def certify(
     True
     >>> certify(case, Outcome(x / 4))
     Traceback (most recent call last):
-    AssertionError: y of channel 0: value 1 is -0.25; its error 1 is 2.46e+06 times its bound 4.06e-07 (form K)
+    AssertionError: y of channel 0: value 1 is -0.25; its error 1 is 2.46e+06 times its bound 4.06e-07
     """
     f = forms.format_of(dtype or case.x.dtype.name, arithmetic=arithmetic, flushes=flushes)
     count = case.x.size // max(case.x.shape[case.axis], 1)
@@ -62,7 +62,7 @@ def certify(
         limits = bounds.envelope(form, measured.channel, f, additions)
         y[measured.place, measured.kept] = limits["y"]
         dx[measured.place, measured.kept] = np.ldexp(limits["dx"], -measured.channel.exponent)
-        worst = max(worst, *(_hold(name, measured, limits[name], form) for name in measured.errors))
+        worst = max(worst, *(_hold(name, measured, limits[name]) for name in measured.errors))
     return Certificate(worst, y, dx)
 
 
@@ -73,13 +73,13 @@ def shares(errors: Floats, limits: Floats) -> Floats:
     return found
 
 
-def _hold(name: str, measured: Measured, limits: Floats, form: Form) -> float:
+def _hold(name: str, measured: Measured, limits: Floats) -> float:
     errors = measured.errors[name]
     found = shares(errors, limits)
     worst = int(np.argmax(found))
     if not found[worst] <= 1:
         raise AssertionError(
             f"{name} of channel {measured.place}: value {worst} is {float(measured.got[name][worst])!r}; its error "
-            f"{errors[worst]:.3g} is {found[worst]:.3g} times its bound {limits[worst]:.3g} (form {form})"
+            f"{errors[worst]:.3g} is {found[worst]:.3g} times its bound {limits[worst]:.3g}"
         )
     return float(found[worst])

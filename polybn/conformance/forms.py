@@ -200,7 +200,9 @@ def measured(form: Form, ch: Channel, f: Format, h: int) -> StatisticsErrors:
     if form == "K":
         return _kappa_free(ch, f, h)
     if ch.exponent or ch.m * float(ch.x.max()) ** 2 > f.largest:
-        raise VacuousBoundError(f"squares leave the range of the arithmetic: form {form} promises nothing there (S10)")
+        raise VacuousBoundError(
+            f"squares leave the range of the arithmetic: no bound of class {form} holds there (S10)"
+        )
     u, mean_c, size = f.unit, float(ch.c.mean()), abs(ch.mean)
     e_mean = roundings(h + 3, u) * float(ch.x.mean()) + f.tiny + f.lost
     if form in ("T", "N"):

@@ -30,6 +30,8 @@ FORMAT = 1
 """The version of the JSON; it is increased when a field changes its meaning."""
 WIDTH = 80
 """The width of the text in columns."""
+FEW = 2
+"""The most lines that the text gives a failure after the first, which often has the same cause."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ class Report:
 
     @property
     def failures(self) -> tuple[Result, ...]:
-        """The checks that failed unexpectedly, without echoes of a wrong declaration."""
-        return tuple(result for result in self.results if result.status == "fail")
+        """The checks that failed unexpectedly, the first to mend first, without echoes of a wrong declaration."""
+        return tuple(advice.in_order(self._of("fail")))
 
     @property
     def deviations(self) -> tuple[str, ...]:
@@ -155,7 +157,7 @@ class Report:
     def _parts(self) -> Iterable[str]:
         if self.advice != self.verdict:
             yield _fill(self.advice)
-        yield _section("Failures:", failures(self))
+        yield _section("Failures:", failures(self), FEW)
         yield _section("Echoes, which go away with true declarations:", _echoes(self))
         yield _section("Errors:", self.errors[1:] if self.advice in self.errors else self.errors)
         yield _section(
@@ -226,10 +228,12 @@ def _fill(text: str) -> str:
     return textwrap.fill(text, WIDTH, break_on_hyphens=False)
 
 
-def _section(title: str, lines: Iterable[str]) -> str:
+def _section(title: str, lines: Iterable[str], most: int | None = None) -> str:
+    """Wrap lines below a title; ``most`` is how many lines of text each but the first may take."""
+    form: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "    ", "break_on_hyphens": False}
     wrapped = [
-        textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
-        for line in lines
+        textwrap.fill(line, WIDTH, max_lines=most if number else None, placeholder=" ...", **form)
+        for number, line in enumerate(lines)
     ]
     return "\n".join([title, *wrapped]) if wrapped else ""
 

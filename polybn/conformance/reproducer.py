@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from polybn.conformance.adapters import resolve
+from polybn.conformance.cases import DTYPES
 from polybn.conformance.guard import OutOfTime, plain, time_limit
 from polybn.conformance.runner import RETURNS, Call, Memory, Recorder, Violation, remember
 
@@ -29,6 +30,8 @@ LONG = 4096
 """Size in bytes above which arrays are compressed."""
 TOO_LONG = 200_000
 """Length in characters above which a program is too long to be useful."""
+SHOWN = 8
+"""The number of values of an array that are written beside its bytes, to be read."""
 TOO_LARGE = 2_000_000
 """Size in bytes above which compressing arrays is not tried: it is slow, and the program would be too long anyway."""
 
@@ -57,7 +60,7 @@ def program(source: str | None, what: str, calls: Sequence[Call], error: BaseExc
     lines += [*_imports(calls, source), "", MAKE if source is None else f"adapter = resolve({source!r})"]
     for number, call in enumerate(calls, 1):
         lines += ["", f"# Call {number}"]
-        lines += [f"{n} = {call.shared[n] if n in call.shared else expression(m)}" for n, m in call.arrays.items()]
+        lines += [_assigned(name, memory, call.shared.get(name)) for name, memory in call.arrays.items()]
         options = "".join(f", {name}={_number(value)}" for name, value in call.options.items())
         lines += [
             f"results = adapter.{call.method}({', '.join(call.arrays)}{options})",
@@ -67,7 +70,8 @@ def program(source: str | None, what: str, calls: Sequence[Call], error: BaseExc
     if isinstance(error, Violation):
         for what, array in (("expected", error.expected), ("got when it failed", error.got)):
             if array is not None:
-                lines += ["", f"print({what + ':'!r}, {expression(remember(np.array(array)))}, sep='\\n')"]
+                memory = remember(np.array(array))
+                lines += ["", f"print({what + ':'!r}, {expression(memory)}, sep='\\n'){_decimal(memory)}"]
     text = "\n".join(lines) + "\n"
     return text if len(text) <= TOO_LONG else too_large
 
@@ -97,6 +101,18 @@ def expression(memory: Memory) -> str:
     if tuple(s * size for s in plain) == memory.strides or not memory.data:
         return f"np.frombuffer({data}, {dtype}).reshape({memory.shape}).copy()"
     return f"np.ndarray({memory.shape}, {dtype}, bytearray({data}), {memory.offset}, {memory.strides})"
+
+
+def _assigned(name: str, memory: Memory, other: str | None) -> str:
+    return f"{name} = {expression(memory)}{_decimal(memory)}" if other is None else f"{name} = {other}"
+
+
+def _decimal(memory: Memory) -> str:
+    """Return a comment with the first values of an array: its bytes are exact, and no one can read them."""
+    dtype = DTYPES.get(memory.dtype) or np.dtype(memory.dtype)
+    values = np.ndarray(memory.shape, dtype, bytearray(memory.data), memory.offset, memory.strides).ravel()
+    few = ", ".join(str(value) for value in values[:SHOWN])
+    return f"  # {few}{', ...' if values.size > SHOWN else ''}" if values.size else ""
 
 
 def _imports(calls: Sequence[Call], source: str | None) -> list[str]:

@@ -85,8 +85,8 @@ def _bessel(here: Dialect, there: Dialect, count: int | None) -> tuple[float, li
     if count is None:
         return 1.0, [
             f"{there.name} goes on with the {there.running_variance} variance where {here.name} kept the "
-            f"{here.running_variance} one. Inference is the same; with count given, the variance becomes the one that "
-            f"{there.name} would have kept."
+            f"{here.running_variance} one. Inference is the same; with the count of values per channel in a training "
+            f"batch, the variance becomes the one that {there.name} would have kept."
         ]
     factor = (count - 1) / count if here.running_variance == "unbiased" else count / (count - 1)
     return factor, [
@@ -157,7 +157,10 @@ def _eps(there: Dialect, state: Neutral, known: Knowledge) -> list[str]:
 def _counts(there: Dialect, state: Neutral, made: dict[Role, Any]) -> list[str]:
     if "count" in made and not there.debiased and state.steps is None:
         word = there.names["count"]
-        return [f"{word} is 0, because the source does not count batches; only an average of all batches asks for it."]
+        return [
+            f"{word} is 0, because the source does not count batches. Only an average of all batches asks for it, in "
+            "PyTorch momentum=None: for that, set it to their number, or the next batch replaces the statistics."
+        ]
     return []
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from polybn.dialects.dialect import Dialect
 from polybn.dialects.find import find
+from polybn.dialects.record import CUMULATIVE
 from polybn.dialects.said import Options, least, read_options, to_old
 
 
@@ -22,7 +23,8 @@ class ConvertedOptions(NamedTuple):
 def convert_options(options: Mapping[str, Any], source: Dialect | str, target: Dialect | str) -> ConvertedOptions:
     """Convert the options of a layer from the source's words to the target's.
 
-    Missing options take the source's defaults, which the result contains, because the target's may differ.
+    Missing options take the source's defaults, which the result contains, because the target's may differ. A momentum
+    of None, PyTorch's average over all batches, stays None where the target has that, too; elsewhere a note says it.
 
     Parameters
     ----------
@@ -52,10 +54,13 @@ def convert_options(options: Mapping[str, Any], source: Dialect | str, target: D
     given = read_options(options, here, "dialects.convert_options", _defaults(here))
     assert given.eps is not None
     made: dict[str, Any] = {} if given.momentum is None else {there.momentum_word: to_old(there, given.momentum)}
+    cumulative = options.get(here.momentum_word, 0) is None
+    if cumulative and there.name in CUMULATIVE:
+        made[there.momentum_word] = None
     made[there.eps_word] = max(given.eps, there.least_eps)
     made |= {"axis": given.axis} if there.any_axis else {}
     made |= {"fix_gamma": bool(given.fix_gamma)} if there.fix_gamma else {}
-    return ConvertedOptions(made, tuple(_notes(here, there, given)))
+    return ConvertedOptions(made, tuple(_notes(here, there, given, cumulative=cumulative)))
 
 
 def convert_given(options: Mapping[str, Any], source: Dialect, target: Dialect) -> ConvertedOptions:
@@ -75,10 +80,10 @@ def _defaults(dialect: Dialect) -> dict[str, Any]:
     return found | ({"fix_gamma": True} if dialect.fix_gamma else {})
 
 
-def _notes(here: Dialect, there: Dialect, given: Options) -> list[str]:
+def _notes(here: Dialect, there: Dialect, given: Options, *, cumulative: bool) -> list[str]:
     momentum, eps, notes = given.momentum, given.eps or 0.0, list[str]()
     if momentum is None:
-        notes.append(f"{here.name} has no momentum unless one is said, and none was: {there.name} takes its own.")
+        notes += _without(here, there, cumulative=cumulative)
     elif there.momentum_weighs != here.momentum_weighs and to_old(there, to_old(there, momentum)) != momentum:
         notes.append(f"The weight {momentum!r} of the old value is rounded: 1 minus it is beside 1.")
     if momentum == 1:
@@ -90,3 +95,16 @@ def _notes(here: Dialect, there: Dialect, given: Options) -> list[str]:
             f"The channel axis {given.axis} becomes {there.axis}, the only one of {there.name}: move the data's axis."
         )
     return notes
+
+
+def _without(here: Dialect, there: Dialect, *, cumulative: bool) -> list[str]:
+    """Say what takes the place of a momentum that the source does not have."""
+    if not cumulative:
+        return [f"{here.name} has no momentum unless one is said, and none was: {there.name} takes its own."]
+    if there.name in CUMULATIVE:
+        return []
+    own = "" if there.momentum is None else f"; its own is {there.momentum:g}"
+    return [
+        f"With momentum=None, {here.name} averages over all batches alike, which {there.name} cannot: choose its "
+        f"{there.momentum_word} to train on{own}. Inference is the same."
+    ]

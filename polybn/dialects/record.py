@@ -15,6 +15,8 @@ Role: TypeAlias = Literal[
 SCALARS: tuple[Role, ...] = ("count", "second_count", "factor", "first")
 """The roles with one value for all channels."""
 FUNCTION = "polybn.dialects.convert"
+CUMULATIVE = ("polybn", "pytorch", "pytorch_sync")
+"""The dialects in which a momentum of None averages over all batches alike."""
 ENDLESS = 2**30
 """A number of batches after which the initial value has no weight, and which a 32-bit counter can still exceed."""
 ABOVE_0 = 5e-324

@@ -8,7 +8,7 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from polybn.dialects.record import ABOVE_0, Record
+from polybn.dialects.record import ABOVE_0, CUMULATIVE, Record
 from polybn.options import EPS, check_axis, check_number, type_name
 from polybn.spec import DomainError, DTypeError
 
@@ -26,7 +26,10 @@ class Options(NamedTuple):
 def read_options(
     options: Mapping[str, Any], dialect: Record, function: str, defaults: Mapping[str, Any] = MappingProxyType({})
 ) -> Options:
-    """Check options in the words of a dialect; return momentum as the weight of the old value."""
+    """Check options in the words of a dialect; return momentum as the weight of the old value.
+
+    A momentum of None, where it means an average over all batches, is no weight, and is left out.
+    """
     if not isinstance(options, Mapping):
         raise DTypeError(
             f"polybn.{function}: options must be a mapping of words to values; got {type_name(options)} "
@@ -42,6 +45,8 @@ def read_options(
             f"got {unknown[0]!r} (what it means elsewhere says nothing here)"
         )
     found = {words[word]: value for word, value in options.items()}
+    if dialect.name in CUMULATIVE and found.get("momentum", 0) is None:
+        del found["momentum"]
     return check_options(found, dialect, function, (dialect.momentum_word, dialect.eps_word))
 
 

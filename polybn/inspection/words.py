@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from polybn.dialects import DIALECTS
 from polybn.inspection.channels import channels_of
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from polybn.inspection.findings import Finding
     from polybn.model_files import Model, Norm
 
-HEADINGS = ("batch norm", "channels", "mean", "variance", "gamma", "beta", "eps", "")
+HEADINGS = ("batch norm", "channels", "mean", "variance", "gamma", "beta", "eps", "momentum", "")
 """The columns of the table."""
 SHOWN = 3
 """The number of batch norms with the same finding that get a line each."""
@@ -52,13 +53,17 @@ def table(model: Model, findings: list[Finding]) -> Iterator[tuple[str, ...]]:
     """Yield a row for each batch norm, in the order of :data:`HEADINGS`."""
     levels = {finding.norm: finding.level for finding in reversed(findings)}
     for norm in model.norms:
-        c = channels_of(norm)
-        if c is None:
-            yield (norm.name, "", *[""] * 5, levels.get(norm.name, ""))
-            continue
-        ranges = (_range(values) for values in (c.mean, c.var, c.gamma, c.beta))
-        eps = f"{c.eps:g}" if c.eps_known else "not said"
-        yield (norm.name, f"{c.mean.size}", *ranges, eps, levels.get(norm.name, ""))
+        c, dialect = channels_of(norm), DIALECTS[norm.dialect]
+        ranges = [""] * 5
+        if c is not None:
+            ranges = [f"{c.mean.size}", *map(_range, (c.mean, c.var, c.gamma, c.beta))]
+        options = (_said(norm, word) for word in (dialect.eps_word, dialect.momentum_word))
+        yield (norm.name, *ranges, *options, levels.get(norm.name, ""))
+
+
+def _said(norm: Norm, word: str) -> str:
+    """Return an option of a layer as its file has it, in the sense of the file's framework."""
+    return f"{norm.options[word]:g}" if word in norm.options else "not said"
 
 
 def lines(findings: list[Finding]) -> Iterator[str]:

@@ -8,7 +8,6 @@ import importlib
 import os
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from polybn.atomic import StrPath, UnfitFileError
@@ -91,27 +90,6 @@ def naming(function: str, path: StrPath, kind: str) -> Iterator[None]:
             error.filename = error.filename or os.fspath(path)
             raise
         raise ModelFileError(f"{begins} be {kind}; got {_one_line(error)}") from error
-
-
-def check_other(function: str, argument: str, output: Path, file: Path) -> None:
-    """Refuse to replace a model by what is made from it.
-
-    Parameters
-    ----------
-    function, argument : str
-        The names for the message.
-    output, file : Path
-        What is written, and the model; the output need not exist.
-
-    Raises
-    ------
-    DomainError
-        If both are one file, whatever their names are.
-    """
-    if output.exists() and file.exists() and output.samefile(file):
-        raise DomainError(
-            f"polybn.{function}: {argument} must be another file than FILE; got {output} for both (FILE would be lost)"
-        )
 
 
 @contextlib.contextmanager

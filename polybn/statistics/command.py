@@ -98,8 +98,9 @@ def stats(
 
     if not 0 < scale < float("inf"):
         raise DomainError(f"polybn stats: --scale must be a positive number; got {scale} (values are divided by it)")
-    if json_ is not None:
-        check_place("stats", "--json", json_)
+    for option, target in {"--json": json_, "--picture": picture, "--save": save}.items():
+        if target is not None:
+            check_place("stats", option, target, *paths)
     if picture is not None:
         pictures.check_target(picture)
         pictures.new_figure()  # fails early without matplotlib

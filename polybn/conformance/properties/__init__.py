@@ -10,6 +10,7 @@ the sum of the bounds.
 
 from polybn.conformance.properties import (
     behaviour,
+    divisor,
     exact,
     extremes,
     influence,
@@ -30,7 +31,17 @@ PROPERTIES: tuple[Property, ...] = tuple(
     sorted(
         (
             p
-            for module in (exact, symmetries, layouts, behaviour, influence, within_bounds, extremes, whole_range)
+            for module in (
+                divisor,
+                exact,
+                symmetries,
+                layouts,
+                behaviour,
+                influence,
+                within_bounds,
+                extremes,
+                whole_range,
+            )
             for p in module.PROPERTIES
         ),
         key=_key,

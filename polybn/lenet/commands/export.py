@@ -28,6 +28,7 @@ def export(
         Format,
         typer.Option(
             "--to",
+            metavar="FORMAT",
             help="onnx, keras and gluon hold the whole network and take images of 0 to 255; safetensors, pt "
             "(for PyTorch) and flax hold its arrays.",
         ),

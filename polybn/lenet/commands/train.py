@@ -99,6 +99,8 @@ def train(
     ):
         training.begin(recipe, epochs=epochs, out=directory, **callbacks._asdict())
     _say_next(directory, epochs)
+    if norm != "none" and epochs and own is None:
+        out.print(f"{hint('train', *_given(context), '--norm', 'none')} trains the same without batch norm")
 
 
 class Callbacks(NamedTuple):
@@ -159,6 +161,13 @@ def _check_same_options(saved: Saved, context: typer.Context) -> None:
 def _is_given(context: typer.Context, name: str) -> bool:
     source: Any = context.get_parameter_source(name)
     return bool(source.name == "COMMANDLINE")
+
+
+def _given(context: typer.Context) -> list[str]:
+    """Return the options on the command line that another run can have, too."""
+    own = ("norm", "out_dir")
+    given = [p for p in context.command.params if p.name not in own and _is_given(context, str(p.name))]
+    return [word for p in given for word in (p.opts[0], str(context.params[str(p.name)]))]
 
 
 def _say_next(directory: Path, epochs: int) -> None:
