@@ -60,7 +60,7 @@ lane-pythons:  ## test NumPy, JAX and the kit on every other Python that is here
 	    echo "Python $$version: $$python"; \
 	    $$python -m venv .venv-$$version && .venv-$$version/bin/python -m pip install --quiet --upgrade "pip>=25.1" && \
 	    .venv-$$version/bin/python -m pip install --quiet --editable ".[plot,jax]" --group test && \
-	    XLA_FLAGS= OPENBLAS_NUM_THREADS=1 POLYBN_REQUIRE=numpy,jax .venv-$$version/bin/python -m pytest -n 2 -q \
+	    OPENBLAS_NUM_THREADS=1 POLYBN_REQUIRE=numpy,jax .venv-$$version/bin/python -m pytest -n 2 -q \
 	        tests/test_protocol.py tests/test_layer.py tests/test_dispatch.py tests/test_conformance.py tests/test_agreement.py \
 	        tests/test_purity.py $(ARGS) || exit 1; \
 	done

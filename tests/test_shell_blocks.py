@@ -49,7 +49,7 @@ EXPECTED = {
     ),
     "polybn check --adapter my_adapter:MyBatchNorm --at-least K": Expected(1, prints="class"),
     "polybn dialects pytorch keras3": Expected(0, prints="unbiased"),
-    "JAX_ENABLE_X64=1 polybn check --backend jax --jit --only grade-float32": Expected(0, prints="class S"),
+    "JAX_ENABLE_X64=1 polybn check --backend jax --jit --only grade-float32 --limit 600": Expected(0, prints="class S"),
 }
 ELSEWHERE = {
     "polybn export runs/mine --to onnx": "it needs a library: test_exports.py",

@@ -123,7 +123,8 @@ def import_mxnet() -> ModuleType:
     there = sys.modules.get("mxnet")
     if there is not None:
         return there
-    _require_distutils()
+    if find_spec("mxnet") is not None:  # else MXNet is what must be installed, with an extra that brings the rest
+        _require_distutils()
     cuda = _has_cuda_build()
     missing = list(load_cuda_libraries(_nvidia_folders())) if cuda else []
     finder = OldImports()
