@@ -45,9 +45,9 @@ lane-xla: .venv/test  ## test JAX's arithmetic with XLA's default flags, ten epo
 
 lanes: lane-kit lane-sabotage lane-plain lane-xla lane-older lane-torch lane-dask lane-cuda lane-pythons  ## run what differs in kind: other versions, compilers, Pythons
 
-# The versions that pip resolves beside MXNet: NumPy 1, and with it an older JAX, whose XLA may not know newer flags.
+# The versions that pip resolves beside MXNet: NumPy 1, and with it an older JAX.
 lane-older: .venv-older/test  ## test on NumPy 1 with the JAX and the MXNet that pip resolves beside it
-	XLA_FLAGS= POLYBN_REQUIRE=numpy,jax,mxnet $(call PYTEST,.venv-older) -k "not several_devices" \
+	POLYBN_REQUIRE=numpy,jax,mxnet $(call PYTEST,.venv-older) -k "not several_devices" \
 	    tests/test_protocol.py tests/test_layer.py tests/test_purity.py tests/test_jax_program.py \
 	    tests/test_jax_transformations.py tests/test_jax_nnx.py tests/test_mxnet_*.py tests/test_range.py $(ARGS)
 

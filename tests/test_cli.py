@@ -118,6 +118,35 @@ def test_every_file_of_json_may_be_standard_output(polybn_: Polybn) -> None:
     assert "torch.nn.BatchNorm1d" in said.err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("check", "--adapter", "mine:Norm", "--json", "mine.py"),
+        ("check", "--adapter", "mine:Norm", "--junit", "mine.py"),
+        ("check", "--adapter", "pack.inner:Norm", "--json", "pack/inner.py"),
+        ("agree", "numpy", "mine:Norm", "--json", "mine.py"),
+        ("agree", "pack.inner:Norm", "numpy", "--json", "pack/inner.py"),
+        ("check", "--peers", "--into", "page.md", "--json", "page.md"),
+    ],
+)
+def test_no_report_replaces_the_code_that_it_is_about(words: tuple[str, ...], polybn_: Polybn, tmp_path: Path) -> None:
+    (tmp_path / "pack").mkdir()
+    names = ("mine.py", "pack/__init__.py", "pack/inner.py", "page.md")
+    for name in names:
+        (tmp_path / name).write_text("Norm = None\n")
+    said = polybn_(*words)
+    assert said.code == 2
+    assert f"must be another file than those that are read; got {words[-1]} (it would be lost; try " in said.err
+    assert {(tmp_path / name).read_text() for name in names} == {"Norm = None\n"}
+
+
+def test_a_page_that_is_missing_is_said_before_the_work(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polybn.conformance.peers.run", lambda *_: pytest.fail("the work has begun"))
+    said = polybn_("check", "--peers", "--into", "none.md")
+    assert said.code == 2
+    assert "none.md" in said.err
+
+
 def test_files_that_are_read_are_not_replaced_and_others_are(polybn_: Polybn, tmp_path: Path) -> None:
     (tmp_path / "known.txt").write_text("P16  # a reason\n")
     some = ("check", "--backend", "numpy", "--only", "P16", "--xfail", "known.txt", "--quiet")

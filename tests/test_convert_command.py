@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from polybn import model_files
-from polybn.model_files import fold, gluon, note, reading, safetensors
+from polybn.commands.convert import USES
+from polybn.model_files import fold, gluon, note, reading, safetensors, writing
 from tests.support import models
 from tests.support.command import Polybn
 from tests.support.models import missing, states
@@ -115,6 +116,10 @@ def _training() -> Any:
 
 def save(path: Path, state: dict[str, Any]) -> None:
     path.write_bytes(safetensors.encode(state, {}))
+
+
+def test_each_ending_has_the_code_that_reads_it() -> None:
+    assert {*USES} == {*writing.ENDINGS}
 
 
 def test_convert_says_what_it_did_and_what_is_not_exact(polybn_: Polybn, tmp_path: Path) -> None:

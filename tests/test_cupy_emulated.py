@@ -10,8 +10,7 @@ import pytest
 
 from tests.support import emulation
 
-REASON = emulation.why_not()
-pytestmark = pytest.mark.skipif(REASON is not None and not emulation.required(), reason=str(REASON))
+pytestmark = emulation.needed
 
 # Emulation is slow: `make lane-cuda` checks accuracy, lattices and programs (test_cupy_kernels.py).
 # A process takes seconds to start, so it runs several modules.

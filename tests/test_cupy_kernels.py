@@ -8,8 +8,7 @@ import pytest
 
 from tests.support import emulation
 
-REASON = emulation.why_not()
-pytestmark = pytest.mark.skipif(REASON is not None and not emulation.required(), reason=str(REASON))
+pytestmark = emulation.needed
 
 OWN = (
     ("binaries", "emulator", "fields", "index", "large", "launches"),

@@ -22,9 +22,6 @@ from tests.gpu import pictures, speed
 from tests.gpu import record as gpu_record
 from tests.support import emulation
 
-REASON = emulation.why_not()
-needs_emulation = pytest.mark.skipif(REASON is not None and not emulation.required(), reason=str(REASON))
-
 TOOL = """#!/bin/sh
 echo "========= $2"
 test "$2" = racecheck && echo "========= ERROR SUMMARY: 1 hazard" && exit 9
@@ -42,7 +39,7 @@ def check(out: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str],
     return run, json.loads((out / "cupy-emulated-by-g.json").read_text(encoding="utf-8"))
 
 
-@needs_emulation
+@emulation.needed
 def test_a_record_grows_part_by_part(tmp_path: Path) -> None:
     """Each run adds its parts; the record names its device, versions and sources, and says that it is emulated."""
     run, record = check(tmp_path, "--parts", "speed")
@@ -68,7 +65,7 @@ def test_a_record_grows_part_by_part(tmp_path: Path) -> None:
     assert "times mean nothing" in (tmp_path / "cupy-emulated-by-g.svg").read_text(encoding="utf-8")
 
 
-@needs_emulation
+@emulation.needed
 def test_sanitizers_call_every_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels run under an installed tool, and the record has its findings."""
     (tmp_path / "compute-sanitizer").write_text(TOOL)
@@ -84,7 +81,7 @@ def test_sanitizers_call_every_kernel(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "1 hazard" in found["racecheck"]["said"][-1]
 
 
-@needs_emulation
+@emulation.needed
 def test_what_does_not_end_is_written_down(tmp_path: Path) -> None:
     """A part that is killed keeps its findings so far and has not passed; the next part runs."""
     code = (
@@ -114,7 +111,7 @@ sys.exit(gpu_check.main())
 """
 
 
-@needs_emulation
+@emulation.needed
 def test_a_budget_is_spent_in_the_order_of_worth(tmp_path: Path) -> None:
     """A part gets what is left, up to its own limit; one that needs more is named and keeps its earlier findings."""
     code = SCRIPTED % {"speed": (0.1, 9), "kit": (5, 9), "tests": (0.1, 2), "sanitizers": (0.1, 9)}
@@ -193,7 +190,7 @@ print(last)
 """
 
 
-@needs_emulation
+@emulation.needed
 def test_one_wrong_bit_among_many_launches_is_found() -> None:
     run = emulation.run("-c", WRONG)
     assert "'ok': False, 'launches': 9" in run.stdout, run.stderr[-2000:]
@@ -216,7 +213,7 @@ def test_the_documentation_lists_the_parts() -> None:
     assert listed == [(part, str(limits.most)) for part, limits in gpu_check.PARTS.items()]
 
 
-@needs_emulation
+@emulation.needed
 def test_no_emulated_run_is_recorded_among_results() -> None:
     run = emulation.run("-m", "tests.gpu.check", "--parts", "speed")
     assert run.returncode == 1

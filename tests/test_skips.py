@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import skips
+from tests.support import skips, xla
 from tests.support.xla import ELSEWHERE
 
 ROOT = Path(__file__).parents[1]
@@ -92,3 +92,13 @@ def test_what_other_lanes_install_may(reason: str) -> None:
 
 def test_the_run_of_make_test_has_its_judge(request: pytest.FixtureRequest) -> None:
     assert request.config.pluginmanager.is_registered(skips) == bool(os.environ.get("POLYBN_REQUIRE"))
+
+
+def test_a_version_of_xla_that_was_not_tried_gets_no_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may not know them, which ends the process; its programs are then compiled as for users, and judged."""
+    for version, known in {"0.10.2": True, "0.12.0.1": True, "0.7.1": False, "0.99.0": False}.items():
+        monkeypatch.setattr("importlib.metadata.version", lambda _, version=version: version)
+        assert bool(xla._cheap()) == known
+    monkeypatch.setattr(xla, "CHEAP", "")
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert not xla.compiles_quickly()

@@ -52,14 +52,15 @@ def agree(
     polybn agree numpy pytorch --picture agree.png --programs differences[/dim]
     """
     from polybn.conformance import agree_picture
+    from polybn.conformance.adapters.here import sources
     from polybn.conformance.agree import agree as compare
     from polybn.conformance.runner import CallError, KitAdapterError
 
     if picture is not None:
         agree_picture.check_path(picture)
-        check_place("agree", "--picture", picture)
+        check_place("agree", "--picture", picture, *sources(*names))
     if json is not None:
-        check_place("agree", "--json", json)
+        check_place("agree", "--json", json, *sources(*names))
     out = words_beside(json)
     # What a batch norm prints must not come between the brackets of the JSON.
     aside = contextlib.redirect_stdout(sys.stderr) if out is err else contextlib.nullcontext()

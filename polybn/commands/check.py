@@ -128,6 +128,7 @@ def check(
     if peers:
         _compare_peers(json_out, into or [], limit)
         return
+    from polybn.conformance.adapters.here import sources
     from polybn.conformance.apart import Order
     from polybn.conformance.check import chosen
     from polybn.conformance.expected import read
@@ -140,7 +141,7 @@ def check(
         limit,
         not only,
     )
-    files = _files(json_out, html_out, junit_out, *filter(None, [xfail]))
+    files = _files(json_out, html_out, junit_out, *sources(order.source), *filter(None, [xfail]))
     words = words_beside(*files)
     report = Checking(chosen(only or None), read(xfail) if xfail else {}, files, words, quiet=quiet).run(order)
     worse = [] if at_least is None else _worse(report, at_least)
@@ -243,7 +244,10 @@ def _compare_peers(json_out: Path | None, into: list[Path], limit: float | None)
     from polybn.conformance import peers
 
     if json_out is not None:
-        check_place("check", "--json", json_out)
+        check_place("check", "--json", json_out, *into)
+    pages = {
+        path: path.read_text(encoding="utf-8") for path in into
+    }  # what is missing is said before the hours of work
     words, measured = words_beside(json_out), list[peers.Peer]()
     with progress(words) as bar:
         names = peers.everyone()
@@ -254,7 +258,7 @@ def _compare_peers(json_out: Path | None, into: list[Path], limit: float | None)
     text = peers.to_json(measured)
     record = json.loads(text)
     words.print(peers.to_markdown(record))
-    filled = [(path, peers.fill(path.read_text(encoding="utf-8"), record)) for path in into]
+    filled = [(path, peers.fill(page, record)) for path, page in pages.items()]
     for path, content in [(json_out, text), *filled]:
         if path is not None:
             write(path, content)

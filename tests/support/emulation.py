@@ -8,8 +8,9 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from functools import cache
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = ROOT / "tests" / "cuda_emulator"
@@ -18,17 +19,17 @@ UNSEEN_VALUES = ("F13 where", "F19 running_var", "test_channels_with_one_value_l
 """Tests of errors that depend on values. On a GPU the result is NaN instead, see test_cupy_values.py."""
 
 
-@cache
-def why_not() -> str | None:
+def _why_not() -> str | None:
     """Return why kernels cannot be emulated here, or None if they can."""
     if os.uname().machine != "x86_64":
         return f"the emulation switches fibers in x86-64 assembly; this is {os.uname().machine}"
     return None if shutil.which("g++") else "the emulation compiles kernels with g++, which is not installed"
 
 
-def required() -> bool:
-    """Return whether POLYBN_REQUIRE_TOOLS names ``g++``, so that tests fail without it and are not skipped."""
-    return "g++" in os.environ.get("POLYBN_REQUIRE_TOOLS", "").split(",")
+REASON = _why_not()
+REQUIRED = "g++" in os.environ.get("POLYBN_REQUIRE_TOOLS", "").split(",")
+"""Whether tests must fail without the compiler, and not be skipped."""
+needed = pytest.mark.skipif(REASON is not None and not REQUIRED, reason=str(REASON))
 
 
 def run(*command: str, limit: int = 900) -> subprocess.CompletedProcess[str]:

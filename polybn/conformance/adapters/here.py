@@ -35,6 +35,14 @@ def import_module(name: str) -> ModuleType:
         raise
 
 
+def sources(*adapters: str) -> list[Path]:
+    """List the files of adapters named ``"module:Class"``, or the folders of packages; nothing is imported."""
+    roots = [module.partition(".")[0] for module, colon, _ in (name.partition(":") for name in adapters) if colon]
+    specs = [PathFinder.find_spec(root, [str(Path.cwd()), *sys.path]) for root in roots if root]
+    files = [Path(spec.origin) for spec in specs if spec is not None and spec.origin is not None]
+    return [file.parent if file.name == "__init__.py" else file for file in files]
+
+
 def _missing_place(root: str) -> list[str]:
     """Return the working directory if a module of this name lies there and Python would not look there."""
     here = Path.cwd()
