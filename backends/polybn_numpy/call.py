@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from polybn.arguments import dtype_name
 from polybn.spec import Arguments, DTypeError, ShapeError
+from polybn_numpy import memory
 
 Array = NDArray[Any]
 
@@ -51,7 +52,7 @@ def make_result(function: str, like: Array, out: Array | None, *inputs: Array | 
         _check_out(function, out, like)
         if out.dtype.isnative and not any(given is not None and np.may_share_memory(out, given) for given in inputs):
             return out
-    return np.empty_like(like, like.dtype.newbyteorder("="), subok=False)
+    return memory.empty_like(like, like.dtype.newbyteorder("="))
 
 
 def native(array: Array | None) -> Array | None:
