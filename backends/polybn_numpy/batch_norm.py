@@ -49,11 +49,12 @@ def backward(arguments: Arguments, residuals: Residuals, dy: Array, *, out: Arra
     x, gamma = given.x, given.gamma
     dx = make_result("batch_norm_vjp", x, out, x, dy, gamma, given.where)
     wanted = (gamma is not None, arguments.beta is not None, not training, not training)
-    gradients = Gradients(dx, *(np.zeros(arguments.channels, arguments.dtype) if w else None for w in wanted))
+    gradients = Gradients(dx, *[np.zeros(arguments.channels, arguments.dtype) if w else None for w in wanted])
     if x.size:
         engine = host if host.serves() else plain
         engine.differentiate(arguments, residuals, native(dy), gradients)
-    return gradients._replace(x=hand_over(dx, x, out))
+    result = hand_over(dx, x, out)
+    return gradients if result is dx else gradients._replace(x=result)
 
 
 def moments(arguments: Arguments) -> Moments:
