@@ -26,6 +26,7 @@ from polybn.lenet.program import Steps, compile, pooled_first
 from polybn.lenet.runs import Epoch
 from polybn.lenet.training import train
 from polybn.spec import BackendError, DomainError, DTypeError, ShapeError
+from tests.conftest import COMPILING
 from tests.support.training_worker import slice_of_sample
 
 SPEC, NONE = networks.lenet(), networks.lenet(None)
@@ -92,7 +93,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Scripted]:
 def test_on_the_sample_the_loss_falls_and_batch_norm_is_ahead_from_the_first_epoch(backend: str) -> None:
     data = fashion_mnist.load("sample")
     with_norm = train(SPEC, backend, data=data, epochs=3).epochs
-    without = train(NONE, backend, data=data, epochs=3).epochs
+    # Where a step of a program that was compiled quickly takes a quarter of a second, NumPy trains from the same bits.
+    without = train(NONE, "numpy" if backend in COMPILING else backend, data=data, epochs=3).epochs
     losses = [epoch.loss for epoch in with_norm]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0] / 2
