@@ -77,6 +77,8 @@ def test_weights_alone_do_not_say_whether_gamma_is_missing(tmp_path: Path) -> No
         (("bn_gamma", "bn_beta", "bn_moving_mean", "bn_moving_var"), "bn", "mxnet_native"),
         (("params.a.scale", "batch_stats.a.mean", "batch_stats.a.var"), "a", "flax_linen"),
         (("params/x/a/bias", "batch_stats/x/a/mean", "batch_stats/x/a/var"), "x/a", "flax_linen"),
+        (("batch_stats/x/a/mean", "batch_stats/x/a/var"), "x/a", "flax_linen"),
+        (("batch_stats.a.mean", "batch_stats.a.var"), "a", "flax_linen"),
     ],
 )
 def test_names_tell_the_dialect(names: tuple[str, ...], layer: str, dialect: str) -> None:
@@ -134,6 +136,47 @@ def test_a_file_is_carried_to_every_dialect_and_back(tmp_path: Path) -> None:
         back = writing.convert_norms(again, dialects.PYTORCH, counts={"": 7}).norms[0]
         for name, array in state.items():
             assert np.allclose(back.state[name], array, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("ending", writing.ENDINGS)
+@pytest.mark.parametrize("name", dialects.DIALECTS)
+def test_layers_without_gamma_and_beta_are_read_back(name: str, ending: str, tmp_path: Path) -> None:
+    """From what the file says of itself, and everywhere if it is said which dialect is meant."""
+    if ending == ".msgpack" and missing(("msgpack",)):
+        pytest.skip("msgpack is not installed")
+    whole = Norm("a", "pytorch", states("running_mean", "running_var", "weight", "bias"))
+    bare = Norm("b.c", "pytorch", states("running_mean", "running_var"))
+    made = writing.convert_norms(
+        Model("safetensors", [whole, bare], 6), name, options={"": {"momentum": 0.25, "eps": 0.5}}
+    ).norms
+    writing.write(made, tmp_path / f"a{ending}")
+    for first in ((), (name,)) if ending in (".safetensors", ".msgpack") else ((name,),):
+        found = model_files.read(tmp_path / f"a{ending}", first=first).norms
+        assert {norm.name.replace("/", "."): len(norm.state) for norm in found} == {
+            norm.name: len(norm.state) for norm in made
+        }
+        assert ending != ".safetensors" or {norm.dialect for norm in found} == {name}
+
+
+@pytest.mark.skipif(bool(missing(("keras", "h5py"))), reason="keras or h5py is missing")
+@pytest.mark.parametrize("named", [True, False])
+def test_weights_of_keras_without_gamma_and_beta_are_known_by_their_group(named: bool, tmp_path: Path) -> None:
+    """A layer normalization has two vectors, too, and is none."""
+    os.environ.setdefault("KERAS_BACKEND", "numpy")
+    import keras
+
+    plain = {"center": False, "scale": False}
+    layers = [keras.layers.BatchNormalization(**plain, name=f"bn{number}") for number in (1, 2)]
+    net = keras.Sequential([keras.Input((5,)), *layers, keras.layers.LayerNormalization(name="other")])
+    net.save_weights(tmp_path / "a.weights.h5")
+    if not named:
+        models.without_names(tmp_path / "a.weights.h5")
+    found = model_files.read(tmp_path / "a.weights.h5").norms
+    assert [norm.name for norm in found] == (
+        ["bn1", "bn2"] if named else ["batch_normalization", "batch_normalization_1"]
+    )
+    assert [list(norm.state) for norm in found] == [["moving_mean", "moving_variance"]] * 2
+    assert [norm.lacks for norm in found] == ["", ""]
 
 
 @pytest.mark.parametrize("ending", writing.ENDINGS)

@@ -44,6 +44,12 @@ def with_options(norms: Iterable[Norm], texts: Mapping[str, str]) -> list[Norm]:
     ]
 
 
+def dialect(texts: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the dialect that the note among a file's texts says, if it says one that is known."""
+    told = f"{_read(texts.get(NAME, '')).get('dialect')}"
+    return (told,) if told in DIALECTS else ()
+
+
 def _read(text: str) -> dict[str, Any]:
     """Return the note; an empty one if the text is anybody else's, or damaged."""
     try:

@@ -129,7 +129,8 @@ def _kind_of_archive(members: set[str]) -> str:
 
 def _of_tensors(format: str, tensors: Tensors, first: tuple[str, ...]) -> Model:
     usual = _USUAL.get(tensors.metadata.get("format", format), ())
-    norms = note.with_options(names.find(tensors, (*first, *usual)), tensors.metadata)
+    told = (*first, *note.dialect(tensors.metadata), *usual)
+    norms = note.with_options(names.find(tensors, told), tensors.metadata)
     return Model(format, norms, len(tensors.shapes))
 
 
