@@ -200,6 +200,24 @@ def test_what_is_written_in_a_dialect_is_read_back(name: str, ending: str, tmp_p
     inspection.inspect(Model("any", [meant], 4))
 
 
+@pytest.mark.skipif(bool(missing(("mxnet",))), reason="mxnet is missing")
+def test_gluon_itself_loads_a_layer_that_had_no_gamma_and_beta(tmp_path: Path) -> None:
+    """Gluon keeps both whatever a layer is made with, and asks for both."""
+    from polybn_mxnet.compat import mxnet as mx
+
+    model = Model("safetensors", [Norm("bn", "pytorch", states("running_mean", "running_var"))], 2)
+    made = writing.convert_norms(model, "gluon").norms
+    writing.write(made, tmp_path / "a.params")
+    block = mx.gluon.nn.HybridSequential()
+    block.bn = mx.gluon.nn.BatchNorm(center=False, scale=False, in_channels=5)
+    block.load_parameters(str(tmp_path / "a.params"))
+    assert {own: value.tolist() for own, value in made[0].state.items()} == {
+        own: getattr(block.bn, own).data().asnumpy().tolist()
+        for own in ("gamma", "beta", "running_mean", "running_var")
+    }
+    assert made[0].state["gamma"].tolist() == [1] * 5
+
+
 def test_only_what_was_said_is_in_the_file(tmp_path: Path) -> None:
     """Neither writing nor reading takes a default for a fact."""
     state = states("running_mean", "running_var")

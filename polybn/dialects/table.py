@@ -132,9 +132,10 @@ MXNET_CUDNN = Dialect(
 GLUON = Dialect(
     name="gluon", title="MXNet, mx.gluon.nn.BatchNorm on the CPU",
     names=_names("gamma beta running_mean running_var"),
-    eps_word="epsilon", dtype="float32", changes_in="backward", empty="error", any_axis=True,
+    eps_word="epsilon", dtype="float32", changes_in="backward", empty="error", any_axis=True, affine="always",
     source="mxnet.gluon.nn.basic_layers, 1.9.1", sources={"empty": "seen with mxnet 1.9.1"},
-    remark="On GPUs its statistics are those of mxnet_cudnn. With scale=False, gamma is taken for 1.",
+    remark="On GPUs its statistics are those of mxnet_cudnn. With scale=False, gamma is taken for 1; it is in every "
+    "file, as beta is.",
 )
 ONNX15 = Dialect(
     name="onnx15", title="ONNX, BatchNormalization since operator set 15", names=_names("scale B input_mean input_var"),
@@ -164,7 +165,7 @@ CHAINER = Dialect(
 MLX = Dialect(
     name="mlx", title="MLX, mlx.nn.BatchNorm", names=_names("weight bias running_mean running_var"),
     momentum_weighs="new", momentum=0.1, least_eps=ABOVE_0, running_variance="unbiased", single_value="error", axis=-1,
-    source="ml-explore/mlx, python/mlx/nn/layers/normalization.py, 846d1762",
+    affine="together", source="ml-explore/mlx, python/mlx/nn/layers/normalization.py, 846d1762",
     remark="Before July 2026 the running variance was biased.",
 )
 TINYGRAD = Dialect(
