@@ -211,6 +211,23 @@ def test_options_differ_from_layer_to_layer(polybn_: Polybn, tmp_path: Path) -> 
     }
 
 
+def test_a_momentum_of_none_can_be_said(polybn_: Polybn, tmp_path: Path) -> None:
+    """It is PyTorch's average over all batches, and stays one where the target has that, too."""
+    save(tmp_path / "a.safetensors", states(*(f"{n}.running_{which}" for n in "ab" for which in ("mean", "var"))))
+    convert = ("convert", "a.safetensors", "b.safetensors", "--option", "a.momentum=None", "--option", "b.momentum=0.5")
+    code, out, err = polybn_(*convert, "--to", "pytorch_sync")
+    assert (code, err) == (0, "")
+    assert "Make a with momentum=None" in out
+    found = model_files.read(tmp_path / "b.safetensors").norms
+    assert [dict(norm.options) for norm in found] == [{"momentum": None}, {"momentum": 0.5}]
+    code, out, err = polybn_("inspect", "b.safetensors")
+    assert (code, err) == (0, "")
+    assert " None " in out
+    assert "With momentum=None, pytorch averages over all batches" in polybn_(*convert, "--to", "keras3").out
+    code, _, err = polybn_("convert", "a.safetensors", "b.npz", "--to", "keras3", "--option", "eps=None")
+    assert (code, err.count("\n")) == (2, 1)
+
+
 def test_the_words_of_the_file_may_be_those_of_any_dialect(polybn_: Polybn, tmp_path: Path) -> None:
     """Names that several dialects share, and a state that can only be read with its momentum."""
     save(tmp_path / "a.safetensors", states("bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"))
@@ -240,11 +257,11 @@ def test_the_words_of_the_file_may_be_those_of_any_dialect(polybn_: Polybn, tmp_
         ),
         (
             ("b.npz", "--to", "keras3", "--option", "eps"),
-            "--option must be [LAYER.]WORD=NUMBER, or WORD=True or False; got 'eps'",
+            "--option must be [LAYER.]WORD=NUMBER, or WORD=True, False or None; got 'eps'",
         ),
         (
             ("b.npz", "--to", "keras3", "--option", "eps='a'"),
-            "--option must be [LAYER.]WORD=NUMBER, or WORD=True or False; got ",
+            "--option must be [LAYER.]WORD=NUMBER, or WORD=True, False or None; got ",
         ),
         (
             ("b.npz", "--to", "keras3", "--option", "eps=1", "--option", "eps=2"),

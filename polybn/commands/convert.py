@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from polybn.model_files.fold import Folded
 
 SHOWN = 3
+WORDS = {"True": True, "False": False, "None": None}
+"""The values of options that are no numbers; a momentum of None is PyTorch's average over all batches."""
 USES = {
     ".safetensors": "safetensors.numpy.load_file({!r})",
     ".npz": "numpy.load({!r})",
@@ -64,7 +66,7 @@ def convert(
         typer.Option(
             metavar="[LAYER.]WORD=VALUE",
             help="What FILE does not say of its layers, in its own words: eps=0.001, bn1.momentum=0.1, "
-            "fix_gamma=False. May be given several times.",
+            "fix_gamma=False, momentum=None. May be given several times.",
         ),
     ] = None,
     fold: Annotated[
@@ -139,24 +141,27 @@ def _options(given: list[str]) -> dict[str, dict[str, Any]]:
     for text in given:
         name, _, number = text.rpartition("=")
         layer, _, word = name.rpartition(".")
-        value, own = _value(number), options.setdefault(layer, {})
+        own = options.setdefault(layer, {})
         if word in own:
             raise DomainError(f"polybn.convert: --option must give a word once; got {text!r:.80} after {own[word]}")
-        if not word or value is None:
+        try:
+            own[word] = _value(number)
+        except ValueError:
+            word = ""
+        if not word:
             raise DomainError(
-                f"polybn.convert: --option must be [LAYER.]WORD=NUMBER, or WORD=True or False; got {text!r:.80}"
+                f"polybn.convert: --option must be [LAYER.]WORD=NUMBER, or WORD=True, False or None; got {text!r:.80}"
             )
-        own[word] = value
     return options
 
 
 def _value(text: str) -> bool | float | None:
-    if text in ("True", "False"):
-        return text == "True"
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return None
+    """Return a number, or the value of one of Python's words; ValueError for anything else."""
+    if text in WORDS:
+        return WORDS[text]
+    with contextlib.suppress(ValueError):
+        return int(text)
+    return float(text)
 
 
 def _to_make(norms: list[Norm], ending: str) -> Iterator[str]:
