@@ -126,8 +126,9 @@ def test_convert_says_what_it_did_and_what_is_not_exact(polybn_: Polybn, tmp_pat
     save(tmp_path / "a.safetensors", states("bn.running_mean", "bn.running_var"))
     code, out, err = polybn_("convert", "a.safetensors", "b.npz", "--to", "keras3")
     assert (code, err) == (0, "")
-    first, second, third, fourth, *use = out.splitlines()
+    first, made, second, third, fourth, *use = out.splitlines()
     assert first == "1 batch norm, from pytorch to keras3, in b.npz: bn/moving_mean, ..."
+    assert made == "Make the layers with scale=False, center=False."
     assert second.startswith("bn: keras3 goes on with the biased variance where pytorch kept the unbiased one.")
     assert second.endswith(
         "of values per channel in a training batch, the variance becomes the one that keras3 would have kept."
@@ -190,7 +191,8 @@ def test_an_option_says_what_the_file_does_not(polybn_: Polybn, tmp_path: Path) 
 
 
 def test_options_differ_from_layer_to_layer(polybn_: Polybn, tmp_path: Path) -> None:
-    names = [f"{layer}.running_{which}" for layer in ("a", "b.1", "c", "d") for which in ("mean", "var")]
+    arrays = ("weight", "bias", "running_mean", "running_var")
+    names = [f"{layer}.{array}" for layer in ("a", "b.1", "c", "d") for array in arrays]
     save(tmp_path / "a.safetensors", states(*names))
     options = ("--option", "eps=0.25", "--option", "b.1.eps=5e-1", "--option", "c.momentum=0.5", "--option", "c.eps=1")
     code, out, err = polybn_("convert", "a.safetensors", "b.safetensors", "--to", "keras3", *options)
@@ -209,6 +211,44 @@ def test_options_differ_from_layer_to_layer(polybn_: Polybn, tmp_path: Path) -> 
         "b.1": {"epsilon": 0.5},
         "c": {"momentum": 0.5, "epsilon": 1},
     }
+
+
+SWITCHES = {
+    "keras3": "scale=False, center=False",
+    "flax_nnx": "use_scale=False, use_bias=False",
+    "pytorch": "affine=False",
+    "polybn": "scale=False, shift=False",
+    "chainer": "use_gamma=False, use_beta=False",
+}
+
+
+@pytest.mark.parametrize("target", SWITCHES)
+def test_a_layer_without_gamma_and_beta_is_to_be_made_without(target: str, polybn_: Polybn, tmp_path: Path) -> None:
+    """It would learn them otherwise."""
+    statistics = [f"{layer}.running_{which}" for layer in "ab" for which in ("mean", "var")]
+    save(tmp_path / "a.safetensors", states("a.weight", "a.bias", *statistics))
+    convert = ("convert", "a.safetensors", "b.npz", "--from", "mlx", "--to", target)
+    first, second, *_ = polybn_(*convert).out.splitlines()[1:]
+    assert first == f"Make b with {SWITCHES[target]}."
+    assert not second.startswith(("Make", "A file in"))
+    lines = sorted(polybn_(*convert, "--option", "eps=0.5").out.splitlines()[1:3])
+    assert re.fullmatch(r"Make a with \w+=0\.5\.", lines[0])
+    assert re.fullmatch(rf"Make b with \w+=0\.5, {SWITCHES[target]}\.", lines[1])
+
+
+def test_an_axis_that_is_not_the_usual_one_is_said_and_kept(polybn_: Polybn, tmp_path: Path) -> None:
+    names = [f"{layer}/moving_{which}" for layer in "abc" for which in ("mean", "variance")]
+    told = note.content("keras3", {"a": {"axis": 1}, "b": {"axis": -1}, "c": {"axis": -1}})
+    (tmp_path / "a.safetensors").write_bytes(
+        safetensors.encode(
+            states(*names, *(f"{n}/{w}" for n in "abc" for w in ("gamma", "beta"))), {"polybn": json.dumps(told)}
+        )
+    )
+    out = polybn_("convert", "a.safetensors", "b.safetensors", "--to", "flax_linen").out
+    assert out.splitlines()[1] == "Make a with axis=1."
+    assert not out.splitlines()[2].startswith("Make")
+    axes = {norm.name: dict(norm.options) for norm in model_files.read(tmp_path / "b.safetensors").norms}
+    assert axes == {"a": {"axis": 1}, "b": {"axis": -1}, "c": {"axis": -1}}
 
 
 def test_a_momentum_of_none_can_be_said(polybn_: Polybn, tmp_path: Path) -> None:

@@ -168,16 +168,27 @@ def _to_make(norms: list[Norm], ending: str) -> Iterator[str]:
     """Say with which options the layers must be made: all names but those of the commonest options."""
     layers = dict[str, list[str]]()
     for norm in norms:
-        words = ", ".join(f"{word}={value}" for word, value in norm.options.items() if word != "axis")
-        layers.setdefault(words, []).append(norm.name)
+        layers.setdefault(_words(norm), []).append(norm.name)
     ranked = sorted(layers.items(), key=lambda item: len(item[1]))
     for words, names in ranked:
         many = words == ranked[-1][0] and len(names) > 1
         who = "the layers" if len(ranked) == 1 else "the other layers" if many else ", ".join(names)
         if words:
             yield f"Make {who} with {words}."
-    if any(layers) and ending != ".safetensors":
+    if any(norm.options for norm in norms) and ending != ".safetensors":
         yield f"A file in {ending} does not hold these numbers; one in .safetensors does."
+
+
+def _words(norm: Norm) -> str:
+    """Return the arguments that a layer needs: no axis that it takes anyway, and no gamma and beta that it has not."""
+    from polybn.dialects import DIALECTS
+
+    dialect = DIALECTS[norm.dialect]
+    words = {word: value for word, value in norm.options.items() if (word, value) != ("axis", dialect.axis)}
+    for role, word in zip(("gamma", "beta"), dialect.affine_words, strict=False):
+        if dialect.names[role] not in norm.state:
+            words[word] = False
+    return ", ".join(f"{word}={value}" for word, value in words.items())
 
 
 def _of_one_count(norms: list[Norm], counts: dict[str, int]) -> Iterator[str]:

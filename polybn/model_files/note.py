@@ -64,7 +64,6 @@ def _read(text: str) -> dict[str, Any]:
 def _options(given: Mapping[str, Any], source: str, target: str) -> dict[str, Any]:
     there = DIALECTS[target]
     try:
-        found = convert_given(given, find(source), there).options
+        return convert_given(given, find(source), there).options
     except (DTypeError, DomainError):  # a damaged note says nothing
         return {}
-    return {word: value for word, value in found.items() if word != "axis"}
