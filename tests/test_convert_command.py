@@ -294,7 +294,12 @@ def test_the_words_of_the_file_may_be_those_of_any_dialect(polybn_: Polybn, tmp_
         (("b.npz", "--to", "keras3", "--count", "nb=64"), "got 'nb' (did you mean bn? polybn inspect lists them)"),
         (("b.npz", "--to", "keras3", "--option", "bN.eps=1"), "got 'bN' (did you mean bn? polybn inspect lists them)"),
         (("b.npz", "--to", "keras3", "--option", "x.eps=1"), "got 'x' (polybn inspect lists them)"),
-        (("b.txt", "--to", "keras3"), "OUTPUT must end in .safetensors, .npz, .msgpack, .params; got b.txt"),
+        (("b.txt", "--to", "keras3"), "OUTPUT must end in .safetensors, .npz, .msgpack, .params; got b.txt (it "),
+        (("b", "--to", "keras3"), "got b (it picks the format; try b.safetensors)"),
+        (("a.onnx", "--to", "keras3"), "got a.onnx (it picks the format; try a-2.safetensors)"),
+        ((".", "--to", "keras3"), "OUTPUT must name a file; got ., a folder (try batch-norms.safetensors)"),
+        ((".", "--fold"), "OUTPUT must name a file; got ., a folder (try folded.onnx)"),
+        (("none/b.npz", "--to", "keras3"), "OUTPUT must lie in a folder that exists; got none/b.npz (mkdir -p none)"),
         (("b.npz", "--to", "keras3", "--count", "1"), "--count must be N or LAYER=N, N of 2 or more; got '1'"),
         (("b.npz", "--to", "keras3", "--count", "x=y"), "--count must be N or LAYER=N, N of 2 or more; got 'x=y'"),
         (
@@ -333,8 +338,11 @@ def test_the_words_of_the_file_may_be_those_of_any_dialect(polybn_: Polybn, tmp_
             ("a.safetensors", "--to", "keras3"),
             "OUTPUT must be another file than those that are read; got a.safetensors (it",
         ),
-        (("a.safetensors", "--fold"), "OUTPUT must be another file than those that are read; got a.safetensors (it"),
-        (("b.npz", "--fold"), "OUTPUT must end in .onnx beside --fold; got b.npz"),
+        (
+            ("a.safetensors", "--fold"),
+            "OUTPUT must end in .onnx; got a.safetensors (--fold writes a whole model; try a.onnx)",
+        ),
+        (("b.npz", "--fold"), "OUTPUT must end in .onnx; got b.npz (--fold writes a whole model; try b.onnx)"),
         (("b.onnx", "--fold"), "a.safetensors must be an ONNX model; got another file"),
     ],
 )

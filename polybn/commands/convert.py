@@ -89,10 +89,10 @@ def convert(
     from polybn.inspection.words import count_of
     from polybn.model_files import writing
 
-    check_place("convert", "OUTPUT", output, file)
     if fold:
         if to is not None or source is not None or count or option:
             raise DomainError("polybn.convert: --fold must stand alone; got --to, --from, --count or --option as well")
+        _check_output(output, file, (".onnx",), "--fold writes a whole model")
         _fold(file, output)
         return
     if to is None:
@@ -102,7 +102,7 @@ def convert(
     target = dialects.find(to, function="convert", argument="--to")
     here = None if source is None else dialects.find(source, function="convert", argument="--from")
     counts, options = _counts(count or []), _options(option or [])
-    writing.check_ending(output)
+    _check_output(output, file, writing.ENDINGS, "it picks the format")
     model = model_files.read(file, first=() if here is None else (here.name,))
     if not model.norms:
         raise DomainError(f"polybn.convert: FILE must hold a batch norm; got none in {file} ({model.format})")
@@ -119,6 +119,22 @@ def convert(
         out.print(shown(line))
     out.print(shown(f"In a program, {USES[output.suffix.lower()].format(str(output))} has the arrays by name:"))
     out.print("docs/model-files.md, in PolyBN's repository, shows how a model takes them.")
+
+
+def _check_output(output: Path, file: Path, endings: tuple[str, ...], why: str) -> None:
+    """Refuse a place that cannot be written, with a suggestion that can."""
+    name = "folded" if endings == (".onnx",) else "batch-norms"
+    if output.is_dir():
+        raise DomainError(
+            f"polybn.convert: OUTPUT must name a file; got {output}, a folder (try {output / name}{endings[0]})"
+        )
+    if output.suffix.lower() not in endings:
+        better = output.with_suffix(endings[0])
+        better = better.with_stem(f"{better.stem}-2") if better == file else better
+        raise DomainError(
+            f"polybn.convert: OUTPUT must end in {', '.join(endings)}; got {output} ({why}; try {better})"
+        )
+    check_place("convert", "OUTPUT", output, file)
 
 
 def _counts(given: list[str]) -> dict[str, int]:
@@ -205,8 +221,6 @@ def _fold(file: Path, output: Path) -> None:
     from polybn.inspection.words import count_of
     from polybn.model_files import reading
 
-    if output.suffix.lower() != ".onnx":
-        raise DomainError(f"polybn.convert: OUTPUT must end in .onnx beside --fold; got {output} (a whole model)")
     folded: Folded = reading.fold(file)
     write_atomic(output, folded.model.SerializeToString())
     total = len(folded.into) + len(folded.kept)
