@@ -436,6 +436,32 @@ def test_safetensors_that_are_cut_off_are_said_to_be(tmp_path: Path) -> None:
             model_files.read(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("names", "layers", "word"),
+    [
+        (("bn/mean", "bn/var"), ["bn"], "--from flax_linen"),
+        (("a.bn1.weight", "a.bn1.bias"), ["a.bn1"], "track_running_stats=False"),
+        (("batch_normalization/gamma", "batch_normalization/beta"), ["batch_normalization"], "track_running_stats"),
+        (("a.norm1.weight", "a.norm1.bias"), [], ""),
+        (("fc.weight", "fc.bias", "bn.running_mean", "bn.running_var", "bn.weight", "bn.bias"), [], ""),
+        (("params/bn/scale", "params/bn/bias", "batch_stats/bn/mean", "batch_stats/bn/var"), [], ""),
+        (("a/mean", "b/var"), [], ""),
+        (("bn.running_mean", "bn.running_var", "b.bn.weight", "b.bn.bias"), ["b.bn"], "track_running_stats"),
+    ],
+)
+def test_what_may_be_a_batch_norm_is_not_left_out_without_a_word(
+    names: tuple[str, ...], layers: list[str], word: str, polybn_: Polybn, tmp_path: Path
+) -> None:
+    arrays = states(*names) | states("whole.running_mean", "whole.running_var")
+    (tmp_path / "a.safetensors").write_bytes(safetensors.encode(arrays, {}))
+    found = inspection.inspect(model_files.read(tmp_path / "a.safetensors"))
+    left = [finding for finding in found if finding.kind == "is left out"]
+    assert [finding.norm for finding in left] == layers
+    assert all(finding.level == "note" and word in finding.sentence for finding in left)
+    out = polybn_("convert", "a.safetensors", "b.npz", "--to", "keras3").out
+    assert [line.partition(":")[0] for line in out.splitlines() if ": Left out: " in line] == layers
+
+
 # Public models.
 
 

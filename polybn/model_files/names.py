@@ -51,9 +51,9 @@ def places(shapes: Shapes, first: Iterable[str] = (), *, bare: bool = False) -> 
     Flax's collection of statistics, and if ``bare`` is true.
     """
     first = tuple(first)
-    short = {name: _COLLECTION.sub("", _plain(name)) for name in shapes}
-    shared = Counter(short.values())
-    plain = {short[name] if shared[short[name]] == 1 else _plain(name): name for name in shapes}
+    brief = {name: short(name) for name in shapes}
+    shared = Counter(brief.values())
+    plain = {brief[name] if shared[brief[name]] == 1 else _plain(name): name for name in shapes}
     dialects = [DIALECTS[name] for name in dict.fromkeys((*first, *ORDER))]
     for name, whole in plain.items():
         alone = bare or _STATISTICS.search(whole) is not None
@@ -66,6 +66,11 @@ def places(shapes: Shapes, first: Iterable[str] = (), *, bare: bool = False) -> 
         # A gamma or beta that belongs to no batch norm shows that the names mean something else.
         without = fits if fits and not any(f"{_stem(name, fits[0])}{own}" in plain for own in _AFFINE) else []
         yield from (with_affine or without)[:1]
+
+
+def short(name: str) -> str:
+    """Remove the collection from a name, which differs between parameters and statistics of one layer."""
+    return _COLLECTION.sub("", _plain(name))
 
 
 def _plain(name: str) -> str:
