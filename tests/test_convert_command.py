@@ -126,8 +126,9 @@ def test_convert_says_what_it_did_and_what_is_not_exact(polybn_: Polybn, tmp_pat
     save(tmp_path / "a.safetensors", states("bn.running_mean", "bn.running_var"))
     code, out, err = polybn_("convert", "a.safetensors", "b.npz", "--to", "keras3")
     assert (code, err) == (0, "")
-    first, second, third, fourth, *use = out.splitlines()
+    first, made, second, third, fourth, *use = out.splitlines()
     assert first == "1 batch norm, from pytorch to keras3, in b.npz: bn/moving_mean, ..."
+    assert made == "Make the layers with scale=False, center=False."
     assert second.startswith("bn: keras3 goes on with the biased variance where pytorch kept the unbiased one.")
     assert second.endswith(
         "of values per channel in a training batch, the variance becomes the one that keras3 would have kept."
@@ -190,7 +191,8 @@ def test_an_option_says_what_the_file_does_not(polybn_: Polybn, tmp_path: Path) 
 
 
 def test_options_differ_from_layer_to_layer(polybn_: Polybn, tmp_path: Path) -> None:
-    names = [f"{layer}.running_{which}" for layer in ("a", "b.1", "c", "d") for which in ("mean", "var")]
+    arrays = ("weight", "bias", "running_mean", "running_var")
+    names = [f"{layer}.{array}" for layer in ("a", "b.1", "c", "d") for array in arrays]
     save(tmp_path / "a.safetensors", states(*names))
     options = ("--option", "eps=0.25", "--option", "b.1.eps=5e-1", "--option", "c.momentum=0.5", "--option", "c.eps=1")
     code, out, err = polybn_("convert", "a.safetensors", "b.safetensors", "--to", "keras3", *options)
@@ -211,6 +213,61 @@ def test_options_differ_from_layer_to_layer(polybn_: Polybn, tmp_path: Path) -> 
     }
 
 
+SWITCHES = {
+    "keras3": "scale=False, center=False",
+    "flax_nnx": "use_scale=False, use_bias=False",
+    "pytorch": "affine=False",
+    "polybn": "scale=False, shift=False",
+    "chainer": "use_gamma=False, use_beta=False",
+}
+
+
+@pytest.mark.parametrize("target", SWITCHES)
+def test_a_layer_without_gamma_and_beta_is_to_be_made_without(target: str, polybn_: Polybn, tmp_path: Path) -> None:
+    """It would learn them otherwise."""
+    statistics = [f"{layer}.running_{which}" for layer in "ab" for which in ("mean", "var")]
+    save(tmp_path / "a.safetensors", states("a.weight", "a.bias", *statistics))
+    convert = ("convert", "a.safetensors", "b.npz", "--from", "mlx", "--to", target)
+    first, second, *_ = polybn_(*convert).out.splitlines()[1:]
+    assert first == f"Make b with {SWITCHES[target]}."
+    assert not second.startswith(("Make", "A file in"))
+    lines = sorted(polybn_(*convert, "--option", "eps=0.5").out.splitlines()[1:3])
+    assert re.fullmatch(r"Make a with \w+=0\.5\.", lines[0])
+    assert re.fullmatch(rf"Make b with \w+=0\.5, {SWITCHES[target]}\.", lines[1])
+
+
+def test_an_axis_that_is_not_the_usual_one_is_said_and_kept(polybn_: Polybn, tmp_path: Path) -> None:
+    names = [f"{layer}/moving_{which}" for layer in "abc" for which in ("mean", "variance")]
+    told = note.content("keras3", {"a": {"axis": 1}, "b": {"axis": -1}, "c": {"axis": -1}})
+    (tmp_path / "a.safetensors").write_bytes(
+        safetensors.encode(
+            states(*names, *(f"{n}/{w}" for n in "abc" for w in ("gamma", "beta"))), {"polybn": json.dumps(told)}
+        )
+    )
+    out = polybn_("convert", "a.safetensors", "b.safetensors", "--to", "flax_linen").out
+    assert out.splitlines()[1] == "Make a with axis=1."
+    assert not out.splitlines()[2].startswith("Make")
+    axes = {norm.name: dict(norm.options) for norm in model_files.read(tmp_path / "b.safetensors").norms}
+    assert axes == {"a": {"axis": 1}, "b": {"axis": -1}, "c": {"axis": -1}}
+
+
+def test_a_momentum_of_none_can_be_said(polybn_: Polybn, tmp_path: Path) -> None:
+    """It is PyTorch's average over all batches, and stays one where the target has that, too."""
+    save(tmp_path / "a.safetensors", states(*(f"{n}.running_{which}" for n in "ab" for which in ("mean", "var"))))
+    convert = ("convert", "a.safetensors", "b.safetensors", "--option", "a.momentum=None", "--option", "b.momentum=0.5")
+    code, out, err = polybn_(*convert, "--to", "pytorch_sync")
+    assert (code, err) == (0, "")
+    assert "Make a with momentum=None" in out
+    found = model_files.read(tmp_path / "b.safetensors").norms
+    assert [dict(norm.options) for norm in found] == [{"momentum": None}, {"momentum": 0.5}]
+    code, out, err = polybn_("inspect", "b.safetensors")
+    assert (code, err) == (0, "")
+    assert " None " in out
+    assert "With momentum=None, pytorch averages over all batches" in polybn_(*convert, "--to", "keras3").out
+    code, _, err = polybn_("convert", "a.safetensors", "b.npz", "--to", "keras3", "--option", "eps=None")
+    assert (code, err.count("\n")) == (2, 1)
+
+
 def test_the_words_of_the_file_may_be_those_of_any_dialect(polybn_: Polybn, tmp_path: Path) -> None:
     """Names that several dialects share, and a state that can only be read with its momentum."""
     save(tmp_path / "a.safetensors", states("bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"))
@@ -227,7 +284,22 @@ def test_the_words_of_the_file_may_be_those_of_any_dialect(polybn_: Polybn, tmp_
     [
         (("b.npz",), "--to must name a dialect; got none"),
         (("b.npz", "--to", "keras"), "--to must name a dialect; got 'keras' (did you mean keras3"),
-        (("b.txt", "--to", "keras3"), "OUTPUT must end in .safetensors, .npz, .msgpack, .params; got b.txt"),
+        (("b.npz", "--to", "flax"), "got 'flax' (did you mean flax_linen or flax_nnx? all are "),
+        (("b.npz", "--to", "mxnet"), "got 'mxnet' (did you mean mxnet_native or mxnet_cudnn or gluon? all are "),
+        (("b.npz", "--to", "PyTorch"), "got 'PyTorch' (did you mean pytorch or pytorch_sync? all are "),
+        (("b.npz", "--to", "torch"), "got 'torch' (did you mean pytorch or pytorch_sync or d2l_torch? all are "),
+        (("b.npz", "--to", "kears3"), "got 'kears3' (did you mean keras3? all are "),
+        (("b.npz", "--to", ""), "got '' (all are "),
+        (("b.npz", "--to", "keras3", "--count", "b=64"), "got 'b' (did you mean bn? polybn inspect lists them)"),
+        (("b.npz", "--to", "keras3", "--count", "nb=64"), "got 'nb' (did you mean bn? polybn inspect lists them)"),
+        (("b.npz", "--to", "keras3", "--option", "bN.eps=1"), "got 'bN' (did you mean bn? polybn inspect lists them)"),
+        (("b.npz", "--to", "keras3", "--option", "x.eps=1"), "got 'x' (polybn inspect lists them)"),
+        (("b.txt", "--to", "keras3"), "OUTPUT must end in .safetensors, .npz, .msgpack, .params; got b.txt (it "),
+        (("b", "--to", "keras3"), "got b (it picks the format; try b.safetensors)"),
+        (("a.onnx", "--to", "keras3"), "got a.onnx (it picks the format; try a-2.safetensors)"),
+        ((".", "--to", "keras3"), "OUTPUT must name a file; got ., a folder (try batch-norms.safetensors)"),
+        ((".", "--fold"), "OUTPUT must name a file; got ., a folder (try folded.onnx)"),
+        (("none/b.npz", "--to", "keras3"), "OUTPUT must lie in a folder that exists; got none/b.npz (mkdir -p none)"),
         (("b.npz", "--to", "keras3", "--count", "1"), "--count must be N or LAYER=N, N of 2 or more; got '1'"),
         (("b.npz", "--to", "keras3", "--count", "x=y"), "--count must be N or LAYER=N, N of 2 or more; got 'x=y'"),
         (
@@ -240,11 +312,11 @@ def test_the_words_of_the_file_may_be_those_of_any_dialect(polybn_: Polybn, tmp_
         ),
         (
             ("b.npz", "--to", "keras3", "--option", "eps"),
-            "--option must be [LAYER.]WORD=NUMBER, or WORD=True or False; got 'eps'",
+            "--option must be [LAYER.]WORD=NUMBER, or WORD=True, False or None; got 'eps'",
         ),
         (
             ("b.npz", "--to", "keras3", "--option", "eps='a'"),
-            "--option must be [LAYER.]WORD=NUMBER, or WORD=True or False; got ",
+            "--option must be [LAYER.]WORD=NUMBER, or WORD=True, False or None; got ",
         ),
         (
             ("b.npz", "--to", "keras3", "--option", "eps=1", "--option", "eps=2"),
@@ -266,8 +338,11 @@ def test_the_words_of_the_file_may_be_those_of_any_dialect(polybn_: Polybn, tmp_
             ("a.safetensors", "--to", "keras3"),
             "OUTPUT must be another file than those that are read; got a.safetensors (it",
         ),
-        (("a.safetensors", "--fold"), "OUTPUT must be another file than those that are read; got a.safetensors (it"),
-        (("b.npz", "--fold"), "OUTPUT must end in .onnx beside --fold; got b.npz"),
+        (
+            ("a.safetensors", "--fold"),
+            "OUTPUT must end in .onnx; got a.safetensors (--fold writes a whole model; try a.onnx)",
+        ),
+        (("b.npz", "--fold"), "OUTPUT must end in .onnx; got b.npz (--fold writes a whole model; try b.onnx)"),
         (("b.onnx", "--fold"), "a.safetensors must be an ONNX model; got another file"),
     ],
 )

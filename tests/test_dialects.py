@@ -354,6 +354,8 @@ def test_defaults_are_those_of_the_signature(name: str) -> None:
     momentum = signature[dialect.momentum_word].default
     assert (None if momentum is inspect.Parameter.empty else momentum) == dialect.momentum
     assert signature[dialect.eps_word].default == dialect.eps
+    assert {signature[word].default for word in dialect.affine_words} <= {True}
+    assert bool(dialect.affine_words) == (dialect.affine != "always")
     if "axis" in signature and signature["axis"].default is not None:
         assert signature["axis"].default == dialect.axis
         assert dialect.any_axis

@@ -182,6 +182,13 @@ def test_equinox_ema_begins_with_the_first_batch() -> None:
     )
 
 
+@pytest.mark.parametrize("target", ["pytorch", "mlx", "tinygrad", "equinox_ema", "gluon", "onnx15"])
+def test_gamma_gets_a_beta_where_a_framework_has_both_or_none(target: str) -> None:
+    state = {name: np.ones(2, np.float32) for name in ("gamma", "moving_mean", "moving_variance")}
+    found = convert(state, "keras3", target).state
+    assert found[DIALECTS[target].names["beta"]].tolist() == [0, 0]
+
+
 def test_fix_gamma_takes_gamma_for_1_whatever_is_stored() -> None:
     state = vectors("mxnet_native", gamma=2, beta=3, running_mean=7, running_var=8)
     with pytest.raises(DomainError, match=r"options must have fix_gamma where gamma is not 1; got none"):

@@ -77,6 +77,8 @@ def test_weights_alone_do_not_say_whether_gamma_is_missing(tmp_path: Path) -> No
         (("bn_gamma", "bn_beta", "bn_moving_mean", "bn_moving_var"), "bn", "mxnet_native"),
         (("params.a.scale", "batch_stats.a.mean", "batch_stats.a.var"), "a", "flax_linen"),
         (("params/x/a/bias", "batch_stats/x/a/mean", "batch_stats/x/a/var"), "x/a", "flax_linen"),
+        (("batch_stats/x/a/mean", "batch_stats/x/a/var"), "x/a", "flax_linen"),
+        (("batch_stats.a.mean", "batch_stats.a.var"), "a", "flax_linen"),
     ],
 )
 def test_names_tell_the_dialect(names: tuple[str, ...], layer: str, dialect: str) -> None:
@@ -138,6 +140,47 @@ def test_a_file_is_carried_to_every_dialect_and_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", writing.ENDINGS)
 @pytest.mark.parametrize("name", dialects.DIALECTS)
+def test_layers_without_gamma_and_beta_are_read_back(name: str, ending: str, tmp_path: Path) -> None:
+    """From what the file says of itself, and everywhere if it is said which dialect is meant."""
+    if ending == ".msgpack" and missing(("msgpack",)):
+        pytest.skip("msgpack is not installed")
+    whole = Norm("a", "pytorch", states("running_mean", "running_var", "weight", "bias"))
+    bare = Norm("b.c", "pytorch", states("running_mean", "running_var"))
+    made = writing.convert_norms(
+        Model("safetensors", [whole, bare], 6), name, options={"": {"momentum": 0.25, "eps": 0.5}}
+    ).norms
+    writing.write(made, tmp_path / f"a{ending}")
+    for first in ((), (name,)) if ending in (".safetensors", ".msgpack") else ((name,),):
+        found = model_files.read(tmp_path / f"a{ending}", first=first).norms
+        assert {norm.name.replace("/", "."): len(norm.state) for norm in found} == {
+            norm.name: len(norm.state) for norm in made
+        }
+        assert ending != ".safetensors" or {norm.dialect for norm in found} == {name}
+
+
+@pytest.mark.skipif(bool(missing(("keras", "h5py"))), reason="keras or h5py is missing")
+@pytest.mark.parametrize("named", [True, False])
+def test_weights_of_keras_without_gamma_and_beta_are_known_by_their_group(named: bool, tmp_path: Path) -> None:
+    """A layer normalization has two vectors, too, and is none."""
+    os.environ.setdefault("KERAS_BACKEND", "numpy")
+    import keras
+
+    plain = {"center": False, "scale": False}
+    layers = [keras.layers.BatchNormalization(**plain, name=f"bn{number}") for number in (1, 2)]
+    net = keras.Sequential([keras.Input((5,)), *layers, keras.layers.LayerNormalization(name="other")])
+    net.save_weights(tmp_path / "a.weights.h5")
+    if not named:
+        models.without_names(tmp_path / "a.weights.h5")
+    found = model_files.read(tmp_path / "a.weights.h5").norms
+    assert [norm.name for norm in found] == (
+        ["bn1", "bn2"] if named else ["batch_normalization", "batch_normalization_1"]
+    )
+    assert [list(norm.state) for norm in found] == [["moving_mean", "moving_variance"]] * 2
+    assert [norm.lacks for norm in found] == ["", ""]
+
+
+@pytest.mark.parametrize("ending", writing.ENDINGS)
+@pytest.mark.parametrize("name", dialects.DIALECTS)
 def test_what_is_written_in_a_dialect_is_read_back(name: str, ending: str, tmp_path: Path) -> None:
     """Also under names that several dialects share, if it is said which is meant."""
     if ending == ".msgpack" and missing(("msgpack",)):
@@ -155,6 +198,24 @@ def test_what_is_written_in_a_dialect_is_read_back(name: str, ending: str, tmp_p
         }
     assert ending != ".safetensors" or meant.options == made.options
     inspection.inspect(Model("any", [meant], 4))
+
+
+@pytest.mark.skipif(bool(missing(("mxnet",))), reason="mxnet is missing")
+def test_gluon_itself_loads_a_layer_that_had_no_gamma_and_beta(tmp_path: Path) -> None:
+    """Gluon keeps both whatever a layer is made with, and asks for both."""
+    from polybn_mxnet.compat import mxnet as mx
+
+    model = Model("safetensors", [Norm("bn", "pytorch", states("running_mean", "running_var"))], 2)
+    made = writing.convert_norms(model, "gluon").norms
+    writing.write(made, tmp_path / "a.params")
+    block = mx.gluon.nn.HybridSequential()
+    block.bn = mx.gluon.nn.BatchNorm(center=False, scale=False, in_channels=5)
+    block.load_parameters(str(tmp_path / "a.params"))
+    assert {own: value.tolist() for own, value in made[0].state.items()} == {
+        own: getattr(block.bn, own).data().asnumpy().tolist()
+        for own in ("gamma", "beta", "running_mean", "running_var")
+    }
+    assert made[0].state["gamma"].tolist() == [1] * 5
 
 
 def test_only_what_was_said_is_in_the_file(tmp_path: Path) -> None:
@@ -352,6 +413,53 @@ def test_a_later_kind_is_refused_with_those_that_are_read(tmp_path: Path) -> Non
     (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(50))
     with pytest.raises(ModelFileError, match=r"a\.gguf must be one of \.safetensors, .*; got b'GGUF"):
         model_files.read(tmp_path / "a.gguf")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_is_cut_off_is_said_to_be(kind: str, tmp_path: Path) -> None:
+    """At every length where the file still shows its kind."""
+    path = models.MAKERS[kind](tmp_path).path
+    if path.is_dir():
+        pytest.skip("a directory")
+    data, cut = path.read_bytes(), tmp_path / f"cut{path.suffix}"
+    for length in (20, 100, *(len(data) * part // 8 for part in range(1, 8)), len(data) - 20, len(data) - 1):
+        cut.write_bytes(data[:length])
+        with pytest.raises(ModelFileError, match=r"cut\.\w+ must .*; got .* \(it may be cut off\)$"):
+            model_files.read(cut)
+
+
+def test_safetensors_that_are_cut_off_are_said_to_be(tmp_path: Path) -> None:
+    data = safetensors.encode(states("bn.running_mean", "bn.running_var", size=64), {"polybn": "{}"})
+    for length in (9, 20, 100, len(data) // 2, len(data) - 1):
+        (tmp_path / "a.safetensors").write_bytes(data[:length])
+        with pytest.raises(ModelFileError, match=r"a\.safetensors must hold .*; got .* \(it may be cut off\)$"):
+            model_files.read(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("names", "layers", "word"),
+    [
+        (("bn/mean", "bn/var"), ["bn"], "--from flax_linen"),
+        (("a.bn1.weight", "a.bn1.bias"), ["a.bn1"], "track_running_stats=False"),
+        (("batch_normalization/gamma", "batch_normalization/beta"), ["batch_normalization"], "track_running_stats"),
+        (("a.norm1.weight", "a.norm1.bias"), [], ""),
+        (("fc.weight", "fc.bias", "bn.running_mean", "bn.running_var", "bn.weight", "bn.bias"), [], ""),
+        (("params/bn/scale", "params/bn/bias", "batch_stats/bn/mean", "batch_stats/bn/var"), [], ""),
+        (("a/mean", "b/var"), [], ""),
+        (("bn.running_mean", "bn.running_var", "b.bn.weight", "b.bn.bias"), ["b.bn"], "track_running_stats"),
+    ],
+)
+def test_what_may_be_a_batch_norm_is_not_left_out_without_a_word(
+    names: tuple[str, ...], layers: list[str], word: str, polybn_: Polybn, tmp_path: Path
+) -> None:
+    arrays = states(*names) | states("whole.running_mean", "whole.running_var")
+    (tmp_path / "a.safetensors").write_bytes(safetensors.encode(arrays, {}))
+    found = inspection.inspect(model_files.read(tmp_path / "a.safetensors"))
+    left = [finding for finding in found if finding.kind == "is left out"]
+    assert [finding.norm for finding in left] == layers
+    assert all(finding.level == "note" and word in finding.sentence for finding in left)
+    out = polybn_("convert", "a.safetensors", "b.npz", "--to", "keras3").out
+    assert [line.partition(":")[0] for line in out.splitlines() if ": Left out: " in line] == layers
 
 
 # Public models.

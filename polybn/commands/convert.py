@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from polybn.model_files.fold import Folded
 
 SHOWN = 3
+WORDS = {"True": True, "False": False, "None": None}
+"""The values of options that are no numbers; a momentum of None is PyTorch's average over all batches."""
 USES = {
     ".safetensors": "safetensors.numpy.load_file({!r})",
     ".npz": "numpy.load({!r})",
@@ -64,7 +66,7 @@ def convert(
         typer.Option(
             metavar="[LAYER.]WORD=VALUE",
             help="What FILE does not say of its layers, in its own words: eps=0.001, bn1.momentum=0.1, "
-            "fix_gamma=False. May be given several times.",
+            "fix_gamma=False, momentum=None. May be given several times.",
         ),
     ] = None,
     fold: Annotated[
@@ -87,10 +89,10 @@ def convert(
     from polybn.inspection.words import count_of
     from polybn.model_files import writing
 
-    check_place("convert", "OUTPUT", output, file)
     if fold:
         if to is not None or source is not None or count or option:
             raise DomainError("polybn.convert: --fold must stand alone; got --to, --from, --count or --option as well")
+        _check_output(output, file, (".onnx",), "--fold writes a whole model")
         _fold(file, output)
         return
     if to is None:
@@ -100,7 +102,7 @@ def convert(
     target = dialects.find(to, function="convert", argument="--to")
     here = None if source is None else dialects.find(source, function="convert", argument="--from")
     counts, options = _counts(count or []), _options(option or [])
-    writing.check_ending(output)
+    _check_output(output, file, writing.ENDINGS, "it picks the format")
     model = model_files.read(file, first=() if here is None else (here.name,))
     if not model.norms:
         raise DomainError(f"polybn.convert: FILE must hold a batch norm; got none in {file} ({model.format})")
@@ -117,6 +119,22 @@ def convert(
         out.print(shown(line))
     out.print(shown(f"In a program, {USES[output.suffix.lower()].format(str(output))} has the arrays by name:"))
     out.print("docs/model-files.md, in PolyBN's repository, shows how a model takes them.")
+
+
+def _check_output(output: Path, file: Path, endings: tuple[str, ...], why: str) -> None:
+    """Refuse a place that cannot be written, with a suggestion that can."""
+    name = "folded" if endings == (".onnx",) else "batch-norms"
+    if output.is_dir():
+        raise DomainError(
+            f"polybn.convert: OUTPUT must name a file; got {output}, a folder (try {output / name}{endings[0]})"
+        )
+    if output.suffix.lower() not in endings:
+        better = output.with_suffix(endings[0])
+        better = better.with_stem(f"{better.stem}-2") if better == file else better
+        raise DomainError(
+            f"polybn.convert: OUTPUT must end in {', '.join(endings)}; got {output} ({why}; try {better})"
+        )
+    check_place("convert", "OUTPUT", output, file)
 
 
 def _counts(given: list[str]) -> dict[str, int]:
@@ -139,40 +157,54 @@ def _options(given: list[str]) -> dict[str, dict[str, Any]]:
     for text in given:
         name, _, number = text.rpartition("=")
         layer, _, word = name.rpartition(".")
-        value, own = _value(number), options.setdefault(layer, {})
+        own = options.setdefault(layer, {})
         if word in own:
             raise DomainError(f"polybn.convert: --option must give a word once; got {text!r:.80} after {own[word]}")
-        if not word or value is None:
+        try:
+            own[word] = _value(number)
+        except ValueError:
+            word = ""
+        if not word:
             raise DomainError(
-                f"polybn.convert: --option must be [LAYER.]WORD=NUMBER, or WORD=True or False; got {text!r:.80}"
+                f"polybn.convert: --option must be [LAYER.]WORD=NUMBER, or WORD=True, False or None; got {text!r:.80}"
             )
-        own[word] = value
     return options
 
 
 def _value(text: str) -> bool | float | None:
-    if text in ("True", "False"):
-        return text == "True"
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return None
+    """Return a number, or the value of one of Python's words; ValueError for anything else."""
+    if text in WORDS:
+        return WORDS[text]
+    with contextlib.suppress(ValueError):
+        return int(text)
+    return float(text)
 
 
 def _to_make(norms: list[Norm], ending: str) -> Iterator[str]:
     """Say with which options the layers must be made: all names but those of the commonest options."""
     layers = dict[str, list[str]]()
     for norm in norms:
-        words = ", ".join(f"{word}={value}" for word, value in norm.options.items() if word != "axis")
-        layers.setdefault(words, []).append(norm.name)
+        layers.setdefault(_words(norm), []).append(norm.name)
     ranked = sorted(layers.items(), key=lambda item: len(item[1]))
     for words, names in ranked:
         many = words == ranked[-1][0] and len(names) > 1
         who = "the layers" if len(ranked) == 1 else "the other layers" if many else ", ".join(names)
         if words:
             yield f"Make {who} with {words}."
-    if any(layers) and ending != ".safetensors":
+    if any(norm.options for norm in norms) and ending != ".safetensors":
         yield f"A file in {ending} does not hold these numbers; one in .safetensors does."
+
+
+def _words(norm: Norm) -> str:
+    """Return the arguments that a layer needs: no axis that it takes anyway, and no gamma and beta that it has not."""
+    from polybn.dialects import DIALECTS
+
+    dialect = DIALECTS[norm.dialect]
+    words = {word: value for word, value in norm.options.items() if (word, value) != ("axis", dialect.axis)}
+    for role, word in zip(("gamma", "beta"), dialect.affine_words, strict=False):
+        if dialect.names[role] not in norm.state:
+            words[word] = False
+    return ", ".join(f"{word}={value}" for word, value in words.items())
 
 
 def _of_one_count(norms: list[Norm], counts: dict[str, int]) -> Iterator[str]:
@@ -189,8 +221,6 @@ def _fold(file: Path, output: Path) -> None:
     from polybn.inspection.words import count_of
     from polybn.model_files import reading
 
-    if output.suffix.lower() != ".onnx":
-        raise DomainError(f"polybn.convert: OUTPUT must end in .onnx beside --fold; got {output} (a whole model)")
     folded: Folded = reading.fold(file)
     write_atomic(output, folded.model.SerializeToString())
     total = len(folded.into) + len(folded.kept)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-
 from polybn.dialects.dialect import Dialect
+from polybn.dialects.near import did_you_mean, near
 from polybn.dialects.table import DIALECTS
 from polybn.options import type_name
 from polybn.spec import DomainError, DTypeError
@@ -45,8 +44,8 @@ def find(dialect: Dialect | str, *, function: str = "dialects.find", argument: s
             f"(the names are {', '.join(DIALECTS)})"
         )
     if dialect not in DIALECTS:
-        near = difflib.get_close_matches(dialect, DIALECTS, 3, 0.5)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        titles = {name: value.title for name, value in DIALECTS.items()}
+        hint = did_you_mean(near(dialect, DIALECTS, titles))
         raise DomainError(
             f"polybn.{function}: {argument} must name a dialect; got {dialect!r:.80} "
             f"({hint}all are {', '.join(DIALECTS)}: `polybn dialects` describes them)"

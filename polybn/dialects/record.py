@@ -74,6 +74,8 @@ class Record:
     """Whether by default gamma counts as 1, whatever the state holds."""
     affine: Literal["together", "apart", "always"] = "apart"
     """Whether gamma and beta can be switched off: only both together, each by itself, or never."""
+    affine_words: tuple[str, ...] = ()
+    """What the framework calls the switches of gamma and of beta, which may be one; none if they cannot be said."""
     optional: frozenset[Role] = frozenset()
     """The arrays that not every state needs, such as a number of updates on which no momentum depends."""
     axis: int = 1

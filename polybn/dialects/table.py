@@ -25,12 +25,14 @@ _CUDNN_EPS = "CUDNN_BN_MIN_EPSILON in the header cudnn.h of cuDNN 4 to 7; 0 in l
 POLYBN = Dialect(
     name="polybn", title="PolyBN, polybn.BatchNorm", empty="kept", any_axis=True,
     names=_names("gamma beta running_mean running_var updates", (*STATISTICS, "count")), optional=frozenset(("count",)),
+    affine_words=("scale", "shift"),
     source="polybn.spec, clauses S1 to S12",
 )
 PYTORCH = Dialect(
     name="pytorch", title="PyTorch, torch.nn.BatchNorm1d, 2d, 3d", names=_PYTORCH_NAMES,
     momentum_weighs="new", momentum=0.1, running_variance="unbiased", single_value="error", empty="kept",
     least_eps=ABOVE_0, affine="together",
+    affine_words=("affine", "affine"),
     source="https://docs.pytorch.org/docs/2.13/generated/torch.nn.BatchNorm2d.html",
     sources={
         **dict.fromkeys(("single_value", "least_eps"), "torch.nn.functional, 2.13.0"),
@@ -42,6 +44,7 @@ PYTORCH_SYNC = Dialect(
     name="pytorch_sync", title="PyTorch, torch.nn.SyncBatchNorm", names=_PYTORCH_NAMES,
     momentum_weighs="new", momentum=0.1, running_variance="unbiased", single_value="error", empty="kept",
     affine="together",
+    affine_words=("affine", "affine"),
     source="https://docs.pytorch.org/docs/2.13/generated/torch.nn.SyncBatchNorm.html",
     sources=dict.fromkeys(("single_value", "empty"), "torch/nn/modules/_functions.py, 2.13.0"),
     remark="The number of values is that of all processes together; a process may hold none.",
@@ -50,6 +53,7 @@ KERAS3 = Dialect(
     name="keras3", title="Keras 3, keras.layers.BatchNormalization",
     names=_names("gamma beta moving_mean moving_variance"),
     momentum=0.99, eps=1e-3, eps_word="epsilon", empty="changed", axis=-1, any_axis=True,
+    affine_words=("scale", "center"),
     source="https://keras.io/api/layers/normalization_layers/batch_normalization, 3.15",
     sources={"empty": "seen with keras 3.15.1 on NumPy", "running_variance": "keras.src.layers.normalization, 3.15.1"},
     remark="With trainable=False the layer uses its moving statistics in training, too.",
@@ -59,6 +63,7 @@ TF_FUSED = Dialect(
     names=_names("gamma beta moving_mean moving_variance"),
     momentum=0.99, eps=1e-3, eps_word="epsilon", least_eps=1.001e-5, running_variance="unbiased",
     dtype="float32", empty="kept", axis=-1, any_axis=True,
+    affine_words=("scale", "center"),
     source="https://github.com/keras-team/tf-keras, layers/normalization/batch_normalization.py, dd0a7237b",
     sources={
         "running_variance": "tensorflow/core/kernels/fused_batch_norm_op.cc, 057091db",
@@ -71,6 +76,7 @@ TF_FUSED = Dialect(
 FLAX_LINEN = Dialect(
     name="flax_linen", title="Flax, flax.linen.BatchNorm", names=_names("scale bias mean var"),
     momentum=0.99, eps_word="epsilon", dtype="float32", empty="changed", axis=-1, any_axis=True,
+    affine_words=("use_scale", "use_bias"),
     source="https://flax-linen.readthedocs.io/en/latest/api_reference/flax.linen/layers.html, 0.12",
     sources={"empty": "seen with flax 0.12.8", "running_variance": "flax.linen.normalization, 0.12.8"},
     remark="scale and bias are in the collection params, mean and var in batch_stats.",
@@ -78,6 +84,7 @@ FLAX_LINEN = Dialect(
 FLAX_NNX = Dialect(
     name="flax_nnx", title="Flax, flax.nnx.BatchNorm", names=_names("scale bias mean var"),
     momentum=0.99, eps_word="epsilon", dtype="float32", empty="changed", axis=-1, any_axis=True,
+    affine_words=("use_scale", "use_bias"),
     source="https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/nn/normalization.html, 0.12",
     sources={"empty": "seen with flax 0.12.8", "running_variance": "flax.nnx.nn.normalization, 0.12.8"},
 )
@@ -89,6 +96,7 @@ HAIKU = Dialect(
     ),
     momentum=None, momentum_word="decay_rate", average="debiased", initial_var=0.0, dtype="input", empty="changed",
     axis=-1, any_axis=True,
+    affine_words=("create_scale", "create_offset"),
     source="haiku._src.batch_norm and haiku._src.moving_averages, 0.0.17",
     sources={"empty": "seen with dm-haiku 0.0.17"},
     remark="Arrays keep axes of length 1, as in (1, 1, 1, C).",
@@ -98,6 +106,7 @@ EQUINOX_EMA = Dialect(
     names=_names("weight bias ema_state_index.0 ema_state_index.1 ema_first_time_index", (*STATISTICS, "first")),
     affine="together",
     momentum=0.99, normalizes_by="running", average="first", empty="changed", axis=1,
+    affine_words=("channelwise_affine", "channelwise_affine"),
     source="equinox.nn._batch_norm, 0.13.8", sources={"empty": "seen with equinox 0.13.8"},
     remark="The channel axis is the first one, under a vmap over the batch.",
 )
@@ -107,6 +116,7 @@ EQUINOX_BATCH = Dialect(
                  ("gamma", "beta", "hidden_mean", "hidden_var", "count")),
     affine="together",
     momentum=0.99, average="debiased from 1", empty="changed", axis=1,
+    affine_words=("channelwise_affine", "channelwise_affine"),
     source="equinox.nn._batch_norm, 0.13.8", sources={"empty": "seen with equinox 0.13.8"},
     remark="The variance is too large by m^k / (1 - m^k) after k batches: 99 after the first, with momentum m = 0.99.",
 )
@@ -132,9 +142,10 @@ MXNET_CUDNN = Dialect(
 GLUON = Dialect(
     name="gluon", title="MXNet, mx.gluon.nn.BatchNorm on the CPU",
     names=_names("gamma beta running_mean running_var"),
-    eps_word="epsilon", dtype="float32", changes_in="backward", empty="error", any_axis=True,
+    eps_word="epsilon", dtype="float32", changes_in="backward", empty="error", any_axis=True, affine="always",
     source="mxnet.gluon.nn.basic_layers, 1.9.1", sources={"empty": "seen with mxnet 1.9.1"},
-    remark="On GPUs its statistics are those of mxnet_cudnn. With scale=False, gamma is taken for 1.",
+    remark="On GPUs its statistics are those of mxnet_cudnn. With scale=False, gamma is taken for 1; it is in every "
+    "file, as beta is.",
 )
 ONNX15 = Dialect(
     name="onnx15", title="ONNX, BatchNormalization since operator set 15", names=_names("scale B input_mean input_var"),
@@ -157,6 +168,7 @@ CHAINER = Dialect(
     name="chainer", title="Chainer, chainer.links.BatchNormalization",
     names=_names("gamma beta avg_mean avg_var N", (*STATISTICS, "count")),
     momentum_word="decay", eps=2e-5, least_eps=1e-5, running_variance="unbiased", any_axis=True,
+    affine_words=("use_gamma", "use_beta"),
     source="chainer/functions/normalization/batch_normalization.py and links/, v7, a8e15cbe",
     sources={"least_eps": "where cuDNN is used: chainer/functions/normalization/batch_normalization.py, a8e15cbe"},
     remark="N counts batches of fine-tuning alone. One value per channel is warned of; m - 1 is then taken for 1.",
@@ -164,12 +176,14 @@ CHAINER = Dialect(
 MLX = Dialect(
     name="mlx", title="MLX, mlx.nn.BatchNorm", names=_names("weight bias running_mean running_var"),
     momentum_weighs="new", momentum=0.1, least_eps=ABOVE_0, running_variance="unbiased", single_value="error", axis=-1,
-    source="ml-explore/mlx, python/mlx/nn/layers/normalization.py, 846d1762",
+    affine_words=("affine", "affine"),
+    affine="together", source="ml-explore/mlx, python/mlx/nn/layers/normalization.py, 846d1762",
     remark="Before July 2026 the running variance was biased.",
 )
 TINYGRAD = Dialect(
     name="tinygrad", title="tinygrad, tinygrad.nn.BatchNorm", names=_PYTORCH_NAMES,
     momentum_weighs="new", momentum=0.1, running_variance="unbiased", dtype="float32", single_value="error",
+    affine_words=("affine", "affine"),
     affine="together", empty="changed", source="tinygrad.nn, 0.14.0",
     sources=dict.fromkeys(("single_value", "empty"), "seen with tinygrad 0.14.0"),
 )

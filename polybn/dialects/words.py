@@ -30,6 +30,7 @@ LABELS = {
     "empty": "running statistics after training on no values",
     "fix_gamma": "gamma, if nothing is said",
     "affine": "gamma and beta",
+    "affine_words": "the words for gamma and beta",
     "axis": "channel axis",
     "any_axis": "other channel axes",
     "names": "arrays",
@@ -87,6 +88,8 @@ def say(dialect: Dialect, fact: str) -> str:
     value = getattr(dialect, fact)
     if fact == "names":
         return ", ".join(name if name == role else f"{name} for {role}" for role, name in value.items())
+    if fact == "affine_words":
+        return ", ".join(dict.fromkeys(value)) or "none"
     return _SAID.get((fact, value)) or _plain(value)
 
 

@@ -91,7 +91,7 @@ def channels_of(norm: Norm) -> Channels | None:
         var=state["running_var"],
         eps=float(said.get("eps", dialect.eps)),
         eps_known="eps" in said,
-        momentum=to_old(dialect, said["momentum"]) if "momentum" in said else None,
+        momentum=to_old(dialect, momentum) if (momentum := said.get("momentum")) is not None else None,
         batches=None if count is None else int(count.reshape(-1)[0]),
         training=norm.training,
         lacks=norm.lacks,

@@ -63,7 +63,10 @@ def table(model: Model, findings: list[Finding]) -> Iterator[tuple[str, ...]]:
 
 def _said(norm: Norm, word: str) -> str:
     """Return an option of a layer as its file has it, in the sense of the file's framework."""
-    return f"{norm.options[word]:g}" if word in norm.options else "not said"
+    if word not in norm.options:
+        return "not said"
+    value = norm.options[word]
+    return f"{value}" if value is None else f"{value:g}"  # of PyTorch's momentum, None says something
 
 
 def lines(findings: list[Finding]) -> Iterator[str]:

@@ -7,7 +7,7 @@ import struct
 import zipfile
 from typing import BinaryIO
 
-from polybn.model_files.errors import ModelFileError
+from polybn.model_files.errors import CUT_OFF, ModelFileError
 
 MOST_LISTED = 2**24
 """The largest list of members in bytes; a member takes some 60 and its name."""
@@ -23,7 +23,7 @@ def open_archive(file: BinaryIO) -> zipfile.ZipFile:
     tail = file.read()
     place = tail.rfind(_END)
     if place < 0 or len(tail) < place + 22:
-        raise ModelFileError("end as a zip archive; got another end (it may be cut off)")
+        raise ModelFileError(f"end as a zip archive; got another end ({CUT_OFF})")
     (listed,) = struct.unpack_from("<I", tail, place + 12)
     if listed == 2**32 - 1:
         place = tail.rfind(_END64)

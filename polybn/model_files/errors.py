@@ -6,6 +6,7 @@ import contextlib
 import errno
 import importlib
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,12 @@ from typing import Any
 from polybn.atomic import StrPath, UnfitFileError
 from polybn.spec import DomainError, DTypeError, ShapeError
 
+CUT_OFF = "it may be cut off"
+"""What damaged files are most often: half of a download, or of a copy to a full disk."""
+_ENDED = re.compile(
+    r"EOF|truncated|incomplete|requires a buffer|max_\w+_len|parsing message|bad (?:byte|superblock)", re.I
+)
+"""What parsers say at a file's early end; that of ONNX has the same words for all damage."""
 PARSERS = (None, 0, errno.EINVAL)
 """The numbers of errors that come from parsers and not from the system, such as a seek to a place before the file."""
 
@@ -117,4 +124,5 @@ def of_layer(function: str, layer: str) -> Iterator[None]:
 def _one_line(error: Exception) -> str:
     words = " ".join(f"{error}".split())
     name = type(error).__name__
-    return f"{name}: {words:.160}" if words else name
+    said = f"{name}: {words:.160}" if words else name
+    return f"{said} ({CUT_OFF})" if _ENDED.search(f"{name} {words}") else said

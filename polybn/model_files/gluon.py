@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from polybn.model_files.errors import ModelFileError
+from polybn.model_files.errors import CUT_OFF, ModelFileError
 from polybn.model_files.tensors import MOST_TENSORS, Array, Tensors, check_dtypes
 
 LIST, DENSE, DENSE_NUMPY = 0x112, 0xF993FAC9, 0xF993FACA
@@ -71,17 +71,23 @@ def _skip(file: BinaryIO, size: int) -> tuple[str, tuple[int, ...], int]:
     offset = file.tell()
     length = math.prod(shape) * np.dtype(DTYPES[flag]).itemsize
     if min(shape, default=1) < 0 or offset + length > size:
-        raise ModelFileError(f"hold all of an array of shape {shape}; got {size - offset:,} bytes after its beginning")
+        got = f"{size - offset:,} bytes after its beginning ({CUT_OFF})"
+        raise ModelFileError(f"hold all of an array of shape {shape}; got {got}")
     file.seek(offset + length)
     return DTYPES[flag], shape, offset
 
 
 def _name(file: BinaryIO, size: int) -> str:
     (length,) = _take(file, "<Q")
-    if length > min(size - file.tell(), 4096):
+    if size - file.tell() < length <= 4096:
+        raise ModelFileError(f"hold all of a name of {length:,} bytes; got {size - file.tell():,} ({CUT_OFF})")
+    if length > 4096:
         raise ModelFileError(f"have names of at most 4,096 bytes; got {length:,}")
     return file.read(length).decode()
 
 
 def _take(file: BinaryIO, form: str) -> tuple[int, ...]:
-    return struct.unpack(form, file.read(struct.calcsize(form)))
+    data = file.read(struct.calcsize(form))
+    if len(data) < struct.calcsize(form):
+        raise ModelFileError(f"go on where it says so; got its end after {file.tell():,} bytes ({CUT_OFF})")
+    return struct.unpack(form, data)

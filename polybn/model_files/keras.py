@@ -1,13 +1,16 @@
 """Keras: ``.keras``, an archive with a configuration and weights; ``.weights.h5``, only weights; ``.h5``, both.
 
 Weights of ``.weights.h5`` have numbers and no names: in a batch norm 0 is gamma, 1 beta, 2 the moving mean and 3 the
-moving variance, and without scale or center the others move up. Early versions of Keras 3, such as 3.3, name no layers
-either: a layer is known by its place, such as ``layers/sequential/layers/batch_normalization_1``.
+moving variance, and without scale or center the others move up. With neither, two vectors are left, as a layer
+normalization has them, too: only the name of their group, ``layers/batch_normalization_1``, tells which they are. Early
+versions of Keras 3, such as 3.3, name no layers either: a layer is known by its place, such as
+``layers/sequential/layers/batch_normalization_1``.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -27,28 +30,45 @@ CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 MOST_CONFIG = 2**23
 VARIABLES = "vars"
 ROLES = list(KERAS3.names.values())
+_GROUP = re.compile(r"(?:sync_)?batch_normalization(?:_\d+)?")
+"""How Keras calls the group of a batch norm in a list of layers: by its class."""
 EITHER = "gamma or beta is missing, and weights alone do not say which one; a .keras file does"
 
 
 def read_archive(archive: zipfile.ZipFile) -> tuple[list[Layer], Tensors]:
     """Return the layers of a ``.keras`` file, and its weights as ``layer/0``, ``layer/1``."""
+    layers, weights, _ = _read_archive(archive)
+    return layers, weights
+
+
+def _read_archive(archive: zipfile.ZipFile) -> tuple[list[Layer], Tensors, set[str]]:
     if WEIGHTS not in archive.namelist():
         raise ModelFileError(f"hold {CONFIG} and {WEIGHTS}; got {', '.join(archive.namelist()):.120}")
     if archive.getinfo(CONFIG).file_size > MOST_CONFIG:
         raise ModelFileError(f"have a {CONFIG} of at most {MOST_CONFIG:,} bytes; got more")
     layers = parse(archive.read(CONFIG))
     weights = io.BytesIO(read_member(archive, WEIGHTS))
-    return layers, _read_weights(weights, {layer.place: layer.name for layer in layers})
+    return layers, *_read_weights(weights, {layer.place: layer.name for layer in layers})
 
 
-def _read_weights(file: BinaryIO, by_place: Mapping[str, str] = MappingProxyType({})) -> Tensors:
-    """Return weights as ``layer/0``, ``layer/1``; a layer in nested models is ``outer/inner/layer``."""
+def _read_weights(file: BinaryIO, by_place: Mapping[str, str] = MappingProxyType({})) -> tuple[Tensors, set[str]]:
+    """Return weights as ``layer/0``, ``layer/1``, and the layers that are batch norms by the names of their groups.
+
+    A layer in nested models is ``outer/inner/layer``.
+    """
     tensors, given = hdf5.read(file)
     named = {path: _named(path, given, by_place) for path in tensors.shapes}
     shared = Counter(named.values())
     paths = {name if shared[name] == 1 else _named(path, {}, {}): path for path, name in named.items()}
     shapes = {name: tensors.shapes[path] for name, path in paths.items()}
-    return tensors._replace(shapes=shapes, read=lambda name: tensors.read(paths[name]))
+    grouped = {name.rpartition("/")[0] for name, path in paths.items() if _is_of_batch_norm(path)}
+    return tensors._replace(shapes=shapes, read=lambda name: tensors.read(paths[name])), grouped
+
+
+def _is_of_batch_norm(path: str) -> bool:
+    """Return whether a path is such as ``layers/batch_normalization_1/vars/0``."""
+    parts = path.split("/")
+    return len(parts) > 2 and parts[-2] == VARIABLES and _GROUP.fullmatch(parts[-3]) is not None
 
 
 def _named(path: str, given: Mapping[str, str], by_place: Mapping[str, str]) -> str:
@@ -66,8 +86,9 @@ def _named(path: str, given: Mapping[str, str], by_place: Mapping[str, str]) -> 
 
 def find_weights(file: BinaryIO) -> Model:
     """Return the batch norms of an HDF5 file: numbered vectors of one length, or names of Keras 2."""
-    tensors = for_norms(_read_weights(file))
-    norms, size = [*names.find(tensors), *_nameless(tensors, _numbered(tensors))], len(tensors.shapes)
+    weights, grouped = _read_weights(file)
+    tensors = for_norms(weights)
+    norms, size = [*names.find(tensors), *_nameless(tensors, _numbered(tensors), grouped)], len(tensors.shapes)
     config = tensors.metadata.get(hdf5.CONFIG)
     if config is None:
         return Model("Keras weights", norms, size)
@@ -95,8 +116,11 @@ def _configured(norms: list[Norm], layers: list[Layer]) -> list[Norm]:
     return [*found, *left.values()]
 
 
-def _nameless(tensors: Tensors, layers: dict[str, list[str]]) -> Iterator[Norm]:
-    """Yield the layers whose numbered weights are those of a batch norm: vectors of one length."""
+def _nameless(tensors: Tensors, layers: dict[str, list[str]], grouped: set[str]) -> Iterator[Norm]:
+    """Yield the layers whose numbered weights are those of a batch norm: vectors of one length.
+
+    Two of them are its statistics if the layer is among those that are ``grouped`` with batch norms.
+    """
     for layer, numbered in layers.items():
         shapes = {tensors.shapes[name] for name in numbered}
         if len(shapes) != 1 or len(next(iter(shapes))) != 1:
@@ -105,6 +129,8 @@ def _nameless(tensors: Tensors, layers: dict[str, list[str]]) -> Iterator[Norm]:
             yield _norm(tensors, layer, numbered, ROLES)
         elif len(numbered) == 3:
             yield _norm(tensors, layer, numbered[1:], ROLES[2:])._replace(lacks=EITHER)
+        elif len(numbered) == 2 and layer in grouped:
+            yield _norm(tensors, layer, numbered, ROLES[2:])
 
 
 def find_archive(archive: zipfile.ZipFile) -> Model:
@@ -112,7 +138,7 @@ def find_archive(archive: zipfile.ZipFile) -> Model:
 
     The configuration does not show what a layer of the user's own makes inside.
     """
-    layers, weights = read_archive(archive)
+    layers, weights, grouped = _read_archive(archive)
     tensors = for_norms(weights)
     numbered = _numbered(tensors)
     norms = []
@@ -124,7 +150,7 @@ def find_archive(archive: zipfile.ZipFile) -> Model:
             if len(own) != len(roles):
                 raise ModelFileError(f"hold {len(roles)} weights of {layer.name!r:.80}; got {len(own)}")
             norms.append(_norm(tensors, layer.name, own, roles)._replace(options=layer.words()))
-    return Model("Keras", [*norms, *_nameless(tensors, numbered)], len(tensors.shapes))
+    return Model("Keras", [*norms, *_nameless(tensors, numbered, grouped)], len(tensors.shapes))
 
 
 def _numbered(tensors: Tensors) -> dict[str, list[str]]:

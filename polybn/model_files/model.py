@@ -36,6 +36,8 @@ class Model(NamedTuple):
     """The batch norms in the order of the file."""
     tensors: int
     """The number of arrays in the file."""
+    left_out: tuple[tuple[str, str], ...] = ()
+    """The layers that may be batch norms and are not read as such, each with the reason."""
 
     @property
     def channels(self) -> int:

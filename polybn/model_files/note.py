@@ -44,6 +44,12 @@ def with_options(norms: Iterable[Norm], texts: Mapping[str, str]) -> list[Norm]:
     ]
 
 
+def dialect(texts: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the dialect that the note among a file's texts says, if it says one that is known."""
+    told = f"{_read(texts.get(NAME, '')).get('dialect')}"
+    return (told,) if told in DIALECTS else ()
+
+
 def _read(text: str) -> dict[str, Any]:
     """Return the note; an empty one if the text is anybody else's, or damaged."""
     try:
@@ -58,7 +64,6 @@ def _read(text: str) -> dict[str, Any]:
 def _options(given: Mapping[str, Any], source: str, target: str) -> dict[str, Any]:
     there = DIALECTS[target]
     try:
-        found = convert_given(given, find(source), there).options
+        return convert_given(given, find(source), there).options
     except (DTypeError, DomainError):  # a damaged note says nothing
         return {}
-    return {word: value for word, value in found.items() if word != "axis"}

@@ -13,6 +13,7 @@ from polybn.model_files import fold as folding
 from polybn.model_files.archives import open_archive
 from polybn.model_files.errors import ModelFileError, naming
 from polybn.model_files.fold import Folded
+from polybn.model_files.left_out import left_out
 from polybn.model_files.model import Model
 from polybn.model_files.tensors import Tensors
 
@@ -129,8 +130,10 @@ def _kind_of_archive(members: set[str]) -> str:
 
 def _of_tensors(format: str, tensors: Tensors, first: tuple[str, ...]) -> Model:
     usual = _USUAL.get(tensors.metadata.get("format", format), ())
-    norms = note.with_options(names.find(tensors, (*first, *usual)), tensors.metadata)
-    return Model(format, norms, len(tensors.shapes))
+    told = (*first, *note.dialect(tensors.metadata), *usual)
+    norms = note.with_options(names.find(tensors, told), tensors.metadata)
+    left = tuple(left_out(tensors.shapes, [norm.name for norm in norms]))
+    return Model(format, norms, len(tensors.shapes), left)
 
 
 def _onnx(file: BinaryIO, size: int) -> Model:  # noqa: ARG001

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from polybn.model_files.errors import ModelFileError
+from polybn.model_files.errors import CUT_OFF, ModelFileError
 from polybn.model_files.tensors import Array, Tensors, check_dtypes, widen_bfloat16
 
 MOST_HEADER = 2**24
@@ -48,9 +48,10 @@ def read(file: BinaryIO, size: int) -> Tensors:
     """Read the header; values are read on demand, so that the file may be larger than memory."""
     start = file.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-    if not 2 <= length <= min(MOST_HEADER, size - 8):
-        most = f"2 to {min(MOST_HEADER, max(size - 8, 0)):,} bytes"
-        raise ModelFileError(f"have a header of {most}; got {length:,}")
+    if len(start) < 8 or size - 8 < length <= MOST_HEADER:
+        raise ModelFileError(f"hold all of its header, {length + 8:,} bytes or more; got {size:,} ({CUT_OFF})")
+    if not 2 <= length <= MOST_HEADER:
+        raise ModelFileError(f"have a header of 2 to {MOST_HEADER:,} bytes; got {length:,}")
     header = json.loads(file.read(length), object_pairs_hook=_once)
     metadata = header.pop("__metadata__", {})
     places = {name: _place(name, entry, size - 8 - length) for name, entry in header.items()}
@@ -78,7 +79,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _place(name: str, entry: dict[str, Any], size: int) -> tuple[str, tuple[int, ...], int, int]:
     """Check that a tensor is within the file and has as many bytes as its shape needs; return its place."""
     code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)) or not begin <= end <= size:
+    whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end)) and begin <= end
+    if whole and end > size:
+        raise ModelFileError(f"hold {name!r:.80} within its {size:,} bytes of data; got {entry!r:.200} ({CUT_OFF})")
+    if not whole:
         raise ModelFileError(f"hold {name!r:.80} within its {size:,} bytes of data; got {entry!r:.200}")
     if code in DTYPES and math.prod(shape) * np.dtype(DTYPES[code]).itemsize != end - begin:
         raise ModelFileError(f"hold as many bytes of {name!r:.80} as its shape says; got {entry!r:.200}")

@@ -12,6 +12,7 @@ import numpy as np
 
 from polybn.atomic import StrPath, write_atomic
 from polybn.dialects import DIALECTS, convert, find
+from polybn.dialects.near import did_you_mean, near
 from polybn.dialects.options import convert_given
 from polybn.dialects.said import to_old
 from polybn.model_files import flax, gluon, note, safetensors
@@ -96,6 +97,8 @@ def convert_norms(
         made.append(Norm(norm.name, there.name, carried.state, words))
         for said in dict.fromkeys((*carried.notes, *moved, *_defaults(given, here, there))):
             notes.setdefault(said, []).append(norm.name)
+    for layer, why in model.left_out:
+        notes.setdefault(f"Left out: {why}.", []).append(layer)
     return Converted(made, [(said, tuple(layers)) for said, layers in notes.items()])
 
 
@@ -126,8 +129,10 @@ def _check_layers(argument: str, given: Mapping[str, Any], model: Model) -> None
     names = [norm.name for norm in model.norms]
     unknown = [layer for layer in given if layer and layer not in names]
     if unknown:
+        hint = did_you_mean(near(unknown[0], names))
         raise DomainError(
-            f"polybn.convert: {argument} must name layers of the model, {', '.join(names):.200}; got {unknown[0]!r}"
+            f"polybn.convert: {argument} must name layers of the model, {', '.join(names):.200}; got "
+            f"{unknown[0]!r:.80} ({hint}polybn inspect lists them)"
         )
 
 

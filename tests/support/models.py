@@ -160,7 +160,7 @@ def keras_weights(folder: Path) -> Made:
     return Made(folder / "model.weights.h5", "keras3", states)
 
 
-def _without_names(file: Any) -> None:
+def without_names(file: Any) -> None:
     """Remove the names of layers, which early versions of Keras 3 did not write."""
     import h5py
 
@@ -173,7 +173,7 @@ def remove_names(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     weights = io.BytesIO(members["model.weights.h5"])
-    _without_names(weights)
+    without_names(weights)
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in (members | {"model.weights.h5": weights.getvalue()}).items():
             archive.writestr(name, data)
@@ -187,7 +187,7 @@ def keras_unnamed(folder: Path) -> Made:
 
 def keras_weights_unnamed(folder: Path) -> Made:
     made = keras_weights(folder)
-    _without_names(made.path)
+    without_names(made.path)
     names = {"inner/bn": "sequential/batch_normalization", "last": "batch_normalization"}
     return made._replace(states={names[layer]: state for layer, state in made.states.items()})
 
