@@ -455,7 +455,7 @@ def test_a_report_shows_one_program_and_how_to_see_the_others(polybn_: Polybn) -
     assert len(others) == 5
     assert {other.count("\n") for other in others[:-1]} == {2}
     assert re.search(r"^x = .*# -?\d", program, re.MULTILINE), "values that can be read stand beside the bytes"
-    hint = f"To see all of P3, or of another: polybn {' '.join(wrong[:3])} --profile dev --seed 1 --only P3"
+    hint = f"To see all of P7, or of another: polybn {' '.join(wrong[:3])} --profile dev --seed 1 --only P7"
     assert hint in said.out
     alone = polybn_(*wrong, "--only", "P3").out
     assert "\nTo repeat P3:\n" in alone
