@@ -89,3 +89,14 @@ def test_a_type_that_only_no_values_have_explains_no_wrong_y() -> None:
             return y if x.size else y.astype(float), mean, var
 
     assert [r.id for r in check(Wrong(), "P0", "P40").failures] == ["P0", "P40"]
+
+
+def test_the_first_fault_beside_a_wrong_declaration_is_told_in_full() -> None:
+    class Wrong(kit.EpsOutside):
+        conventions: ClassVar[dict[str, Any]] = {"empty": "changed"}
+
+    report = check(Wrong(), "convention-empty", "P0", "P1")
+    fact = "x - mean must be divided by sqrt(variance + eps); in training it is divided by sqrt(variance) + eps"
+    assert report.advice.endswith(f"2 checks fail for another reason, first P0: {fact}.")
+    listed = " ".join(str(report).partition("Failures:")[2].split())
+    assert f"{fact} P1:" in listed

@@ -31,8 +31,8 @@ def first(results: Sequence[Result], info: Info, declarations: Sequence[str]) ->
     """
     failed = [result for result in results if result.status == "fail"]
     if declarations and not any(result.cause in GRAVE or tells(result) for result in failed):
-        rest = [result for result in failed if result.cause != "convention"]
-        more = [f"{_number(len(rest))} for another reason, first {rest[0].id}."] if rest else []
+        rest = in_order([result for result in failed if result.cause != "convention"])
+        more = [f"{_number(len(rest))} for another reason, first {_said(rest[0])}."] if rest else []
         return " ".join([*map(_whole, declarations), *more])
     if failed:
         return _about(in_order(failed)[0], len(failed))
@@ -61,8 +61,8 @@ def _weight(result: Result) -> tuple[int, int]:
         return 1, 0
     if result.id in TELLING:
         return 2, TELLING.index(result.id)
-    if result.cause == "unstable" or result.cause == "convention":
-        return 3, ("unstable", "convention").index(result.cause)
+    if result.cause in ("convention", "unstable"):
+        return 3, ("convention", "unstable").index(result.cause)
     if result.cause in ("bits", "contract"):  # a wrong form, too, if it comes only with unusual calls
         return 6, 0
     return (5, 0) if RANGE.match(result.id) else (4, _turn(result.words))
@@ -76,8 +76,12 @@ def _turn(words: str) -> int:
 
 def _about(result: Result, many: int) -> str:
     others = "" if many == 1 else f"; mend this first: {_number(many - 1).lower()}, too"
+    return f"{_said(result)}{others}."
+
+
+def _said(result: Result) -> str:
     words = result.words if len(result.words) <= MOST else f"{result.words[:MOST].rsplit(' ', 1)[0]} ..."
-    return f"{result.id}: {_whole(words)[:-1]}{others}."
+    return f"{result.id}: {_whole(words)[:-1]}"
 
 
 def _number(many: int) -> str:
