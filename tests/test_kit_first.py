@@ -100,3 +100,19 @@ def test_the_first_fault_beside_a_wrong_declaration_is_told_in_full() -> None:
     assert report.advice.endswith(f"2 checks fail for another reason, first P0: {fact}.")
     listed = " ".join(str(report).partition("Failures:")[2].split())
     assert f"{fact} P1:" in listed
+
+
+def test_a_type_that_comes_only_with_the_numbers_of_numpy_is_told_so() -> None:
+    (result,) = check(Promoting(), "P21").failures
+    assert result.words.startswith("When momentum and eps are NumPy numbers: Promoting.train: running_mean must have")
+
+
+@pytest.mark.parametrize("fault", [lambda y: y.astype(float), lambda y: 1 // len(y)], ids=["form", "error"])
+def test_what_comes_only_without_values_is_told_so(fault: Any) -> None:
+    class Wrong(kit.Right):
+        def train(self, x: Any, *args: Any, **options: Any) -> Any:
+            y, mean, var = super().train(x, *args, **options)
+            return y if x.size else fault(y), mean, var
+
+    (result,) = check(Wrong(), "P40").failures
+    assert result.words.startswith("On no values: Wrong.train")
