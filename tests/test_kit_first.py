@@ -116,3 +116,33 @@ def test_what_comes_only_without_values_is_told_so(fault: Any) -> None:
 
     (result,) = check(Wrong(), "P40").failures
     assert result.words.startswith("On no values: Wrong.train")
+
+
+@pytest.mark.parametrize(
+    ("name", "results"),
+    [("P1", ["y"]), ("P2", ["running_mean"]), ("P2", ["running_var"]), ("P4", ["infer"]),
+     *(("P3", [result]) for result in ("dx", "dgamma", "dbeta"))],
+)  # fmt: skip
+@pytest.mark.parametrize("width", [4, 8, 16, 32])
+def test_kernels_without_an_end_of_their_loop_are_seen_where_answers_are_exact(
+    name: str, results: list[str], width: int
+) -> None:
+    class Short(kit.Right):
+        """Leaves the values beyond the last multiple of the width out, if there is a multiple."""
+
+        def spoilt(self, x: Any, axis: int, names: list[str], values: tuple[Any, ...]) -> tuple[Any, ...]:
+            m = x.size // x.shape[axis]
+            bad = m > width and m % width
+            return tuple(2 * v + 1 if bad and n in results else v for n, v in zip(names, values, strict=True))
+
+        def train(self, x: Any, *args: Any, **options: Any) -> Any:
+            found = super().train(x, *args, **options)
+            return self.spoilt(x, options["axis"], ["y", "running_mean", "running_var"], found)
+
+        def infer(self, x: Any, *args: Any, **options: Any) -> Any:
+            return self.spoilt(x, options["axis"], ["infer"], (super().infer(x, *args, **options),))[0]
+
+        def vjp(self, x: Any, *args: Any, **options: Any) -> Any:
+            return self.spoilt(x, options["axis"], ["dx", "dgamma", "dbeta"], super().vjp(x, *args, **options))
+
+    assert [r.id for r in check(Short(), name).failures] == [name]
