@@ -89,7 +89,7 @@ UNUSED = "whatever eps is passed"
     [
         (lambda v, eps: 1 / (np.sqrt(v) + eps), "in training it is divided by sqrt(variance) + eps"),
         (lambda v, eps: 1 / np.sqrt(v), "in training it is divided by sqrt(variance), without eps"),
-        (lambda v, eps: 1 / np.sqrt(v * 1.25 + eps), "sqrt(variance * m / (m - 1) + eps), the unbiased variance"),
+        (lambda v, eps: 1 / np.sqrt(v * 15 / 14 + eps), "sqrt(variance * m / (m - 1) + eps), the unbiased variance"),
         *((lambda v, eps, own=own: 1 / np.sqrt(v + own), f"sqrt(variance + {own:.3g}), {UNUSED}")
           for own in (1e-3, 1e-4, 1e-5, 1e-6)),
     ],
