@@ -5,6 +5,7 @@ Pytest loads it wherever PolyBN is installed, so it imports nothing until the op
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,5 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f'--polybn needs {error.name}: pip install "polybn[conformance]"') from error
 
     suite.subjects(config)  # a wrong name is an error of usage, before anything is collected
-    given = config.args_source is type(config).ArgsSource.ARGS
-    config.args[:] = [*(config.args if given else []), suite.__file__]
+    given = config.args if config.args_source is type(config).ArgsSource.ARGS else []
+    # Where the suite lies outside of the project, pytest names its tests without their file: "::test_conformance[...]".
+    paths = [f"{suite.__file__}{path}" if path.startswith("::") else path for path in given]
+    named = any(Path(path.partition("::")[0]).absolute() == Path(suite.__file__) for path in paths)
+    config.args[:] = paths if named else [*paths, suite.__file__]

@@ -171,3 +171,31 @@ def test_pairs_that_differ_by_more_than_their_bounds_do_not_agree() -> None:
     assert Agreement(["a", "b"], 1, [near]).within()
     assert not Agreement(["a", "b", "c"], 1, [near, far]).within()
     assert Agreement(["a", "b", "c"], 1, [near, far]).worst("c", "a") is far
+
+
+def _hiding() -> Agreement:
+    loss = Difference("a", "b", "dgamma", "float32", 9.0, 1.2e4, True, 3, "print('loss')")
+    wrong = Difference("a", "b", "running_var", "float64", 7.0, 80.0, False, 3, "print('wrong')")
+    less, fine = wrong._replace(dtype="float32", share=60.0), wrong._replace(quantity="y", share=0.5, bits=True)
+    return Agreement(["a", "b"], 60, [fine, less, wrong, loss])
+
+
+def test_each_quantity_beyond_its_bound_has_a_line_and_a_program(
+    polybn_: Polybn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong running variance must not hide behind a gradient that lost more of its bound."""
+    monkeypatch.setattr("polybn.conformance.agree.agree", lambda *_, **__: _hiding())
+    said = polybn_("agree", "a", "b", "--programs", "programs")
+    assert said.code == 1
+    lines = [line.split() for line in said.out.splitlines()]
+    assert ["a,", "dgamma,", "float32", "1.2e+04", "9", "equal"] in lines
+    assert ["running_var,", "float64", "80", "7", "differ"] in [line[-5:] for line in lines]
+    assert not any("y," in line or "60" in line[:-5] for line in lines)
+    assert sorted(path.name for path in Path("programs").iterdir()) == ["a-b-running_var.py", "a-b.py"]
+
+
+def test_the_suite_of_pytest_names_each_quantity_beyond_its_bound() -> None:
+    from polybn.conformance import suite
+
+    with pytest.raises(pytest.fail.Exception, match=r"(?s)dgamma of float32 .* bounds\nrunning_var of float64 .*loss"):
+        suite.test_agreement(_hiding(), ("a", "b"))

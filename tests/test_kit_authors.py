@@ -251,7 +251,8 @@ def test_a_fault_beside_a_wrong_declaration_is_no_echo() -> None:
 
     report = check(Both(), ["convention-momentum", "P2", "P3"])
     assert {r.id: r.status for r in report.results} == {"convention-momentum": "fail", "P2": "echo", "P3": "fail"}
-    assert report.advice.endswith("declare momentum='new'. 1 check fails for another reason, first P3.")
+    said = "declare momentum='new'. 1 check fails for another reason, first P3: dbeta must be exactly the numbers"
+    assert said in report.advice
 
 
 def test_undeclared_momentum_is_no_flushing() -> None:

@@ -89,7 +89,7 @@ UNUSED = "whatever eps is passed"
     [
         (lambda v, eps: 1 / (np.sqrt(v) + eps), "in training it is divided by sqrt(variance) + eps"),
         (lambda v, eps: 1 / np.sqrt(v), "in training it is divided by sqrt(variance), without eps"),
-        (lambda v, eps: 1 / np.sqrt(v * 1.25 + eps), "sqrt(variance * m / (m - 1) + eps), the unbiased variance"),
+        (lambda v, eps: 1 / np.sqrt(v * 15 / 14 + eps), "sqrt(variance * m / (m - 1) + eps), the unbiased variance"),
         *((lambda v, eps, own=own: 1 / np.sqrt(v + own), f"sqrt(variance + {own:.3g}), {UNUSED}")
           for own in (1e-3, 1e-4, 1e-5, 1e-6)),
     ],
@@ -455,7 +455,7 @@ def test_a_report_shows_one_program_and_how_to_see_the_others(polybn_: Polybn) -
     assert len(others) == 5
     assert {other.count("\n") for other in others[:-1]} == {2}
     assert re.search(r"^x = .*# -?\d", program, re.MULTILINE), "values that can be read stand beside the bytes"
-    hint = f"To see all of P3, or of another: polybn {' '.join(wrong[:3])} --profile dev --seed 1 --only P3"
+    hint = f"To see all of P7, or of another: polybn {' '.join(wrong[:3])} --profile dev --seed 1 --only P7"
     assert hint in said.out
     alone = polybn_(*wrong, "--only", "P3").out
     assert "\nTo repeat P3:\n" in alone

@@ -20,6 +20,7 @@ from polybn.conformance.cases import DTYPES, Array, Case, Outcome, equal, rows, 
 from polybn.conformance.channels import measure
 from polybn.conformance.golden import Golden
 from polybn.conformance.lattice import (
+    TAILS,
     Lattice,
     in_inference,
     lattice,
@@ -64,6 +65,14 @@ def assert_exact(made: Lattice) -> None:
 @given(made=st.one_of(lattices(), lattices(wide=True), lattices(odd=True), lattices(training=False)))
 def test_the_oracle_agrees_with_the_lattice(made: Lattice) -> None:
     assert_exact(made)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [5, 9, *TAILS])
+def test_the_oracle_agrees_where_no_vector_divides_the_number_of_values(m: int, dtype: str) -> None:
+    made = lattice(m, dtype, 3, (m,), 1, power=2, offset=17)
+    assert_exact(made)
+    assert_exact(in_inference(made, 3))
 
 
 @pytest.mark.clause("S2", "S3", "S4", "S13")

@@ -142,3 +142,19 @@ def test_the_plugin_itself_imports_next_to_nothing() -> None:
     script = "import sys, polybn.pytest_plugin; print(*{'numpy', 'hypothesis', 'polybn.conformance'} & {*sys.modules})"
     ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == ""
+
+
+def test_the_name_of_a_test_that_failed_can_be_pasted(tmp_path: Path) -> None:
+    (tmp_path / "off.py").write_text(BAD)
+    _, output = run(tmp_path, "--polybn", "off:Off", "-k", "P2]")
+    (failed,) = [line.split()[1] for line in output.splitlines() if line.startswith("FAILED ")]
+    code, again = run(tmp_path, "--polybn", "off:Off", failed)
+    assert code == 1, again
+    assert "1 failed in" in again
+
+
+def test_a_file_in_place_of_a_module_is_told_how_modules_are_named(tmp_path: Path) -> None:
+    (tmp_path / "off.py").write_text(BAD)
+    code, output = run(tmp_path, "--polybn", "off.py:Off")
+    assert code == 4, output
+    assert "a module is named without .py: off:Off" in " ".join(output.split())

@@ -38,15 +38,16 @@ def agree(
     ] = None,
     programs: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write a program for each pair that repeats its largest difference."),
+        typer.Option(metavar="DIR", help="Write programs that repeat the largest differences of each pair."),
     ] = None,
 ) -> None:
     """Compare several batch norms with each other, value by value.
 
     All are given the same calls: four dtypes, ranks 2 to 5, any channel axis, near zero and far from it, training and
     inference. Where answers are exact, correct results are equal bit by bit; elsewhere they differ by at most the sum
-    of their two error bounds. The table has a line for each pair: its largest difference as a share of that sum, where
-    1 is the most that is right, and in units in the last place. The exit code is 1 if a share is above 1.
+    of their two error bounds. The table has the largest difference of each pair as a share of that sum, where 1 is the
+    most that is right, and in units in the last place, and a line for each other result whose share is above 1. The
+    exit code is then 1.
 
     [dim]polybn agree numpy jax
     polybn agree numpy pytorch --picture agree.png --programs differences[/dim]
@@ -90,17 +91,27 @@ def agree(
 
 def _print(found: Agreement, out: Console) -> None:
     names = (name for difference in found.differences for name in (f"{difference.first},", difference.second))
+    results = (f"{difference.quantity}, {difference.dtype}" for difference in found.differences)
     table = Table(
-        whole("pair", *names), "worst in", "share of bounds", "units in last place", "exact answers", box=None
+        whole("pair", *names),
+        whole("worst in", *results),
+        "share of bounds",
+        "units in last place",
+        "exact answers",
+        box=None,
     )
-    for difference in _worst_pairs(found):
-        table.add_row(
-            f"{difference.first},\n{difference.second}",
-            f"{difference.quantity}, {difference.dtype}",
-            f"{difference.share:.2g}",
-            f"{difference.ulps:.3g}",
-            _exact([d for d in found.differences if d[:2] == difference[:2]]),
-        )
+    for first, second in _pairs(found):
+        # The names of a pair stand on two lines, beside the first two quantities.
+        shown = found.beyond(first, second)
+        for place, d in enumerate(shown):
+            alone = len(shown) == 1
+            table.add_row(
+                f"{first},\n{second}" if alone else (f"{first},", second, "")[min(place, 2)],
+                f"{d.quantity}, {d.dtype}",
+                f"{d.share:.2g}",
+                f"{d.ulps:.3g}",
+                _exact([e for e in found.differences if e[:2] == (first, second) and (alone or e[2] == d.quantity)]),
+            )
     out.print(table)
     if found.within():
         out.print(f"All pairs agree: no difference exceeds the sum of both error bounds ({found.cases} calls each).")
@@ -115,14 +126,14 @@ def _exact(differences: list[Difference]) -> str:
     return "equal" if all(d.bits for d in differences) else "differ"
 
 
-def _worst_pairs(found: Agreement) -> list[Difference]:
-    pairs = dict.fromkeys((difference.first, difference.second) for difference in found.differences)
-    return [found.worst(*pair) for pair in pairs]
+def _pairs(found: Agreement) -> list[tuple[str, str]]:
+    return [*dict.fromkeys((difference.first, difference.second) for difference in found.differences)]
 
 
 def _write_programs(found: Agreement, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    for difference in _worst_pairs(found):
-        name = f"{difference.first}-{difference.second}.py".replace(":", "-")
-        write_atomic(directory / name, difference.program.encode())
-    err.print(f"Programs that repeat the largest difference of each pair are in {directory}.")
+    for first, second in _pairs(found):
+        for place, difference in enumerate(found.beyond(first, second)):
+            name = f"{first}-{second}{f'-{difference.quantity}' if place else ''}.py".replace(":", "-")
+            write_atomic(directory / name, difference.program.encode())
+    err.print(f"Programs that repeat the largest differences of each pair are in {directory}.")

@@ -71,6 +71,17 @@ class Agreement(NamedTuple):
         pair = {first, second}
         return max((d for d in self.differences if {d.first, d.second} == pair), key=lambda d: d.share)
 
+    def beyond(self, first: str, second: str) -> list[Difference]:
+        """Return the worst difference between two of the names, and that of each other quantity beyond its bounds.
+
+        A large error of one quantity, which one algorithm may always have, must not hide a fault of another.
+        """
+        pair, worst = {first, second}, dict[str, Difference]()
+        for d in sorted(self.differences, key=lambda d: -d.share):
+            if {d.first, d.second} == pair and (d.share > 1 or not worst):
+                worst.setdefault(d.quantity, d)
+        return list(worst.values())
+
     def within(self) -> bool:
         """Return whether every two results differ by at most the sum of their bounds."""
         return all(difference.share <= 1 for difference in self.differences)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polybn.conformance import dialects, forms
+from polybn.conformance import counts, dialects, forms
 from polybn.conformance.cases import DTYPES, Case, rows, statistics_dtype
 from polybn.conformance.convention import UNSEEN, Convention
 from polybn.conformance.lattice import lattice
@@ -106,8 +106,9 @@ def _plain(info: Info, **options: Any) -> Case:
     return changed(made.case, x=x, **old, **options)
 
 
-def _nearest(value: float, candidates: dict[str, float]) -> str:
-    near = [name for name, of in candidates.items() if abs(value - of) <= CLOSE * abs(of)]
+def _nearest(value: float, candidates: dict[str, float], rare: dict[str, float] | None = None) -> str:
+    """Return the name of what a value is; what is rare is not listed if it is nothing that is known."""
+    near = [name for name, of in (candidates | (rare or {})).items() if abs(value - of) <= CLOSE * abs(of)]
     return near[0] if near else f"{value:.6g} where {', '.join(f'{n} gives {v:g}' for n, v in candidates.items())}"
 
 
@@ -120,18 +121,24 @@ def _momentum(adapter: Adapter, info: Info) -> str:
 
 
 def _running_variance(adapter: Adapter, info: Info) -> str:
-    # With both weights one half, it does not matter which value momentum weighs.
-    case = _plain(info, momentum=0.5)
+    # With both weights one half, it does not matter which value momentum weighs. The lengths of the axes tell counts
+    # that are taken for m apart.
+    shape = counts.shape(info)
+    made = lattice(1, _dtype(info), shape[1], (shape[0], *shape[2:]), 1).case
+    wide = statistics_dtype(made.x)
+    old = {"running_mean": np.full(shape[1], 8, wide), "running_var": np.full(shape[1], 4, wide)}
+    case = changed(made, momentum=0.5, eps=0.25, **old)
     variance = 2 * float(_vector(run(adapter, info, case, gradients=False), "running_var")[0]) - 4
     candidates = {
         "biased": 2.0,
-        "unbiased": 2.5,
+        "unbiased": 2 * counts.M / (counts.M - 1),
         "the standard deviation": 2**0.5,
         "the variance plus eps": 2 + case.eps,
         "1 / sqrt(variance + eps)": (2 + case.eps) ** -0.5,
         "the old value again": 4.0,
     }
-    return _nearest(variance, candidates)
+    wrong = {f"the variance times {w}{note}": 2 * factor for w, (factor, note) in counts.factors(shape).items()}
+    return _nearest(variance, candidates, wrong)
 
 
 def _vector(outcome: Outcome, name: str) -> Any:

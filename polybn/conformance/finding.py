@@ -11,9 +11,10 @@ from polybn.conformance.advice import tells
 from polybn.conformance.cases import DTYPES
 from polybn.conformance.guard import OutOfTime, Printed, silenced, time_limit
 from polybn.conformance.properties import PROPERTIES, Property
+from polybn.conformance.properties.compare import close
 from polybn.conformance.properties.property import UNTRACKED
 from polybn.conformance.result import Cause, Result
-from polybn.conformance.runner import CallError, KitAdapterError, Recorder, run
+from polybn.conformance.runner import CallError, KitAdapterError, Recorder, Violation, run
 from polybn.conformance.trial import Tried, attempt
 
 if TYPE_CHECKING:
@@ -150,6 +151,8 @@ def _told(subject: Subject, blank: Result, tried: Tried) -> Result:
 
 def cause_of(error: BaseException) -> Cause:
     """Return what kind of failure an error is."""
+    if isinstance(error, Violation) and close(error.got, error.expected):
+        return "bits"
     return "contract" if isinstance(error, KitAdapterError) else "raised" if isinstance(error, CallError) else ""
 
 

@@ -20,7 +20,7 @@ from polybn.conformance.result import Result, Status
 from polybn.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from polybn.conformance.adapter import Info
     from polybn.conformance.convention import Convention
@@ -157,7 +157,9 @@ class Report:
     def _parts(self) -> Iterable[str]:
         if self.advice != self.verdict:
             yield _fill(self.advice)
-        yield _section("Failures:", failures(self), FEW)
+        # What a declaration that is wrong says is said above; the first failure beside it is the one to mend.
+        declared = sum(result.cause == "convention" for result in self.failures)
+        yield _section("Failures:", failures(self), FEW, {0, declared})
         yield _section("Echoes, which go away with true declarations:", _echoes(self))
         yield _section("Errors:", self.errors[1:] if self.advice in self.errors else self.errors)
         yield _section(
@@ -228,11 +230,11 @@ def _fill(text: str) -> str:
     return textwrap.fill(text, WIDTH, break_on_hyphens=False)
 
 
-def _section(title: str, lines: Iterable[str], most: int | None = None) -> str:
-    """Wrap lines below a title; ``most`` is how many lines of text each but the first may take."""
+def _section(title: str, lines: Iterable[str], most: int | None = None, whole: Collection[int] = ()) -> str:
+    """Wrap lines below a title; ``most`` is how many lines of text each may take, but those in ``whole``."""
     form: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "    ", "break_on_hyphens": False}
     wrapped = [
-        textwrap.fill(line, WIDTH, max_lines=most if number else None, placeholder=" ...", **form)
+        textwrap.fill(line, WIDTH, max_lines=None if number in whole else most, placeholder=" ...", **form)
         for number, line in enumerate(lines)
     ]
     return "\n".join([title, *wrapped]) if wrapped else ""

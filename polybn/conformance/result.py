@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple, TypeAlias
 
 Status: TypeAlias = Literal["pass", "fail", "echo", "expected failure", "not certified", "not applicable"]
-Cause: TypeAlias = Literal["", "died", "time", "raised", "contract", "unstable", "convention"]
+Cause: TypeAlias = Literal["", "died", "time", "raised", "contract", "unstable", "convention", "bits"]
 
 
 class Result(NamedTuple):
@@ -31,7 +31,7 @@ class Result(NamedTuple):
     reason: str = ""
     """Why a failure is expected, or the declaration that would make an echo disappear."""
     cause: Cause = ""
-    """The kind of failure; empty for a wrong result."""
+    """The kind of failure; empty for a wrong result, "bits" if it is wrong by no more than some roundings."""
 
     @property
     def exact(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import time
@@ -14,7 +15,7 @@ from polybn.conformance.guard import OutOfTime
 from polybn.options import type_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from polybn.conformance.adapter import Adapter, Array, Info
     from polybn.conformance.cases import Case
@@ -205,6 +206,15 @@ def _arguments(case: Case, *, as_is: bool) -> list[Array]:
         np.full(channels, default, wide) if a is None else a if as_is else np.array(a)
         for a, default in zip(given, defaults, strict=True)
     ]
+
+
+@contextlib.contextmanager
+def where(words: str) -> Iterator[None]:
+    """Say in what an adapter raises, or returns in a wrong form, where it happens: "on no values", for example."""
+    try:
+        yield
+    except (CallError, KitAdapterError) as error:
+        raise type(error)(f"{words}: {error}") from error.__cause__
 
 
 def guarded(info: Info, method: str, function: Callable[[], T]) -> T:

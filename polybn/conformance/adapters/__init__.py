@@ -72,7 +72,16 @@ def resolve(adapter: str) -> Adapter:
             f"polybn.conformance.resolve: adapter must be one of {', '.join(ADAPTERS)}, 'polybn-NAME', or "
             f"'package.module:Class'; got {adapter!r} (what one is: polybn.conformance.Adapter)"
         )
-    make = getattr(import_module(module_name), attribute, None)
+    try:
+        make = getattr(import_module(module_name), attribute, None)
+    except ModuleNotFoundError as error:
+        if not module_name.endswith(".py") or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        module = module_name.removesuffix(".py").replace("\\", ".").replace("/", ".").strip(".")
+        raise DomainError(
+            f"polybn.conformance.resolve: adapter must name a module, not a file; got {adapter!r} "
+            f"(a module is named without .py: {module}:{attribute})"
+        ) from None
     if make is None:
         raise DomainError(
             f"polybn.conformance.resolve: adapter must name something in its module; got {adapter!r} "

@@ -16,7 +16,7 @@ from polybn.conformance.forms import VacuousBoundError
 from polybn.conformance.properties import served
 from polybn.conformance.properties.compare import VECTORS, certified, changed, difference, returned, same
 from polybn.conformance.properties.property import Property
-from polybn.conformance.runner import CallError, Violation, backward, guarded, run
+from polybn.conformance.runner import CallError, Violation, backward, guarded, run, where
 
 if TYPE_CHECKING:
     from polybn.conformance.adapter import Adapter, Info
@@ -202,7 +202,9 @@ def types(adapter: Adapter, info: Info, case: Case) -> float:
     """Pass momentum and eps as NumPy numbers: results are the same; the runner checks their shapes and dtypes."""
     base = run(adapter, info, case)
     other = case._replace(momentum=np.float64(case.momentum), eps=np.float64(case.eps))
-    return same("when momentum and eps are NumPy numbers", run(adapter, info, other), base)
+    with where("When momentum and eps are NumPy numbers"):
+        got = run(adapter, info, other)
+    return same("when momentum and eps are NumPy numbers", got, base)
 
 
 EMPTY = ((0, 5), (0, 5, 3, 2), (7, 5, 0), (7, 0), (7, 0, 3))
@@ -215,7 +217,8 @@ def empty(adapter: Adapter, info: Info, which: tuple[str, tuple[int, ...]]) -> f
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         try:
-            outcome = run(adapter, info, case)
+            with where("On no values"):
+                outcome = run(adapter, info, case)
         except CallError:
             if info.empty == "error":
                 return 0.0

@@ -9,12 +9,14 @@ import numpy as np
 
 from polybn.conformance.cases import Array, Case, Outcome, equal
 from polybn.conformance.certify import Certificate, certify
-from polybn.conformance.forms import VACUOUS, Form, VacuousBoundError
+from polybn.conformance.forms import VACUOUS, Form, VacuousBoundError, format_of
 from polybn.conformance.runner import Violation
 
 if TYPE_CHECKING:
     from polybn.conformance.adapter import Info
 
+FEW_ROUNDINGS = 32
+"""The roundings by which results are close: a wrong formula is off by much more, save in the last bits."""
 VECTORS = ("gamma", "beta", "running_mean", "running_var")
 
 
@@ -128,6 +130,16 @@ def agree(info: Info, what: str, *runs: tuple[Case, Outcome, Outcome]) -> float:
                 violation.args = (f"{violation}: {outside}",)
                 raise violation from None
     return share
+
+
+def close(got: Array | None, expected: Array | None) -> bool:
+    """Return whether two arrays of one form differ by no more than some roundings of their largest value."""
+    if got is None or expected is None or (got.dtype, got.shape) != (expected.dtype, expected.shape) or not got.size:
+        return False
+    a, b = got.astype(np.float64), expected.astype(np.float64)
+    f = format_of(got.dtype.name)
+    limit = FEW_ROUNDINGS * max(f.unit, f.stored) * np.abs(b).max()
+    return bool(np.isfinite(a).all() and np.abs(a - b).max() <= limit)
 
 
 def difference(got: Array | None, expected: Array | None) -> str:

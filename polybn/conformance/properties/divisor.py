@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from polybn.conformance import counts
 from polybn.conformance.cases import Case, Outcome, rows
 from polybn.conformance.forms import VacuousBoundError, format_of
 from polybn.conformance.lattice import lattice
-from polybn.conformance.properties import served
 from polybn.conformance.properties.compare import changed
 from polybn.conformance.properties.property import Property
 from polybn.conformance.runner import Violation, run
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 VARIANCE = 2.0**-9
 """The variance of the calls, so small that an eps of 1e-6 shows beside it, and above the least eps of any library."""
 EPS = (VARIANCE, 4 * VARIANCE)
-M = 5
 CLOSE = 1e-3
 ROUNDINGS = 4
 """The roundings of a narrow y that may come together in the divisor."""
@@ -33,7 +32,7 @@ def divisor(adapter: Adapter, info: Info, case: Case) -> float:
     for mode in (case, changed(case, training=False))[: 1 + info.infers]:
         calls = [mode._replace(eps=eps) for eps in EPS]
         squares = [_square(call, run(adapter, info, call, gradients=False)) for call in calls]
-        found = _named(squares, max(CLOSE, ROUNDINGS * format_of(case.x.dtype.name).stored))
+        found = _named(squares, case.x.shape, max(CLOSE, ROUNDINGS * format_of(case.x.dtype.name).stored))
         if found is None:
             raise VacuousBoundError("y is divided by nothing that is known here: what else fails says more")
         if found != RIGHT:
@@ -50,13 +49,15 @@ def _square(case: Case, outcome: Outcome) -> float:
     return slope**-2 if slope > 0 and apart <= 0.02 * np.abs(y).max() else float("nan")
 
 
-def _named(squares: Sequence[float], close: float) -> str | None:
+def _named(squares: Sequence[float], shape: tuple[int, ...], close: float) -> str | None:
     """Return in words what y is divided by, or None."""
+    unbiased = {"sqrt(variance * m / (m - 1) + eps), the unbiased variance": counts.M / (counts.M - 1)}
+    wrong = {f"sqrt(variance * {w} + eps){note}": factor for w, (factor, note) in counts.factors(shape).items()}
     known = {
         RIGHT: [VARIANCE + eps for eps in EPS],
         "sqrt(variance) + eps": [(VARIANCE**0.5 + eps) ** 2 for eps in EPS],
         "sqrt(variance), without eps": [VARIANCE, VARIANCE],
-        "sqrt(variance * m / (m - 1) + eps), the unbiased variance": [VARIANCE * M / (M - 1) + eps for eps in EPS],
+        **{words: [VARIANCE * factor + eps for eps in EPS] for words, factor in (unbiased | wrong).items()},
         f"sqrt(variance + {squares[0] - VARIANCE:.3g}), whatever eps is passed": [squares[0], squares[0]],
     }
     return next((words for words, wanted in known.items() if np.allclose(squares, wanted, close / 2, 0)), None)
@@ -65,8 +66,8 @@ def _named(squares: Sequence[float], close: float) -> str | None:
 def _calls(info: Info) -> Sequence[Case]:
     """Make one call whose mean is 0 and whose variance is VARIANCE; gamma is 1 and beta 0."""
     dtype = next((name for name in ("float32", "float64") if name in info.dtypes), info.dtypes[0])
-    shape = served.fitted(info, (M, 3))
-    case = lattice(1, dtype, 3, (M, *shape[2:]), 1, power=-5).case
+    shape = counts.shape(info)
+    case = lattice(1, dtype, shape[1], (shape[0], *shape[2:]), 1, power=-5).case
     assert case.gamma is not None
     one = np.ones_like(case.gamma)
     return [changed(case, gamma=one, beta=0 * one, running_mean=0 * one, running_var=VARIANCE * one)]

@@ -144,6 +144,10 @@ def count(adapter: Adapter, info: Info, value: float) -> float:
     return 0.0
 
 
+def _with_tails(info: Info) -> st.SearchStrategy[Lattice]:
+    return served.lattices(info, tails=True)
+
+
 def _declared(info: Info) -> str | None:
     far = "the adapter declares max_kappa: its algorithm is not meant for values far from zero"
     return None if info.max_kappa is None else far
@@ -151,15 +155,15 @@ def _declared(info: Info) -> str | None:
 
 PROPERTIES: Sequence[Property] = (
     Property("P1", "Where mean, variance and root are floating-point numbers, y is exactly the right one.",
-             "S1 S2 S3 S6", output, served.lattices),
+             "S1 S2 S3 S6", output, _with_tails),
     Property("P2", "Where y is exact, the new running statistics are exactly rho * old + (1 - rho) * batch.",
-             "S4", statistics, served.lattices, ("running",)),
+             "S4", statistics, _with_tails, ("running",)),
     Property("P2b", "With 5 or 9 values a channel, the running variance is the declared one of biased and unbiased.",
              "S4", statistics, odd, ("running",)),
     Property("P3", "Where y is exact, dx, dgamma and dbeta are exactly the right numbers, too.",
-             "S13", gradients, served.lattices, ("vjp",)),
+             "S13", gradients, _with_tails, ("vjp",)),
     Property("P4", "Inference normalizes by the running statistics that it was given, not by the batch's.",
-             "S5", inference, served.lattices, ("infer",)),
+             "S5", inference, _with_tails, ("infer",)),
     Property("P5", "Values a thousand deviations away from zero are normalized exactly, too.",
              "S2", output, lambda info: served.lattices(info, far=True), (), _declared),
     Property("P6", "No number of channels or of values is too large: 70,000 channels, 2^20 values a channel.",

@@ -13,7 +13,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from polybn.conformance.cases import Case, rows
-from polybn.conformance.lattice import Lattice, lattice
+from polybn.conformance.lattice import ODD, TAILS, Lattice, lattice
 from polybn.conformance.strategies import OFFSETS, POWERS, SCALES, WIDE, sample
 
 if TYPE_CHECKING:
@@ -59,12 +59,22 @@ def all_rests(rank: int) -> tuple[tuple[int, ...], ...]:
 
 
 @functools.cache
+def all_tails(rank: int) -> tuple[tuple[int, ...], ...]:
+    """List shapes without the channel axis, of 5 to 65 values, which no vector of 4, 8, 16 or 32 divides."""
+    counts = {*ODD, *TAILS}
+    sides = [n for n in range(1, max(counts) + 1) if any(m % n == 0 for m in counts)]
+    found = [r for r in itertools.product(sides, repeat=rank - 1) if math.prod(r) in counts]
+    return tuple(sorted(found, key=lambda rest: (math.prod(rest), rest)))
+
+
+@functools.cache
 def all_lattice_shapes(
-    rank: int, only_second: bool, most_channels: int
+    rank: int, only_second: bool, most_channels: int, tails: bool = False
 ) -> tuple[tuple[tuple[int, ...], int, int], ...]:
     """List triples: a shape without the channel axis, that axis, and the number of channels."""
     axes = (1,) if only_second else range(-rank, rank)
-    return tuple(itertools.product(all_rests(rank), axes, range(1, most_channels + 1)))
+    rests = all_tails(rank) if tails else all_rests(rank)
+    return tuple(itertools.product(rests, axes, range(1, most_channels + 1)))
 
 
 @functools.cache
@@ -145,11 +155,21 @@ def no_float32(info: Info) -> str | None:
 
 
 @st.composite
-def lattices(draw: st.DrawFn, info: Info, *, far: bool = False, wide: bool = False, most_channels: int = 7) -> Lattice:
-    """Draw a lattice call in training; ``far`` puts it as far from zero as the dtype holds it."""
+def lattices(
+    draw: st.DrawFn, info: Info, *, far: bool = False, wide: bool = False, tails: bool = False, most_channels: int = 7
+) -> Lattice:
+    """Draw a lattice call in training; ``far`` puts it as far from zero as the dtype holds it.
+
+    With ``tails``, the number of values may be odd, too, where an algorithm that multiplies by 1 / m rounds.
+    """
     dtype = draw(st.sampled_from([d for d in (WIDE if wide else POWERS) if d in info.dtypes]))
     rank = draw(st.sampled_from(info.ranks))
-    rest, axis, channels = pick(draw, few(info, all_lattice_shapes(rank, info.axes == "second", most_channels)))
+    pools = [few(info, all_lattice_shapes(rank, info.axes == "second", most_channels, odd)) for odd in (False, tails)]
+    if info.compiles:
+        shapes: Sequence[tuple[tuple[int, ...], int, int]] = [*pools[0][: FEW // 2], *pools[1][FEW // 2 :]]
+    else:  # apart from each other, because numbers of one long list would not shrink from one kind to the other
+        shapes = pools[draw(st.integers(0, 1))] if tails else pools[0]
+    rest, axis, channels = pick(draw, shapes)
     power, rho = pick(draw, few(info, all_powers(dtype, wide)))
     offset = draw(st.sampled_from((OFFSETS[dtype],) if far else offsets(info)))
     made = lattice(draw(SEEDS), dtype, channels, rest, axis % rank, power, offset)
