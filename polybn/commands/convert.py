@@ -201,9 +201,8 @@ def _words(norm: Norm) -> str:
 
     dialect = DIALECTS[norm.dialect]
     words = {word: value for word, value in norm.options.items() if (word, value) != ("axis", dialect.axis)}
-    for role, word in zip(("gamma", "beta"), dialect.affine_words, strict=False):
-        if dialect.names[role] not in norm.state:
-            words[word] = False
+    absent = (dialect.names["gamma"] not in norm.state, dialect.names["beta"] not in norm.state)
+    words |= {word: False for word, is_absent in zip(dialect.affine_words, absent, strict=False) if is_absent}
     return ", ".join(f"{word}={value}" for word, value in words.items())
 
 
