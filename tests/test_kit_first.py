@@ -146,3 +146,30 @@ def test_kernels_without_an_end_of_their_loop_are_seen_where_answers_are_exact(
             return self.spoilt(x, options["axis"], ["dx", "dgamma", "dbeta"], super().vjp(x, *args, **options))
 
     assert [r.id for r in check(Short(), name).failures] == [name]
+
+
+def test_it_is_said_with_how_many_values_a_result_is_wrong() -> None:
+    class Wrong(Tail, kit.Right):
+        """Has the right dgamma where m is a multiple of 4."""
+
+    (result,) = check(Wrong(), "P3").failures
+    assert result.words.startswith(
+        "Wrong with 5, 9, 15, 35 and 65 values a channel, right with 4, 8, 16, 32 and 64: dgamma must be exactly"
+    )
+
+
+def test_nothing_is_said_of_lengths_if_all_are_wrong_or_another_call_hangs() -> None:
+    class Doubled(kit.Right):
+        def vjp(self, *args: Any, **options: Any) -> Any:
+            dx, dgamma, dbeta = super().vjp(*args, **options)
+            return dx, 2 * dgamma, dbeta
+
+    class Raising(Tail, kit.Right):
+        def vjp(self, x: Any, *args: Any, **options: Any) -> Any:
+            if x.shape == (1, 3, 65):
+                raise RuntimeError
+            return super().vjp(x, *args, **options)
+
+    for wrong in (Doubled, Raising):
+        (result,) = check(wrong(), "P3").failures
+        assert "values a channel" not in result.words

@@ -10,7 +10,7 @@ from polybn.conformance import conventions, grades, reproducer, stateful
 from polybn.conformance.advice import tells
 from polybn.conformance.cases import DTYPES
 from polybn.conformance.guard import OutOfTime, Printed, silenced, time_limit
-from polybn.conformance.properties import PROPERTIES, Property
+from polybn.conformance.properties import PROPERTIES, Property, lengths
 from polybn.conformance.properties.compare import close
 from polybn.conformance.properties.property import UNTRACKED
 from polybn.conformance.result import Cause, Result
@@ -33,6 +33,8 @@ IDS = (
 """The ids of everything that can be checked, in this order."""
 OF_GRADES = {"momentum", "running_variance", "flushes", "trains_by", "axes", "ranks", "dtypes"}
 """The conventions that a grade depends on."""
+OF_LENGTHS = {"P1", "P2", "P3", "P4"}
+"""Properties of lattice calls with many numbers of values."""
 
 
 class Finding(NamedTuple):
@@ -138,6 +140,7 @@ def _told(subject: Subject, blank: Result, tried: Tried) -> Result:
     result = blank._replace(status="pass", cases=tried.cases, vacuous=tried.vacuous, share=tried.share)
     if tried.error is not None:
         words = "; ".join(filter(None, (str(tried.error), tried.words)))
+        words = ": ".join(filter(None, (_where(subject, blank.id, tried.error), words)))
         cause = "unstable" if tried.unstable else cause_of(tried.error)
         text = reproducer.program(subject.source, f"{result.title} {words}", tried.calls, tried.error)
         if text and not reproducer.repeats(text, subject.adapter, subject.source, tried.outcomes):
@@ -147,6 +150,16 @@ def _told(subject: Subject, blank: Result, tried: Tried) -> Result:
         some = f"in {tried.vacuous:,} of {tried.cases:,} cases, " if tried.cases and tried.words else ""
         return result._replace(status="not certified", words=some + (tried.words or "no case was judged"))
     return result._replace(worst=reproducer.as_data(tried.worst))
+
+
+def _where(subject: Subject, name: str, error: BaseException) -> str:
+    """Say with how many values an exact answer is wrong, if that says something and can be seen."""
+    if name not in OF_LENGTHS or type(error) is not Violation:
+        return ""
+    try:
+        return lengths.said(property_of(name).check, subject.adapter, subject.info)
+    except (OutOfTime, Exception):  # other calls may hang or raise, which is no reason to forget this one
+        return ""
 
 
 def cause_of(error: BaseException) -> Cause:
