@@ -415,12 +415,10 @@ def test_a_later_kind_is_refused_with_those_that_are_read(tmp_path: Path) -> Non
         model_files.read(tmp_path / "a.gguf")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "orbax"])  # whose checkpoints are folders
 def test_a_file_that_is_cut_off_is_said_to_be(kind: str, tmp_path: Path) -> None:
     """At every length where the file still shows its kind."""
     path = models.MAKERS[kind](tmp_path).path
-    if path.is_dir():
-        pytest.skip("a directory")
     data, cut = path.read_bytes(), tmp_path / f"cut{path.suffix}"
     for length in (20, 100, *(len(data) * part // 8 for part in range(1, 8)), len(data) - 20, len(data) - 1):
         cut.write_bytes(data[:length])
