@@ -17,9 +17,9 @@ from polybn.spec import DomainError, DTypeError, ShapeError
 CUT_OFF = "it may be cut off"
 """What damaged files are most often: half of a download, or of a copy to a full disk."""
 _ENDED = re.compile(
-    r"EOF|truncated|incomplete|requires a buffer|max_\w+_len|parsing message|bad (?:byte|superblock)", re.I
+    r"EOF|truncated|incomplete|requires a buffer|max_\w+_len|parsing message|bad byte|open file \(", re.I
 )
-"""What parsers say at a file's early end; that of ONNX has the same words for all damage."""
+"""What parsers say at a file's early end; those of ONNX and HDF5 have the same words for all damage."""
 PARSERS = (None, 0, errno.EINVAL)
 """The numbers of errors that come from parsers and not from the system, such as a seek to a place before the file."""
 
