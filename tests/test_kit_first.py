@@ -158,7 +158,7 @@ def test_it_is_said_with_how_many_values_a_result_is_wrong() -> None:
     )
 
 
-def test_nothing_is_said_of_lengths_if_all_are_wrong_or_another_call_hangs() -> None:
+def test_nothing_is_said_of_lengths_if_all_are_wrong_or_another_call_raises() -> None:
     class Doubled(kit.Right):
         def vjp(self, *args: Any, **options: Any) -> Any:
             dx, dgamma, dbeta = super().vjp(*args, **options)
