@@ -81,6 +81,10 @@ _store = Store(LIMIT)
 def empty_like(like: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return an array in the shape and memory order of another, as NumPy's function does, its values undefined."""
     size = like.size * dtype.itemsize
-    if size < LARGE or not like.flags.c_contiguous:
+    if size < LARGE:
         return np.empty_like(like, dtype, subok=False)
-    return np.asarray(_Lease(_store.take(size), _store)).view(dtype).reshape(like.shape)
+    made = np.asarray(_Lease(_store.take(size), _store)).view(dtype)
+    if like.flags.c_contiguous:
+        return made.reshape(like.shape)
+    axes = sorted(range(like.ndim), key=lambda k: -abs(like.strides[k]))  # from the longest steps to the shortest
+    return made.reshape([like.shape[k] for k in axes]).transpose(np.argsort(axes))
