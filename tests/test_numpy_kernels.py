@@ -146,6 +146,22 @@ def test_among_many_channels_each_has_the_bits_of_itself_alone(dtype: str) -> No
 
 
 @compiled
+@pytest.mark.clause("S7", "S9")
+@pytest.mark.parametrize("shape", [(20_011, 3), (61, 3, 331)])
+def test_nan_in_one_channel_changes_no_bit_of_others_whose_results_overflow(shape: tuple[int, ...]) -> None:
+    """Results of float16 that overflow as they are stored are in range: only the channel with NaN is computed again."""
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(-60, 7, shape).astype(np.float16), rng.normal(3, 11, shape).astype(np.float16)
+    gamma, beta = np.array([3e4, 2, 3e4], np.float32), np.full(3, 7, np.float32)
+    with np.errstate(over="ignore"):
+        base = [a[:, ::2] if a.ndim > 1 else a[::2] for a in results(x, dy, gamma, beta)]
+        assert all(np.isinf(a).any() for a in base if a.dtype == np.float16)
+        x[::7, 1] = np.nan
+        got = [a[:, ::2] if a.ndim > 1 else a[::2] for a in results(x, dy, gamma, beta)]
+    assert same_bits([a.copy() for a in got], [a.copy() for a in base])
+
+
+@compiled
 @pytest.mark.clause("S12")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_deletion_to_the_bit(dtype: str) -> None:

@@ -6,7 +6,7 @@ This file allocates memory and chooses the implementation; the arithmetic is in 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,20 +26,18 @@ def forward(
 ) -> tuple[BatchNormResult, Residuals]:
     """Normalize (S1 to S12); ``y`` is ``out``, or a new array with the memory layout of ``x``."""
     given, arguments = arguments, _native(arguments)
-    x, counts = arguments.x, count_kept(arguments)
-    if not arguments.training:
-        _check_variance(arguments)
-    elif arguments.unbiased and counts is not None and np.any(counts == 1):
+    counts = count_kept(arguments)
+    if arguments.training and arguments.unbiased and counts is not None and np.any(counts == 1):
         fail_single_value(arguments.function, f"where keeps one value in channel {int(np.argmax(counts == 1))}")
     out = arguments.own.get("out")
-    y = make_result(arguments.function, given.x, out, *_arrays(given))
+    y = make_result(arguments.function, given.x, out, _arrays(given))
     mean, var = arguments.running_mean, arguments.running_var
     if mean is not None and var is not None:
         mean, var = mean.copy(), var.copy()
     results = Results(y, mean, var, None, None, np.zeros((5, arguments.channels)))
-    if x.size:
-        engine = host if host.serves() else plain
-        engine.normalize(arguments, counts, results)
+    engine = host if host.serves() else plain
+    if not engine.normalize(arguments, counts, results):
+        _fail_variance(arguments)
     return BatchNormResult(hand_over(y, given.x, out), mean, var), Residuals(counts, results.saved)
 
 
@@ -47,7 +45,7 @@ def backward(arguments: Arguments, residuals: Residuals, dy: Array, *, out: Arra
     """Map a cotangent of ``y`` to cotangents of the arguments (S13); ``dx`` is ``out`` if that is given."""
     given, arguments, training = arguments, _native(arguments), arguments.training
     x, gamma = given.x, given.gamma
-    dx = make_result("batch_norm_vjp", x, out, x, dy, gamma, given.where)
+    dx = make_result("batch_norm_vjp", x, out, (x, dy, gamma, given.where))
     wanted = (gamma is not None, arguments.beta is not None, not training, not training)
     gradients = Gradients(dx, *[np.zeros(arguments.channels, arguments.dtype) if w else None for w in wanted])
     if x.size:
@@ -93,8 +91,9 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 def fold(arguments: Arguments) -> Affine:
     """Turn inference into ``scale * x + shift``."""
     arguments = _native(arguments)
-    _check_variance(arguments)
     mean, variance = arguments.running_mean, arguments.running_var
+    if plain.bad_variances(variance).any():
+        _fail_variance(arguments)
     gamma = 1 if arguments.gamma is None else arguments.gamma
     with np.errstate(all="ignore"):
         eps = variance.dtype.type(arguments.eps)
@@ -135,11 +134,7 @@ def _split(high: Array, low: Array, dtype: Any) -> tuple[Array, Array]:
     return rounded, ((high - rounded) + low).astype(dtype)
 
 
-def _check_variance(arguments: Arguments) -> None:
-    variance = arguments.running_var
-    if host.serves() and not host.bad_variances(variance):
-        return
-    wrong = ~((variance >= 0) & (variance < np.inf))
-    if wrong.any():
-        first = int(np.argmax(wrong))
-        fail_variance(arguments.function, int(wrong.sum()), first, float(variance[first]))
+def _fail_variance(arguments: Arguments) -> NoReturn:
+    bad = plain.bad_variances(arguments.running_var)
+    first = int(np.argmax(bad))
+    fail_variance(arguments.function, int(bad.sum()), first, float(arguments.running_var[first]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +44,7 @@ def count_kept(arguments: Arguments) -> NDArray[np.int64] | None:
     return np.asarray(np.count_nonzero(whole, axis=others), np.int64)
 
 
-def make_result(function: str, like: Array, out: Array | None, *inputs: Array | None) -> Array:
+def make_result(function: str, like: Array, out: Array | None, inputs: Sequence[Array | None]) -> Array:
     """Return ``out`` if results can be written into it, else a new array in the memory order of ``like``.
 
     They cannot if ``out`` may overlap an input or has another byte order; the result is then copied at the end.
@@ -52,7 +53,7 @@ def make_result(function: str, like: Array, out: Array | None, *inputs: Array | 
         _check_out(function, out, like)
         if out.dtype.isnative and not any(given is not None and np.may_share_memory(out, given) for given in inputs):
             return out
-    return memory.empty_like(like, like.dtype.newbyteorder("="))
+    return memory.empty_like(like, like.dtype if like.dtype.isnative else like.dtype.newbyteorder("="))
 
 
 def native(array: Array | None) -> Array | None:

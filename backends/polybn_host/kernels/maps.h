@@ -61,10 +61,10 @@ INLINE reals N(map_rest)(
     return seen;
 }
 
-/* Map n adjacent values; return whether a result was not finite. */
-INLINE int N(map_run)(enum map what, stored *to, const stored *x, const stored *g, int64_t n, const coefficients *c) {
+/* Map n adjacent values. */
+INLINE reals N(map_run)(
+    enum map what, stored *to, const stored *x, const stored *g, int64_t n, const coefficients *c, reals seen) {
     const N(row) r = N(row_of)(c);
-    reals seen = R(of)(0);
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) seen = N(map_one)(what, to + i, x + i, g + i, &r, seen);
     if (i < n) {
@@ -72,7 +72,27 @@ INLINE int N(map_run)(enum map what, stored *to, const stored *x, const stored *
         if (n >= LANES) i = n - LANES, seen = N(map_one)(what, to + i, x + i, g + i, &r, seen);
         else seen = N(map_rest)(what, to + i, x + i, g + i, n - i, &r, seen);
     }
-    return N(went_wrong)(seen);
+    return seen;
+}
+
+/* The same for channel c0 + k, if these are the places in channel c0. */
+INLINE reals N(map_row)(
+    const job *j, enum map what, int64_t c0, int64_t k, char *to, const char *x, const char *g, int64_t n, reals seen) {
+    const int64_t *apart = j->g->channel_stride;
+    return N(map_run)(
+        what, (stored *)(to + k * apart[RESULT]), (const stored *)(x + k * apart[X]), (const stored *)(g + k * apart[DY]), n,
+        &j->of[c0 + k], seen);
+}
+
+/* Map n adjacent values of each channel. One look at the end tells whether a result was not finite, as rows may be short; the
+   channels are then found by mapping again. */
+INLINE void N(map_channels)(
+    const job *j, enum map what, int64_t c0, int64_t c1, char *to, const char *x, const char *g, int64_t n) {
+    reals seen = R(of)(0);
+    for (int64_t k = 0; k < c1 - c0; k++) seen = N(map_row)(j, what, c0, k, to, x, g, n, seen);
+    if (!N(went_wrong)(seen)) return;
+    for (int64_t k = 0; k < c1 - c0; k++)
+        if (N(went_wrong)(N(map_row)(j, what, c0, k, to, x, g, n, R(of)(0)))) j->stray[c0 + k] = 1;
 }
 
 INLINE void N(map_rows)(const job *j, enum map what, int64_t c0, int64_t c1, int64_t i0, int64_t i1) {
@@ -81,12 +101,7 @@ INLINE void N(map_rows)(const job *j, enum map what, int64_t c0, int64_t c1, int
     find(g, X, c0, i0, &of_x), find(g, DY, c0, i0, &of_g), find(g, RESULT, c0, i0, &to);
     while (i0 < i1) {
         const int64_t n = smaller(i1 - i0, stretch(g, &to));
-        for (int64_t c = c0; c < c1; c++)
-            if (N(map_run)(
-                    what, (stored *)(j->result + to.offset + (c - c0) * g->channel_stride[RESULT]),
-                    (const stored *)(j->x + of_x.offset + (c - c0) * g->channel_stride[X]),
-                    (const stored *)(j->dy + of_g.offset + (c - c0) * g->channel_stride[DY]), n, &j->of[c]))
-                j->stray[c] = 1;
+        N(map_channels)(j, what, c0, c1, j->result + to.offset, j->x + of_x.offset, j->dy + of_g.offset, n);
         advance(g, X, &of_x, n), advance(g, DY, &of_g, n), advance(g, RESULT, &to, n);
         i0 += n;
     }
@@ -112,7 +127,7 @@ INLINE void N(map_copies)(const job *j, enum map what, int64_t c0, int64_t c1, i
             while (where && first < n && !where[first]) first++;
             if (where && x && first < n) N(fill)(kept_x, x, where, first, n), x = kept_x;
             if (where && dy && first < n) N(fill)(kept_g, dy, where, first, n), dy = kept_g;
-            if (first < n && N(map_run)(what, to, x, dy, n, &j->of[c])) j->stray[c] = 1;
+            if (first < n && N(went_wrong)(N(map_run)(what, to, x, dy, n, &j->of[c], R(of)(0)))) j->stray[c] = 1;
             if (where)
                 for (int64_t k = 0; k < n; k++)
                     if (!where[k]) to[k] = (stored){0};
@@ -135,11 +150,14 @@ static void N(tabulate)(job *j) {
     /* Aligned, because a vector that crosses a line of the cache is loaded in two steps. */
     real *table = j->table = aligned_alloc(64, (COEFFICIENTS * line * sizeof(real) + 63) / 64 * 64);
     if (!table) return;
-    for (int64_t k = 0, c = 0; k < line; k++, c = c + 1 == channels ? 0 : c + 1) {
+    for (int64_t c = 0; c < channels; c++) {
         const coefficients *from = &j->of[c];
         const double values[COEFFICIENTS] = {from->m1, from->delta, from->k, from->t, from->p, from->q, from->s};
-        for (int i = 0; i < COEFFICIENTS; i++) table[i * line + k] = (real)values[i];
+        for (int i = 0; i < COEFFICIENTS; i++) table[i * line + c] = (real)values[i];
     }
+    for (int i = 0; i < COEFFICIENTS; i++) /* repeat what is there, which doubles it */
+        for (int64_t n = channels; n < line; n *= 2)
+            memcpy(table + i * line + n, table + i * line, smaller(n, line - n) * sizeof(real));
 }
 
 INLINE reals N(map_positions)(
@@ -159,15 +177,16 @@ INLINE reals N(map_positions)(
     return seen;
 }
 
-/* Mark the channels with results that are not finite. */
-static void N(mark)(const job *j, const char *results, int64_t positions) {
+/* Map again, and mark the channels with results that are not finite. Those in memory would not do: a half that overflowed as it
+   was stored needs no rescue, and may not get one because of other channels. */
+INLINE void N(mark)(const job *j, enum map what, char *to, const char *x, const char *g, int64_t positions, int64_t line) {
     for (int64_t k = 0; k < positions; k += LANES) {
+        const int64_t n = smaller(LANES, positions - k);
+        const N(row) r = N(row_at)((const real *)j->table + k, line);
         real lanes[LANES];
-        stored some[LANES] = {0};
-        memcpy(some, (const stored *)results + k, smaller(LANES, positions - k) * sizeof(stored));
-        R(to)(lanes, N(load)(some));
-        for (int64_t i = 0; i < LANES; i++)
-            if (lanes[i] - lanes[i] != 0) j->stray[(k + i) % j->g->channels] = 1;
+        R(to)(lanes, N(map_rest)(what, (stored *)to + k, (const stored *)x + k, (const stored *)g + k, n, &r, R(of)(0)));
+        for (int64_t i = 0; i < n; i++)
+            if (lanes[i] != lanes[i]) j->stray[(k + i) % j->g->channels] = 1;
     }
 }
 
@@ -184,7 +203,9 @@ INLINE void N(map_columns)(const job *j, enum map what, int64_t i0, int64_t i1) 
                 smaller(step, end - i) * channels, line, seen);
         if (!N(went_wrong)(seen)) continue;
         for (int64_t i = first; i < end; i += step)
-            N(mark)(j, j->result + i * g->strides[RESULT][0], smaller(step, end - i) * channels);
+            N(mark)(
+                j, what, j->result + i * g->strides[RESULT][0], j->x + i * g->strides[X][0], j->dy + i * g->strides[DY][0],
+                smaller(step, end - i) * channels, line);
     }
 }
 
