@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -13,6 +12,7 @@ from polybn.conformance.adapters import resolve
 from polybn.conformance.finding import IDS, Finding, find, title_of
 from polybn.conformance.report import Report, versions
 from polybn.conformance.subject import UnusableError, prepare, why_useless
+from polybn.near import near
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
@@ -132,12 +132,9 @@ def chosen(only: Iterable[str] | None) -> list[str]:
     wanted = list(only)
     for name in wanted:
         if name not in IDS:
-            near = (
-                [name.upper()] if name.upper() in IDS else difflib.get_close_matches(name, IDS, 3) or [*IDS[:3], "..."]
-            )
             raise DomainError(
                 f"polybn.conformance.check: only must name what there is to check; got {name!r} "
-                f"(such as {', '.join(near)}; see polybn.conformance.IDS)"
+                f"(such as {', '.join(near(name, IDS) or [*IDS[:3], '...'])}; see polybn.conformance.IDS)"
             )
     return [name for name in IDS if name in wanted]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from polybn.dialects.dialect import Dialect
-from polybn.dialects.near import did_you_mean, near
 from polybn.dialects.table import DIALECTS
+from polybn.near import did_you_mean, near
 from polybn.options import type_name
 from polybn.spec import DomainError, DTypeError
 

@@ -12,12 +12,12 @@ import numpy as np
 
 from polybn.atomic import StrPath, write_atomic
 from polybn.dialects import DIALECTS, convert, find
-from polybn.dialects.near import did_you_mean, near
 from polybn.dialects.options import convert_given
 from polybn.dialects.said import to_old
 from polybn.model_files import flax, gluon, note, safetensors
 from polybn.model_files.errors import ModelFileError, of_layer
 from polybn.model_files.model import Norm
+from polybn.near import did_you_mean, near
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:

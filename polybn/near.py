@@ -8,7 +8,9 @@ from types import MappingProxyType
 
 
 def near(given: str, names: Iterable[str], also: Mapping[str, str] = MappingProxyType({})) -> list[str]:
-    """Return at most three names that may be meant: those that begin so, or else contain it, or else look alike.
+    """Return at most three names that may be meant.
+
+    That is the one that differs in case alone, or else those that begin so, or else contain it, or else look alike.
 
     Parameters
     ----------
@@ -26,15 +28,17 @@ def near(given: str, names: Iterable[str], also: Mapping[str, str] = MappingProx
     --------
     >>> near("flax", ["mlx", "flax_linen", "flax_nnx"])
     ['flax_linen', 'flax_nnx']
+    >>> near("p1", ["P1", "P10"])
+    ['P1']
     """
     known, low = list(names), given.lower()
     if not low:
         return []
+    same = [name for name in known if name.lower() == low]
     begin = [name for name in known if name.lower().startswith(low)]
     begin += [name for name in known if name not in begin and also.get(name, "").lower().startswith(low)]
-    return (
-        begin or [name for name in known if low in name.lower()] or difflib.get_close_matches(given, known, 3, 0.5)
-    )[:3]
+    within = [name for name in known if low in name.lower()]
+    return (same or begin or within or difflib.get_close_matches(given, known, 3, 0.5))[:3]
 
 
 def did_you_mean(names: Iterable[str]) -> str:
