@@ -17,7 +17,10 @@ MOST_BYTES = 2**30
 
 
 def read(directory: Path) -> Tensors:
-    """Read a checkpoint, unless its metadata say that it is too large; names are such as ``params/bn1/scale``."""
+    """Read a checkpoint, unless its metadata say that it is too large; names are such as ``params/bn1/scale``.
+
+    A state of Flax's NNX is stored as ``bn1/scale/value``, a level deeper than the name of the array in the model.
+    """
     if not any((directory / name).exists() for name in ("_METADATA", "_CHECKPOINT_METADATA", "checkpoint")):
         raise ModelFileError("hold _METADATA of Orbax; got a directory without")
     orbax = need("orbax.checkpoint", "checkpoints of Orbax", "orbax-checkpoint")
@@ -30,6 +33,7 @@ def read(directory: Path) -> Tensors:
     as_numpy = {name: orbax.RestoreArgs(restore_type=np.ndarray) for name in sizes}
     restored = checkpointer.restore(directory.resolve(), restore_args=_like(tree, as_numpy, ""))
     arrays: dict[str, Array] = {name: np.asarray(leaf) for name, leaf in _leaves(restored, "")}
+    arrays = {name.removesuffix("/value"): array for name, array in arrays.items()}
     return from_arrays(arrays)
 
 

@@ -267,6 +267,21 @@ def orbax(folder: Path) -> Made:
     return Made(folder / "orbax", "flax_linen", states)
 
 
+def orbax_nnx(folder: Path) -> Made:
+    import jax
+    import orbax.checkpoint
+    from flax import nnx
+
+    state = nnx.state(nnx.BatchNorm(5, epsilon=1e-3, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(3)
+    state = jax.tree_util.tree_map(lambda leaf: rng.normal(50, 9, leaf.shape).astype(np.float32), state)
+    checkpointer = orbax.checkpoint.StandardCheckpointer()
+    checkpointer.save((folder / "nnx").resolve(), nnx.State({"bn": state}))
+    checkpointer.wait_until_finished()
+    names = ("scale", "bias", "mean", "var")
+    return Made(folder / "nnx", "flax_linen", {"bn": {name: np.asarray(state[name].value) for name in names}})
+
+
 def _gluon_net() -> tuple[Any, States]:
     from polybn_mxnet.compat import mxnet as mx
 
@@ -323,7 +338,7 @@ MAKERS: dict[str, Callable[[Path], Made]] = {
             keras_whole,
             keras2,
         ),
-        *(flax, flax_safetensors, orbax, gluon, gluon_export, npz),
+        *(flax, flax_safetensors, orbax, orbax_nnx, gluon, gluon_export, npz),
     )
 }
 LIBRARIES = {
@@ -337,6 +352,7 @@ LIBRARIES = {
     "flax": ("flax", "msgpack"),
     "flax_safetensors": ("flax", "safetensors"),
     "orbax": ("flax", "orbax"),
+    "orbax_nnx": ("flax", "orbax"),
     "gluon": ("mxnet",),
     "gluon_export": ("mxnet",),
     "npz": (),
