@@ -213,7 +213,7 @@ def test_tables_fit_a_terminal_and_a_page() -> None:
 
 def test_the_page_shows_the_record_or_how_to_make_it(tmp_path: Path) -> None:
     path = tmp_path / "bench-cpu.json"
-    assert "`polybn bench --busy --json docs/results/bench-cpu.json`" in bench.table(path)
+    assert "`polybn bench --busy --grow --json docs/results/bench-cpu.json`" in bench.table(path)
     rows = [record.Row(LENET, "a", [0.02]), record.Row(LENET, "b", [0.03])]
     record.Record("a", contenders={"a": "", "b": ""}, rows=rows).save(path)
     assert "| b | 30 | 1.50<br>(1.50 to 1.50) |  |\n" in bench.table(path)

@@ -89,7 +89,7 @@ ELSEWHERE = {
     "polybn agree numpy onnx-reference --cases 20 --programs differences": "test_cli_agree.py",
     "polybn bench --only jax+jit --rounds 11": "it takes minutes: test_bench.py",
     "polybn bench --quick": "it takes a minute: test_bench.py runs the command on small shapes",
-    "polybn bench --busy --json docs/results/bench-cpu.json": "it takes minutes: test_bench.py",
+    "polybn bench --busy --grow --json docs/results/bench-cpu.json": "it takes minutes: test_bench.py",
 }
 """Commands that do not run here, with the test that runs them, or the reason."""
 

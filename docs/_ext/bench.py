@@ -13,13 +13,13 @@ from polybn.bench.record import Record, load
 RESULTS = Path(__file__).parents[1] / "results"
 RECORD = RESULTS / "bench-cpu.json"
 OLDER = RESULTS / "bench-avx2.json"
-"""The record of an older processor, without AVX-512, which also holds the times of growing sizes."""
+"""The record of an older processor, without AVX-512."""
 
 
 def table(path: Path = RECORD) -> str:
     """Return all tables in Markdown, or, without a record, the command that makes one."""
     if not path.exists():
-        return f"No record has been made yet: `polybn bench --busy --json docs/results/{path.name}` writes one.\n"
+        return f"No record has been made yet: `polybn bench --busy --grow --json docs/results/{path.name}` writes one.\n"
     record = load(path)
     facts = ", ".join(f"{name} {value}" for name, value in record.facts.items())
     versions = "; ".join(f"{name}: {version}" for name, version in record.contenders.items())

@@ -134,7 +134,7 @@ PICTURES: dict[str, Callable[[Theme], Figure]] = {
     "curves": curves,
     "dask-scaling": dask_scaling.picture,
     "roofline": lambda _: bench.picture(roofline),
-    "growth": lambda _: bench.picture(growth, bench.OLDER),
+    "growth": lambda _: bench.picture(growth),
 }
 
 
