@@ -147,7 +147,7 @@ def test_among_many_channels_each_has_the_bits_of_itself_alone(dtype: str) -> No
 
 @compiled
 @pytest.mark.clause("S7", "S9")
-@pytest.mark.parametrize("shape", [(20_011, 3), (61, 3, 331)])
+@pytest.mark.parametrize("shape", [(20_011, 3), (61, 3, 331), (7001, 3, 2)])
 def test_nan_in_one_channel_changes_no_bit_of_others_whose_results_overflow(shape: tuple[int, ...]) -> None:
     """Results of float16 that overflow as they are stored are in range: only the channel with NaN is computed again."""
     rng = np.random.default_rng(0)
@@ -159,6 +159,22 @@ def test_nan_in_one_channel_changes_no_bit_of_others_whose_results_overflow(shap
         x[::7, 1] = np.nan
         got = [a[:, ::2] if a.ndim > 1 else a[::2] for a in results(x, dy, gamma, beta)]
     assert same_bits([a.copy() for a in got], [a.copy() for a in base])
+
+
+@compiled
+@pytest.mark.clause("S10")
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(257, 5), (29, 5, 2), (67, 5, 13), (29, 5, 37)])
+def test_a_channel_that_overflows_in_inference_is_computed_again(shape: tuple[int, ...], masked: bool) -> None:
+    """One value minus the running mean overflows, its result does not; nor do those of other channels."""
+    x, _, gamma, beta = sample(shape, "float32")
+    mean, var = np.full(5, -60, np.float32), np.full(5, 50, np.float32)
+    mean[3], var[3], x[-1, 3] = -3e38, 1e38, 3e38
+    where = np.ones(shape, np.bool_) if masked else None
+    y = polybn.batch_norm(x, gamma, beta, mean, var, training=False, where=where).y
+    columns = [v.astype(np.float64).reshape(5, *(1,) * (len(shape) - 2)) for v in (mean, var, gamma, beta)]
+    wide = (x - columns[0]) / np.sqrt(columns[1] + 1e-5) * columns[2] + columns[3]
+    np.testing.assert_allclose(y, wide, rtol=1e-5, atol=1e-5)
 
 
 @compiled

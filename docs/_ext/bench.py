@@ -19,7 +19,9 @@ OLDER = RESULTS / "bench-avx2.json"
 def table(path: Path = RECORD) -> str:
     """Return all tables in Markdown, or, without a record, the command that makes one."""
     if not path.exists():
-        return f"No record has been made yet: `polybn bench --busy --grow --json docs/results/{path.name}` writes one.\n"
+        return (
+            f"No record has been made yet: `polybn bench --busy --grow --json docs/results/{path.name}` writes one.\n"
+        )
     record = load(path)
     facts = ", ".join(f"{name} {value}" for name, value in record.facts.items())
     versions = "; ".join(f"{name}: {version}" for name, version in record.contenders.items())

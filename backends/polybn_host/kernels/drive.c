@@ -141,7 +141,9 @@ static int share(plan *p, int alone) {
     const int64_t parts = alone ? 1 : tasks_for(g, pool_threads()), spans = spans_of(g);
     p->spans_each = up(spans, parts);
     p->channels_each = spans >= parts || alone ? g->channels : smaller(g->channels, up(up(g->channels, parts), 64) * 64);
-    p->values_each = up(up(g->count, parts), 64) * 64;
+    const int columns = k->j.result && map_walk(&k->j) == COLUMNS;
+    const int64_t unit = 64 * (columns ? columns_each(&k->j, RESULT) : 1); /* whole rows of columns */
+    p->values_each = up(up(g->count, parts), unit) * unit;
     const int64_t tasks = up(spans, p->spans_each) * up(g->channels, p->channels_each);
     if (k->forward && measures(k)) {
         if (is_wide(k)) run(p, do_totals, tasks, alone);
@@ -150,7 +152,7 @@ static int share(plan *p, int alone) {
     if (measures(k)) run(p, do_main_sums, tasks, alone);
     finish(k, 0, g->channels);
     if (k->j.result) {
-        if (map_walk(&k->j) == COLUMNS) {
+        if (columns) {
             k->passes->tabulate(&k->j);
             if (!k->j.table) return 1;
         }

@@ -42,5 +42,8 @@ typedef struct {
     void (*tabulate)(job *); /* makes the table; before map if that walks over columns */
 } passes;
 
-/* How a pass goes through memory: along rows in place, across adjacent channels, or through copies. */
+/* Rows of fewer values, along the innermost axis of one channel, are not worth a loop of their own. */
+#define SHORTEST_ROW 16
+
+/* How a pass goes through memory: along rows in place, across adjacent columns, or through copies. */
 enum walk { ROWS, COLUMNS, COPIES };

@@ -125,30 +125,39 @@ static inline int present(const job *j, int array) {
     return array == X ? j->x != 0 : array == DY ? j->dy != 0 : array == RESULT;
 }
 
-/* Choose the walk over the arrays up to `last` that a call has; rows in place must be long enough. */
-static inline enum walk walk_of(const job *j, int last, int64_t shortest) {
+/* The number of columns of each channel, if all columns of all channels are adjacent in the arrays up to `last`: 1 where channels
+   are last, or the length of rows, such as 4 for images of 2 x 2; else 0. */
+static inline int64_t columns_each(const job *j, int last) {
     const polybn_geometry *g = j->g;
-    const int64_t size = size_of(g, X), inner = g->sizes[g->rank - 1];
-    int rows = inner >= shortest, columns = g->rank == 1 && g->channels > 1;
-    if (j->where) return COPIES;
+    const int64_t size = size_of(g, X), each = g->rank == 1 ? 1 : g->rank == 2 ? g->sizes[1] : 0;
     for (int array = X; array <= last; array++) {
         if (!present(j, array)) continue;
-        rows &= g->strides[array][g->rank - 1] == size;
-        columns &= g->channel_stride[array] == size;
+        if (g->channel_stride[array] != each * size || (g->rank == 2 && g->strides[array][1] != size)) return 0;
     }
-    return rows ? ROWS : columns ? COLUMNS : COPIES;
+    return each;
 }
 
-/* Whether there are no gaps between positions in any array up to `last`. */
-static inline int is_flat(const job *j, int last) {
+/* Choose the walk over the arrays up to `last` that a call has; rows in place must be long enough. */
+static inline enum walk walk_of(const job *j, int last, int64_t most_columns) {
+    const polybn_geometry *g = j->g;
+    int rows = g->sizes[g->rank - 1] >= SHORTEST_ROW;
+    if (j->where) return COPIES;
     for (int array = X; array <= last; array++)
-        if (present(j, array) && j->g->strides[array][0] != j->g->channels * size_of(j->g, X)) return 0;
+        if (present(j, array)) rows &= g->strides[array][g->rank - 1] == size_of(g, X);
+    if (rows) return ROWS;
+    const int64_t each = g->channels > 1 ? columns_each(j, last) : 0;
+    return each && each <= most_columns ? COLUMNS : COPIES;
+}
+
+/* Whether there are no gaps between rows of columns in any array up to `last`. */
+static inline int is_flat(const job *j, int last) {
+    const int64_t bytes = j->g->channels * columns_each(j, last) * size_of(j->g, X);
+    for (int array = X; array <= last; array++)
+        if (present(j, array) && j->g->strides[array][0] != bytes) return 0;
     return 1;
 }
 
-/* The walks of the two kinds of passes. */
-static inline enum walk sums_walk(const job *j, enum sums what) {
-    return walk_of(j, what == COTANGENTS ? DY : X, 16);
-}
+/* The walks of the two kinds of passes. Sums over several columns of a channel would not add in the order of its values. */
+static inline enum walk sums_walk(const job *j, enum sums what) { return walk_of(j, what == COTANGENTS ? DY : X, 1); }
 
-static inline enum walk map_walk(const job *j) { return walk_of(j, RESULT, 16); }
+static inline enum walk map_walk(const job *j) { return walk_of(j, RESULT, SHORTEST_ROW - 1); }

@@ -135,9 +135,12 @@ INLINE void N(map_copies)(const job *j, enum map what, int64_t c0, int64_t c1, i
         }
 }
 
-/* The number of values in a row of columns. If there are no gaps, a row joins several positions to whole vectors. */
+/* The number of values in a row of columns, as they are in memory. */
+static int64_t N(width)(const job *j) { return j->g->channels * columns_each(j, RESULT); }
+
+/* The number of values in a row of columns as map walks. If there are no gaps, it joins several rows to whole vectors. */
 static int64_t N(positions)(const job *j) {
-    int64_t positions = j->g->channels;
+    int64_t positions = N(width)(j);
     if (is_flat(j, RESULT))
         while (positions % LANES || positions < 32 * LANES) positions *= 2;
     return positions;
@@ -146,17 +149,17 @@ static int64_t N(positions)(const job *j) {
 static int64_t N(line)(const job *j) { return (N(positions)(j) + LANES - 1) / LANES * LANES; }
 
 static void N(tabulate)(job *j) {
-    const int64_t line = N(line)(j), channels = j->g->channels;
+    const int64_t line = N(line)(j), width = N(width)(j), each = columns_each(j, RESULT);
     /* Aligned, because a vector that crosses a line of the cache is loaded in two steps. */
     real *table = j->table = aligned_alloc(64, (COEFFICIENTS * line * sizeof(real) + 63) / 64 * 64);
     if (!table) return;
-    for (int64_t c = 0; c < channels; c++) {
-        const coefficients *from = &j->of[c];
+    for (int64_t k = 0; k < width; k++) {
+        const coefficients *from = &j->of[each == 1 ? k : k / each];
         const double values[COEFFICIENTS] = {from->m1, from->delta, from->k, from->t, from->p, from->q, from->s};
-        for (int i = 0; i < COEFFICIENTS; i++) table[i * line + c] = (real)values[i];
+        for (int i = 0; i < COEFFICIENTS; i++) table[i * line + k] = (real)values[i];
     }
     for (int i = 0; i < COEFFICIENTS; i++) /* repeat what is there, which doubles it */
-        for (int64_t n = channels; n < line; n *= 2)
+        for (int64_t n = width; n < line; n *= 2)
             memcpy(table + i * line + n, table + i * line, smaller(n, line - n) * sizeof(real));
 }
 
@@ -180,32 +183,34 @@ INLINE reals N(map_positions)(
 /* Map again, and mark the channels with results that are not finite. Those in memory would not do: a half that overflowed as it
    was stored needs no rescue, and may not get one because of other channels. */
 INLINE void N(mark)(const job *j, enum map what, char *to, const char *x, const char *g, int64_t positions, int64_t line) {
+    const int64_t width = N(width)(j), each = columns_each(j, RESULT);
     for (int64_t k = 0; k < positions; k += LANES) {
         const int64_t n = smaller(LANES, positions - k);
         const N(row) r = N(row_at)((const real *)j->table + k, line);
         real lanes[LANES];
         R(to)(lanes, N(map_rest)(what, (stored *)to + k, (const stored *)x + k, (const stored *)g + k, n, &r, R(of)(0)));
         for (int64_t i = 0; i < n; i++)
-            if (lanes[i] != lanes[i]) j->stray[(k + i) % j->g->channels] = 1;
+            if (lanes[i] != lanes[i]) j->stray[(k + i) % width / each] = 1;
     }
 }
 
 INLINE void N(map_columns)(const job *j, enum map what, int64_t i0, int64_t i1) {
     enum { ROWS_TOGETHER = 16 };
     const polybn_geometry *g = j->g;
-    const int64_t channels = g->channels, line = N(line)(j), step = is_flat(j, RESULT) ? N(positions)(j) / channels : 1;
+    const int64_t width = N(width)(j), line = N(line)(j), step = N(positions)(j) / width;
+    i0 /= columns_each(j, RESULT), i1 /= columns_each(j, RESULT); /* from values of a channel to rows */
     for (int64_t first = i0; first < i1; first += ROWS_TOGETHER * step) {
         const int64_t end = smaller(first + ROWS_TOGETHER * step, i1);
         reals seen = R(of)(0);
         for (int64_t i = first; i < end; i += step)
             seen = N(map_positions)(
                 j, what, j->result + i * g->strides[RESULT][0], j->x + i * g->strides[X][0], j->dy + i * g->strides[DY][0],
-                smaller(step, end - i) * channels, line, seen);
+                smaller(step, end - i) * width, line, seen);
         if (!N(went_wrong)(seen)) continue;
         for (int64_t i = first; i < end; i += step)
             N(mark)(
                 j, what, j->result + i * g->strides[RESULT][0], j->x + i * g->strides[X][0], j->dy + i * g->strides[DY][0],
-                smaller(step, end - i) * channels, line);
+                smaller(step, end - i) * width, line);
     }
 }
 
