@@ -415,7 +415,7 @@ def test_a_later_kind_is_refused_with_those_that_are_read(tmp_path: Path) -> Non
         model_files.read(tmp_path / "a.gguf")
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.values[0].startswith("orbax")])  # a folder
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "orbax" not in str(kind.values[0])])  # a folder
 def test_a_file_that_is_cut_off_is_said_to_be(kind: str, tmp_path: Path) -> None:
     """At every length where the file still shows its kind."""
     path = models.MAKERS[kind](tmp_path).path

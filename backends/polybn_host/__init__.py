@@ -81,11 +81,8 @@ def forward(
     eps: float,
     training: bool,
     unbiased: bool,
-) -> bool:
-    """Run the forward pass (S1 to S12) on memory, and return True.
-
-    Return False, and write nothing, if running_var in inference has values that are no variance: negative, NaN or
-    infinite.
+) -> None:
+    """Run the forward pass (S1 to S12) on memory.
 
     ``arrays`` holds ``x, where, counts, gamma, beta, running_mean, running_var``: where is bool, counts are int64, the
     number of values that ``where`` keeps in each channel. ``results`` holds ``y, running_mean, running_var, mean, m2,
@@ -93,10 +90,8 @@ def forward(
     the channel left the range.
     """
     call = _ffi.new(_FORWARD, (geometry, *_addresses((*arrays, *results)), momentum, eps, training, unbiased))
-    status: int = _lib.polybn_forward(call)
-    if status == 1:
+    if _lib.polybn_forward(call):
         raise MemoryError
-    return status == 0
 
 
 def backward(geometry: Any, arrays: Sequence[Any], results: Sequence[Any], *, eps: float, training: bool) -> None:
@@ -116,6 +111,11 @@ def _addresses(arrays: Sequence[Any]) -> list[Any]:
         return [_null if array is None else _from_buffer(array) for array in arrays]
     except (ValueError, BufferError):  # not contiguous, or of a dtype that buffers do not know
         return [_null if array is None else _ffi.cast("void *", array.ctypes.data) for array in arrays]
+
+
+def bad_variances(variance: Any, dtype: str) -> bool:
+    """Return whether some values are no variance: negative, NaN or infinite."""
+    return bool(_lib.polybn_bad_variances(*_addresses([variance]), variance.size, DTYPES[dtype]))
 
 
 def instructions() -> str:

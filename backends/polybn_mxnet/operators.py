@@ -19,6 +19,7 @@ from polybn_mxnet import arrays, host, statistics, tape
 from polybn_mxnet.arrays import Host
 from polybn_mxnet.compat import mxnet as mx
 from polybn_mxnet.statistics import Statistics
+from polybn_numpy.kernels import inverse_root
 
 Rows: TypeAlias = Any  # mxnet.numpy.ndarray, (C, m)
 
@@ -186,7 +187,7 @@ def _measure(arguments: Arguments, kept: Rows | None, counts: Host) -> Statistic
         zero = np.zeros(arguments.channels, arguments.dtype)
         return Statistics(zero, zero, zero, zero, np.zeros(arguments.channels, bool))
     m1, delta, v = _center(_gather(arguments.x, arguments, kept), kept, counts)
-    r = statistics.inverse_root(v, v.dtype.type(arguments.eps))
+    r = inverse_root(v, v.dtype.type(arguments.eps))
     return Statistics(m1, delta, v, r, statistics.out_of_range(v, arguments.eps))
 
 

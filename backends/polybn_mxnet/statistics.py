@@ -7,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from polybn.arguments import fail_variance
 from polybn.spec import Arguments
 from polybn_mxnet.arrays import Host
+from polybn_numpy.call import check_variances
+from polybn_numpy.kernels import inverse_root
 
 
 class Statistics(NamedTuple):
@@ -33,23 +34,9 @@ class Statistics(NamedTuple):
 
 def from_running(arguments: Arguments, mean: Host, variance: Host) -> Statistics:
     """Use running statistics in place of the batch's (S5)."""
-    bad = ~((variance >= 0) & (variance < np.inf))
-    if bad.any():
-        first = int(np.argmax(bad))
-        fail_variance(arguments.function, int(bad.sum()), first, float(variance[first]))
+    check_variances(arguments.function, variance)
     r = inverse_root(variance, variance.dtype.type(arguments.eps))
     return Statistics(mean, np.zeros_like(mean), variance, r, np.zeros(mean.shape, bool))
-
-
-def inverse_root(variance: Host, eps: np.floating) -> Host:
-    """Return ``1 / sqrt(variance + eps)``, and 0 where both are 0 (S3)."""
-    square = variance + eps
-    r = np.zeros_like(square)
-    np.divide(1, np.sqrt(square), out=r, where=square != 0)
-    overflowed = np.isinf(square) & np.isfinite(variance)
-    if overflowed.any():  # a quarter of each gives a sum in range, and half the root
-        r[overflowed] = 0.5 / np.sqrt(variance / 4 + eps / 4)[overflowed]
-    return r
 
 
 def out_of_range(v: Host, eps: float) -> NDArray[np.bool_]:

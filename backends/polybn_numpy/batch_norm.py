@@ -6,15 +6,15 @@ This file allocates memory and chooses the implementation; the arithmetic is in 
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polybn.arguments import fail_single_value, fail_variance
+from polybn.arguments import fail_single_value
 from polybn.spec import Affine, Arguments, BatchNormResult, DTypeError, Gradients, Moments
 from polybn_numpy import host, integers, plain
-from polybn_numpy.call import Residuals, Results, count_kept, hand_over, make_result, native
+from polybn_numpy.call import Residuals, Results, check_variances, count_kept, hand_over, make_result, native
 
 Array = NDArray[Any]
 
@@ -27,7 +27,10 @@ def forward(
     """Normalize (S1 to S12); ``y`` is ``out``, or a new array with the memory layout of ``x``."""
     given, arguments = arguments, _native(arguments)
     counts = count_kept(arguments)
-    if arguments.training and arguments.unbiased and counts is not None and np.any(counts == 1):
+    if not arguments.training:
+        if not host.serves() or host.bad_variances(arguments.running_var):
+            check_variances(arguments.function, arguments.running_var)
+    elif arguments.unbiased and counts is not None and np.any(counts == 1):
         fail_single_value(arguments.function, f"where keeps one value in channel {int(np.argmax(counts == 1))}")
     out = arguments.own.get("out")
     y = make_result(arguments.function, given.x, out, _arrays(given))
@@ -35,9 +38,9 @@ def forward(
     if mean is not None and var is not None:
         mean, var = mean.copy(), var.copy()
     results = Results(y, mean, var, None, None, np.zeros((5, arguments.channels)))
-    engine = host if host.serves() else plain
-    if not engine.normalize(arguments, counts, results):
-        _fail_variance(arguments)
+    if arguments.x.size:
+        engine = host if host.serves() else plain
+        engine.normalize(arguments, counts, results)
     return BatchNormResult(hand_over(y, given.x, out), mean, var), Residuals(counts, results.saved)
 
 
@@ -92,8 +95,7 @@ def fold(arguments: Arguments) -> Affine:
     """Turn inference into ``scale * x + shift``."""
     arguments = _native(arguments)
     mean, variance = arguments.running_mean, arguments.running_var
-    if plain.bad_variances(variance).any():
-        _fail_variance(arguments)
+    check_variances(arguments.function, variance)
     gamma = 1 if arguments.gamma is None else arguments.gamma
     with np.errstate(all="ignore"):
         eps = variance.dtype.type(arguments.eps)
@@ -132,9 +134,3 @@ def _split(high: Array, low: Array, dtype: Any) -> tuple[Array, Array]:
     """Round a sum of two numbers to a dtype; return that, and what it lost."""
     rounded = (high + low).astype(dtype)
     return rounded, ((high - rounded) + low).astype(dtype)
-
-
-def _fail_variance(arguments: Arguments) -> NoReturn:
-    bad = plain.bad_variances(arguments.running_var)
-    first = int(np.argmax(bad))
-    fail_variance(arguments.function, int(bad.sum()), first, float(arguments.running_var[first]))

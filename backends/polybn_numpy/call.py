@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from polybn.arguments import dtype_name
+from polybn.arguments import dtype_name, fail_variance
 from polybn.spec import Arguments, DTypeError, ShapeError
 from polybn_numpy import memory
 
@@ -42,6 +42,14 @@ def count_kept(arguments: Arguments) -> NDArray[np.int64] | None:
     whole = np.broadcast_to(arguments.where, arguments.x.shape)
     others = tuple(k for k in range(whole.ndim) if k != arguments.axis)
     return np.asarray(np.count_nonzero(whole, axis=others), np.int64)
+
+
+def check_variances(function: str, variance: Array) -> None:
+    """Refuse values that are no variance: negative, NaN or infinite."""
+    bad = ~((variance >= 0) & (variance < np.inf))
+    if bad.any():
+        first = int(np.argmax(bad))
+        fail_variance(function, int(bad.sum()), first, float(variance[first]))
 
 
 def make_result(function: str, like: Array, out: Array | None, inputs: Sequence[Array | None]) -> Array:

@@ -35,15 +35,15 @@ def serves() -> bool:
     return polybn_host.missing is None and not _without.get()
 
 
-def normalize(arguments: Arguments, counts: NDArray[np.int64] | None, results: Results) -> bool:
-    """Run the forward pass into ``results``; return False if running variances are none in inference."""
+def normalize(arguments: Arguments, counts: NDArray[np.int64] | None, results: Results) -> None:
+    """Run the forward pass into ``results``."""
     x, where, y = arguments.x, _whole_mask(arguments), results.y
     layout = polybn_host.geometry(
         x.shape, arguments.axis, _name(x.dtype), x.strides, () if y is None else y.strides, (), _strides(where)
     )
     vectors = (arguments.gamma, arguments.beta, arguments.running_mean, arguments.running_var)
     held = [None if vector is None else np.ascontiguousarray(vector) for vector in vectors]
-    return polybn_host.forward(
+    polybn_host.forward(
         layout,
         (x, where, counts, *held),
         results,
@@ -68,6 +68,11 @@ def differentiate(arguments: Arguments, residuals: Residuals, dy: Array, gradien
         eps=arguments.eps,
         training=arguments.training,
     )
+
+
+def bad_variances(variance: Array) -> bool:
+    """Return whether some values are no variance."""
+    return polybn_host.bad_variances(np.ascontiguousarray(variance), _name(variance.dtype))
 
 
 @cache

@@ -72,26 +72,16 @@ def call_of(arguments: Arguments, counts: NDArray[np.int64] | None) -> Call:
     return Call(arguments, counts, blocks.mask_rows(arguments.where, arguments.x.shape, arguments.axis))
 
 
-def normalize(arguments: Arguments, counts: NDArray[np.int64] | None, results: Results) -> bool:
-    """Run the forward pass into ``results``; return False if running variances are none in inference."""
-    if not arguments.training and bad_variances(arguments.running_var).any():
-        return False
+def normalize(arguments: Arguments, counts: NDArray[np.int64] | None, results: Results) -> None:
+    """Run the forward pass into ``results``."""
     call = call_of(arguments, counts)
-    if arguments.x.size:
-        _for_each_block(call, lambda block, dtype: _normalize(call, results, block, dtype))
-    return True
+    _for_each_block(call, lambda block, dtype: _normalize(call, results, block, dtype))
 
 
 def differentiate(arguments: Arguments, residuals: Residuals, dy: Array, gradients: Gradients) -> None:
     """Run the backward pass into ``gradients``."""
     call = call_of(arguments, residuals.counts)
     _for_each_block(call, lambda block, dtype: _differentiate(call, residuals.saved, dy, gradients, block, dtype))
-
-
-def bad_variances(variance: Array) -> NDArray[np.bool_]:
-    """Find the values that are no variance: negative, NaN or infinite."""
-    bad: NDArray[np.bool_] = ~((variance >= 0) & (variance < np.inf))
-    return bad
 
 
 def inverse_root(v: Array, eps: Any) -> Array:

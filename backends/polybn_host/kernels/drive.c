@@ -200,16 +200,7 @@ static int start(plan *p) {
     return failed;
 }
 
-static int are_variances(const polybn_geometry *g, const void *values) {
-    for (int64_t c = 0; c < g->channels; c++) {
-        const double v = parameter(g->stored, values, c);
-        if (!(v >= 0 && v <= DBL_MAX)) return 0;
-    }
-    return 1;
-}
-
 int polybn_forward(const polybn_forward_call *f) {
-    if (!f->training && !are_variances(f->geometry, f->running_var)) return 2;
     plan p = {.sums = DEVIATIONS, .map = f->training ? NORMALIZE : INFER};
     p.k.forward = f;
     p.k.passes = &current_passes()[f->geometry->stored];
@@ -223,4 +214,12 @@ int polybn_backward(const polybn_backward_call *b) {
     p.k.passes = &current_passes()[b->geometry->stored];
     p.k.j.g = b->geometry, p.k.j.x = b->x, p.k.j.dy = b->dy, p.k.j.where = b->where, p.k.j.result = b->dx;
     return start(&p);
+}
+
+int polybn_bad_variances(const void *variance, int64_t channels, int32_t stored) {
+    for (int64_t c = 0; c < channels; c++) {
+        const double v = parameter(stored, variance, c);
+        if (!(v >= 0 && v <= DBL_MAX)) return 1;
+    }
+    return 0;
 }

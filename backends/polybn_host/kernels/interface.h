@@ -38,10 +38,12 @@ typedef struct {
     int32_t training;
 } polybn_backward_call;
 
-/* Both return 0, or 1 if there is not enough memory. A forward call in inference returns 2, and writes nothing, if running_var
-   has values that cannot be a variance: negative, NaN or infinite. */
+/* Both return 0, or 1 if there is not enough memory. */
 int polybn_forward(const polybn_forward_call *);
 int polybn_backward(const polybn_backward_call *);
+
+/* Whether there are values that cannot be a variance: negative, NaN or infinite. */
+int polybn_bad_variances(const void *variance, int64_t channels, int32_t stored);
 
 /* Set the number of threads that share large calls, the caller's included. */
 void polybn_set_threads(int threads);
