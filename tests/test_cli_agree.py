@@ -165,8 +165,54 @@ def test_few_calls_that_have_no_exact_answers_are_not_said_to_be_equal_there(pol
     assert "equal" in five
 
 
+NARROW = """
+from polybn import conformance
+
+
+class Narrow:
+    def info(self):
+        return conformance.Info(name="narrow", version="1", axes="second", ranks=RANKS, infers=False)
+
+    def train(self, x, gamma, beta, running_mean, running_var, *, momentum, eps, axis):
+        return conformance.resolve("polybn-numpy").train(
+            x, gamma, beta, running_mean, running_var, momentum=momentum, eps=eps, axis=axis
+        )
+
+    def vjp(self, x, gamma, beta, dy, *, eps, axis):
+        return conformance.resolve("polybn-numpy").vjp(x, gamma, beta, dy, eps=eps, axis=axis)
+"""
+"""A batch norm that serves few calls."""
+
+
+def narrow(*ranks: int) -> str:
+    """Write an adapter that serves these ranks; return its name, which no other test has imported."""
+    module = f"narrow_{'_'.join(map(str, ranks))}"
+    Path(f"{module}.py").write_text(NARROW.replace("RANKS", repr(ranks)))
+    return f"{module}:Narrow"
+
+
+@pytest.mark.parametrize("rank", [2, 3, 4, 5])
+def test_calls_are_drawn_from_what_two_declare_in_common(polybn_: Polybn, rank: int) -> None:
+    said = polybn_("agree", "numpy", narrow(rank), "--cases", "20", "--json", "found.json")
+    assert said.code == 0
+    assert "(20 calls each)" in said.out
+    assert "equal" in said.out
+    found = json.loads(Path("found.json").read_text())["differences"]
+    assert {(d["dtype"], d["calls"]) for d in found if d["quantity"] == "y"} == {("float32", 20)}
+    said = polybn_("agree", "numpy", "polybn-numpy-plain", narrow(rank), "--cases", "20")
+    assert "(10 to 20 calls each)" in said.out
+
+
+def test_where_nothing_is_in_common_the_words_say_what_each_declares(polybn_: Polybn) -> None:
+    said = polybn_("agree", narrow(2, 3), narrow(4))
+    assert said.code == 2
+    assert "a dtype and a rank in common; got float32, rank 2, 3, channel axis 1, and float32, rank 4" in said.err
+    said = polybn_("agree", "numpy", "polybn-numpy-plain", narrow(2), "--cases", "1")
+    assert "cases must be 2 or more; got 1" in said.err
+
+
 def test_pairs_that_differ_by_more_than_their_bounds_do_not_agree() -> None:
-    near = Difference("a", "b", "y", "float32", 3.0, 0.9, True, 1, "")
+    near = Difference("a", "b", "y", "float32", 3.0, 0.9, True, 1, 1, "")
     far = near._replace(second="c", share=1.1)
     assert Agreement(["a", "b"], 1, [near]).within()
     assert not Agreement(["a", "b", "c"], 1, [near, far]).within()
@@ -174,8 +220,8 @@ def test_pairs_that_differ_by_more_than_their_bounds_do_not_agree() -> None:
 
 
 def _hiding() -> Agreement:
-    loss = Difference("a", "b", "dgamma", "float32", 9.0, 1.2e4, True, 3, "print('loss')")
-    wrong = Difference("a", "b", "running_var", "float64", 7.0, 80.0, False, 3, "print('wrong')")
+    loss = Difference("a", "b", "dgamma", "float32", 9.0, 1.2e4, True, 3, 60, "print('loss')")
+    wrong = Difference("a", "b", "running_var", "float64", 7.0, 80.0, False, 3, 60, "print('wrong')")
     less, fine = wrong._replace(dtype="float32", share=60.0), wrong._replace(quantity="y", share=0.5, bits=True)
     return Agreement(["a", "b"], 60, [fine, less, wrong, loss])
 

@@ -28,7 +28,7 @@ def agree(
             help="Backends that polybn info lists, or adapters such as pytorch or my_module:MyAdapter; two or more.",
         ),
     ],
-    cases: Annotated[int, typer.Option(min=1, help="How many calls; from 20 on, each dtype has exact answers.")] = 60,
+    cases: Annotated[int, typer.Option(min=1, help="How many calls; 20 of a kind give each dtype exact answers.")] = 60,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random calls.")] = 0,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the matrix of all pairs: .png, .svg or .pdf.")
@@ -43,11 +43,11 @@ def agree(
 ) -> None:
     """Compare several batch norms with each other, value by value.
 
-    All are given the same calls: four dtypes, ranks 2 to 5, any channel axis, near zero and far from it, training and
-    inference. Where answers are exact, correct results are equal bit by bit; elsewhere they differ by at most the sum
-    of their two error bounds. The table has the largest difference of each pair as a share of that sum, where 1 is the
-    most that is right, and in units in the last place, and a line for each other result whose share is above 1. The
-    exit code is then 1.
+    All are given the same calls, as far as they declare to serve them: four dtypes, ranks 2 to 5, any channel axis,
+    near zero and far from it, training and inference. Where answers are exact, correct results are equal bit by bit;
+    elsewhere they differ by at most the sum of their two error bounds. The table has the largest difference of each
+    pair as a share of that sum, where 1 is the most that is right, and in units in the last place, and a line for each
+    other result whose share is above 1. The exit code is then 1.
 
     [dim]polybn agree numpy jax
     polybn agree numpy pytorch --picture agree.png --programs differences[/dim]
@@ -113,10 +113,12 @@ def _print(found: Agreement, out: Console) -> None:
                 _exact([e for e in found.differences if e[:2] == (first, second) and (alone or e[2] == d.quantity)]),
             )
     out.print(table)
+    fewest, *_, most = sorted([found.calls(*pair) for pair in _pairs(found)] * 2)
+    calls = f"{most if fewest == most else f'{fewest} to {most}'} calls each"
     if found.within():
-        out.print(f"All pairs agree: no difference exceeds the sum of both error bounds ({found.cases} calls each).")
+        out.print(f"All pairs agree: no difference exceeds the sum of both error bounds ({calls}).")
     else:
-        out.print("A share above 1 means that at least one of the two is outside its error bound.")
+        out.print(f"A share above 1 means that at least one of the two is outside its error bound ({calls}).")
 
 
 def _exact(differences: list[Difference]) -> str:

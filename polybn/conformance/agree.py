@@ -10,28 +10,27 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from polybn.conformance import bounds, forms
 from polybn.conformance.adapters import ADAPTERS
+from polybn.conformance.agree_calls import common, draw, serves, space_of, spaces
 from polybn.conformance.cases import Case, Outcome, rows
 from polybn.conformance.certify import shares
 from polybn.conformance.channels import measure
-from polybn.conformance.lattice import in_inference, lattice
 from polybn.conformance.reproducer import program
 from polybn.conformance.runner import Recorder, Violation, run
-from polybn.conformance.strategies import LARGEST_KAPPA, SCALES, sample
 from polybn.conformance.subject import declaration, make
 from polybn.dispatch import installed
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
     from polybn.conformance.adapter import Adapter, Array, Info
+    from polybn.conformance.agree_calls import Space
     from polybn.conformance.check import Progress
 
-SHAPES = ((7, 3), (2, 5), (11, 2, 3), (3, 2, 5, 7), (2, 13, 3, 1, 5))
 MANTISSA = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
 LOWEST = {"float16": -14, "bfloat16": -126, "float32": -126, "float64": -1022}
 """Exponent of the smallest normal number."""
@@ -54,6 +53,8 @@ class Difference(NamedTuple):
     """Whether the two were equal bit by bit on all calls with exact answers."""
     exact: int
     """The number of these calls; 0 if there was none, as among few calls."""
+    calls: int
+    """The number of calls with this quantity that both made."""
     program: str
     """Text of a Python program that repeats the call with the largest share."""
 
@@ -63,8 +64,12 @@ class Agreement(NamedTuple):
 
     names: list[str]
     cases: int
-    """Number of calls that each batch norm was given."""
+    """Number of calls; of these, a batch norm makes those that it declares."""
     differences: list[Difference]
+
+    def calls(self, first: str, second: str) -> int:
+        """Return how many calls both made."""
+        return sum(d.calls for d in self.differences if {d.first, d.second} == {first, second} and d.quantity == "y")
 
     def worst(self, first: str, second: str) -> Difference:
         """Return the difference with the largest share between two of the names."""
@@ -108,9 +113,10 @@ def agree(
     """Give the same calls to several batch norms and compare each with each.
 
     ``adapters`` are two or more names of installed backends, or what :func:`polybn.conformance.resolve` takes.
-    Dtypes, ranks, channel axes, distances from zero, training and inference vary from call to call. ``progress`` is
-    called as ``progress(what, done, total)`` before a batch norm is given a call. One that raises where it should
-    return a result is a CallError.
+    Dtypes, ranks, channel axes, distances from zero, training and inference vary from call to call, among what the
+    batch norms declare: where some declare less than others, calls are drawn in turn from what two have in common, and
+    each is made by all that declare it. ``progress`` is called as ``progress(what, done, total)`` before a batch norm
+    is given a call. One that raises where it should return a result is a CallError.
 
     Examples
     --------
@@ -125,20 +131,33 @@ def agree(
             "(names of backends that `polybn info` lists, or adapters, such as pytorch or my_module:MyAdapter)"
         )
     subjects = [_subject(name) for name in adapters]
+    among = _spaces(subjects, cases)
     best: dict[tuple[str, ...], Difference] = {}
     for number in range(cases):
-        case, exact = _draw(number, seed)
+        case, exact = draw(number, seed, among)
         for found in _compare(case, subjects, _teller(progress, number, cases), exact=exact):
             key = found[:4]
             old = best.get(key)
             best[key] = found if old is None else _join(old, found)
-    for pair in combinations(adapters, 2):
-        if not any(set(key[:2]) == set(pair) for key in best):
-            raise DomainError(
-                f"polybn.conformance.agree: {' and '.join(pair)} must have a dtype, a rank and an axis in common among "
-                f"the calls; got none of {cases} (what they declare; or draw more calls)"
-            )
     return Agreement(list(adapters), cases, list(best.values()))
+
+
+def _spaces(subjects: Sequence[_Subject], cases: int) -> list[Space]:
+    """Return what two batch norms have in common, for each two that differ in that; refuse what leaves a pair out."""
+    for one, other in combinations(subjects, 2):
+        first, second = space_of(one.info), space_of(other.info)
+        if not common(first, second):
+            raise DomainError(
+                f"polybn.conformance.agree: {one.name} and {other.name} must have a dtype and a rank in common; got "
+                f"{first.words()}, and {second.words()} (what they declare; calls have ranks 2 to 5)"
+            )
+    among = spaces(subject.info for subject in subjects)
+    if cases < len(among):
+        raise DomainError(
+            f"polybn.conformance.agree: cases must be {len(among)} or more; got {cases} (a call for each kind of calls "
+            "that two of the batch norms have in common)"
+        )
+    return among
 
 
 def _subject(name: str) -> _Subject:
@@ -148,24 +167,8 @@ def _subject(name: str) -> _Subject:
 
 def _join(old: Difference, new: Difference) -> Difference:
     worse = new if new.share > old.share else old
-    return worse._replace(ulps=max(old.ulps, new.ulps), bits=old.bits and new.bits, exact=old.exact + new.exact)
-
-
-def _draw(number: int, seed: int) -> tuple[Case, bool]:
-    """Return a call, and whether its answers are exact."""
-    rng = np.random.default_rng([seed, number])
-    dtype = tuple(MANTISSA)[number % 4]
-    training = number % 3 != 2
-    if number % 5 == 4:
-        made = lattice(int(rng.integers(2**32)), dtype, 3, (4, 2, 4), int(rng.integers(4)), offset=17)
-        return (made if training else in_inference(made)).case, True
-    shape = SHAPES[int(rng.integers(len(SHAPES)))]
-    options: dict[str, Any] = {
-        "axis": int(rng.integers(len(shape))),
-        "kappa": float(rng.choice((0.3, 3.0, 0.1 * LARGEST_KAPPA[dtype]))),
-        "scale": float(rng.choice(SCALES[dtype])),
-    }
-    return sample(int(rng.integers(2**32)), dtype, shape, **options, training=training), False
+    exact, calls = old.exact + new.exact, old.calls + new.calls
+    return worse._replace(ulps=max(old.ulps, new.ulps), bits=old.bits and new.bits, exact=exact, calls=calls)
 
 
 def _teller(progress: Progress | None, done: int, total: int) -> Callable[[str], None]:
@@ -181,7 +184,7 @@ def _compare(
 ) -> Iterator[Difference]:
     dtype = case.x.dtype.name
     words = f"{'training' if case.training else 'inference'}, {dtype}, shape {case.x.shape}, axis {case.axis}"
-    asked = [subject for subject in subjects if dtype in subject.info.dtypes and _serves(subject.info, case)]
+    asked = [subject for subject in subjects if serves(subject.info, case)]
     outcomes, recorders = {}, {}
     for name, adapter, info in asked:
         tell(f"{name}: {words}")
@@ -205,7 +208,7 @@ def _compare(
             said = f"{quantity} differs by {worst:.3g} of the bounds"
             written = _program([(name, recorders[name]) for name in (first, second)], said)
             equal = not exact or most == 0
-            yield Difference(first, second, quantity, dtype, most, worst, equal, int(exact), written)
+            yield Difference(first, second, quantity, dtype, most, worst, equal, int(exact), 1, written)
 
 
 def _program(recorders: Sequence[tuple[str, Recorder]], words: str) -> str:
@@ -221,11 +224,6 @@ def adapter_name(name: str) -> str:
     """Prefer a backend of PolyBN, in one of its forms too (``"jax-jit"``), to an adapter of the same name."""
     known = installed()
     return f"polybn-{name}" if name in known or (name.partition("-")[0] in known and name not in ADAPTERS) else name
-
-
-def _serves(info: Info, case: Case) -> bool:
-    axis, inference = info.axes == "any" or case.axis == 1, case.training or info.infers
-    return axis and inference and case.x.ndim in info.ranks
 
 
 def _limits(case: Case, info: Info) -> dict[str, Array]:
