@@ -68,11 +68,13 @@ def info() -> None:
     found = dispatch.backends()
     table = Table(whole("backend", *found), "runs here", folded("versions and device, or why not"))
     for name, reason in found.items():
-        if reason is None:
-            facts = ", ".join(_facts(dispatch.backend(name)))
-            table.add_row(name, Text("yes", "green"), facts)
-        else:
+        if reason is not None:
             table.add_row(name, "no", reason)
+            continue
+        try:
+            table.add_row(name, Text("yes", "green"), ", ".join(_facts(dispatch.backend(name))))
+        except Exception as error:  # an unfinished backend of others must not hide the rest
+            table.add_row(name, "yes", f"but it cannot be described: {type(error).__name__}: {error}")
     out.print(table)
 
 

@@ -90,9 +90,10 @@ def whole(heading: str, *names: str) -> Column:
     return Column(heading, no_wrap=True, min_width=max(map(len, (heading, *names))))
 
 
-def folded(heading: str) -> Column:
-    """Return a column that breaks words that are too long, where others would be cut."""
-    return Column(heading, overflow="fold")
+def folded(heading: str, *words: str) -> Column:
+    """Return a column that breaks words that are too long, where others would be cut, but is as wide as these words."""
+    longest = max((len(word) for text in words for word in text.split()), default=None)
+    return Column(heading, overflow="fold", min_width=longest)
 
 
 def shown(text: str) -> str:

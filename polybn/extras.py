@@ -23,6 +23,8 @@ def advise(entry: EntryPoint, error: BaseException) -> str:
     if missing is None or entry.dist is None or _root(missing) == _root(entry.value):
         return ""
     package = entry.dist.name
+    if _root(missing) == "array_api_compat" and package != "polybn":  # an extra of theirs need not bring it
+        return "pip install array-api-compat"
     return " or ".join(f'pip install "{package}[{extra}]"' for extra in _extras(entry))
 
 

@@ -524,17 +524,20 @@ def test_compare(polybn_: Polybn, tmp_path: Path) -> None:
 
 @needs_small
 def test_compare_tells_many_runs_apart(polybn_: Polybn) -> None:
-    """80 columns show every character of every name, and every number."""
+    """80 columns show every character of every name, and every number in one piece: in several tables."""
     polybn_("train", "--epochs", 1)
-    names = ["runs/numpy-spec-lr1-seed0", *(f"runs/numpy-spec-lr1-seed0-{number}" for number in range(2, 7))]
+    names = ["runs/numpy-spec-lr1-seed0", *(f"runs/numpy-spec-lr1-seed0-{number}" for number in range(2, 8))]
     for name in names[1:]:
         shutil.copytree(names[0], name)
     said = polybn_("compare", *names)
-    lines = [re.split("[│┃]", line)[1:-1] for line in said.out.splitlines() if line[0] in "│┃"]
-    columns = ["".join(cell.strip() for cell in column) for column in zip(*lines, strict=True)][1:]
+    tables = [part.splitlines()[1:] for part in said.out.split("training loss, training accuracy, test accuracy")[1:]]
+    split = [[re.split("[│┃]", line)[1:-1] for line in table if line[:1] in ("│", "┃")] for table in tables]
+    columns = [[cell.strip() for cell in column] for lines in split for column in list(zip(*lines, strict=True))[1:]]
     expected = runs.read_metrics("runs/numpy-spec-lr1-seed0")[0]
-    numbers = f"{expected.loss:.4f}{expected.train_accuracy:.3f}{expected.test_accuracy:.3f}"
-    assert columns == [name.removeprefix("runs/") + numbers for name in names]
+    numbers = f"{expected.loss:.4f}  {expected.train_accuracy:.3f}  {expected.test_accuracy:.3f}"
+    assert ["".join(column[:-1]) for column in columns] == [name.removeprefix("runs/") for name in names]
+    assert [column[-1] for column in columns] == [numbers] * 7
+    assert len(tables) == 3
 
 
 @needs_small
@@ -742,6 +745,31 @@ def test_info_cuts_no_name_and_no_command(polybn_: Polybn, monkeypatch: pytest.M
     monkeypatch.setattr(console.out, "width", 50)
     text = polybn_("info").out
     assert "array_api_strict" in text
+    assert "…" not in text
+
+
+def test_info_lists_all_backends_beside_one_that_is_not_finished(
+    polybn_: Polybn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unfinished = SimpleNamespace(describe=lambda: None)
+    monkeypatch.setattr(dispatch, "backends", lambda: {"mine": None, "numpy": None})
+    monkeypatch.setattr(dispatch, "backend", lambda name: unfinished if name == "mine" else polybn.backend("numpy"))
+    said = polybn_("info")
+    text = re.sub(r"[\s│]+", " ", said.out)
+    assert said.code == 0
+    assert "mine yes but it cannot be described: AttributeError: 'NoneType' object has no attribute 'items'" in text
+    assert f"numpy yes numpy {np.__version__}" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_differences_of_dialects_keep_their_labels(
+    polybn_: Polybn, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setattr(console.out, "width", width)
+    text = polybn_("dialects", "pytorch", "keras3").out
+    first = re.sub(r"\s+", " ", " ".join(re.split(r"\s{2,}", line.strip())[0] for line in text.splitlines()))
+    assert "momentum weighs the" in first
+    assert "eps, if nothing is said" in first
     assert "…" not in text
 
 

@@ -294,6 +294,12 @@ def test_a_library_that_is_missing_is_named_with_the_extra_that_brings_it(
     assert str(error).endswith(f"got {missing} (it is polybn_broken; {hint})")
 
 
+def test_what_every_library_of_the_standard_needs_is_named_itself(install: Installer) -> None:
+    failure = 'raise ModuleNotFoundError("No module named array_api_compat", name="array_api_compat")'
+    install("polybn-other", {"other": "polybn_other"}, extras=("other",), polybn_other=failure)
+    assert str(polybn.backends()["other"]).endswith("(pip install array-api-compat)")
+
+
 def test_only_what_is_missing_is_to_be_installed(install: Installer) -> None:
     """A library that is there and fails, or a backend whose own module is not there, needs something else."""
     for number, source in enumerate((FAILURES["ImportError"], FAILURES["RuntimeError"])):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from polybn import dialects, inspection, model_files
-from polybn.model_files import Model, ModelFileError, Norm, gluon, npz, safetensors, writing
+from polybn.model_files import Model, ModelFileError, Norm, errors, gluon, npz, safetensors, writing
 from polybn.spec import DomainError
 from tests.support import models
 from tests.support.command import Polybn
@@ -489,3 +489,14 @@ def test_the_page_shows_what_is_said_of_public_models(name: str, polybn_: Polybn
     first = out.splitlines()[0]
     assert first == f"{path.name} (ONNX): {FIRST_LINES[name]}"
     assert "densenet" not in name or f"```text\n{first}\n```" in PAGE
+
+
+def test_what_a_library_itself_lacks_is_what_is_to_be_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_a_library.py").write_text("import its_other_half")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"library half_a_library; got No module .* \(pip install its_other_half\)"):
+        errors.need("half_a_library", "its files", "half-a-library")
+    with pytest.raises(ImportError, match=r"library no_library; got No module .* \(pip install no-library\)"):
+        errors.need("no_library", "its files", "no-library")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -248,6 +250,24 @@ def run(request: pytest.FixtureRequest) -> Callable[[str], str]:
         return done.stdout
 
     return run
+
+
+@compiled
+def test_a_library_that_was_compiled_from_other_sources_is_not_used(tmp_path: Path) -> None:
+    """It may take other arguments than it is given, or compute as before a change."""
+    package = tmp_path / "polybn_host"
+    shutil.copytree(Path(polybn_host.__file__).parent, package)
+    said = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", "import polybn_host; print(polybn_host.missing)"],
+            capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        )  # fmt: skip
+        said.append(done.stdout)
+        with (package / "kernels" / "job.h").open("a") as file:
+            file.write("\n")
+    assert said[0] == "None\n"
+    assert said[1].startswith("compiled from other sources than these (pip install")
 
 
 def test_a_forked_child_has_threads_of_its_own(run: Callable[[str], str]) -> None:

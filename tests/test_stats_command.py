@@ -276,7 +276,9 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_bad_files_get_one_sentence(stats: Stats, kind: str) -> None:
     make, words = BAD[kind]
     Path("data").write_bytes(make())
-    refused(stats("data", "--axis", "none"), words)
+    said = stats("data", "--axis", "none")
+    refused(said, words)
+    assert said.err.count("polybn stats: ") == 1
 
 
 def test_bad_options_and_places_get_one_sentence(stats: Stats, tmp_path: Path) -> None:

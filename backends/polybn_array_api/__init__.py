@@ -135,7 +135,11 @@ def bind(name: str) -> Binding:
         module = place.format(name)
         if _exists(module) and hasattr(xp := importlib.import_module(module), "__array_namespace_info__"):
             return Binding(name, xp, TRAITS.get(name, Traits(library=name)))
-    raise ImportError(f"{name} must have a namespace of the Array API standard; none was found in {', '.join(PLACES)}")
+    places = ", ".join(place.format(name) for place in PLACES)
+    raise ImportError(
+        f"{name} must have a namespace of the Array API standard, a module with __array_namespace_info__; "
+        f"none was found in {places}"
+    )
 
 
 def _exists(module: str) -> bool:

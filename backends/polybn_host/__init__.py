@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from polybn_host.sources import digest
+
 DTYPES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
 """The kernels' numbers for dtypes of ``x``; parameters are float64 with float64, else float32."""
 
@@ -33,7 +35,11 @@ else:
     except ImportError as error:
         missing = f"not compiled ({error})"
     else:
-        _ffi, _lib = _kernels.ffi, _kernels.lib
+        made_from = getattr(_kernels.lib, "POLYBN_SOURCES", None)
+        if made_from == (digest() or made_from):
+            _ffi, _lib = _kernels.ffi, _kernels.lib
+        else:  # it would misread what it is given, or compute as it did before a change
+            missing = "compiled from other sources than these (pip install --editable . compiles them again)"
 
 _null: Any = None if _ffi is None else _ffi.NULL
 _from_buffer: Any = None if _ffi is None else _ffi.from_buffer

@@ -6,11 +6,13 @@ source tree.
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import cffi
 
 ROOT = Path(__file__).parent
+digest = runpy.run_path(str(ROOT / "sources.py"))["digest"]  # the package is not on Python's path here
 KERNELS = ("drive", "finish_double", "finish_wide", "instructions", "isa_avx2", "isa_avx512", "isa_baseline", "pool")
 NETWORK = ("network", "isa_avx2", "isa_avx512", "isa_baseline")
 FOLDERS = {"kernels": KERNELS, "network": NETWORK}
@@ -20,9 +22,11 @@ BASE = "backends/polybn_host"
 ffi = cffi.FFI()
 for folder in FOLDERS:
     ffi.cdef((ROOT / folder / "interface.h").read_text())
+ffi.cdef("#define POLYBN_SOURCES ...")
 ffi.set_source(
     "polybn_host._kernels",
-    '#include <stdint.h>\n#include "kernels/interface.h"\n#include "network/interface.h"',
+    f'#include <stdint.h>\n#include "kernels/interface.h"\n#include "network/interface.h"\n'
+    f"#define POLYBN_SOURCES {digest()}LL",
     sources=[f"{BASE}/{folder}/{source}.c" for folder, sources in FOLDERS.items() for source in sources],
     include_dirs=[BASE],
     depends=[f"{BASE}/{path.relative_to(ROOT)}" for folder in FOLDERS for path in sorted((ROOT / folder).iterdir())],

@@ -74,7 +74,8 @@ def _differences(chosen: list[Dialect]) -> Table | str:
 
     if not differing(chosen):
         return f"{' and '.join(dialect.name for dialect in chosen)} do not differ."
-    table = Table("", *(whole(dialect.name) for dialect in chosen), box=None)
-    for fact in differing(chosen):
-        table.add_row(LABELS[fact], *(say(dialect, fact) for dialect in chosen))
+    labels = {fact: LABELS[fact] for fact in differing(chosen)}
+    table = Table(folded("", *labels.values()), *(folded(dialect.name, dialect.name) for dialect in chosen), box=None)
+    for fact, label in labels.items():
+        table.add_row(label, *(say(dialect, fact) for dialect in chosen))
     return table

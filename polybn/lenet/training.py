@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["resume", "train"]
 
-Data: TypeAlias = "Dataset | Callable[[], Dataset] | None"
-"""A data set, or a function that reads one, called after all other checks; None reads Fashion-MNIST."""
+Data: TypeAlias = "Dataset | Callable[[], Dataset] | StrPath | None"
+"""A data set, or where Fashion-MNIST is, or a function that reads one, called after all other checks."""
 OnSteps: TypeAlias = "Callable[[int, Steps], None]"
 OnEpoch: TypeAlias = "Callable[[Epoch], None]"
 
@@ -86,9 +86,9 @@ def train(
         For example ``polybn.networks.lenet()``.
     backend : str, default "numpy"
         The name of the backend.
-    data : Dataset or function, optional
-        The images, or a function that reads them, which is called after all other checks.
-        Default: :func:`polybn.lenet.fashion_mnist.load`.
+    data : Dataset, path or function, optional
+        The images; or what :func:`polybn.lenet.fashion_mnist.load` takes, a directory or ``"sample"``; or a function
+        that reads them. They are read after all other checks. Default: what that function finds.
     epochs : int, default 10
         Number of passes over the training images.
     batch_size : int, default 256
@@ -179,7 +179,7 @@ def resume(
         The directory of the run, which holds its options.
     epochs : int, optional
         Total number of epochs, finished ones included. Default: the number that was given last.
-    data : Dataset or function, optional
+    data : Dataset, path or function, optional
         The same images as before. Default: they are read from the same place as before.
     on_steps, on_epoch : callable, optional
         As for :func:`polybn.train`.
@@ -234,7 +234,7 @@ def _prepare(recipe: Recipe, saved: Run | None, data: Data) -> Job:
     program = compile(
         recipe.network, find_backend(recipe.backend), state, batch_size=recipe.batch_size, devices=recipe.devices
     )
-    dataset = data if isinstance(data, Dataset) else fashion_mnist.load() if data is None else data()
+    dataset = data if isinstance(data, Dataset) else data() if callable(data) else fashion_mnist.load(data)
     recipe.check_data(dataset)
     config = recipe.to_config() | {"data_sha256": _fingerprint(dataset)}
     return Job(recipe, program, dataset, Run(config, *((saved.epochs, saved.losses) if saved else ([], [])), state))

@@ -59,8 +59,11 @@ def need(module: str, purpose: str, requirement: str) -> Any:
             warnings.simplefilter("ignore")  # a library's own deprecations do not matter to users of a file
             return importlib.import_module(module)
     except ImportError as error:
+        root = module.partition(".")[0]
+        lacking = (error.name or root).partition(".")[0]  # it may be what the library itself imports
         raise ImportError(
-            f"polybn: {purpose} need the library {module.partition('.')[0]}; got {error} (pip install {requirement})",
+            f"polybn: {purpose} need the library {root}; got {error} "
+            f"(pip install {requirement if lacking == root else lacking})",
             name=module,
         ) from error
 

@@ -55,7 +55,7 @@ def parts_of(path: Path, layout: Layout) -> list[Part] | None:
             return _streamed(path, f"{path}", layout, partial(_open_packed, path), _idx_header)
         if start[:2] == b"\0\0" and len(start) > 3 and start[2] in TYPES:
             return _mapped(path, layout, _idx_header)
-    except (DomainError, ShapeError):  # --axis or --array is wrong, not the file
+    except (DomainError, ShapeError, DataIntegrityError):  # --axis or --array is wrong, or what is wrong is said
         raise
     except DAMAGE as error:
         raise DataIntegrityError(f"polybn stats: {path} must be a whole file of arrays; got {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -13,6 +14,9 @@ from polybn.lenet import pictures
 from polybn.lenet import runs as saved
 from polybn.lenet.errors import CheckpointError
 from polybn.lenet.runs import Epoch
+
+CELL = "0.0000  0.000  0.000"
+"""As wide as a run's numbers of an epoch."""
 
 
 class LeftOut(NamedTuple):
@@ -49,7 +53,8 @@ def compare(
         reasons = "; ".join(f"{path}: {reason}" for path, reason, _ in left_out)
         raise CheckpointError(f"polybn compare: one run must have a finished epoch; got none ({reasons})")
     named = dict(zip(_short_names(list(shown)), shown.values(), strict=True))
-    out.print(_table(named))
+    for table in _tables(named, out.width):
+        out.print(table)
     for path, reason, _ in left_out:
         err.print(f"Left out: {path}: {reason}")
     curves.draw(named, picture)
@@ -85,16 +90,20 @@ def _short_names(runs: list[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in runs]
 
 
-def _table(named: dict[str, list[Epoch]]) -> Table:
-    table = Table("epoch", title="training loss, training accuracy, test accuracy", title_justify="left")
-    for name in named:
-        table.add_column(name, justify="right", overflow="fold")
-    for number in range(1, max(map(len, named.values())) + 1):
-        table.add_row(str(number), *(_cells(epochs, number) for epochs in named.values()))
-    return table
+def _tables(named: dict[str, list[Epoch]], width: int) -> Iterator[Table]:
+    """Set the runs side by side, as many in a table as fit into the width."""
+    runs, across = list(named.items()), max(1, (width - len("| epoch |")) // len(f" {CELL} |"))
+    for start in range(0, len(runs), across):
+        chosen = runs[start : start + across]
+        table = Table("epoch", title="training loss, training accuracy, test accuracy", title_justify="left")
+        for name, _ in chosen:
+            table.add_column(name, justify="right", overflow="fold", min_width=len(CELL))
+        for number in range(1, max(len(epochs) for _, epochs in chosen) + 1):
+            table.add_row(str(number), *(_cell(epochs, number) for _, epochs in chosen))
+        yield table
 
 
-def _cells(epochs: list[Epoch], number: int) -> str:
+def _cell(epochs: list[Epoch], number: int) -> str:
     if number > len(epochs):
         return ""
     epoch = epochs[number - 1]

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ NOTE = "polybn.json"
 def files(trained: Trained) -> dict[str, bytes]:
     """Let Keras write the model, and add the note to the archive."""
     if "keras" not in sys.modules:
-        os.environ.setdefault("KERAS_BACKEND", "numpy")  # nothing is computed, and NumPy is always installed
+        # Nothing is computed, so any backend will do; that on NumPy comes last, because it needs SciPy and JAX, too.
+        usable = (name for name in ("jax", "torch", "tensorflow") if find_spec(name) is not None)
+        os.environ.setdefault("KERAS_BACKEND", next(usable, "numpy"))
     keras = need("keras", "files of Keras", "keras")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Keras on NumPy calls what NumPy 2 deprecates
