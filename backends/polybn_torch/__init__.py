@@ -86,13 +86,20 @@ _NAMES = {
 }  # str() of a dtype takes a microsecond
 
 
+MODULES = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "convert")
+
+
 def __getattr__(name: str) -> Any:
     """Import the modules for PyTorch's users on first use, because they import the public functions."""
-    if name not in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "convert"):
+    if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from polybn_torch import nn
 
     return getattr(nn, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *MODULES})
 
 
 __all__ = [
