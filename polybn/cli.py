@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from inspect import cleandoc
 from typing import Annotated
@@ -112,11 +113,17 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # file names may hold bytes that no encoding can show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = _in_words
     try:
         app()
     except EXPECTED as error:
         err.print(Text.assemble(("error: ", "bold red"), _words(error)))
         sys.exit(1 if isinstance(error, DivergenceError) else 2)
+
+
+def _in_words(message: Warning | str, *_: object, **__: object) -> str:
+    """Show a warning without its place in the code, which tells nothing to who types a command."""
+    return f"warning: {message}\n"
 
 
 def _words(error: Exception) -> str:

@@ -687,8 +687,19 @@ def test_predict_draws_some_but_not_all(polybn_: Polybn, count: int) -> None:
 
 @needs_small
 def test_predict_without_a_checkpoint(polybn_: Polybn, tmp_path: Path) -> None:
-    refused(polybn_("predict", "nope"), "polybn: nope must hold a checkpoint; got none in nope/checkpoints .*")
+    refused(polybn_("predict", "nope"), "polybn: nope must hold a checkpoint; got no such directory .*")
     assert not list(tmp_path.iterdir())
+
+
+@needs_small
+def test_a_warning_is_one_line_of_words(polybn_: Polybn, tmp_path: Path) -> None:
+    """A damaged newest checkpoint is passed over with a word, without a place in the code."""
+    polybn_("train", "--epochs", 2)
+    newest = tmp_path / RUN / "checkpoints" / "epoch-0002.npz"
+    newest.write_bytes(newest.read_bytes()[:-9])
+    command = [sys.executable, "-m", "polybn", "predict", RUN, "--data", "sample"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"warning: polybn\.checkpoints\.latest: falling back to .*epoch-0001\.npz: .*\n", done.stderr)
 
 
 # Data and info.

@@ -272,7 +272,7 @@ def test_export_names_its_files_and_their_use(polybn_: Polybn, tmp_path: Path) -
 def test_export_refuses_what_is_no_run(polybn_: Polybn) -> None:
     code, out, err = polybn_("export", "nowhere", "--to", "onnx")
     assert (code, out) == (2, "")
-    assert err.startswith("error: polybn: nowhere must hold a checkpoint; got none")
+    assert err.startswith("error: polybn: nowhere must hold a checkpoint; got no such directory")
 
 
 def test_a_missing_library_is_one_sentence_with_what_installs_it(

@@ -141,9 +141,9 @@ def load(path: StrPath) -> Run:
     """
     run = _newest(Path(path))
     if run is None:
+        got = f"none in {path}/checkpoints" if Path(path).exists() else "no such directory"
         raise CheckpointError(
-            f"polybn: {path} must hold a checkpoint; got none in {path}/checkpoints "
-            "(one is written after each epoch of `polybn train`)"
+            f"polybn: {path} must hold a checkpoint; got {got} (one is written after each epoch of `polybn train`)"
         )
     return run
 
