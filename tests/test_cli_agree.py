@@ -149,6 +149,7 @@ def test_the_picture_has_the_format_of_its_name(suffix: str, tmp_path: Path, mon
         (("numpy",), "adapters must be two or more, each once; got numpy"),
         (("numpy", "numpy"), "adapters must be two or more, each once; got numpy, numpy"),
         (("numpy", "nosuch"), "adapter must be one of"),
+        (("numpy", "nump"), "(did you mean keras-numpy or polybn-numpy? "),
         (("numpy", "nosuch", "--picture", "x.txt"), "--picture must end in .png, .svg, .pdf; got 'x.txt'"),
     ],
 )

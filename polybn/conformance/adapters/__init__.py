@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from polybn.conformance.adapters.here import import_module
+from polybn.dispatch import installed
+from polybn.near import did_you_mean, near
 from polybn.spec import DomainError, DTypeError
 
 if TYPE_CHECKING:
@@ -68,9 +70,11 @@ def resolve(adapter: str) -> Adapter:
     path = ADAPTERS.get(adapter, adapter)
     module_name, colon, attribute = path.partition(":")
     if not (colon and module_name and attribute):
+        names = [*ADAPTERS, *(f"polybn-{name}" for name in installed())]
         raise DomainError(
             f"polybn.conformance.resolve: adapter must be one of {', '.join(ADAPTERS)}, 'polybn-NAME', or "
-            f"'package.module:Class'; got {adapter!r} (what one is: polybn.conformance.Adapter)"
+            f"'package.module:Class'; got {adapter!r} ({did_you_mean(near(adapter, names))}what one is: "
+            "polybn.conformance.Adapter)"
         )
     try:
         make = getattr(import_module(module_name), attribute, None)
