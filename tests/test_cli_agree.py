@@ -207,7 +207,8 @@ def test_calls_are_drawn_from_what_two_declare_in_common(polybn_: Polybn, rank: 
 def test_where_nothing_is_in_common_the_words_say_what_each_declares(polybn_: Polybn) -> None:
     said = polybn_("agree", narrow(2, 3), narrow(4))
     assert said.code == 2
-    assert "a dtype and a rank in common; got float32, rank 2, 3, channel axis 1, and float32, rank 4" in said.err
+    assert "must have a dtype, and a channel axis of a rank of 2 to 5, in common; got dtypes=('float32',), " in said.err
+    assert "ranks=(2, 3), axes='second', and dtypes=('float32',), ranks=(4,), axes='second' (what" in said.err
     said = polybn_("agree", "numpy", "polybn-numpy-plain", narrow(2), "--cases", "1")
     assert "cases must be 2 or more; got 1" in said.err
 

@@ -145,11 +145,10 @@ def agree(
 def _spaces(subjects: Sequence[_Subject], cases: int) -> list[Space]:
     """Return what two batch norms have in common, for each two that differ in that; refuse what leaves a pair out."""
     for one, other in combinations(subjects, 2):
-        first, second = space_of(one.info), space_of(other.info)
-        if not common(first, second):
+        if not common(space_of(one.info), space_of(other.info)):
             raise DomainError(
-                f"polybn.conformance.agree: {one.name} and {other.name} must have a dtype and a rank in common; got "
-                f"{first.words()}, and {second.words()} (what they declare; calls have ranks 2 to 5)"
+                f"polybn.conformance.agree: {one.name} and {other.name} must have a dtype, and a channel axis of a "
+                f"rank of 2 to 5, in common; got {_declared(one.info)}, and {_declared(other.info)} (what they declare)"
             )
     among = spaces(subject.info for subject in subjects)
     if cases < len(among):
@@ -158,6 +157,10 @@ def _spaces(subjects: Sequence[_Subject], cases: int) -> list[Space]:
             "that two of the batch norms have in common)"
         )
     return among
+
+
+def _declared(info: Info) -> str:
+    return f"dtypes={info.dtypes}, ranks={info.ranks}, axes={info.axes!r}"
 
 
 def _subject(name: str) -> _Subject:

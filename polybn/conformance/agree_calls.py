@@ -25,31 +25,31 @@ class Space(NamedTuple):
     """What calls may be like."""
 
     dtypes: tuple[str, ...]
-    ranks: tuple[int, ...]
-    any_axis: bool
+    axes: tuple[tuple[int, tuple[int, ...]], ...]
+    """For each rank that has any, the channel axes."""
     infers: bool
 
     def __bool__(self) -> bool:
         """Return whether there is any call."""
-        return bool(self.dtypes and self.ranks)
-
-    def words(self) -> str:
-        """Say what calls are like, for messages."""
-        axis = "any channel axis" if self.any_axis else "channel axis 1"
-        return f"{', '.join(self.dtypes) or 'no dtype'}, rank {', '.join(map(str, self.ranks)) or 'none'}, {axis}"
+        return bool(self.dtypes and self.axes)
 
 
 def space_of(info: Info) -> Space:
     """Return what a batch norm declares."""
-    ranks = tuple(rank for rank in sorted({len(shape) for shape in SHAPES}) if rank in info.ranks)
-    return Space(tuple(d for d in DTYPES if d in info.dtypes), ranks, info.axes == "any", info.infers)
+    ranks = (rank for rank in sorted({len(shape) for shape in SHAPES}) if rank in info.ranks)
+    dtypes = tuple(dtype for dtype in DTYPES if dtype in info.dtypes)
+    return Space(dtypes, tuple((rank, _axes(info, rank)) for rank in ranks), info.infers)
+
+
+def _axes(info: Info, rank: int) -> tuple[int, ...]:
+    return {"second": (1,), "last": (rank - 1,)}.get(info.axes, tuple(range(rank)))
 
 
 def common(a: Space, b: Space) -> Space:
     """Return what both serve."""
-    dtypes = tuple(dtype for dtype in a.dtypes if dtype in b.dtypes)
-    ranks = tuple(rank for rank in a.ranks if rank in b.ranks)
-    return Space(dtypes, ranks, a.any_axis and b.any_axis, a.infers and b.infers)
+    dtypes, others = tuple(dtype for dtype in a.dtypes if dtype in b.dtypes), dict(b.axes)
+    both = ((rank, tuple(axis for axis in axes if axis in others.get(rank, ()))) for rank, axes in a.axes)
+    return Space(dtypes, tuple((rank, axes) for rank, axes in both if axes), a.infers and b.infers)
 
 
 def spaces(infos: Iterable[Info]) -> list[Space]:
@@ -63,15 +63,16 @@ def draw(number: int, seed: int, among: list[Space]) -> tuple[Case, bool]:
     space, turn = among[number % len(among)], number // len(among)
     dtype = space.dtypes[turn % len(space.dtypes)]
     training = turn % 3 != 2 or not space.infers
+    axes = dict(space.axes)
     if turn % 5 == 4:
-        rest = next(rest for rest in EXACT_RESTS if len(rest) + 1 in space.ranks)
-        axis = int(rng.integers(len(rest) + 1)) if space.any_axis else 1
+        rest = next(rest for rest in EXACT_RESTS if len(rest) + 1 in axes)
+        axis = int(rng.choice(axes[len(rest) + 1]))
         made = lattice(int(rng.integers(2**32)), dtype, 3, rest, axis, offset=17)
         return (made if training else in_inference(made)).case, True
-    shapes = [shape for shape in SHAPES if len(shape) in space.ranks]
+    shapes = [shape for shape in SHAPES if len(shape) in axes]
     shape = shapes[int(rng.integers(len(shapes)))]
     options: dict[str, Any] = {
-        "axis": int(rng.integers(len(shape))) if space.any_axis else 1,
+        "axis": int(rng.choice(axes[len(shape)])),
         "kappa": float(rng.choice((0.3, 3.0, 0.1 * LARGEST_KAPPA[dtype]))),
         "scale": float(rng.choice(SCALES[dtype])),
     }
@@ -80,5 +81,5 @@ def draw(number: int, seed: int, among: list[Space]) -> tuple[Case, bool]:
 
 def serves(info: Info, case: Case) -> bool:
     """Return whether a batch norm declares a call."""
-    axis, inference = info.axes == "any" or case.axis == 1, case.training or info.infers
-    return axis and inference and case.x.ndim in info.ranks and case.x.dtype.name in info.dtypes
+    placed = case.x.ndim in info.ranks and case.axis in _axes(info, case.x.ndim)
+    return placed and (case.training or info.infers) and case.x.dtype.name in info.dtypes
