@@ -286,7 +286,7 @@ def test_the_words_of_the_file_may_be_those_of_any_dialect(polybn_: Polybn, tmp_
         (("b.npz", "--to", "keras"), "--to must name a dialect; got 'keras' (did you mean keras3"),
         (("b.npz", "--to", "flax"), "got 'flax' (did you mean flax_linen or flax_nnx? all are "),
         (("b.npz", "--to", "mxnet"), "got 'mxnet' (did you mean mxnet_native or mxnet_cudnn or gluon? all are "),
-        (("b.npz", "--to", "PyTorch"), "got 'PyTorch' (did you mean pytorch or pytorch_sync? all are "),
+        (("b.npz", "--to", "PyTorch"), "got 'PyTorch' (did you mean pytorch? all are "),
         (("b.npz", "--to", "torch"), "got 'torch' (did you mean pytorch or pytorch_sync or d2l_torch? all are "),
         (("b.npz", "--to", "kears3"), "got 'kears3' (did you mean keras3? all are "),
         (("b.npz", "--to", ""), "got '' (all are "),

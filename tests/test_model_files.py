@@ -14,6 +14,7 @@ import pytest
 
 from polybn import dialects, inspection, model_files
 from polybn.model_files import Model, ModelFileError, Norm, gluon, npz, safetensors, writing
+from polybn.model_files.left_out import left_out
 from polybn.spec import DomainError
 from tests.support import models
 from tests.support.command import Polybn
@@ -439,7 +440,6 @@ def test_safetensors_that_are_cut_off_are_said_to_be(tmp_path: Path) -> None:
     [
         (("bn/mean", "bn/var"), ["bn"], "--from flax_linen"),
         (("a.bn1.weight", "a.bn1.bias"), ["a.bn1"], "track_running_stats=False"),
-        (("batch_normalization/gamma", "batch_normalization/beta"), ["batch_normalization"], "track_running_stats"),
         (("a.norm1.weight", "a.norm1.bias"), [], ""),
         (("fc.weight", "fc.bias", "bn.running_mean", "bn.running_var", "bn.weight", "bn.bias"), [], ""),
         (("params/bn/scale", "params/bn/bias", "batch_stats/bn/mean", "batch_stats/bn/var"), [], ""),
@@ -458,6 +458,113 @@ def test_what_may_be_a_batch_norm_is_not_left_out_without_a_word(
     assert all(finding.level == "note" and word in finding.sentence for finding in left)
     out = polybn_("convert", "a.safetensors", "b.npz", "--to", "keras3").out
     assert [line.partition(":")[0] for line in out.splitlines() if ": Left out: " in line] == layers
+
+
+BN = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+MISSING = "an array is missing"
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "why"),
+    [
+        (BN[:3], MISSING, "has weight, bias and running_mean, but no running_var; save all"),
+        (("moving_mean",), MISSING, "has moving_mean, but no moving_variance; save all"),
+        (
+            (*BN[:3], "runing_var"),
+            MISSING,
+            "but no running_var; if it is a batch norm, rename runing_var to running_var",
+        ),
+        (
+            ("gamma", "beta", "mean", "variance"),
+            "arrays are missing",
+            "but no moving_mean and no moving_variance; if it is a batch norm, rename mean to moving_mean and variance "
+            "to moving_variance in the file",
+        ),
+        (("scale", "bias", "mean", "vra"), MISSING, "but no var; if it is a batch norm, rename vra to var"),
+        (("scale", "bias"), "statistics are missing", "save all variables, not params alone"),
+        (("gamma", "beta"), "statistics are missing", "has gamma and beta but no running statistics"),
+    ],
+)
+@pytest.mark.parametrize(("layer", "between"), [("a/bn", "/"), ("a.bn1", "."), ("bn", "_")])
+def test_a_batch_norm_with_missing_or_misspelt_arrays_needs_a_look(
+    names: tuple[str, ...], kind: str, why: str, layer: str, between: str
+) -> None:
+    shapes = {f"{layer}{between}{name}": (5,) for name in names} | {"fc.weight": (5, 5), "fc.bias": (5,)}
+    (left,) = left_out(shapes, [])
+    assert (left.layer, left.kind, left.level) == (layer, kind, "warning")
+    assert why in left.why
+
+
+def test_a_batch_norm_without_a_telling_name_is_known_by_its_arrays() -> None:
+    names = [f"downsample.1.{name}" for name in (*BN[:3], "runing_var")]
+    assert [left.layer for left in left_out(dict.fromkeys(names, (5,)), [])] == ["downsample.1"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("norm.weight", "norm.bias", "norm.eps"),
+        ("state.0.exp_avg", "state.0.exp_avg_sq", "state.0.step"),
+        ("image.mean",),
+        ("codes.weight", "codes.bias", "codes.cluster_size"),
+    ],
+)
+def test_what_is_no_batch_norm_gets_no_word(names: tuple[str, ...]) -> None:
+    assert list(left_out(dict.fromkeys(names, (5,)), [])) == []
+
+
+def test_arrays_of_other_shapes_are_said_with_their_shapes() -> None:
+    shapes = {f"bn.{name}": (8,) for name in BN[:4]} | {"bn.running_var": (5,), "bn.num_batches_tracked": ()}
+    (left,) = left_out(shapes, [])
+    assert left.kind == "arrays differ in shape"
+    assert left.why == "its arrays must be of one shape; got weight, bias and running_mean [8]; running_var [5]"
+
+
+@pytest.mark.parametrize(
+    ("names", "read", "renamed"),
+    [
+        (("weihgt", *BN[1:4]), True, "weihgt to weight"),
+        (("scale", *BN[1:4]), True, "scale to weight"),
+        (("scale", "offset", *BN[2:4]), False, "scale to weight and offset to bias"),
+        (("gama", "beta", "moving_mean", "moving_variance"), True, "gama to gamma"),
+    ],
+)
+def test_a_misspelt_gamma_is_said_of_a_layer_that_is_read(names: tuple[str, ...], read: bool, renamed: str) -> None:
+    """As if it had none, which is rarely meant."""
+    tensors = model_files.tensors.from_arrays(states(*(f"bn.{name}" for name in names)))
+    found = [norm.name for norm in model_files.names.find(tensors)]
+    (left,) = left_out(tensors.shapes, found)
+    assert (found, left.layer, left.level) == (["bn"] * read, "bn", "warning")
+    assert f"rename {renamed} in the file" in left.why
+
+
+@pytest.mark.skipif(bool(missing(("h5py",))), reason="h5py is not installed")
+def test_a_keras_file_with_a_missing_array_says_so(tmp_path: Path) -> None:
+    import h5py
+
+    made = models.keras2(tmp_path)
+    with h5py.File(made.path, "a") as file:
+        del file["model_weights/bn_3/bn_3_1/moving_variance:0"]
+    (left,) = model_files.read(made.path).left_out
+    assert (left.layer, left.kind) == ("model_weights/bn_3/bn_3_1", MISSING)
+
+
+def test_damage_is_in_the_first_line_of_both_commands(polybn_: Polybn, tmp_path: Path) -> None:
+    whole = states(*(f"{layer}.{name}" for layer in ("a", "b") for name in BN[:4]))
+    del whole["b.running_var"]
+    np.savez(tmp_path / "a.npz", **whole)  # type: ignore[arg-type]
+    out = polybn_("inspect", "a.npz").out
+    assert out.startswith("a.npz (NumPy): 1 batch norm with 5 channels; 1 needs a look: an array is missing in b.\n")
+    assert "warning: b: left out: it has weight, bias and running_mean, but no running_var;" in out
+    out = polybn_("convert", "a.npz", "b.npz", "--to", "keras3").out
+    assert out.startswith("1 batch norm, 1 left out, from pytorch to keras3, in b.npz: a/gamma, ...\n")
+    del whole["a.running_var"]
+    np.savez(tmp_path / "a.npz", **whole)  # type: ignore[arg-type]
+    first = (
+        "a.npz (NumPy, 6 arrays) holds no batch norm that is whole; 2 need a look: an array is missing in a and 1 more."
+    )
+    assert polybn_("inspect", "a.npz").out.startswith(first)
+    assert "(NumPy); 'a' is left out: it has weight, " in polybn_("convert", "a.npz", "b.npz", "--to", "keras3").err
 
 
 # Public models.

@@ -132,7 +132,7 @@ def _of_tensors(format: str, tensors: Tensors, first: tuple[str, ...]) -> Model:
     usual = _USUAL.get(tensors.metadata.get("format", format), ())
     told = (*first, *note.dialect(tensors.metadata), *usual)
     norms = note.with_options(names.find(tensors, told), tensors.metadata)
-    left = tuple(left_out(tensors.shapes, [norm.name for norm in norms]))
+    left = tuple(left_out(tensors.shapes, [norm.name for norm in norms], told))
     return Model(format, norms, len(tensors.shapes), left)
 
 

@@ -97,8 +97,8 @@ def convert_norms(
         made.append(Norm(norm.name, there.name, carried.state, words))
         for said in dict.fromkeys((*carried.notes, *moved, *_defaults(given, here, there))):
             notes.setdefault(said, []).append(norm.name)
-    for layer, why in model.left_out:
-        notes.setdefault(f"Left out: {why}.", []).append(layer)
+    for left in model.left_out:
+        notes.setdefault(f"Left out: {left.why}.", []).append(left.layer)
     return Converted(made, [(said, tuple(layers)) for said, layers in notes.items()])
 
 
