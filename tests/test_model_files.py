@@ -361,6 +361,39 @@ def test_batch_norms_of_the_same_statistics_are_named_after_their_outputs(tmp_pa
     assert [found.norm.name for found in model_files.onnx.find(model)] == ["b", "y"]
 
 
+@pytest.mark.skipif(bool(missing(("onnx", "torch"))), reason="onnx or torch is missing")
+def test_equal_tensors_that_an_exporter_shares_are_found(tmp_path: Path) -> None:
+    """As those of PyTorch do: a node passes on the tensor that is kept, even into another graph."""
+    import onnx
+
+    model = model_files.onnx.parse(models.onnx(tmp_path).path.read_bytes())
+    make, graph = onnx.helper.make_node, model.graph
+    whole = model_files.onnx.find(model)[0].norm.state
+    branch = onnx.helper.make_graph([make("BatchNormalization", ["a", *graph.node[1].input[1:]], ["z"])], "b", [], [])
+    graph.node.insert(0, make("Identity", ["bn.bias"], ["i"]))
+    graph.node.insert(1, make("Identity", ["i"], ["j"]))
+    graph.node[3].input[2] = "j"
+    branch.node[0].input[2] = "j"
+    graph.node.append(make("If", ["c"], ["w"], then_branch=branch))
+    first, _, inner = (found.norm for found in model_files.onnx.find(model))
+    for norm in (first, inner):
+        assert (norm.state["B"].tolist(), norm.lacks) == (whole["B"].tolist(), "")
+    graph.node[0].input[0] = "j"
+    assert model_files.onnx.find(model)[0].norm.lacks == "B is computed by the graph"
+    graph.node[3].input[1] = "j"
+    assert model_files.onnx.find(model)[0].norm.lacks == "scale and B are computed by the graph"
+
+
+@pytest.mark.skipif(bool(missing(("torch",))), reason="torch is missing")
+def test_a_torchscript_program_is_said_to_be_one(tmp_path: Path) -> None:
+    import torch
+
+    net = torch.jit.trace(torch.nn.BatchNorm1d(3).eval(), torch.ones(2, 3))
+    torch.jit.save(net, tmp_path / "a.pt")
+    with pytest.raises(ModelFileError, match=r"a\.pt must hold a state dict; got a TorchScript program \(save the mod"):
+        model_files.read(tmp_path / "a.pt")
+
+
 @pytest.mark.skipif(bool(missing(("keras", "h5py"))), reason="keras or h5py is missing")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Keras on NumPy computes on uninitialised memory for a shape
 def test_batch_norms_in_wrappers_and_layers_of_the_users_own_are_found(tmp_path: Path) -> None:
