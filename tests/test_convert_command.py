@@ -75,6 +75,39 @@ def test_what_cannot_be_folded_stays_and_is_named(change: Callable[[Any], Any], 
 
 
 @pytest.mark.skipif(bool(missing(("onnx", "torch"))), reason="onnx or torch is missing")
+def test_what_a_folded_batch_norm_alone_has_used_is_removed(tmp_path: Path) -> None:
+    """ONNX Runtime warns of each tensor that nothing uses."""
+    import onnx
+
+    model = model_files.onnx.parse(models.onnx(tmp_path).path.read_bytes())
+    graph, make = model.graph, onnx.helper.make_node
+    graph.node.insert(0, make("Identity", ["last.bias"], ["i"]))
+    graph.node[5].input[2], graph.node[2].input[2] = "i", "j"
+    graph.initializer.extend([onnx.numpy_helper.from_array(np.ones(3), "kept")])
+    graph.node.append(make("Identity", ["bn.running_mean"], ["used"]))
+    graph.output.add(name="used")
+    graph.initializer.extend([onnx.numpy_helper.from_array(np.array([7]), "size")])
+    graph.node.insert(0, make("ConstantOfShape", ["size"], ["j"]))
+    folded = fold.fold(model)
+    assert folded.kept == []
+    names = {tensor.name for tensor in graph.initializer}
+    assert names == {"conv.weight", "conv.bias", "fc.weight", "fc.bias", "bn.running_mean", "bn.bias", "kept"}
+    assert [node.op_type for node in graph.node] == ["Conv", "Flatten", "Gemm", "Identity"]
+
+
+@pytest.mark.skipif(bool(missing(("onnx", "torch"))), reason="onnx or torch is missing")
+def test_weights_that_callers_may_replace_are_seen_through_identities(tmp_path: Path) -> None:
+    import onnx
+
+    model = model_files.onnx.parse(models.onnx(tmp_path).path.read_bytes())
+    model.graph.node.insert(0, onnx.helper.make_node("Identity", ["bn.bias"], ["i"]))
+    model.graph.node[2].input[2] = "i"
+    model.graph.input.add(name="bn.bias")
+    ((name, why),) = fold.fold(model).kept
+    assert (name, "weights that callers may replace" in why) == ("bn", True)
+
+
+@pytest.mark.skipif(bool(missing(("onnx", "torch"))), reason="onnx or torch is missing")
 @pytest.mark.parametrize(("shape", "fits"), [((11,), True), ((1, 11), True), ((1,), True), ((11, 1), False)])
 def test_a_bias_that_is_not_one_number_for_each_channel_stays(
     shape: tuple[int, ...], fits: bool, tmp_path: Path
