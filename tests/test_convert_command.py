@@ -223,6 +223,21 @@ def test_an_option_says_what_the_file_does_not(polybn_: Polybn, tmp_path: Path) 
     assert "does not say momentum" in out
 
 
+@pytest.mark.parametrize(("fixed", "gamma"), [("False", 3.0), ("True", 1.0), (None, 3.0)])
+@pytest.mark.parametrize(("to", "word"), [("pytorch", "weight"), ("gluon", "gamma"), ("mxnet_native", "gamma")])
+def test_gluon_can_be_told_whether_gamma_counts(
+    to: str, word: str, fixed: str | None, gamma: float, polybn_: Polybn, tmp_path: Path
+) -> None:
+    """Its files do not say it: gamma is in them even of layers with scale=False."""
+    names = ("gamma", "beta", "running_mean", "running_var")
+    (tmp_path / "net.params").write_bytes(gluon.encode({f"1.{name}": np.full(4, 3, np.float32) for name in names}))
+    options = () if fixed is None else ("--option", f"fix_gamma={fixed}")
+    code, _, err = polybn_("convert", "net.params", "b.npz", "--to", to, *options)
+    assert (code, err) == (0, "")
+    with np.load(tmp_path / "b.npz") as arrays:
+        assert arrays[f"1.{word}"].tolist() == [gamma] * 4
+
+
 def test_options_differ_from_layer_to_layer(polybn_: Polybn, tmp_path: Path) -> None:
     arrays = ("weight", "bias", "running_mean", "running_var")
     names = [f"{layer}.{array}" for layer in ("a", "b.1", "c", "d") for array in arrays]
@@ -357,7 +372,13 @@ def test_the_words_of_the_file_may_be_those_of_any_dialect(polybn_: Polybn, tmp_
         ),
         (
             ("b.npz", "--to", "keras3", "--option", "epsilon=1"),
-            "polybn.convert: in 'bn', options must be in the words of pytorch (momentum, eps, axis); got 'epsilon'",
+            "polybn.convert: in 'bn', options must be in the words of pytorch (momentum, eps, axis); got 'epsilon' "
+            "(did you mean eps? ",
+        ),
+        (("b.npz", "--to", "keras3", "--option", "mometum=1"), "got 'mometum' (did you mean momentum? "),
+        (
+            ("b.npz", "--to", "keras3", "--option", "fix_gamma=False"),
+            "got 'fix_gamma' (only mxnet_native, mxnet_cudnn, ",
         ),
         (
             ("b.onnx", "--fold", "--to", "keras3"),
