@@ -384,6 +384,35 @@ def test_equal_tensors_that_an_exporter_shares_are_found(tmp_path: Path) -> None
     assert model_files.onnx.find(model)[0].norm.lacks == "scale and B are computed by the graph"
 
 
+@pytest.mark.skipif(bool(missing(("flax", "orbax"))), reason="flax or orbax is missing")
+def test_the_folder_of_a_checkpoint_manager_leads_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """To the only checkpoint in it, or to the name of the last one."""
+    import orbax.checkpoint as ocp
+
+    state = {"params": {"bn": states("scale", "bias")}, "batch_stats": {"bn": states("mean", "var")}}
+    with ocp.CheckpointManager((tmp_path / "all").resolve()) as manager:
+        manager.save(7, args=ocp.args.StandardSave(state))
+        manager.wait_until_finished()
+        for folder in (tmp_path / "all", tmp_path / "all" / "7", tmp_path / "all" / "7" / "default"):
+            capfd.readouterr()
+            assert [norm.name for norm in model_files.read(folder).norms] == ["bn"]
+            assert capfd.readouterr() == ("", "")
+        manager.save(10, args=ocp.args.StandardSave(state))
+        manager.wait_until_finished()
+    last = re.escape(str(tmp_path / "all" / "10" / "default"))
+    with pytest.raises(ModelFileError, match=rf"all must be one checkpoint; got 2 in it \(name one, such as {last}\)"):
+        model_files.read(tmp_path / "all")
+
+
+def test_a_folder_of_other_folders_is_no_checkpoint(tmp_path: Path) -> None:
+    """Links are not followed, and nothing is looked for far below."""
+    (tmp_path / "deep" / "a" / "b" / "c").mkdir(parents=True)
+    (tmp_path / "deep" / "a" / "b" / "c" / "_METADATA").touch()
+    (tmp_path / "deep" / "link").symlink_to(tmp_path / "deep" / "a" / "b" / "c")
+    with pytest.raises(ModelFileError, match=r"deep must hold _METADATA of Orbax; got a directory without"):
+        model_files.read(tmp_path / "deep")
+
+
 @pytest.mark.skipif(bool(missing(("torch",))), reason="torch is missing")
 def test_a_torchscript_program_is_said_to_be_one(tmp_path: Path) -> None:
     import torch
