@@ -47,6 +47,26 @@ def test_batch_norms_are_found_with_every_bit(kind: str, tmp_path: Path) -> None
         assert {norm.name: dict(norm.options) for norm in model.norms}[next(iter(made.states))] == made.options
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "orbax" not in str(kind.values[0])])  # a folder
+@pytest.mark.parametrize("name", ["model", "model.bin", "model.onnx", "model.msgpack", "model.safetensors"])
+def test_a_file_is_known_under_any_name(kind: str, name: str, tmp_path: Path) -> None:
+    made = models.MAKERS[kind](tmp_path)
+    want = model_files.read(made.path)
+    model = model_files.read(made.path.rename(tmp_path / name))
+    assert model.format == want.format
+    assert [norm.name for norm in model.norms] == [norm.name for norm in want.norms]
+
+
+@pytest.mark.parametrize(
+    "start", [b"\x08\x01\x12\xf4\x03\x0a\x01a\x12", b"\x08\x04\x12\x20\x0a\x10input", b"\x81\x01\x02\x03\x04"]
+)
+def test_what_begins_much_like_onnx_or_flax_is_not_taken_for_it(start: bytes, tmp_path: Path) -> None:
+    """A TensorFlow SavedModel, a Core ML model, and a mapping of numbers."""
+    (tmp_path / "model.bin").write_bytes(start + bytes(99))
+    with pytest.raises(ModelFileError, match=r"model\.bin must be one of \.safetensors, "):
+        model_files.read(tmp_path / "model.bin")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_read_can_be_inspected(kind: str, tmp_path: Path) -> None:
     """A trained layer has statistics without faults."""
