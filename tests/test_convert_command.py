@@ -147,6 +147,13 @@ def _training() -> Any:
 # The command.
 
 
+def test_a_folder_that_is_named_as_a_file_keeps_its_ending_in_the_suggestion(polybn_: Polybn, tmp_path: Path) -> None:
+    save(tmp_path / "a.safetensors", states("bn.running_mean", "bn.running_var"))
+    (tmp_path / "a.npz").mkdir()
+    err = polybn_("convert", "a.safetensors", "a.npz", "--to", "keras3").err
+    assert "OUTPUT must name a file; got a.npz, a folder (try a.npz/batch-norms.npz)" in err
+
+
 def save(path: Path, state: dict[str, Any]) -> None:
     path.write_bytes(safetensors.encode(state, {}))
 

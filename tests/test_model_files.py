@@ -261,7 +261,13 @@ def test_an_operator_that_would_ignore_gamma_is_told_not_to() -> None:
     assert writing.convert_norms(model, dialects.MXNET_NATIVE).norms[0].options == {"fix_gamma": False}
 
 
-@pytest.mark.parametrize(("target", "words"), [("mlx", "eps=1e-05, the default of pytorch and of mlx, is right")])
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("mlx", "eps=1e-05, the default of pytorch and of mlx, is right"),
+        ("pytorch", "eps=1e-05, the default of pytorch, is right"),
+    ],
+)
 def test_an_eps_that_nothing_says_is_spoken_of_even_if_both_take_the_same(target: str, words: str) -> None:
     model = Model("safetensors", [Norm("a", "pytorch", states("running_mean", "running_var"))], 2)
     notes = [sentence for sentence, _ in writing.convert_norms(model, dialects.DIALECTS[target]).notes]

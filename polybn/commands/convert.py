@@ -130,8 +130,9 @@ def _check_output(output: Path, file: Path, endings: tuple[str, ...], why: str) 
     """Refuse a place that cannot be written, with a suggestion that can."""
     name = "folded" if endings == (".onnx",) else "batch-norms"
     if output.is_dir():
+        ending = output.suffix if output.suffix.lower() in endings else endings[0]
         raise DomainError(
-            f"polybn.convert: OUTPUT must name a file; got {output}, a folder (try {output / name}{endings[0]})"
+            f"polybn.convert: OUTPUT must name a file; got {output}, a folder (try {output / name}{ending})"
         )
     if output.suffix.lower() not in endings:
         better = output.with_suffix(endings[0])

@@ -15,7 +15,7 @@ _NAMED = re.compile(r"(?:^|[._/])(?:bn|bnorm|batch_?norm)[^./]*$", re.IGNORECASE
 _PAIRS = sorted({(d.names["gamma"], d.names["beta"]) for d in DIALECTS.values() if {"gamma", "beta"} <= d.names.keys()})
 BARE = (
     "its mean and var have neither gamma nor beta beside them, and may be anything's; if it is a batch norm, "
-    "polybn convert reads it with --from flax_linen"
+    "polybn inspect and polybn convert read it with --from flax_linen"
 )
 UNTRACKED = (
     "it has weight and bias but no running statistics, which is right for PyTorch's layer with "

@@ -117,7 +117,8 @@ def _defaults(given: Mapping[str, Any], here: Dialect, target: Dialect) -> list[
 def _default(option: str, words: tuple[str, float, str], here: Dialect, target: Dialect, takes: float) -> str:
     word, value, purpose = words
     if value == takes:
-        same = f"{word}={value:g}, the default of {here.name} and of {target.name}, is right{purpose}"
+        both = here.name if here.name == target.name else f"{here.name} and of {target.name}"
+        same = f"{word}={value:g}, the default of {both}, is right{purpose}"
         return f"The file does not say {option}: {same} unless the model was made with another."
     return (
         f"The file does not say {option}. Unless the model was made with another, make the layers with "
