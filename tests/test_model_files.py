@@ -177,6 +177,8 @@ def test_layers_without_gamma_and_beta_are_read_back(name: str, ending: str, tmp
             norm.name: len(norm.state) for norm in made
         }
         assert ending != ".safetensors" or {norm.dialect for norm in found} == {name}
+        left = model_files.read(tmp_path / f"a{ending}", first=first).left_out
+        assert [each for each in left if each.level == "warning"] == []
 
 
 @pytest.mark.skipif(bool(missing(("keras", "h5py"))), reason="keras or h5py is missing")
@@ -595,10 +597,12 @@ def test_a_batch_norm_without_a_telling_name_is_known_by_its_arrays() -> None:
         ("state.0.exp_avg", "state.0.exp_avg_sq", "state.0.step"),
         ("image.mean",),
         ("codes.weight", "codes.bias", "codes.cluster_size"),
+        ("observed.running_mean", "observed.running_var", "observed.count"),
     ],
 )
 def test_what_is_no_batch_norm_gets_no_word(names: tuple[str, ...]) -> None:
-    assert list(left_out(dict.fromkeys(names, (5,)), [])) == []
+    shapes = dict.fromkeys(names, (5,))
+    assert list(left_out(shapes, [place.layer for place in model_files.names.places(shapes)])) == []
 
 
 def test_arrays_of_other_shapes_are_said_with_their_shapes() -> None:

@@ -79,9 +79,8 @@ def _fit(members: Mapping[str, tuple[int, ...]], dialect: Dialect) -> _Fit | Non
     if not paired and not telling:
         return None
     meant = _meant(members, dialect, lacks)
-    return (
-        _Fit(has, lacks, meant) if telling or any(own in has or own in meant for own in statistics(dialect)) else None
-    )
+    shown = telling or any(own in has or own in meant for own in statistics(dialect))
+    return _Fit(has, lacks, meant) if shown else None
 
 
 def _meant(members: Mapping[str, tuple[int, ...]], dialect: Dialect, lacks: list[str]) -> dict[str, str]:
@@ -89,10 +88,11 @@ def _meant(members: Mapping[str, tuple[int, ...]], dialect: Dialect, lacks: list
     names = dialect.names
     strangers = [own for own in members if own not in names.values() and len(members[own]) < 2 and "/" not in own]
     strangers = [own for own in strangers if "." not in own][:MOST_STRANGERS]
-    meant = dict[str, str]()
+    vectors, meant = {members[own] for own in names.values() if own in members}, dict[str, str]()
     for role, own in names.items():
         if own in lacks or (role in _SYNONYMS and own not in members):
             left = [other for other in strangers if other not in meant.values()]
+            left = [other for other in left if own in lacks or members[other] in vectors]
             alike = [other for other in left if own.endswith(other) or other in _SYNONYMS.get(role, ())]
             meant.update(zip((own,), alike or near(own, left), strict=False))
     return meant
