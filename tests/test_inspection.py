@@ -334,6 +334,13 @@ def test_inspect_never_replaces_the_model(option: str, polybn_: Polybn, tmp_path
     assert (tmp_path / "m.png").read_bytes() == before
 
 
+def test_a_folder_that_is_named_as_a_file_keeps_its_ending_in_the_suggestion(polybn_: Polybn, tmp_path: Path) -> None:
+    save(tmp_path / "m.safetensors", a=healthy())
+    (tmp_path / "r.json").mkdir()
+    err = polybn_("inspect", "m.safetensors", "--json", "r.json").err
+    assert "--json must name a file; got r.json, a folder (try r.json/report.json)" in err
+
+
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
 def test_inspect_draws_the_statistics(polybn_: Polybn, tmp_path: Path) -> None:
     from matplotlib.image import imread
