@@ -57,7 +57,8 @@ def check_place(command: str, option: str, path: Path, *read: Path) -> None:
                 f"(it would be lost; try {path.stem}-2{path.suffix})"
             )
     if path.is_dir():
-        raise DomainError(f"polybn {command}: {option} must name a file; got {path}, a folder (try {path / 'report'})")
+        better = path / f"report{path.suffix}"
+        raise DomainError(f"polybn {command}: {option} must name a file; got {path}, a folder (try {better})")
     if not folder.is_dir():
         raise DomainError(
             f"polybn {command}: {option} must lie in a folder that exists; got {path} (mkdir -p {folder})"

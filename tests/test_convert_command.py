@@ -75,6 +75,39 @@ def test_what_cannot_be_folded_stays_and_is_named(change: Callable[[Any], Any], 
 
 
 @pytest.mark.skipif(bool(missing(("onnx", "torch"))), reason="onnx or torch is missing")
+def test_what_a_folded_batch_norm_alone_has_used_is_removed(tmp_path: Path) -> None:
+    """ONNX Runtime warns of each tensor that nothing uses."""
+    import onnx
+
+    model = model_files.onnx.parse(models.onnx(tmp_path).path.read_bytes())
+    graph, make = model.graph, onnx.helper.make_node
+    graph.node.insert(0, make("Identity", ["last.bias"], ["i"]))
+    graph.node[5].input[2], graph.node[2].input[2] = "i", "j"
+    graph.initializer.extend([onnx.numpy_helper.from_array(np.ones(3), "kept")])
+    graph.node.append(make("Identity", ["bn.running_mean"], ["used"]))
+    graph.output.add(name="used")
+    graph.initializer.extend([onnx.numpy_helper.from_array(np.array([7]), "size")])
+    graph.node.insert(0, make("ConstantOfShape", ["size"], ["j"]))
+    folded = fold.fold(model)
+    assert folded.kept == []
+    names = {tensor.name for tensor in graph.initializer}
+    assert names == {"conv.weight", "conv.bias", "fc.weight", "fc.bias", "bn.running_mean", "bn.bias", "kept"}
+    assert [node.op_type for node in graph.node] == ["Conv", "Flatten", "Gemm", "Identity"]
+
+
+@pytest.mark.skipif(bool(missing(("onnx", "torch"))), reason="onnx or torch is missing")
+def test_weights_that_callers_may_replace_are_seen_through_identities(tmp_path: Path) -> None:
+    import onnx
+
+    model = model_files.onnx.parse(models.onnx(tmp_path).path.read_bytes())
+    model.graph.node.insert(0, onnx.helper.make_node("Identity", ["bn.bias"], ["i"]))
+    model.graph.node[2].input[2] = "i"
+    model.graph.input.add(name="bn.bias")
+    ((name, why),) = fold.fold(model).kept
+    assert (name, "weights that callers may replace" in why) == ("bn", True)
+
+
+@pytest.mark.skipif(bool(missing(("onnx", "torch"))), reason="onnx or torch is missing")
 @pytest.mark.parametrize(("shape", "fits"), [((11,), True), ((1, 11), True), ((1,), True), ((11, 1), False)])
 def test_a_bias_that_is_not_one_number_for_each_channel_stays(
     shape: tuple[int, ...], fits: bool, tmp_path: Path
@@ -112,6 +145,13 @@ def _training() -> Any:
 
 
 # The command.
+
+
+def test_a_folder_that_is_named_as_a_file_keeps_its_ending_in_the_suggestion(polybn_: Polybn, tmp_path: Path) -> None:
+    save(tmp_path / "a.safetensors", states("bn.running_mean", "bn.running_var"))
+    (tmp_path / "a.npz").mkdir()
+    err = polybn_("convert", "a.safetensors", "a.npz", "--to", "keras3").err
+    assert "OUTPUT must name a file; got a.npz, a folder (try a.npz/batch-norms.npz)" in err
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -188,6 +228,21 @@ def test_an_option_says_what_the_file_does_not(polybn_: Polybn, tmp_path: Path) 
     assert out.splitlines()[1:3] == lines
     assert "does not say eps" not in out
     assert "does not say momentum" in out
+
+
+@pytest.mark.parametrize(("fixed", "gamma"), [("False", 3.0), ("True", 1.0), (None, 3.0)])
+@pytest.mark.parametrize(("to", "word"), [("pytorch", "weight"), ("gluon", "gamma"), ("mxnet_native", "gamma")])
+def test_gluon_can_be_told_whether_gamma_counts(
+    to: str, word: str, fixed: str | None, gamma: float, polybn_: Polybn, tmp_path: Path
+) -> None:
+    """Its files do not say it: gamma is in them even of layers with scale=False."""
+    names = ("gamma", "beta", "running_mean", "running_var")
+    (tmp_path / "net.params").write_bytes(gluon.encode({f"1.{name}": np.full(4, 3, np.float32) for name in names}))
+    options = () if fixed is None else ("--option", f"fix_gamma={fixed}")
+    code, _, err = polybn_("convert", "net.params", "b.npz", "--to", to, *options)
+    assert (code, err) == (0, "")
+    with np.load(tmp_path / "b.npz") as arrays:
+        assert arrays[f"1.{word}"].tolist() == [gamma] * 4
 
 
 def test_options_differ_from_layer_to_layer(polybn_: Polybn, tmp_path: Path) -> None:
@@ -286,7 +341,7 @@ def test_the_words_of_the_file_may_be_those_of_any_dialect(polybn_: Polybn, tmp_
         (("b.npz", "--to", "keras"), "--to must name a dialect; got 'keras' (did you mean keras3"),
         (("b.npz", "--to", "flax"), "got 'flax' (did you mean flax_linen or flax_nnx? all are "),
         (("b.npz", "--to", "mxnet"), "got 'mxnet' (did you mean mxnet_native or mxnet_cudnn or gluon? all are "),
-        (("b.npz", "--to", "PyTorch"), "got 'PyTorch' (did you mean pytorch or pytorch_sync? all are "),
+        (("b.npz", "--to", "PyTorch"), "got 'PyTorch' (did you mean pytorch? all are "),
         (("b.npz", "--to", "torch"), "got 'torch' (did you mean pytorch or pytorch_sync or d2l_torch? all are "),
         (("b.npz", "--to", "kears3"), "got 'kears3' (did you mean keras3? all are "),
         (("b.npz", "--to", ""), "got '' (all are "),
@@ -324,7 +379,13 @@ def test_the_words_of_the_file_may_be_those_of_any_dialect(polybn_: Polybn, tmp_
         ),
         (
             ("b.npz", "--to", "keras3", "--option", "epsilon=1"),
-            "polybn.convert: in 'bn', options must be in the words of pytorch (momentum, eps, axis); got 'epsilon'",
+            "polybn.convert: in 'bn', options must be in the words of pytorch (momentum, eps, axis); got 'epsilon' "
+            "(did you mean eps? ",
+        ),
+        (("b.npz", "--to", "keras3", "--option", "mometum=1"), "got 'mometum' (did you mean momentum? "),
+        (
+            ("b.npz", "--to", "keras3", "--option", "fix_gamma=False"),
+            "got 'fix_gamma' (only mxnet_native, mxnet_cudnn, ",
         ),
         (
             ("b.onnx", "--fold", "--to", "keras3"),

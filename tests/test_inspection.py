@@ -271,6 +271,18 @@ def test_inspect_shows_a_table_and_the_exit_code_tells_of_errors(polybn_: Polybn
     assert out.splitlines()[-1].startswith("error: b: variance is NaN or infinite in 1 of 7 channels")
 
 
+def test_inspect_takes_the_dialect_that_names_do_not_tell(polybn_: Polybn, tmp_path: Path) -> None:
+    statistics = {"mean": np.arange(3.0), "var": np.arange(3.0) + 1}
+    save(tmp_path / "bare.safetensors", bn=statistics)
+    _, out, _ = polybn_("inspect", "bare.safetensors")
+    assert "polybn inspect and polybn convert read it with --from flax_linen" in out
+    code, out, err = polybn_("inspect", "bare.safetensors", "--from", "flax_linen", "--json", "r.json")
+    assert (code, err) == (0, "")
+    assert out.startswith("bare.safetensors (safetensors): 1 batch norm with 3 channels, nothing wrong with it.")
+    assert json.loads((tmp_path / "r.json").read_text())["batch_norms"][0]["dialect"] == "flax_linen"
+    assert "--from must name a dialect; got 'flux'" in polybn_("inspect", "bare.safetensors", "--from", "flux").err
+
+
 def test_inspect_writes_all_as_json(polybn_: Polybn, tmp_path: Path) -> None:
     state = healthy(running_var=np.nan)
     save(tmp_path / "bad.safetensors", b=state)
@@ -320,6 +332,13 @@ def test_inspect_never_replaces_the_model(option: str, polybn_: Polybn, tmp_path
     before = (tmp_path / "m.png").read_bytes()
     assert "another file than those that are read; got m.png" in polybn_("inspect", "m.png", option, "m.png").err
     assert (tmp_path / "m.png").read_bytes() == before
+
+
+def test_a_folder_that_is_named_as_a_file_keeps_its_ending_in_the_suggestion(polybn_: Polybn, tmp_path: Path) -> None:
+    save(tmp_path / "m.safetensors", a=healthy())
+    (tmp_path / "r.json").mkdir()
+    err = polybn_("inspect", "m.safetensors", "--json", "r.json").err
+    assert "--json must name a file; got r.json, a folder (try r.json/report.json)" in err
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")

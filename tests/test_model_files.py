@@ -14,6 +14,7 @@ import pytest
 
 from polybn import dialects, inspection, model_files
 from polybn.model_files import Model, ModelFileError, Norm, errors, gluon, npz, safetensors, writing
+from polybn.model_files.left_out import left_out
 from polybn.spec import DomainError
 from tests.support import models
 from tests.support.command import Polybn
@@ -44,6 +45,26 @@ def test_batch_norms_are_found_with_every_bit(kind: str, tmp_path: Path) -> None
             assert norm.state[name].shape == (array.shape if array.ndim == 0 else (array.size,))
     if made.options:
         assert {norm.name: dict(norm.options) for norm in model.norms}[next(iter(made.states))] == made.options
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "orbax" not in str(kind.values[0])])  # a folder
+@pytest.mark.parametrize("name", ["model", "model.bin", "model.onnx", "model.msgpack", "model.safetensors"])
+def test_a_file_is_known_under_any_name(kind: str, name: str, tmp_path: Path) -> None:
+    made = models.MAKERS[kind](tmp_path)
+    want = model_files.read(made.path)
+    model = model_files.read(made.path.rename(tmp_path / name))
+    assert model.format == want.format
+    assert [norm.name for norm in model.norms] == [norm.name for norm in want.norms]
+
+
+@pytest.mark.parametrize(
+    "start", [b"\x08\x01\x12\xf4\x03\x0a\x01a\x12", b"\x08\x04\x12\x20\x0a\x10input", b"\x81\x01\x02\x03\x04"]
+)
+def test_what_begins_much_like_onnx_or_flax_is_not_taken_for_it(start: bytes, tmp_path: Path) -> None:
+    """A TensorFlow SavedModel, a Core ML model, and a mapping of numbers."""
+    (tmp_path / "model.bin").write_bytes(start + bytes(99))
+    with pytest.raises(ModelFileError, match=r"model\.bin must be one of \.safetensors, "):
+        model_files.read(tmp_path / "model.bin")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -156,6 +177,8 @@ def test_layers_without_gamma_and_beta_are_read_back(name: str, ending: str, tmp
             norm.name: len(norm.state) for norm in made
         }
         assert ending != ".safetensors" or {norm.dialect for norm in found} == {name}
+        left = model_files.read(tmp_path / f"a{ending}", first=first).left_out
+        assert [each for each in left if each.level == "warning"] == []
 
 
 @pytest.mark.skipif(bool(missing(("keras", "h5py"))), reason="keras or h5py is missing")
@@ -240,7 +263,13 @@ def test_an_operator_that_would_ignore_gamma_is_told_not_to() -> None:
     assert writing.convert_norms(model, dialects.MXNET_NATIVE).norms[0].options == {"fix_gamma": False}
 
 
-@pytest.mark.parametrize(("target", "words"), [("mlx", "eps=1e-05, the default of pytorch and of mlx, is right")])
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("mlx", "eps=1e-05, the default of pytorch and of mlx, is right"),
+        ("pytorch", "eps=1e-05, the default of pytorch, is right"),
+    ],
+)
 def test_an_eps_that_nothing_says_is_spoken_of_even_if_both_take_the_same(target: str, words: str) -> None:
     model = Model("safetensors", [Norm("a", "pytorch", states("running_mean", "running_var"))], 2)
     notes = [sentence for sentence, _ in writing.convert_norms(model, dialects.DIALECTS[target]).notes]
@@ -360,6 +389,68 @@ def test_batch_norms_of_the_same_statistics_are_named_after_their_outputs(tmp_pa
     assert [found.norm.name for found in model_files.onnx.find(model)] == ["b", "y"]
 
 
+@pytest.mark.skipif(bool(missing(("onnx", "torch"))), reason="onnx or torch is missing")
+def test_equal_tensors_that_an_exporter_shares_are_found(tmp_path: Path) -> None:
+    """As those of PyTorch do: a node passes on the tensor that is kept, even into another graph."""
+    import onnx
+
+    model = model_files.onnx.parse(models.onnx(tmp_path).path.read_bytes())
+    make, graph = onnx.helper.make_node, model.graph
+    whole = model_files.onnx.find(model)[0].norm.state
+    branch = onnx.helper.make_graph([make("BatchNormalization", ["a", *graph.node[1].input[1:]], ["z"])], "b", [], [])
+    graph.node.insert(0, make("Identity", ["bn.bias"], ["i"]))
+    graph.node.insert(1, make("Identity", ["i"], ["j"]))
+    graph.node[3].input[2] = "j"
+    branch.node[0].input[2] = "j"
+    graph.node.append(make("If", ["c"], ["w"], then_branch=branch))
+    first, _, inner = (found.norm for found in model_files.onnx.find(model))
+    for norm in (first, inner):
+        assert (norm.state["B"].tolist(), norm.lacks) == (whole["B"].tolist(), "")
+    graph.node[0].input[0] = "j"
+    assert model_files.onnx.find(model)[0].norm.lacks == "B is computed by the graph"
+    graph.node[3].input[1] = "j"
+    assert model_files.onnx.find(model)[0].norm.lacks == "scale and B are computed by the graph"
+
+
+@pytest.mark.skipif(bool(missing(("flax", "orbax"))), reason="flax or orbax is missing")
+def test_the_folder_of_a_checkpoint_manager_leads_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """To the only checkpoint in it, or to the name of the last one."""
+    import orbax.checkpoint as ocp
+
+    state = {"params": {"bn": states("scale", "bias")}, "batch_stats": {"bn": states("mean", "var")}}
+    with ocp.CheckpointManager((tmp_path / "all").resolve()) as manager:
+        manager.save(7, args=ocp.args.StandardSave(state))
+        manager.wait_until_finished()
+        for folder in (tmp_path / "all", tmp_path / "all" / "7", tmp_path / "all" / "7" / "default"):
+            capfd.readouterr()
+            assert [norm.name for norm in model_files.read(folder).norms] == ["bn"]
+            assert capfd.readouterr() == ("", "")
+        manager.save(10, args=ocp.args.StandardSave(state))
+        manager.wait_until_finished()
+    last = re.escape(str(tmp_path / "all" / "10" / "default"))
+    with pytest.raises(ModelFileError, match=rf"all must be one checkpoint; got 2 in it \(name one, such as {last}\)"):
+        model_files.read(tmp_path / "all")
+
+
+def test_a_folder_of_other_folders_is_no_checkpoint(tmp_path: Path) -> None:
+    """Links are not followed, and nothing is looked for far below."""
+    (tmp_path / "deep" / "a" / "b" / "c").mkdir(parents=True)
+    (tmp_path / "deep" / "a" / "b" / "c" / "_METADATA").touch()
+    (tmp_path / "deep" / "link").symlink_to(tmp_path / "deep" / "a" / "b" / "c")
+    with pytest.raises(ModelFileError, match=r"deep must hold _METADATA of Orbax; got a directory without"):
+        model_files.read(tmp_path / "deep")
+
+
+@pytest.mark.skipif(bool(missing(("torch",))), reason="torch is missing")
+def test_a_torchscript_program_is_said_to_be_one(tmp_path: Path) -> None:
+    import torch
+
+    net = torch.jit.trace(torch.nn.BatchNorm1d(3).eval(), torch.ones(2, 3))
+    torch.jit.save(net, tmp_path / "a.pt")
+    with pytest.raises(ModelFileError, match=r"a\.pt must hold a state dict; got a TorchScript program \(save the mod"):
+        model_files.read(tmp_path / "a.pt")
+
+
 @pytest.mark.skipif(bool(missing(("keras", "h5py"))), reason="keras or h5py is missing")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Keras on NumPy computes on uninitialised memory for a shape
 def test_batch_norms_in_wrappers_and_layers_of_the_users_own_are_found(tmp_path: Path) -> None:
@@ -439,7 +530,6 @@ def test_safetensors_that_are_cut_off_are_said_to_be(tmp_path: Path) -> None:
     [
         (("bn/mean", "bn/var"), ["bn"], "--from flax_linen"),
         (("a.bn1.weight", "a.bn1.bias"), ["a.bn1"], "track_running_stats=False"),
-        (("batch_normalization/gamma", "batch_normalization/beta"), ["batch_normalization"], "track_running_stats"),
         (("a.norm1.weight", "a.norm1.bias"), [], ""),
         (("fc.weight", "fc.bias", "bn.running_mean", "bn.running_var", "bn.weight", "bn.bias"), [], ""),
         (("params/bn/scale", "params/bn/bias", "batch_stats/bn/mean", "batch_stats/bn/var"), [], ""),
@@ -458,6 +548,115 @@ def test_what_may_be_a_batch_norm_is_not_left_out_without_a_word(
     assert all(finding.level == "note" and word in finding.sentence for finding in left)
     out = polybn_("convert", "a.safetensors", "b.npz", "--to", "keras3").out
     assert [line.partition(":")[0] for line in out.splitlines() if ": Left out: " in line] == layers
+
+
+BN = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+MISSING = "an array is missing"
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "why"),
+    [
+        (BN[:3], MISSING, "has weight, bias and running_mean, but no running_var; save all"),
+        (("moving_mean",), MISSING, "has moving_mean, but no moving_variance; save all"),
+        (
+            (*BN[:3], "runing_var"),
+            MISSING,
+            "but no running_var; if it is a batch norm, rename runing_var to running_var",
+        ),
+        (
+            ("gamma", "beta", "mean", "variance"),
+            "arrays are missing",
+            "but no moving_mean and no moving_variance; if it is a batch norm, rename mean to moving_mean and variance "
+            "to moving_variance in the file",
+        ),
+        (("scale", "bias", "mean", "vra"), MISSING, "but no var; if it is a batch norm, rename vra to var"),
+        (("scale", "bias"), "statistics are missing", "save all variables, not params alone"),
+        (("gamma", "beta"), "statistics are missing", "has gamma and beta but no running statistics"),
+    ],
+)
+@pytest.mark.parametrize(("layer", "between"), [("a/bn", "/"), ("a.bn1", "."), ("bn", "_")])
+def test_a_batch_norm_with_missing_or_misspelt_arrays_needs_a_look(
+    names: tuple[str, ...], kind: str, why: str, layer: str, between: str
+) -> None:
+    shapes = {f"{layer}{between}{name}": (5,) for name in names} | {"fc.weight": (5, 5), "fc.bias": (5,)}
+    (left,) = left_out(shapes, [])
+    assert (left.layer, left.kind, left.level) == (layer, kind, "warning")
+    assert why in left.why
+
+
+def test_a_batch_norm_without_a_telling_name_is_known_by_its_arrays() -> None:
+    names = [f"downsample.1.{name}" for name in (*BN[:3], "runing_var")]
+    assert [left.layer for left in left_out(dict.fromkeys(names, (5,)), [])] == ["downsample.1"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("norm.weight", "norm.bias", "norm.eps"),
+        ("state.0.exp_avg", "state.0.exp_avg_sq", "state.0.step"),
+        ("image.mean",),
+        ("codes.weight", "codes.bias", "codes.cluster_size"),
+        ("observed.running_mean", "observed.running_var", "observed.count"),
+    ],
+)
+def test_what_is_no_batch_norm_gets_no_word(names: tuple[str, ...]) -> None:
+    shapes = dict.fromkeys(names, (5,))
+    assert list(left_out(shapes, [place.layer for place in model_files.names.places(shapes)])) == []
+
+
+def test_arrays_of_other_shapes_are_said_with_their_shapes() -> None:
+    shapes = {f"bn.{name}": (8,) for name in BN[:4]} | {"bn.running_var": (5,), "bn.num_batches_tracked": ()}
+    (left,) = left_out(shapes, [])
+    assert left.kind == "arrays differ in shape"
+    assert left.why == "its arrays must be of one shape; got weight, bias and running_mean [8]; running_var [5]"
+
+
+@pytest.mark.parametrize(
+    ("names", "read", "renamed"),
+    [
+        (("weihgt", *BN[1:4]), True, "weihgt to weight"),
+        (("scale", *BN[1:4]), True, "scale to weight"),
+        (("scale", "offset", *BN[2:4]), False, "scale to weight and offset to bias"),
+        (("gama", "beta", "moving_mean", "moving_variance"), True, "gama to gamma"),
+    ],
+)
+def test_a_misspelt_gamma_is_said_of_a_layer_that_is_read(names: tuple[str, ...], read: bool, renamed: str) -> None:
+    """As if it had none, which is rarely meant."""
+    tensors = model_files.tensors.from_arrays(states(*(f"bn.{name}" for name in names)))
+    found = [norm.name for norm in model_files.names.find(tensors)]
+    (left,) = left_out(tensors.shapes, found)
+    assert (found, left.layer, left.level) == (["bn"] * read, "bn", "warning")
+    assert f"rename {renamed} in the file" in left.why
+
+
+@pytest.mark.skipif(bool(missing(("h5py",))), reason="h5py is not installed")
+def test_a_keras_file_with_a_missing_array_says_so(tmp_path: Path) -> None:
+    import h5py
+
+    made = models.keras2(tmp_path)
+    with h5py.File(made.path, "a") as file:
+        del file["model_weights/bn_3/bn_3_1/moving_variance:0"]
+    (left,) = model_files.read(made.path).left_out
+    assert (left.layer, left.kind) == ("model_weights/bn_3/bn_3_1", MISSING)
+
+
+def test_damage_is_in_the_first_line_of_both_commands(polybn_: Polybn, tmp_path: Path) -> None:
+    whole = states(*(f"{layer}.{name}" for layer in ("a", "b") for name in BN[:4]))
+    del whole["b.running_var"]
+    np.savez(tmp_path / "a.npz", **whole)  # type: ignore[arg-type]
+    out = polybn_("inspect", "a.npz").out
+    assert out.startswith("a.npz (NumPy): 1 batch norm with 5 channels; 1 needs a look: an array is missing in b.\n")
+    assert "warning: b: left out: it has weight, bias and running_mean, but no running_var;" in out
+    out = polybn_("convert", "a.npz", "b.npz", "--to", "keras3").out
+    assert out.startswith("1 batch norm, 1 left out, from pytorch to keras3, in b.npz: a/gamma, ...\n")
+    del whole["a.running_var"]
+    np.savez(tmp_path / "a.npz", **whole)  # type: ignore[arg-type]
+    first = (
+        "a.npz (NumPy, 6 arrays) holds no batch norm that is whole; 2 need a look: an array is missing in a and 1 more."
+    )
+    assert polybn_("inspect", "a.npz").out.startswith(first)
+    assert "(NumPy); 'a' is left out: it has weight, " in polybn_("convert", "a.npz", "b.npz", "--to", "keras3").err
 
 
 # Public models.

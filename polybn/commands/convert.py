@@ -105,11 +105,16 @@ def convert(
     _check_output(output, file, writing.ENDINGS, "it picks the format")
     model = model_files.read(file, first=() if here is None else (here.name,))
     if not model.norms:
-        raise DomainError(f"polybn.convert: FILE must hold a batch norm; got none in {file} ({model.format})")
+        why = [f"; {left.layer!r:.80} is left out: {left.why}" for left in model.left_out[:1]]
+        raise DomainError(
+            f"polybn.convert: FILE must hold a batch norm; got none in {file} ({model.format}){''.join(why)}"
+        )
     made = writing.convert_norms(model, target, source=here, counts=counts, options=options)
     names = writing.write(made.norms, output)
     words = ", ".join(sorted({norm.dialect for norm in model.norms})) if here is None else here.name
-    first = f"{count_of(len(made.norms), 'batch norm')}, from {words} to {target.name}, in {output}: {names[0]}, ..."
+    left = len({left.layer for left in model.left_out} - {norm.name for norm in model.norms})
+    some = f"{count_of(len(made.norms), 'batch norm')}{f', {left} left out' if left else ''}"
+    first = f"{some}, from {words} to {target.name}, in {output}: {names[0]}, ..."
     out.print(shown(first))
     for line in _to_make(made.norms, output.suffix.lower()):
         out.print(shown(line))
@@ -125,8 +130,9 @@ def _check_output(output: Path, file: Path, endings: tuple[str, ...], why: str) 
     """Refuse a place that cannot be written, with a suggestion that can."""
     name = "folded" if endings == (".onnx",) else "batch-norms"
     if output.is_dir():
+        ending = output.suffix if output.suffix.lower() in endings else endings[0]
         raise DomainError(
-            f"polybn.convert: OUTPUT must name a file; got {output}, a folder (try {output / name}{endings[0]})"
+            f"polybn.convert: OUTPUT must name a file; got {output}, a folder (try {output / name}{ending})"
         )
     if output.suffix.lower() not in endings:
         better = output.with_suffix(endings[0])

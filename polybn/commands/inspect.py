@@ -29,6 +29,12 @@ def inspect(
         str | None,
         typer.Option("--for", metavar="DIALECT", help="Where the model is to go; polybn dialects lists the names."),
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="DIALECT", help="The framework that wrote FILE, where its arrays' names do not tell."
+        ),
+    ] = None,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write all statistics and findings, as JSON; - prints them.")
     ] = None,
@@ -58,7 +64,8 @@ def inspect(
         pictures.check_target(picture)
         check_place("inspect", "--picture", picture, file)
     to = None if target is None else dialects.find(target, function="inspect", argument="--for")
-    model = model_files.read(file)
+    here = None if source is None else dialects.find(source, function="inspect", argument="--from")
+    model = model_files.read(file, first=() if here is None else (here.name,))
     findings = inspection.inspect(model, to)
     if json is not None:
         report = {

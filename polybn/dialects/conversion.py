@@ -93,7 +93,8 @@ def convert(
     steps = _number("steps", steps, 0, "a number of batches")
     given = read_options({} if options is None else options, here, "dialects.convert")
     arrays = _arrays(state, here)
-    if here is there and steps is None:
+    fixes = given.fix_gamma and not there.fix_gamma  # then gamma has to become 1: there is no word for it
+    if here is there and steps is None and not fixes:
         return Converted({here.names[role]: array.copy() for role, array in arrays.items()}, ())
     made, notes = carry(arrays, here, there, Told(count, steps, given))
     return Converted({there.names[role]: array for role, array in made.items()}, tuple(notes))

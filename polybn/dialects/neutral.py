@@ -70,8 +70,8 @@ def read(arrays: Arrays, dialect: Dialect, known: Knowledge) -> Neutral:
         wide = {role: array.astype(np.float64) for role, array in arrays.items()}
     mean, var, steps = _read_statistics(wide, dialect, known)
     gamma, beta = wide.get("gamma"), wide.get("beta")
-    if dialect.fix_gamma and gamma is not None and not (gamma == 1).all():
-        if known.fix_gamma is None:
+    if gamma is not None and not (gamma == 1).all():
+        if dialect.fix_gamma and known.fix_gamma is None:
             raise DomainError(
                 f"{FUNCTION}: options must have fix_gamma where gamma is not 1; got none "
                 f"({dialect.name} takes gamma for 1 if nothing is said; look how the operator was made)"

@@ -17,6 +17,8 @@ SCALARS: tuple[Role, ...] = ("count", "second_count", "factor", "first")
 FUNCTION = "polybn.dialects.convert"
 CUMULATIVE = ("polybn", "pytorch", "pytorch_sync")
 """The dialects in which a momentum of None averages over all batches alike."""
+FIXING = ("mxnet_native", "mxnet_cudnn", "gluon")
+"""The dialects of one operator, which may be told to take gamma for 1; Gluon's own word for that is scale=False."""
 ENDLESS = 2**30
 """A number of batches after which the initial value has no weight, and which a 32-bit counter can still exceed."""
 ABOVE_0 = 5e-324

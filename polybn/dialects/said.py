@@ -8,7 +8,8 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from polybn.dialects.record import ABOVE_0, CUMULATIVE, Record
+from polybn.dialects.record import ABOVE_0, CUMULATIVE, FIXING, Record
+from polybn.near import did_you_mean, near
 from polybn.options import EPS, check_axis, check_number, type_name
 from polybn.spec import DomainError, DTypeError
 
@@ -37,12 +38,14 @@ def read_options(
         )
     options = {**defaults, **options}
     words = {dialect.momentum_word: "momentum", dialect.eps_word: "eps", "axis": "axis"}
-    words |= {"fix_gamma": "fix_gamma"} if dialect.fix_gamma else {}
+    words |= {"fix_gamma": "fix_gamma"} if dialect.name in FIXING else {}
     unknown = [word for word in options if word not in words]
     if unknown:
+        hint = f"{did_you_mean(near(unknown[0], words))}what it means elsewhere says nothing here"
+        hint = f"only {', '.join(FIXING)} have it" if unknown[0] == "fix_gamma" else hint
         raise DomainError(
             f"polybn.{function}: options must be in the words of {dialect.name} ({', '.join(words)}); "
-            f"got {unknown[0]!r} (what it means elsewhere says nothing here)"
+            f"got {unknown[0]!r} ({hint})"
         )
     found = {words[word]: value for word, value in options.items()}
     if dialect.name in CUMULATIVE and found.get("momentum", 0) is None:

@@ -144,8 +144,8 @@ GLUON = Dialect(
     names=_names("gamma beta running_mean running_var"),
     eps_word="epsilon", dtype="float32", changes_in="backward", empty="error", any_axis=True, affine="always",
     source="mxnet.gluon.nn.basic_layers, 1.9.1", sources={"empty": "seen with mxnet 1.9.1"},
-    remark="On GPUs its statistics are those of mxnet_cudnn. With scale=False, gamma is taken for 1; it is in every "
-    "file, as beta is.",
+    remark="On GPUs its statistics are those of mxnet_cudnn. With scale=False, gamma is taken for 1, which conversion "
+    "is told as fix_gamma=True; it is in every file, as beta is.",
 )
 ONNX15 = Dialect(
     name="onnx15", title="ONNX, BatchNormalization since operator set 15", names=_names("scale B input_mean input_var"),

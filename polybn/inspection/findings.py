@@ -74,7 +74,9 @@ def inspect(model: Model, target: Dialect | None = None) -> list[Finding]:
         for rule in RULES:
             found += rule(channels)
         found += _for_target(channels, target)
-    found += [Finding("note", layer, "is left out", f"{layer}: left out: {why}.") for layer, why in model.left_out]
+    found += [
+        Finding(left.level, left.layer, left.kind, f"{left.layer}: left out: {left.why}.") for left in model.left_out
+    ]
     levels = ("error", "warning", "note")
     return sorted(found, key=lambda finding: levels.index(finding.level))
 

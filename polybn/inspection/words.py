@@ -24,14 +24,18 @@ SHOWN = 3
 
 def headline(name: str, model: Model, findings: list[Finding]) -> str:
     """Return the most useful sentence for the model's author."""
+    worst = [finding for finding in findings if finding.level == findings[0].level]
+    fine = not findings or worst[0].level == "note"
     if not model.norms:
         folded = "; if there was one, the exporter folded it into a convolution" if model.format == "ONNX" else ""
-        return f"{name} ({model.format}, {count_of(model.tensors, 'array')}) holds no batch norm{folded}."
-    size = f"{count_of(len(model.norms), 'batch norm')} with {count_of(model.channels, 'channel')}"
-    what = f"{name} ({model.format}): {size}"
-    worst = [finding for finding in findings if finding.level == findings[0].level]
-    if not findings or worst[0].level == "note":
-        return f"{what}, nothing wrong with {'them' if len(model.norms) > 1 else 'it'}."
+        whole = "" if fine else " that is whole"
+        what = f"{name} ({model.format}, {count_of(model.tensors, 'array')}) holds no batch norm{whole}{folded}"
+    else:
+        size = f"{count_of(len(model.norms), 'batch norm')} with {count_of(model.channels, 'channel')}"
+        what = f"{name} ({model.format}): {size}"
+    if fine:
+        right = f", nothing wrong with {'them' if len(model.norms) > 1 else 'it'}" if model.norms else ""
+        return f"{what}{right}."
     layers = list(dict.fromkeys(finding.norm for finding in worst))
     verb = {"error": ("is broken", "are broken"), "warning": ("needs a look", "need a look")}[worst[0].level]
     return f"{what}; {len(layers)} {verb[len(layers) > 1]}: {_kinds(worst)}."

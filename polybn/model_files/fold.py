@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polybn.model_files.errors import need
-from polybn.model_files.onnx import Found, decode, find, graphs
+from polybn.model_files.onnx import Found, decode, find, graphs, makers_of, origin
 from polybn.model_files.tensors import Array
 
 
@@ -29,18 +29,39 @@ class Folded(NamedTuple):
 
 def fold(model: Any) -> Folded:
     """Fold every batch norm of an ONNX model if possible, in place."""
-    folded, every = Folded(model, [], []), list(graphs(model.graph, 0))
-    uses = Counter(name for graph in every for node in graph.node for name in node.input)
-    uses.update(output.name for graph in every for output in graph.output)
+    folded, every, spent = Folded(model, [], []), list(graphs(model.graph, 0)), set[str]()
+    uses = _uses(every)
     for found in find(model):
         name = found.norm.name
         layer, why_not = _layer_before(found, uses)
         if layer is None:
             folded.kept.append((name, why_not))
         else:
+            spent.update(found.node.input[1:])
             _absorb(found, layer)
             folded.into.append((name, layer.name or layer.op_type))
+    _prune(every, spent)
     return folded
+
+
+def _uses(every: list[Any]) -> Counter[str]:
+    """Count how often each tensor is used, by nodes and as an output."""
+    uses = Counter(name for graph in every for node in graph.node for name in node.input)
+    uses.update(output.name for graph in every for output in graph.output)
+    return uses
+
+
+def _prune(every: list[Any], spent: set[str]) -> None:
+    """Remove what folded batch norms alone have used, and in turn what only that has used."""
+    while spent := spent - _uses(every).keys():
+        makers = [(graph, node) for graph in every for node in graph.node if spent >= {*node.output}]
+        for graph in every:
+            for tensor in [tensor for tensor in graph.initializer if tensor.name in spent]:
+                graph.initializer.remove(tensor)
+        spent = set()
+        for graph, node in makers:
+            spent.update(node.input)
+            graph.node.remove(node)
 
 
 def _layer_before(found: Found, uses: Counter[str]) -> tuple[Any, str]:
@@ -59,8 +80,8 @@ def _layer_before(found: Found, uses: Counter[str]) -> tuple[Any, str]:
         return None, f"what comes before it is {maker.op_type}, neither Conv nor Gemm"
     if uses[node.input[0]] > 1:
         return None, f"{maker.op_type} before it has other users"
-    inputs = {value.name for value in graph.input}
-    if inputs & {*node.input[1:], *maker.input[1:]}:
+    inputs, makers = {value.name for value in graph.input}, makers_of(graph)
+    if inputs & {*maker.input[1:], *(origin(name, makers) for name in node.input[1:])}:
         return None, f"it or {maker.op_type} before it has weights that callers may replace: inputs of the graph"
     values = {tensor.name: tensor for tensor in graph.initializer}
     if any(name not in values or uses[name] > 1 for name in maker.input[1:] if name):

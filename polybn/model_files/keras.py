@@ -22,6 +22,7 @@ from polybn.model_files import hdf5, names
 from polybn.model_files.archives import read_member
 from polybn.model_files.errors import ModelFileError
 from polybn.model_files.keras_config import LAYERS, Layer, parse
+from polybn.model_files.left_out import left_out
 from polybn.model_files.model import Model, Norm, vector
 from polybn.model_files.tensors import Tensors, for_norms
 
@@ -89,12 +90,13 @@ def find_weights(file: BinaryIO) -> Model:
     weights, grouped = _read_weights(file)
     tensors = for_norms(weights)
     norms, size = [*names.find(tensors), *_nameless(tensors, _numbered(tensors), grouped)], len(tensors.shapes)
+    left = tuple(left_out(tensors.shapes, [norm.name for norm in norms], (KERAS3.name,)))
     config = tensors.metadata.get(hdf5.CONFIG)
     if config is None:
-        return Model("Keras weights", norms, size)
+        return Model("Keras weights", norms, size, left)
     if len(config) > MOST_CONFIG:
         raise ModelFileError(f"have a {hdf5.CONFIG} of at most {MOST_CONFIG:,} bytes; got more")
-    return Model("Keras", _configured(norms, [layer for layer in parse(config) if layer.normalizes]), size)
+    return Model("Keras", _configured(norms, [layer for layer in parse(config) if layer.normalizes]), size, left)
 
 
 def _configured(norms: list[Norm], layers: list[Layer]) -> list[Norm]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,19 @@ class Norm(NamedTuple):
     """Why the state is not complete; empty if it is."""
 
 
+class LeftOut(NamedTuple):
+    """A layer that may be a batch norm and is not read as one, or one of whose arrays is not read."""
+
+    layer: str
+    """The layer's name in the model."""
+    why: str
+    """The reason, and what can be done."""
+    kind: str = "is left out"
+    """The kind of reason, such as ``"an array is missing"``."""
+    level: Literal["warning", "note"] = "note"
+    """A warning if the file seems to be damaged or incomplete; a note if it may well be as it should."""
+
+
 class Model(NamedTuple):
     """The batch norms of a file."""
 
@@ -36,7 +49,7 @@ class Model(NamedTuple):
     """The batch norms in the order of the file."""
     tensors: int
     """The number of arrays in the file."""
-    left_out: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
     """The layers that may be batch norms and are not read as such, each with the reason."""
 
     @property

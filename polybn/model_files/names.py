@@ -50,10 +50,7 @@ def places(shapes: Shapes, first: Iterable[str] = (), *, bare: bool = False) -> 
     A ``mean`` and ``var`` without gamma and beta may belong to anything. They count in a dialect among ``first``, in
     Flax's collection of statistics, and if ``bare`` is true.
     """
-    first = tuple(first)
-    brief = {name: short(name) for name in shapes}
-    shared = Counter(brief.values())
-    plain = {brief[name] if shared[brief[name]] == 1 else _plain(name): name for name in shapes}
+    first, plain = tuple(first), by_plain_name(shapes)
     dialects = [DIALECTS[name] for name in dict.fromkeys((*first, *ORDER))]
     for name, whole in plain.items():
         alone = bare or _STATISTICS.search(whole) is not None
@@ -68,6 +65,13 @@ def places(shapes: Shapes, first: Iterable[str] = (), *, bare: bool = False) -> 
         yield from (with_affine or without)[:1]
 
 
+def by_plain_name(shapes: Shapes) -> dict[str, str]:
+    """Return the names in a file by those without their collections, unless these would be the same."""
+    brief = {name: short(name) for name in shapes}
+    shared = Counter(brief.values())
+    return {brief[name] if shared[brief[name]] == 1 else _plain(name): name for name in shapes}
+
+
 def short(name: str) -> str:
     """Remove the collection from a name, which differs between parameters and statistics of one layer."""
     return _COLLECTION.sub("", _plain(name))
@@ -80,7 +84,7 @@ def _plain(name: str) -> str:
 
 def _place(name: str, plain: dict[str, str], shapes: Shapes, dialect: Dialect, *, alone: bool) -> Place | None:
     """Return the batch norm whose running mean would have this name in a dialect, or None."""
-    mean, var = _statistics(dialect)
+    mean, var = statistics(dialect)
     layer, separator = name.removesuffix(mean), name[: -len(mean)][-1:]
     if layer == name or separator not in ("", ".", "/", "_", ":"):
         return None
@@ -99,10 +103,10 @@ def _place(name: str, plain: dict[str, str], shapes: Shapes, dialect: Dialect, *
 
 
 def _stem(name: str, place: Place) -> str:
-    return name.removesuffix(_statistics(place.dialect)[0])
+    return name.removesuffix(statistics(place.dialect)[0])
 
 
-def _statistics(dialect: Dialect) -> tuple[str, str]:
+def statistics(dialect: Dialect) -> tuple[str, str]:
     """Return a dialect's names of mean and variance, or of the hidden averages that it keeps in place of them."""
     names = dialect.names
     kept = "running" if "running_mean" in names else "hidden"

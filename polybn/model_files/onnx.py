@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import ChainMap, Counter
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ from polybn.model_files.model import Norm, vector
 from polybn.model_files.tensors import MOST_BYTES, MOST_CHANNELS, Array
 
 MOST_DEPTH = 16
+MOST_IDENTITIES = 64
+"""The longest chain of nodes that pass a tensor on; a longer one may be a circle."""
 _ENDINGS = (".running_mean", "_running_mean", "/moving_mean", ".input_mean", ".mean", "_mean")
 """Endings of the names of statistics; the rest of such a name is the layer's name in its original framework."""
 
@@ -40,9 +42,12 @@ def find(model: Any) -> list[Found]:
     """List the batch norms of a model, including those in branches and loops."""
     version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 1)
     budget, found = MOST_BYTES, list[Found]()
-    for graph in graphs(model.graph, 0):
-        values = {tensor.name: tensor for tensor in graph.initializer}
-        makers = {output: node for node in graph.node for output in node.output}
+    every = list(graphs(model.graph, 0))
+    all_values = {tensor.name: tensor for graph in every for tensor in graph.initializer}
+    all_makers = makers_of(*every)
+    for graph in every:
+        values = ChainMap({tensor.name: tensor for tensor in graph.initializer}, all_values)
+        makers = ChainMap(makers_of(graph), all_makers)
         for node in graph.node:
             if node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx"):
                 found.append(Found(graph, node, _norm(node, version, values, makers)))
@@ -51,6 +56,21 @@ def find(model: Any) -> list[Found]:
                     raise ModelFileError(f"have batch norms of at most {MOST_BYTES:,} bytes in all; got more")
     shared = Counter(each.norm.name for each in found)
     return [each if shared[each.norm.name] == 1 else _by_output(each) for each in found]
+
+
+def makers_of(*many: Any) -> dict[str, Any]:
+    """Return the nodes of graphs by the names of their outputs."""
+    return {output: node for graph in many for node in graph.node for output in node.output}
+
+
+def origin(name: str, makers: Mapping[str, Any]) -> str:
+    """Return the name of the tensor that is passed on under a name: exporters keep one of equal tensors."""
+    for _ in range(MOST_IDENTITIES):
+        node = makers.get(name)
+        if node is None or node.op_type != "Identity" or len(node.input) != 1:
+            break
+        name = node.input[0]
+    return name
 
 
 def _by_output(found: Found) -> Found:
@@ -69,7 +89,7 @@ def graphs(graph: Any, depth: int) -> Iterator[Any]:
                 yield from graphs(inner, depth + 1)
 
 
-def _norm(node: Any, version: int, values: dict[str, Any], makers: dict[str, Any]) -> Norm:
+def _norm(node: Any, version: int, values: Mapping[str, Any], makers: Mapping[str, Any]) -> Norm:
     if len(node.input) != 5:
         raise ModelFileError(f"give 5 inputs to BatchNormalization; got {len(node.input)} for {_name(node)!r:.80}")
     dialect = ONNX15 if version >= 14 else ONNX9
@@ -80,12 +100,13 @@ def _norm(node: Any, version: int, values: dict[str, Any], makers: dict[str, Any
     }
     state, missing = dict[str, Array](), list[str]()
     for own, name in zip(dialect.names.values(), node.input[1:], strict=True):
-        value = _value(name, values, makers)
+        value = _value(origin(name, makers), values, makers)
         if value is None:
             missing.append(own)
         else:
             state[own] = vector(value)
-    lacks = f"{', '.join(missing)} are computed by the graph" if missing else ""
+    are = "is" if len(missing) == 1 else "are"
+    lacks = f"{' and '.join(missing)} {are} computed by the graph" if missing else ""
     training = "training_mode" in given and given["training_mode"].i == 1
     return Norm(_name(node), dialect.name, state, options, training, lacks)
 
@@ -101,7 +122,7 @@ def _name(node: Any) -> str:
     return mean.removesuffix(ending) if ending else node.name or next(iter(node.output), "")
 
 
-def _value(name: str, values: dict[str, Any], makers: dict[str, Any]) -> Array | None:
+def _value(name: str, values: Mapping[str, Any], makers: Mapping[str, Any]) -> Array | None:
     """Return the value of an initializer or of a constant in the graph; None for anything else."""
     onnx = need("onnx", "ONNX files", "onnx")
     if name in values:
@@ -110,8 +131,8 @@ def _value(name: str, values: dict[str, Any], makers: dict[str, Any]) -> Array |
     attributes = {attribute.name: attribute for attribute in node.attribute} if node is not None else {}
     if node is not None and node.op_type == "Constant" and "value" in attributes:
         return _bounded(onnx, attributes["value"].t)
-    if node is not None and node.op_type == "ConstantOfShape" and node.input[0] in values:
-        shape = _bounded(onnx, values[node.input[0]])
+    if node is not None and node.op_type == "ConstantOfShape" and (size := origin(node.input[0], makers)) in values:
+        shape = _bounded(onnx, values[size])
         fill = _bounded(onnx, attributes["value"].t) if "value" in attributes else np.zeros(1, np.float32)
         if shape.size <= 4 and (shape >= 0).all() and float(np.prod(shape.astype(float))) <= MOST_CHANNELS:
             return np.full(tuple(shape.tolist()), fill.reshape(-1)[0])

@@ -50,10 +50,10 @@ def load(file: BinaryIO) -> Any:
 
 
 def _check(archive: zipfile.ZipFile) -> None:
+    if any(name.endswith("/constants.pkl") for name in archive.namelist()):  # first, because its code is compressed
+        raise ModelFileError("hold a state dict; got a TorchScript program (save the module's state_dict())")
     if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
         raise ModelFileError("hold members as torch.save writes them; got compressed ones")
-    if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-        raise ModelFileError("hold a state dict; got a TorchScript program (save the module's state_dict())")
 
 
 def _tensors(torch: Any, content: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:

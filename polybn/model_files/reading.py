@@ -13,11 +13,11 @@ from polybn.model_files import fold as folding
 from polybn.model_files.archives import open_archive
 from polybn.model_files.errors import ModelFileError, naming
 from polybn.model_files.fold import Folded
+from polybn.model_files.kinds import kind_of
 from polybn.model_files.left_out import left_out
 from polybn.model_files.model import Model
 from polybn.model_files.tensors import Tensors
 
-KINDS = ".safetensors, .pt, .pth, .keras, .h5, .msgpack, .params, .onnx, .npz, or a directory of Orbax"
 WHOLE, MOST_BYTES = ("ONNX", "Flax"), 2**31
 """The kinds of files that are parsed as a whole, and their largest size in bytes; ONNX allows no more than 2 GiB."""
 
@@ -63,7 +63,7 @@ def read(path: StrPath, first: tuple[str, ...] = ()) -> Model:
             return _of_tensors("Orbax", orbax.read(Path(path)), first)
     with naming("model_files.read", path, "the file of a model"), open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        kind = _kind(file, Path(path).suffix.lower())
+        kind = kind_of(file, Path(path).suffix.lower())
     with naming("model_files.read", path, f"an undamaged file of {kind}"), open_regular(path) as file:
         if kind in WHOLE and size > MOST_BYTES:
             raise ModelFileError(f"have at most {MOST_BYTES:,} bytes; got {size:,}")
@@ -89,50 +89,17 @@ def fold(path: StrPath) -> Folded:
         If the file is damaged, too large, or not ONNX.
     """
     with naming("model_files.fold", path, "an ONNX model"), open_regular(path) as file:
-        if _kind(file, Path(path).suffix.lower()) != "ONNX" or os.fstat(file.fileno()).st_size > MOST_BYTES:
+        if kind_of(file, Path(path).suffix.lower()) != "ONNX" or os.fstat(file.fileno()).st_size > MOST_BYTES:
             raise ModelFileError("be an ONNX model; got another file (only ONNX says which layer comes before)")
         file.seek(0)
         return folding.fold(onnx.parse(file.read()))
-
-
-def _kind(file: BinaryIO, suffix: str) -> str:
-    """Return the kind of a file by its first bytes, or by its name for ONNX and Flax, which have no fixed ones."""
-    start = file.read(9)
-    if not start:
-        raise ModelFileError("be the file of a model; got an empty one")
-    if start.startswith(b"PK\3\4"):
-        return _kind_of_archive(set(open_archive(file).namelist()))
-    if start.startswith(b"\x89HDF\r\n\x1a\n"):
-        return "HDF5"
-    if start.startswith(b"\x12\1\0\0\0\0\0\0"):
-        return "MXNet"
-    if start == pytorch.LEGACY:
-        return "PyTorch"
-    if start.endswith(b"{") and len(start) == 9:
-        return "safetensors"
-    named = {".onnx": "ONNX", ".msgpack": "Flax", ".safetensors": "safetensors", ".params": "MXNet"}.get(suffix)
-    if named is None and start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5":
-        raise ModelFileError("be of another kind; got a pickle, which can run any code: it is not opened")
-    if named is None:
-        raise ModelFileError(f"be one of {KINDS}; got {start!r} as its beginning")
-    return named
-
-
-def _kind_of_archive(members: set[str]) -> str:
-    if keras.CONFIG in members:
-        return "Keras"
-    if any(member.endswith("data.pkl") for member in members):
-        return "PyTorch"
-    if any(member.endswith(".npy") for member in members):
-        return "NumPy"
-    raise ModelFileError(f"be an archive of PyTorch, Keras or NumPy; got members {', '.join(sorted(members)):.120}")
 
 
 def _of_tensors(format: str, tensors: Tensors, first: tuple[str, ...]) -> Model:
     usual = _USUAL.get(tensors.metadata.get("format", format), ())
     told = (*first, *note.dialect(tensors.metadata), *usual)
     norms = note.with_options(names.find(tensors, told), tensors.metadata)
-    left = tuple(left_out(tensors.shapes, [norm.name for norm in norms]))
+    left = tuple(left_out(tensors.shapes, [norm.name for norm in norms], told))
     return Model(format, norms, len(tensors.shapes), left)
 
 

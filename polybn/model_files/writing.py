@@ -97,8 +97,8 @@ def convert_norms(
         made.append(Norm(norm.name, there.name, carried.state, words))
         for said in dict.fromkeys((*carried.notes, *moved, *_defaults(given, here, there))):
             notes.setdefault(said, []).append(norm.name)
-    for layer, why in model.left_out:
-        notes.setdefault(f"Left out: {why}.", []).append(layer)
+    for left in model.left_out:
+        notes.setdefault(f"Left out: {left.why}.", []).append(left.layer)
     return Converted(made, [(said, tuple(layers)) for said, layers in notes.items()])
 
 
@@ -117,7 +117,8 @@ def _defaults(given: Mapping[str, Any], here: Dialect, target: Dialect) -> list[
 def _default(option: str, words: tuple[str, float, str], here: Dialect, target: Dialect, takes: float) -> str:
     word, value, purpose = words
     if value == takes:
-        same = f"{word}={value:g}, the default of {here.name} and of {target.name}, is right{purpose}"
+        both = here.name if here.name == target.name else f"{here.name} and of {target.name}"
+        same = f"{word}={value:g}, the default of {both}, is right{purpose}"
         return f"The file does not say {option}: {same} unless the model was made with another."
     return (
         f"The file does not say {option}. Unless the model was made with another, make the layers with "
