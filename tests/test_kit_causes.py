@@ -12,6 +12,7 @@ from polybn import conformance
 from polybn.conformance.cases import Array
 from polybn.conformance.report import Report
 from tests.support import kit_adapters as kit
+from tests.support import kit_authors as authors
 from tests.support import kit_causes as causes
 
 CONVENTIONS = [name for name in conformance.IDS if name.startswith("convention-")]
@@ -72,3 +73,47 @@ def test_nothing_is_said_of_batches_where_only_their_values_are_counted() -> Non
 
     (result,) = check(Declared(), ["P3"]).failures
     assert result.words.startswith("dbeta must be exactly")
+
+
+def test_channels_that_come_last_are_to_be_declared_so() -> None:
+    report = check(causes.OnlyLast(), [*SOME, "P12", "P13", "P18", "P19", "stateful"])
+    assert report.advice == "Only the last axis may be the channel axis: declare axes='last'."
+    assert {r.status for r in report.results if r.id == "P1"} == {"echo"}
+    images = check(causes.OnlyLastImages(), [*CONVENTIONS, "P1"])
+    assert images.advice == (
+        "Only the last axis may be the channel axis: declare axes='last'. The ranks that are served are 4: declare "
+        "ranks=(4,)."
+    )
+
+
+def test_who_declares_the_last_axis_is_asked_for_no_other() -> None:
+    only = [name for name in conformance.IDS if name not in ("P6", "P6b")]
+    report = conformance.check(causes.DeclaredLast(), only=only, seed=5)
+    assert report.ok, str(report)
+    assert {r.id: r.words for r in report.results if r.id == "P13"} == {
+        "P13": "the adapter declares that the channel axis is always the last"
+    }
+    assert "axes is 'last' where the specification has 'any'" in " ".join(report.deviations)
+
+
+@pytest.mark.parametrize(("make", "seen"), [(kit.Right, "any"), (authors.SecondAlone, "second")])
+def test_who_does_not_need_the_last_axis_must_not_declare_it(make: Any, seen: str) -> None:
+    lying = type("Lying", (make,), {"conventions": {"axes": "last"}})
+    assert f"declare axes={seen!r}" in check(lying(), ["convention-axes"]).advice
+
+
+def test_channels_last_keep_their_strides_and_their_aliases() -> None:
+    """What is passed as it is reaches the adapter as it is, but for the order of the axes."""
+
+    class Writing(causes.DeclaredLast):
+        def train(self, x: Array, *args: Any, **options: Any) -> Any:
+            results = super().train(x, *args, **options)
+            x += 1
+            return results
+
+    class Flat(causes.DeclaredLast):
+        def train(self, x: Array, *args: Any, **options: Any) -> Any:
+            return super().train(x.ravel(order="K").reshape(x.shape), *args, **options)
+
+    assert check(Writing(), ["P18"]).advice.startswith("P18: train must not write its arguments; it changed x")
+    assert check(Flat(), ["P12"]).advice.startswith("P12: ")

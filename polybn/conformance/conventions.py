@@ -62,10 +62,15 @@ def detect_one(adapter: Adapter, info: Info, name: str) -> Convention:
 
 
 def _served(adapter: Adapter, info: Info, name: str) -> Info:
-    """Return the declaration with only the ranks and dtypes that are served: other calls would raise."""
+    """Return the declaration with only the ranks, axes and dtypes that are served: other calls would raise."""
     if name == "ranks":
         return info
     info = info._replace(ranks=_correction("ranks", probes_of_forms.ranks(adapter, info)) or info.ranks)
+    if name == "axes":
+        return info
+    # Calls have their channels second, unless the last axis alone is served.
+    last = probes_of_forms.axes(adapter, info) == "last"
+    info = info._replace(axes="last" if last else "any" if info.axes == "last" else info.axes)
     if name == "dtypes":
         return info
     return info._replace(dtypes=_correction("dtypes", probes_of_forms.dtypes(adapter, info)) or info.dtypes)
@@ -99,6 +104,7 @@ _SEEN = {
     ("empty", "error"): "Training on no values raises an error",
     ("axes", "any"): "Any axis may be the channel axis",
     ("axes", "second"): "Only the second axis may be the channel axis",
+    ("axes", "last"): "Only the last axis may be the channel axis",
     ("flushes", "yes"): "Subnormal numbers are flushed to zero",
     ("flushes", "no"): "Subnormal numbers are kept",
     ("trains_by", "batch"): "Training normalizes by the statistics of the batch",

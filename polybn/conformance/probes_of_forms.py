@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from polybn.conformance import forms
-from polybn.conformance.cases import DTYPES, Case, statistics_dtype
+from polybn.conformance.cases import DTYPES, Array, Case, statistics_dtype
+from polybn.conformance.convention import UNSEEN
 from polybn.conformance.lattice import lattice
 from polybn.conformance.probes import CLOSE, ROUNDINGS, named_dtype, plain_call
 from polybn.conformance.properties.compare import changed
@@ -19,18 +20,32 @@ if TYPE_CHECKING:
 
 def axes(adapter: Adapter, info: Info) -> str:
     """See where the channel axis may be."""
-    rank = max(info.ranks)
-    second = lattice(1, named_dtype(info), 3, (4,) * (rank - 1), 1).case
-    base = run(adapter, info, second, gradients=False)
-    close = max(CLOSE, ROUNDINGS * forms.format_of(named_dtype(info)).stored)
-    for axis in {0, rank - 1, -rank} - {1}:
-        try:
-            got = run(adapter, info, second.moved(axis)._replace(axis=axis), gradients=False)
-        except CallError:
-            return "second"
-        if not np.allclose(np.moveaxis(got.y, axis, 1).astype(float), base.y.astype(float), close, close):
-            return "second"
-    return "any"
+    info, rank = info._replace(axes="any"), max(info.ranks)
+    made = lattice(1, named_dtype(info), 3, (4,) * (rank - 1), 1)
+    found = {axis: _channels_second(adapter, info, made.case, axis) for axis in (1, 0, rank - 1, -rank)}
+    # Who is wrong at any axis is wrong for other reasons; then results that agree show which axes are served.
+    right = [axis for axis in found if _near(found[axis], made.y)] or [a for a in found if _near(found[a], found[1])]
+    if not right:
+        run(adapter, info, made.case, gradients=False)  # raises, which says why
+    if len(right) == len(found):
+        return "any"
+    return "second" if 1 in right else "last" if rank - 1 in right else UNSEEN
+
+
+def _channels_second(adapter: Adapter, info: Info, case: Case, axis: int) -> Array | None:
+    """Return y for a channel axis, moved to the second place; None if such a call is not served."""
+    try:
+        outcome = run(adapter, info, case.moved(axis)._replace(axis=axis), gradients=False)
+    except (CallError, KitAdapterError):
+        return None
+    return np.moveaxis(outcome.y, axis, 1)
+
+
+def _near(got: Array | None, right: Array | None) -> bool:
+    if got is None or right is None:
+        return False
+    close = max(CLOSE, ROUNDINGS * forms.format_of(got.dtype.name).stored)
+    return np.allclose(got.astype(float), right.astype(float), close, close)
 
 
 def dtypes(adapter: Adapter, info: Info) -> str:
@@ -47,10 +62,14 @@ def dtypes(adapter: Adapter, info: Info) -> str:
 
 
 def ranks(adapter: Adapter, info: Info) -> str:
-    """List the ranks of x that are served."""
-    dtype = named_dtype(info)
+    """List the ranks of x that are served, with the channels second or last."""
+    info, dtype = info._replace(axes="any"), named_dtype(info)
     calls = {rank: lattice(1, dtype, 3, (4,) + (1,) * (rank - 2), 1).case for rank in info.ranks}
-    return ", ".join(str(rank) for rank, case in calls.items() if _serves(adapter, info, case))
+    return ", ".join(
+        str(rank)
+        for rank, case in calls.items()
+        if _serves(adapter, info, case) or _serves(adapter, info, case.moved(rank - 1))
+    )
 
 
 def _serves(adapter: Adapter, info: Info, case: Case) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -60,3 +60,45 @@ class OneConstant(Right):
     def train(self, x: Array, gamma: Array, *vectors: Any, **options: Any) -> Any:
         one = options["axis"] % x.ndim and len(x) == 1
         return super().train(x, 0 * gamma if one else gamma, *vectors, **options)
+
+
+class OnlyLast(Right):
+    """Takes the last axis for that of the channels, as Keras and Flax do, and does not declare it."""
+
+    def rows(self, x: Array, axis: int) -> Array:
+        return super().rows(x, -1)
+
+    def shape(self, rows: Array, like: Array, axis: int) -> Array:
+        return super().shape(rows, like, -1)
+
+
+class DeclaredLast(OnlyLast):
+    """Serves the last axis alone, and declares it."""
+
+    conventions: ClassVar[dict[str, Any]] = {"axes": "last"}
+
+    def train(self, x: Array, *args: Any, axis: int, **options: Any) -> Any:
+        if axis != x.ndim - 1:
+            raise ValueError("channels come last here")
+        return super().train(x, *args, axis=axis, **options)
+
+    def infer(self, x: Array, *args: Any, axis: int, **options: Any) -> Any:
+        if axis != x.ndim - 1:
+            raise ValueError("channels come last here")
+        return super().infer(x, *args, axis=axis, **options)
+
+    def vjp(self, x: Array, *args: Any, axis: int, **options: Any) -> Any:
+        if axis != x.ndim - 1:
+            raise ValueError("channels come last here")
+        return super().vjp(x, *args, axis=axis, **options)
+
+
+class OnlyLastImages(DeclaredLast):
+    """Serves images with the channels last, and declares nothing."""
+
+    conventions: ClassVar[dict[str, Any]] = {}
+
+    def train(self, x: Array, *args: Any, **options: Any) -> Any:
+        if x.ndim != 4:
+            raise ValueError("images, please")
+        return super().train(x, *args, **options)

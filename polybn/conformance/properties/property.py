@@ -50,7 +50,9 @@ class Property(NamedTuple):
             "infer_vjp": None if info.differentiates_inference else "the adapter declares that it has no infer_vjp",
             "infer": None if info.infers else "the adapter declares that it has no infer",
             "vjp": None if info.differentiates else "the adapter declares that it has no vjp",
-            "axes": None if info.axes == "any" else "the adapter declares that the channel axis is always the second",
+            "axes": None
+            if info.axes == "any"
+            else f"the adapter declares that the channel axis is always the {info.axes}",
             "running": None if info.tracks else UNTRACKED,
         }
         needs = self.needs if self.id in WITHOUT_BATCH else ("batch", *self.needs)
