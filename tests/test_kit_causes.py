@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from polybn import conformance
+from polybn.conformance import apart
 from polybn.conformance.cases import Array
+from polybn.conformance.finding import Finding
 from polybn.conformance.report import Report
 from tests.support import kit_adapters as kit
 from tests.support import kit_authors as authors
@@ -117,3 +119,52 @@ def test_channels_last_keep_their_strides_and_their_aliases() -> None:
 
     assert check(Writing(), ["P18"]).advice.startswith("P18: train must not write its arguments; it changed x")
     assert check(Flat(), ["P12"]).advice.startswith("P12: ")
+
+
+GRADIENTS = [
+    (causes.Swapped, "P3: dgamma and dbeta are swapped: "),
+    (causes.Meaning, "P3: dgamma and dbeta are means over the values of a channel, where they must be sums: "),
+    (causes.NoMean, "P3: dx lacks the term of mean(dy): dx must be exactly"),
+    (causes.NoProduct, "P3: dx lacks the term of xhat * mean(dy * xhat): dx must be exactly"),
+    (causes.Constants, "P3: dx lacks the terms of mean(dy) and of xhat * mean(dy * xhat): dx must be exactly"),
+    (causes.Opposite, "P3: dx has the opposite sign: dx must be exactly"),
+    (causes.NoEps, "P3: dx and dgamma are those for eps = 0: dx and dgamma must be exactly"),
+    (causes.Doubled, "P3: dbeta must be exactly"),
+]
+
+
+@pytest.mark.parametrize(("make", "sentence"), GRADIENTS)
+def test_the_usual_faults_of_gradients_are_named_and_come_first(make: Any, sentence: str) -> None:
+    assert check(make(), ["P3", "P16", "P22", "P15"]).advice.startswith(sentence)
+
+
+@pytest.mark.parametrize("ranks", [(2,), (3,), (5,)])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_faults_of_gradients_are_named_at_each_rank_and_dtype(ranks: tuple[int, ...], dtype: str) -> None:
+    class Narrow(causes.NoMean):
+        conventions: ClassVar[dict[str, Any]] = {"ranks": ranks, "dtypes": (dtype,)}
+
+    assert check(Narrow(), ["P3"]).advice.startswith("P3: dx lacks the term of mean(dy): dx must be exactly")
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (kit.OnePass, "P5: A thousand deviations away from zero: y must be exactly"),
+        (causes.OneMore, "P4: In inference: y must be exactly"),
+        (causes.SquaredVariance, r"P0: x - mean must be divided by sqrt\(variance \+ eps\); in inference it is "
+         r"divided by sqrt\(variance\^2 \+ eps\), "),
+    ],
+)  # fmt: skip
+def test_where_the_title_is_left_out_the_words_say_what_is_called(make: Any, sentence: str) -> None:
+    adapter = type("Plain", (make,), {"conventions": {"differentiates": False}})()
+    assert re.match(sentence, check(adapter, ["P0", "P1", "P4", "P5", "P22"]).advice)
+
+
+def test_the_method_in_which_the_process_ended_is_named() -> None:
+    order = apart.Order("tests.support.kit_causes:Leaving", "dev", None, 3)
+    _, first, second = apart.examine(order, ["P3", "P4"])
+    assert isinstance(first, Finding)
+    assert isinstance(second, Finding)
+    assert first.result.words == "the adapter ended the process with exit status 3, in vjp"
+    assert second.result.status == "pass"

@@ -10,7 +10,7 @@ from polybn.conformance import conventions, grades, reproducer, stateful
 from polybn.conformance.advice import tells
 from polybn.conformance.cases import DTYPES
 from polybn.conformance.guard import OutOfTime, Printed, silenced, time_limit
-from polybn.conformance.properties import PROPERTIES, Property, lengths
+from polybn.conformance.properties import PROPERTIES, Property, gradient_faults, lengths
 from polybn.conformance.properties.compare import close
 from polybn.conformance.properties.property import UNTRACKED
 from polybn.conformance.result import Cause, Result
@@ -140,7 +140,8 @@ def _told(subject: Subject, blank: Result, tried: Tried) -> Result:
     result = blank._replace(status="pass", cases=tried.cases, vacuous=tried.vacuous, share=tried.share)
     if tried.error is not None:
         words = "; ".join(filter(None, (str(tried.error), tried.words)))
-        words = ": ".join(filter(None, (_where(subject, blank.id, tried.error), words)))
+        before = _context(blank.id, tried.error), _where(subject, blank.id, tried.error)
+        words = ": ".join(filter(None, (*before, words)))
         cause = "unstable" if tried.unstable else cause_of(tried.error)
         text = reproducer.program(subject.source, f"{result.title} {words}", tried.calls, tried.error)
         if text and not reproducer.repeats(text, subject.adapter, subject.source, tried.outcomes):
@@ -152,12 +153,18 @@ def _told(subject: Subject, blank: Result, tried: Tried) -> Result:
     return result._replace(worst=reproducer.as_data(tried.worst))
 
 
+def _context(name: str, error: BaseException) -> str:
+    """Say what was called, if the words of a wrong result do not."""
+    return property_of(name).context if name != stateful.ID and type(error) is Violation else ""
+
+
 def _where(subject: Subject, name: str, error: BaseException) -> str:
-    """Say with how many values an exact answer is wrong, if that says something and can be seen."""
+    """Say what usual fault an exact answer shows, or at which lengths it is wrong, if either can be seen."""
     if name not in OF_LENGTHS or type(error) is not Violation:
         return ""
     try:
-        return lengths.said(property_of(name).check, subject.adapter, subject.info)
+        usual = gradient_faults.said(subject.adapter, subject.info) if name == "P3" else ""
+        return usual or lengths.said(property_of(name).check, subject.adapter, subject.info)
     except (OutOfTime, Exception):  # other calls may hang or raise, which is no reason to forget this one
         return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, ClassVar
 
 import numpy as np
@@ -102,3 +103,102 @@ class OnlyLastImages(DeclaredLast):
         if x.ndim != 4:
             raise ValueError("images, please")
         return super().train(x, *args, **options)
+
+
+class Gradients(Right):
+    """Returns gradients that are changed."""
+
+    def changed(self, dx: Array, dgamma: Array, dbeta: Array) -> tuple[Array, Array, Array]:
+        raise NotImplementedError
+
+    def vjp(self, *args: Any, **options: Any) -> Any:
+        return self.changed(*super().vjp(*args, **options))
+
+
+class Swapped(Gradients):
+    """Returns dbeta and dgamma."""
+
+    def changed(self, dx: Array, dgamma: Array, dbeta: Array) -> tuple[Array, Array, Array]:
+        return dx, dbeta, dgamma
+
+
+class Meaning(Gradients):
+    """Returns means where sums are asked for."""
+
+    def changed(self, dx: Array, dgamma: Array, dbeta: Array) -> tuple[Array, Array, Array]:
+        count = dgamma.dtype.type(max(dx.size // max(len(dgamma), 1), 1))
+        return dx, dgamma / count, dbeta / count
+
+
+class Opposite(Gradients):
+    """Returns dx with the wrong sign."""
+
+    def changed(self, dx: Array, dgamma: Array, dbeta: Array) -> tuple[Array, Array, Array]:
+        return -dx, dgamma, dbeta
+
+
+class Doubled(Gradients):
+    """Returns twice the gradient of beta, which is no usual fault."""
+
+    def changed(self, dx: Array, dgamma: Array, dbeta: Array) -> tuple[Array, Array, Array]:
+        return dx, dgamma, 2 * dbeta
+
+
+class Terms(Right):
+    """Leaves out terms of dx."""
+
+    mean: ClassVar[bool] = True
+    product: ClassVar[bool] = True
+
+    def vjp(self, x: Array, gamma: Array, beta: Array, dy: Array, *, eps: float, axis: int) -> Any:
+        dx, dgamma, dbeta = super().vjp(x, gamma, beta, dy, eps=eps, axis=axis)
+        if not x.size:
+            return dx, dgamma, dbeta
+        rows, g = self.rows(x, axis), self.rows(dy, axis)
+        xhat, root = self.normalize(rows, eps)
+        lost = g.mean(axis=1, keepdims=True) * self.mean
+        lost = lost + xhat * (g * xhat).mean(axis=1, keepdims=True) * self.product
+        return self.shape(gamma[:, None] * root * (g - lost), x, axis), dgamma, dbeta
+
+
+class NoMean(Terms):
+    mean = False
+
+
+class NoProduct(Terms):
+    product = False
+
+
+class Constants(Terms):
+    mean = product = False
+
+
+class NoEps(Right):
+    """Forgets eps in the gradients."""
+
+    def vjp(self, *args: Any, eps: float, axis: int) -> Any:
+        with np.errstate(all="ignore"):
+            return super().vjp(*args, eps=0.0, axis=axis)
+
+
+class SquaredVariance(Right):
+    """Takes the running variance for a standard deviation in inference."""
+
+    def infer(self, x: Array, *vectors: Any, **options: Any) -> Any:
+        gamma, beta, mean, var = vectors
+        with np.errstate(over="ignore"):
+            return super().infer(x, gamma, beta, mean, var * var, **options)
+
+
+class OneMore(Right):
+    """Scales by 1 + gamma in inference."""
+
+    def infer(self, x: Array, gamma: Array, *vectors: Any, **options: Any) -> Any:
+        return super().infer(x, 1 + gamma, *vectors, **options)
+
+
+class Leaving(Right):
+    """Ends the process in the backward pass."""
+
+    def vjp(self, *args: Any, **options: Any) -> Any:
+        os._exit(3)

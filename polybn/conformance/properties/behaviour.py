@@ -76,7 +76,8 @@ def excused(info: Info, case: Case, outcome: Outcome, words: str, expected: dict
     if not wrong:
         return 0.0
     name = next(iter(wrong))
-    words = f"{words}; {name}: {difference(wrong[name], expected[name])}"
+    # The name comes first, because the words about the call name other results, too.
+    words = f"{name}: {difference(wrong[name], expected[name])}, but {words}"
     try:
         return certified(info, case, outcome).ratio
     except VacuousBoundError:

@@ -39,6 +39,8 @@ class Property(NamedTuple):
     """What an adapter must declare for the property to apply."""
     applies: Callable[[Info], str | None] = lambda info: None  # noqa: ARG005
     """A function that returns why the property does not apply, for reasons that ``needs`` cannot name."""
+    context: str = ""
+    """What is called, where a failure's own words do not say it: ``"In inference"``."""
     slow: bool = False
     """Whether the check takes seconds and hundreds of megabytes; the profile dev leaves it out."""
 
