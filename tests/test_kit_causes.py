@@ -168,3 +168,28 @@ def test_the_method_in_which_the_process_ended_is_named() -> None:
     assert isinstance(second, Finding)
     assert first.result.words == "the adapter ended the process with exit status 3, in vjp"
     assert second.result.status == "pass"
+
+
+def test_nothing_is_to_be_declared_where_results_vary() -> None:
+    report = check(causes.Racing(), [*SOME, "P7", "P13", "P36"])
+    assert report.advice.startswith("P17: y must be the same to the bit when the same call is made again")
+    assert "declare " not in str(report).partition("Differs from")[0], str(report)
+    assert "values a channel, right" not in str(report)
+    assert not report.count("echo")
+
+
+def test_what_could_not_be_seen_for_varying_results_is_no_pass() -> None:
+    class Wild(causes.Racing):
+        def train(self, *args: Any, **options: Any) -> Any:
+            y, mean, var = super().train(*args, **options)
+            return y, mean + self.rng.normal(size=mean.shape).astype(mean.dtype), var
+
+    report = check(Wild(), ["convention-momentum"])
+    assert not report.ok
+    assert report.advice == (
+        "convention-momentum: The same call gives different results, so nothing can be said of what is declared."
+    )
+
+
+def test_last_bits_that_vary_hide_no_convention() -> None:
+    assert "declare running_variance='unbiased'" in check(causes.LastBits(), ["convention-running_variance"]).advice

@@ -6,7 +6,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from polybn.conformance import conventions, grades, reproducer, stateful
+from polybn.conformance import conventions, grades, reproducer, stateful, varying
 from polybn.conformance.advice import tells
 from polybn.conformance.cases import DTYPES
 from polybn.conformance.guard import OutOfTime, Printed, silenced, time_limit
@@ -35,6 +35,7 @@ OF_GRADES = {"momentum", "running_variance", "flushes", "trains_by", "axes", "ra
 """The conventions that a grade depends on."""
 OF_LENGTHS = {"P1", "P2", "P3", "P4"}
 """Properties of lattice calls with many numbers of values."""
+VARIES = "The same call gives different results, so nothing can be said of what is declared"
 
 
 class Finding(NamedTuple):
@@ -163,6 +164,8 @@ def _where(subject: Subject, name: str, error: BaseException) -> str:
     if name not in OF_LENGTHS or type(error) is not Violation:
         return ""
     try:
+        if _varies(subject):
+            return ""
         usual = gradient_faults.said(subject.adapter, subject.info) if name == "P3" else ""
         return usual or lengths.said(property_of(name).check, subject.adapter, subject.info)
     except (OutOfTime, Exception):  # other calls may hang or raise, which is no reason to forget this one
@@ -187,6 +190,8 @@ def _convention(subject: Subject, recorder: Recorder, blank: Result, rest: str) 
         idle = found.name == "flushes" and found.seen != found.declared
         note = "flushes=True is declared, but subnormal numbers were kept: without it, bounds are narrower."
         return Finding(blank._replace(status="pass", cases=1), found, note=note if idle else "")
+    if _varies(subject):
+        return Finding(blank._replace(status="fail", words=VARIES, cases=1, cause="unstable"))
     words = f"{found.advice} (declared {found.declared!r}; {found.explanation})"
     return Finding(blank._replace(status="fail", words=words, cases=1, cause="convention"), found)
 
@@ -218,9 +223,18 @@ def corrections(subject: Subject) -> dict[str, Any]:
     """Return the fields to declare, with the values that were seen, where the declaration is wrong."""
     if "corrections" not in subject.memo:
         found = conventions.detect(subject.adapter, subject.info)
+        if not all(c.ok for c in found) and _varies(subject):
+            found = []
         subject.memo["corrections"] = {name: value for c in found for name, value in c.correction}
     made: dict[str, Any] = subject.memo["corrections"]
     return made
+
+
+def _varies(subject: Subject) -> bool:
+    """Return whether the same call gives different results, so that what one call shows may be chance."""
+    if "varies" not in subject.memo:
+        subject.memo["varies"] = varying.varies(subject.adapter, subject.info)
+    return bool(subject.memo["varies"])
 
 
 def _marked(subject: Subject, finding: Finding) -> Finding:

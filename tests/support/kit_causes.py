@@ -202,3 +202,30 @@ class Leaving(Right):
 
     def vjp(self, *args: Any, **options: Any) -> Any:
         os._exit(3)
+
+
+class Racing(Right):
+    """Leaves a value of y unwritten now and then, as threads do that race."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        y, mean, var = super().train(*args, **options)
+        if y.size > 16 and self.rng.random() < 0.1:
+            y.flat[self.rng.integers(y.size)] = 100
+        return y, mean, var
+
+
+class LastBits(Right):
+    """Sums in an order that varies, which changes last bits, and keeps the unbiased variance."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+
+    def kept(self, rows: Array) -> Array:
+        return np.asarray(rows.var(axis=1) * rows.shape[1] / max(rows.shape[1] - 1, 1))
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        y, mean, var = super().train(*args, **options)
+        return np.where(self.rng.random(y.shape) < 0.5, y, np.nextafter(y, np.float32(9))), mean, var
