@@ -193,3 +193,43 @@ def test_what_could_not_be_seen_for_varying_results_is_no_pass() -> None:
 
 def test_last_bits_that_vary_hide_no_convention() -> None:
     assert "declare running_variance='unbiased'" in check(causes.LastBits(), ["convention-running_variance"]).advice
+
+
+@pytest.mark.parametrize("declared", ["old", "new"])
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (causes.Fixed, "Your momentum is not what is passed: the old value weighs 0.9 in the running mean and the "
+         "running variance, whatever is passed, which no declaration covers. "),
+        (causes.FixedVariance, "Your momentum is not what is passed: the old value weighs 0.9 in the running variance, "
+         "whatever is passed, which no declaration covers. "),
+    ],
+)  # fmt: skip
+def test_a_momentum_that_is_ignored_is_named(make: Any, sentence: str, declared: str) -> None:
+    declaring = type("Declaring", (make,), {"conventions": make.conventions | {"momentum": declared}})
+    report = check(declaring())
+    assert report.advice.startswith(sentence), report.advice
+    assert {r.status for r in report.results if r.id == "convention-running_variance"} <= {"pass", "not certified"}
+
+
+def test_a_momentum_that_is_reversed_for_one_statistic_is_named() -> None:
+    assert check(causes.HalfReversed()).advice.startswith(
+        "Your momentum weighs the old value in the running mean and the new value in the running variance, which no "
+        "declaration covers. "
+    )
+
+
+def test_the_larger_of_variance_and_eps_is_named() -> None:
+    assert check(causes.Clamping()).advice.startswith(
+        "P0: x - mean must be divided by sqrt(variance + eps); in training it is divided by sqrt(max(variance, eps))"
+    )
+
+
+@pytest.mark.parametrize("kept", [lambda v: v, lambda v: 1.25 * v, np.sqrt, lambda v: v + 0.3])
+def test_a_variance_of_another_kind_is_no_momentum(kept: Any) -> None:
+    class Keeping(kit.Right):
+        def kept(self, rows: Array) -> Array:
+            return np.asarray(kept(rows.var(axis=1)))
+
+    (result,) = check(Keeping(), ["convention-momentum"]).results
+    assert result.status == "pass", result.words

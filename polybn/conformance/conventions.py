@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from polybn.conformance import dialects, probes, probes_of_forms
+from polybn.conformance import dialects, probes, probes_of_forms, probes_of_momentum
 from polybn.conformance.cases import DTYPES
 from polybn.conformance.convention import UNSEEN, Convention
 from polybn.conformance.properties.property import UNTRACKED
@@ -112,7 +112,7 @@ _SEEN = {
 }
 """Sentences for what was seen, by the name of the convention and the value to declare."""
 _NOT = {
-    "momentum": "The new running mean is",
+    "momentum": "Your momentum",
     "running_variance": "Your running variance takes in",
     "single_value": "Training on one value per channel gives",
     "flushes": "Training on subnormal numbers gives",
@@ -121,11 +121,11 @@ _NOT = {
 _Look = tuple[str, Callable[["Adapter", "Info"], str], Callable[["Info"], str], str, str]
 _CONVENTIONS: dict[str, _Look] = {
     "momentum": (
-        "S4", probes.momentum, lambda i: i.momentum, "old",
+        "S4", probes_of_momentum.momentum, lambda i: i.momentum, "old",
         "which value the library's momentum weighs, the old running value or the new; the specification: the old",
     ),
     "running_variance": (
-        "S4", probes.running_variance, lambda i: i.running_variance, "biased",
+        "S4", probes_of_momentum.running_variance, lambda i: i.running_variance, "biased",
         "what the running variance takes in: v (biased), or v m / (m - 1) (unbiased); the specification: biased, "
         "unless running_variance='unbiased' asks for the other",
     ),

@@ -36,46 +36,6 @@ def plain_call(info: Info, **options: Any) -> Case:
     return changed(made.case, x=x, **old, **options)
 
 
-def _nearest(value: float, candidates: dict[str, float], rare: dict[str, float] | None = None) -> str:
-    """Return the name of what a value is; what is rare is not listed if it is nothing that is known."""
-    near = [name for name, of in (candidates | (rare or {})).items() if abs(value - of) <= CLOSE * abs(of)]
-    return near[0] if near else f"{value:.6g} where {', '.join(f'{n} gives {v:g}' for n, v in candidates.items())}"
-
-
-def momentum(adapter: Adapter, info: Info) -> str:
-    """See which value momentum weighs."""
-    # Whatever is declared, the library itself receives 0.75.
-    case = plain_call(info, momentum=0.75 if info.momentum == "old" else 0.25)
-    outcome = run(adapter, info, case, gradients=False)
-    declarable = {"old": 6.5, "new": 3.5}
-    others = {"the old value, always": 8.0, "the batch's value, always": 2.0}
-    seen = _nearest(float(_vector(outcome, "running_mean")[0]), declarable | others)
-    return seen if seen in declarable or normalizes(case, outcome) else UNSEEN
-
-
-def running_variance(adapter: Adapter, info: Info) -> str:
-    """See which variance the running variance takes in."""
-    # With both weights one half, it does not matter which value momentum weighs. The lengths of the axes tell counts
-    # that are taken for m apart.
-    shape = counts.shape(info)
-    made = lattice(1, named_dtype(info), shape[1], (shape[0], *shape[2:]), 1).case
-    wide = statistics_dtype(made.x)
-    old = {"running_mean": np.full(shape[1], 8, wide), "running_var": np.full(shape[1], 4, wide)}
-    case = changed(made, momentum=0.5, eps=0.25, **old)
-    outcome = run(adapter, info, case, gradients=False)
-    variance = 2 * float(_vector(outcome, "running_var")[0]) - 4
-    declarable = {"biased": 2.0, "unbiased": 2 * counts.M / (counts.M - 1)}
-    others = {
-        "the standard deviation": 2**0.5,
-        "the variance plus eps": 2 + case.eps,
-        "1 / sqrt(variance + eps)": (2 + case.eps) ** -0.5,
-        "the old value again": 4.0,
-    }
-    wrong = {f"the variance times {w}{note}": 2 * factor for w, (factor, note) in counts.factors(shape).items()}
-    seen = _nearest(variance, declarable | others, wrong)
-    return seen if seen in declarable or normalizes(case, outcome) else UNSEEN
-
-
 def normalizes(case: Case, outcome: Outcome) -> bool:
     """Return whether y is normalized by the batch, or by the new running statistics.
 

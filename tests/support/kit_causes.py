@@ -229,3 +229,41 @@ class LastBits(Right):
     def train(self, *args: Any, **options: Any) -> Any:
         y, mean, var = super().train(*args, **options)
         return np.where(self.rng.random(y.shape) < 0.5, y, np.nextafter(y, np.float32(9))), mean, var
+
+
+class Fixed(Right):
+    """Weighs the old value by 0.9, whatever momentum is passed, and keeps the unbiased variance."""
+
+    conventions: ClassVar[dict[str, Any]] = {"running_variance": "unbiased"}
+
+    def kept(self, rows: Array) -> Array:
+        return np.asarray(rows.var(axis=1) * rows.shape[1] / max(rows.shape[1] - 1, 1))
+
+    def blend(self, old: Array, new: Array, momentum: float) -> Array:
+        return super().blend(old, new, 0.9)
+
+
+class HalfReversed(Right):
+    """Takes momentum for the weight of the new value, in the running variance alone."""
+
+    def train(self, x: Array, *vectors: Any, **options: Any) -> Any:
+        y, mean, _ = super().train(x, *vectors, **options)
+        _, _, var = super().train(x, *vectors, **options | {"momentum": 1 - options["momentum"]})
+        return y, mean, var
+
+
+class FixedVariance(Right):
+    """Weighs the old variance by 0.9, whatever momentum is passed."""
+
+    def train(self, x: Array, *vectors: Any, **options: Any) -> Any:
+        y, mean, _ = super().train(x, *vectors, **options)
+        _, _, var = super().train(x, *vectors, **options | {"momentum": 0.9})
+        return y, mean, var
+
+
+class Clamping(Right):
+    """Takes the larger of variance and eps in place of their sum."""
+
+    def normalize(self, rows: Array, eps: float) -> tuple[Array, Array]:
+        root = 1 / np.sqrt(np.maximum(rows.var(axis=1, keepdims=True), eps))
+        return (rows - rows.mean(axis=1, keepdims=True)) * root, root
