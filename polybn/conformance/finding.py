@@ -16,6 +16,8 @@ from polybn.conformance.properties.property import UNTRACKED
 from polybn.conformance.result import Cause, Result
 from polybn.conformance.runner import CallError, KitAdapterError, Recorder, Violation, run
 from polybn.conformance.trial import Tried, attempt
+from polybn.near import near
+from polybn.spec import DomainError
 
 if TYPE_CHECKING:
     from polybn.conformance.adapter import Info
@@ -46,6 +48,15 @@ class Finding(NamedTuple):
     grade: Grade | None = None
     note: str = ""
     """A remark that is no failure, such as that the adapter prints."""
+
+
+def demand_known(option: str, name: str) -> None:
+    """Refuse an id that does not exist, with those that may be meant."""
+    if name not in IDS:
+        raise DomainError(
+            f"polybn.conformance.check: {option} must name what there is to check; got {name!r} "
+            f"(such as {', '.join(near(name, IDS) or [*IDS[:3], '...'])}; see polybn.conformance.IDS)"
+        )
 
 
 def title_of(name: str) -> str:
