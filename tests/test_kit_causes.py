@@ -233,3 +233,9 @@ def test_a_variance_of_another_kind_is_no_momentum(kept: Any) -> None:
 
     (result,) = check(Keeping(), ["convention-momentum"]).results
     assert result.status == "pass", result.words
+
+
+def test_what_no_declaration_covers_may_be_the_reason_of_what_else_fails() -> None:
+    said = check(causes.HalfReversed(), ["convention-momentum", "P2"]).advice
+    assert "no declaration covers. 1 check fails beside that, first P2: running_var must be exactly" in said
+    assert "for another reason" not in said

@@ -91,7 +91,8 @@ class Report:
             return self.errors[0]
         wrong = [c.advice for c in self.conventions if not c.ok]
         wrong += [sentence] if (sentence := dialects.advise(self.conventions, self.info)) else []
-        return advice.first(self.results, self.info, wrong) or self.stale or self.verdict
+        declarable = all(c.correction for c in self.conventions if not c.ok)
+        return advice.first(self.results, self.info, wrong, declarable=declarable) or self.stale or self.verdict
 
     @property
     def stale(self) -> str:
