@@ -16,7 +16,7 @@ train: .venv/train  ## train LeNet on Fashion-MNIST; ARGS="--norm none --epochs 
 PYTEST = OPENBLAS_NUM_THREADS=1 $(1)/bin/python -m pytest -n 2 --dist worksteal
 
 # What the kit says about right and wrong batch norms. Its oracle and its bounds, which judge the backends, are in `test`.
-OF_KIT := $(patsubst %,tests/test_kit_%.py,authors check counts first grades plugin properties)
+OF_KIT := $(patsubst %,tests/test_kit_%.py,authors causes check counts first grades plugin properties)
 # What the CUDA kernels do beside the contract, which `test` holds them to.
 EMULATED := tests/test_cupy_kernels.py
 

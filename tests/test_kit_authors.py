@@ -39,7 +39,7 @@ def check(adapter: Any, only: list[str] | None = None) -> Report:
         (authors.Exiting, r"Nothing was checked: Exiting\.train raised SystemExit: 0"),
         (authors.Flat, r"Nothing was checked: Flat\.train: y must have shape \(4, 3\) and dtype float32; got \(12,\)"),
         (authors.Wide, r"P3: Wide\.vjp: dx must have shape .* and dtype float32; got .* float64"),
-        (authors.Blank, r"P4: y must be exactly the numbers of the specification: at .* got nan"),
+        (authors.Blank, r"P4: In inference: y must be exactly the numbers of the specification: at .* got nan"),
         (authors.Random, r"P17: y must be the same to the bit when the same call is made again"),
         (authors.Overwriting, r"P18: train must not write its arguments; it changed x"),
         (

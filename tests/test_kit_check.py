@@ -255,21 +255,47 @@ def test_expected_failures(tmp_path: Path) -> None:
     assert "P18: writes in place, https://example.org/1" in str(report)
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("P16  # once", "xfail entry P16 (once) must be removed: the result is 'pass'"),
-        ("P99  # typo", "xfail entry P99 matches nothing"),
-    ],
-)
-def test_stale_expectations_are_errors(tmp_path: Path, line: str, said: str) -> None:
+def test_stale_expectations_are_errors(tmp_path: Path) -> None:
+    said = "xfail entry P16 (once) must be removed: the result is 'pass'"
     file = tmp_path / "xfail"
-    file.write_text(line)
+    file.write_text("P16  # once")
     report = check(kit.Right(), ["P16"], xfail=file)
     assert not report.ok
     assert not report.failures
     assert said in report.errors[0]
     assert said in " ".join(str(report).split())
+    assert report.verdict.startswith("Right conforms to the specification, but an expectation is stale: 1 pass, 1 st")
+    assert report.advice == f"{said}."
+
+
+def test_a_failure_is_told_before_stale_expectations(tmp_path: Path) -> None:
+    file = tmp_path / "xfail"
+    file.write_text("P16  # once\nP40  # twice")
+    report = check(kit.Writing(), ["P16", "P18", "P40"], xfail=file)
+    assert report.advice.startswith("P18: ")
+    assert report.verdict.startswith("Writing does not conform to the specification: 2 pass, 1 fail, 2 stale")
+
+
+def test_stale_expectations_are_named_quietly(polybn_: Polybn, tmp_path: Path) -> None:
+    (tmp_path / "known.txt").write_text("P16  # once\nP40  # twice\n")
+    known = str(tmp_path / "known.txt")
+    some = ("check", "--backend", "numpy", "--only", "P16", "--only", "P40", "--dtype", "float32", "--quiet")
+    said = polybn_(*some, "--xfail", known)
+    assert said.code == 1
+    for name, reason in (("P16", "once"), ("P40", "twice")):
+        assert f"xfail entry {name} ({reason}) must be removed: the result is 'pass'." in said.out.replace("\n", " ")
+    assert "but 2 expectations are stale: 2 pass, 2 stale" in " ".join(said.out.split())
+    (tmp_path / "known.txt").write_text("p16  # typo\n")
+    said = polybn_(*some, "--xfail", known)
+    assert said.code == 2
+    assert "xfail must name what there is to check; got 'p16' (such as P16; " in " ".join(said.err.split())
+
+
+def test_expectations_of_nothing_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "xfail"
+    file.write_text("P99  # typo")
+    with pytest.raises(DomainError, match="xfail must name what there is to check; got 'P99'"):
+        check(kit.Right(), ["P16"], xfail=file)
 
 
 @pytest.mark.parametrize(("text", "rule"), [("P1", "have a reason"), ("P1 # a\nP1 # b", "name each id once")])

@@ -58,7 +58,7 @@ class Checking:
         report = self.report()
         for path, text in self.files.items():
             write(path, text(report))
-        brief = "\n".join(dict.fromkeys((report.advice, report.verdict)))
+        brief = "\n".join(dict.fromkeys(filter(None, (report.advice, report.stale, report.verdict))))
         self.words.print(brief if self.quiet else f"\n{report}")
         if not self.quiet:
             self._show_program(report, order)

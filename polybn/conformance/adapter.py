@@ -33,8 +33,8 @@ class Info(NamedTuple):
     dtypes: tuple[str, ...] = ("float32",)
     """The dtypes of x, among float16, bfloat16 (from ml_dtypes), float32 and float64. Parameters and statistics travel
     as float32, and as float64 with float64 x."""
-    axes: Literal["any", "second"] = "any"
-    """Any channel axis is served, or axis 1 only."""
+    axes: Literal["any", "second", "last"] = "any"
+    """Any channel axis is served, or axis 1 only, or the last axis only."""
     ranks: tuple[int, ...] = (2, 3, 4, 5)
     """The ranks of x."""
     tracks: bool = True
@@ -95,7 +95,8 @@ class Adapter(Protocol):
         eps : float
             Added to the variance.
         axis : int
-            The channel axis; always 1 where :meth:`info` declares ``axes="second"``.
+            The channel axis, not negative where :meth:`info` declares ``axes``: always 1 with ``"second"``, and
+            ``x.ndim - 1`` with ``"last"``.
 
         Returns
         -------

@@ -24,15 +24,17 @@ MOST = 300
 """The longest sentence, in characters."""
 
 
-def first(results: Sequence[Result], info: Info, declarations: Sequence[str]) -> str:
+def first(results: Sequence[Result], info: Info, declarations: Sequence[str], *, declarable: bool = True) -> str:
     """Return the sentence for these results, empty if nothing is wrong.
 
-    ``declarations`` holds one sentence for each wrong declaration.
+    ``declarations`` holds one sentence for each wrong declaration; ``declarable`` says whether all can be made right.
+    Then what fails beside them, and is no echo, has another reason; otherwise nobody can tell.
     """
     failed = [result for result in results if result.status == "fail"]
     if declarations and not any(result.cause in GRAVE or tells(result) for result in failed):
         rest = in_order([result for result in failed if result.cause != "convention"])
-        more = [f"{_number(len(rest))} for another reason, first {_said(rest[0])}."] if rest else []
+        beside = "for another reason" if declarable else "beside that"
+        more = [f"{_number(len(rest))} {beside}, first {_said(rest[0])}."] if rest else []
         return " ".join([*map(_whole, declarations), *more])
     if failed:
         return _about(in_order(failed)[0], len(failed))

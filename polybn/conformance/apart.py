@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from ctypes import c_int
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from polybn.conformance.adapter import Info
 from polybn.conformance.check import fitting
 from polybn.conformance.finding import Finding, clause_of, find, title_of
 from polybn.conformance.guard import Printed, silenced
+from polybn.conformance.inside import Noting, noted
 from polybn.conformance.result import Cause, Result
 from polybn.conformance.subject import Subject, UnusableError, make, prepare, why_useless
 from polybn.spec import DomainError, DTypeError
@@ -57,7 +59,7 @@ def examine(order: Order, wanted: Sequence[str]) -> Iterator[Begun | Finding]:
     rest, begun = list(wanted), None
     starting = STARTING if order.seconds is None else min(STARTING, _patience(order.seconds))
     while begun is None or rest:
-        with _child(order if begun is None else order._replace(seed=begun.seed), rest) as (process, pipe):
+        with _child(order if begun is None else order._replace(seed=begun.seed), rest) as (process, pipe, note):
             message = _next(process, pipe, starting)
             if isinstance(message, Exception):
                 raise message
@@ -74,7 +76,8 @@ def examine(order: Order, wanted: Sequence[str]) -> Iterator[Begun | Finding]:
             while rest:
                 message = _next(process, pipe, _patience(begun.seconds))
                 if not isinstance(message, Finding):
-                    yield _lost(rest.pop(0), *message)
+                    cause, words = message
+                    yield _lost(rest.pop(0), cause, ", in ".join(filter(None, (words, noted(note)))))
                     break
                 rest.pop(0)
                 yield message
@@ -91,14 +94,15 @@ def _lost(name: str, cause: Cause, words: str) -> Finding:
 
 
 @contextlib.contextmanager
-def _child(order: Order, wanted: Sequence[str]) -> Iterator[tuple[BaseProcess, Connection]]:
+def _child(order: Order, wanted: Sequence[str]) -> Iterator[tuple[BaseProcess, Connection, c_int]]:
     context = multiprocessing.get_context("spawn")  # a fork would inherit locks that libraries' threads hold
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(order, list(wanted), theirs), daemon=True)
+    note = context.RawValue(c_int, 0)
+    process = context.Process(target=_work, args=(order, list(wanted), theirs, note), daemon=True)
     process.start()
     theirs.close()
     try:
-        yield process, ours
+        yield process, ours, note
     finally:
         process.kill()
         process.join()
@@ -128,7 +132,7 @@ def _end_of(process: BaseProcess) -> str:
     return f"ended the process with exit status {code}"
 
 
-def _work(order: Order, wanted: list[str], pipe: Connection) -> None:
+def _work(order: Order, wanted: list[str], pipe: Connection, note: c_int) -> None:
     """Check in the child; the parent handles an interruption from the keyboard."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError):  # drop what compiled code prints
@@ -143,6 +147,7 @@ def _work(order: Order, wanted: list[str], pipe: Connection) -> None:
     except (DomainError, DTypeError, ImportError) as error:
         pipe.send(error)
         return
+    subject = subject._replace(adapter=Noting(subject.adapter, note))
     for name in fitting(wanted, subject.info) if order.everything else wanted:
         try:
             pipe.send(find(subject, name))

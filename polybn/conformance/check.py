@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from polybn.conformance import expected
 from polybn.conformance.adapter import Info
 from polybn.conformance.adapters import resolve
-from polybn.conformance.finding import IDS, Finding, find, title_of
+from polybn.conformance.finding import IDS, Finding, demand_known, find, title_of
 from polybn.conformance.report import Report, versions
 from polybn.conformance.subject import UnusableError, prepare, why_useless
-from polybn.near import near
-from polybn.spec import DomainError
 
 if TYPE_CHECKING:
     import os
@@ -50,8 +48,8 @@ def check(
     only : iterable of str, optional
         Ids of what to check; everything by default.
     xfail : path, optional
-        A file of expected failures, lines of ``property-id  # reason, url``. An entry that matches nothing, or
-        that does not fail, is an error.
+        A file of expected failures, lines of ``property-id  # reason, url``. An entry that does not fail is an
+        error of the report.
     progress : callable, optional
         Called as ``progress(what, done, total)`` before each check.
     dtypes : iterable of str, optional
@@ -107,7 +105,7 @@ class Setting(NamedTuple):
 def report_of(setting: Setting, findings: Sequence[Finding], useless: str = "", missing: Sequence[str] = ()) -> Report:
     """Make a report; ``useless`` says why nothing could be checked, ``missing`` lists ids that were not reached."""
     reasons = {} if useless else setting.reasons
-    results, errors = expected.judge([finding.result for finding in findings], reasons, IDS)
+    results, errors = expected.judge([finding.result for finding in findings], reasons)
     errors += [f"{NOTHING}: {useless}"] if useless else []
     return Report(
         info=setting.info,
@@ -131,11 +129,7 @@ def chosen(only: Iterable[str] | None) -> list[str]:
         return list(IDS)
     wanted = list(only)
     for name in wanted:
-        if name not in IDS:
-            raise DomainError(
-                f"polybn.conformance.check: only must name what there is to check; got {name!r} "
-                f"(such as {', '.join(near(name, IDS) or [*IDS[:3], '...'])}; see polybn.conformance.IDS)"
-            )
+        demand_known("only", name)
     return [name for name in IDS if name in wanted]
 
 

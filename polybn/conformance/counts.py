@@ -13,8 +13,12 @@ M = 15
 
 def shape(info: Info) -> tuple[int, ...]:
     """Return a shape, with the channels second, whose lengths and products tell all counts apart, if its rank does."""
-    deep = info._replace(ranks=tuple(rank for rank in info.ranks if rank > 2) or info.ranks)
-    return served.fitted(deep, (5, 4, 3))
+    return served.fitted(deep(info), (5, 4, 3))
+
+
+def deep(info: Info) -> Info:
+    """Return the declaration without rank 2, in which N and m are one, if others are served."""
+    return info._replace(ranks=tuple(rank for rank in info.ranks if rank > 2) or info.ranks)
 
 
 def factors(shape: tuple[int, ...]) -> dict[str, tuple[float, str]]:

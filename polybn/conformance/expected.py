@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from polybn.conformance.finding import demand_known
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from polybn.conformance.result import Result
 
@@ -24,18 +25,14 @@ def read(path: str | os.PathLike[str]) -> dict[str, str]:
         if not reason or name in found:
             rule = "have a reason: property-id  # reason, url" if not reason else "name each id once"
             raise DomainError(f"polybn.conformance.check: xfail must {rule}; got {line!r} ({path}, line {number})")
+        demand_known("xfail", name)
         found[name] = reason
     return found
 
 
-def judge(
-    results: Sequence[Result], expected: dict[str, str], known: Collection[str]
-) -> tuple[list[Result], list[str]]:
-    """Return the results with expected failures marked, and a message for each stale entry.
-
-    ``expected`` maps ids to reasons; ``known`` holds all ids that exist, also those that were not run.
-    """
-    errors = [f"xfail entry {name} matches nothing: there is no such id" for name in expected if name not in known]
+def judge(results: Sequence[Result], expected: dict[str, str]) -> tuple[list[Result], list[str]]:
+    """Return the results with expected failures marked, and a message for each stale entry of reasons by id."""
+    errors = list[str]()
     marked = []
     for result in results:
         reason = expected.get(result.id)

@@ -6,16 +6,18 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from polybn.conformance import conventions, grades, reproducer, stateful
+from polybn.conformance import conventions, grades, reproducer, stateful, varying
 from polybn.conformance.advice import tells
 from polybn.conformance.cases import DTYPES
 from polybn.conformance.guard import OutOfTime, Printed, silenced, time_limit
-from polybn.conformance.properties import PROPERTIES, Property, lengths
+from polybn.conformance.properties import PROPERTIES, Property, gradient_faults, lengths
 from polybn.conformance.properties.compare import close
 from polybn.conformance.properties.property import UNTRACKED
 from polybn.conformance.result import Cause, Result
 from polybn.conformance.runner import CallError, KitAdapterError, Recorder, Violation, run
 from polybn.conformance.trial import Tried, attempt
+from polybn.near import near
+from polybn.spec import DomainError
 
 if TYPE_CHECKING:
     from polybn.conformance.adapter import Info
@@ -35,6 +37,7 @@ OF_GRADES = {"momentum", "running_variance", "flushes", "trains_by", "axes", "ra
 """The conventions that a grade depends on."""
 OF_LENGTHS = {"P1", "P2", "P3", "P4"}
 """Properties of lattice calls with many numbers of values."""
+VARIES = "The same call gives different results, so nothing can be said of what is declared"
 
 
 class Finding(NamedTuple):
@@ -45,6 +48,15 @@ class Finding(NamedTuple):
     grade: Grade | None = None
     note: str = ""
     """A remark that is no failure, such as that the adapter prints."""
+
+
+def demand_known(option: str, name: str) -> None:
+    """Refuse an id that does not exist, with those that may be meant."""
+    if name not in IDS:
+        raise DomainError(
+            f"polybn.conformance.check: {option} must name what there is to check; got {name!r} "
+            f"(such as {', '.join(near(name, IDS) or [*IDS[:3], '...'])}; see polybn.conformance.IDS)"
+        )
 
 
 def title_of(name: str) -> str:
@@ -140,7 +152,8 @@ def _told(subject: Subject, blank: Result, tried: Tried) -> Result:
     result = blank._replace(status="pass", cases=tried.cases, vacuous=tried.vacuous, share=tried.share)
     if tried.error is not None:
         words = "; ".join(filter(None, (str(tried.error), tried.words)))
-        words = ": ".join(filter(None, (_where(subject, blank.id, tried.error), words)))
+        before = _context(blank.id, tried.error), _where(subject, blank.id, tried.error)
+        words = ": ".join(filter(None, (*before, words)))
         cause = "unstable" if tried.unstable else cause_of(tried.error)
         text = reproducer.program(subject.source, f"{result.title} {words}", tried.calls, tried.error)
         if text and not reproducer.repeats(text, subject.adapter, subject.source, tried.outcomes):
@@ -152,12 +165,20 @@ def _told(subject: Subject, blank: Result, tried: Tried) -> Result:
     return result._replace(worst=reproducer.as_data(tried.worst))
 
 
+def _context(name: str, error: BaseException) -> str:
+    """Say what was called, if the words of a wrong result do not."""
+    return property_of(name).context if name != stateful.ID and type(error) is Violation else ""
+
+
 def _where(subject: Subject, name: str, error: BaseException) -> str:
-    """Say with how many values an exact answer is wrong, if that says something and can be seen."""
+    """Say what usual fault an exact answer shows, or at which lengths it is wrong, if either can be seen."""
     if name not in OF_LENGTHS or type(error) is not Violation:
         return ""
     try:
-        return lengths.said(property_of(name).check, subject.adapter, subject.info)
+        if _varies(subject):
+            return ""
+        usual = gradient_faults.said(subject.adapter, subject.info) if name == "P3" else ""
+        return usual or lengths.said(property_of(name).check, subject.adapter, subject.info)
     except (OutOfTime, Exception):  # other calls may hang or raise, which is no reason to forget this one
         return ""
 
@@ -180,6 +201,8 @@ def _convention(subject: Subject, recorder: Recorder, blank: Result, rest: str) 
         idle = found.name == "flushes" and found.seen != found.declared
         note = "flushes=True is declared, but subnormal numbers were kept: without it, bounds are narrower."
         return Finding(blank._replace(status="pass", cases=1), found, note=note if idle else "")
+    if _varies(subject):
+        return Finding(blank._replace(status="fail", words=VARIES, cases=1, cause="unstable"))
     words = f"{found.advice} (declared {found.declared!r}; {found.explanation})"
     return Finding(blank._replace(status="fail", words=words, cases=1, cause="convention"), found)
 
@@ -211,9 +234,18 @@ def corrections(subject: Subject) -> dict[str, Any]:
     """Return the fields to declare, with the values that were seen, where the declaration is wrong."""
     if "corrections" not in subject.memo:
         found = conventions.detect(subject.adapter, subject.info)
+        if not all(c.ok for c in found) and _varies(subject):
+            found = []
         subject.memo["corrections"] = {name: value for c in found for name, value in c.correction}
     made: dict[str, Any] = subject.memo["corrections"]
     return made
+
+
+def _varies(subject: Subject) -> bool:
+    """Return whether the same call gives different results, so that what one call shows may be chance."""
+    if "varies" not in subject.memo:
+        subject.memo["varies"] = varying.varies(subject.adapter, subject.info)
+    return bool(subject.memo["varies"])
 
 
 def _marked(subject: Subject, finding: Finding) -> Finding:

@@ -108,7 +108,7 @@ def measure(name: str) -> Peer:
     errors = {
         layout: {family: _largest_error(adapter, make, axis) for family, make in FAMILIES.items()}
         for layout, axis in LAYOUTS.items()
-        if axis == 1 or info.axes == "any"
+        if info.axes in ("any", "second" if axis == 1 else "last")
     }
     single, empty = (detect_one(adapter, info, what).seen for what in ("single_value", "empty"))
     wrong, judged = tally(adapter, info)

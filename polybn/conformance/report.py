@@ -91,20 +91,30 @@ class Report:
             return self.errors[0]
         wrong = [c.advice for c in self.conventions if not c.ok]
         wrong += [sentence] if (sentence := dialects.advise(self.conventions, self.info)) else []
-        return advice.first(self.results, self.info, wrong) or self.verdict
+        declarable = all(c.correction for c in self.conventions if not c.ok)
+        return advice.first(self.results, self.info, wrong, declarable=declarable) or self.stale or self.verdict
+
+    @property
+    def stale(self) -> str:
+        """Sentences about expected failures that did not fail."""
+        return " ".join(f"{error}." for error in self.errors) if self.results else ""
 
     @property
     def verdict(self) -> str:
         """One sentence: whether the batch norm conforms, and how many checks had each result."""
         statuses = ("pass", "fail", "echo", "expected failure", "not certified", "not applicable")
         counts = [f"{n} {status}" for status in statuses if (n := self.count(status))]
-        counts += [f"{len(self.errors)} stale"] * bool(self.results and self.errors)
+        counts += [f"{len(self.errors)} stale"] * bool(self.stale)
         counts += [f"{len(self.missing)} not reached"] * bool(self.missing)
-        outcome = "conforms to the specification" if self.ok else "does not conform to the specification"
-        if self.ok and self.deviations:
+        conforms = self.ok or (bool(self.stale) and not (self.failures or self.count("echo") or self.missing))
+        outcome = "conforms to the specification" if conforms else "does not conform to the specification"
+        if conforms and self.deviations:
             outcome = "conforms to the specification, except for what it declares"
-        if self.ok and self.count("expected failure"):
+        if conforms and self.count("expected failure"):
             outcome += " and the expected failures"
+        if conforms and self.stale:
+            one = len(self.errors) == 1
+            outcome += f", but {'an expectation is' if one else f'{len(self.errors)} expectations are'} stale"
         if self.ok and self.unasked:
             outcome += f", as far as was asked ({self.unasked} more checks are there)"
         return f"{self.info.name} {outcome}: {', '.join(counts) or 'nothing was checked'}."
@@ -161,7 +171,8 @@ class Report:
         declared = sum(result.cause == "convention" for result in self.failures)
         yield _section("Failures:", failures(self), FEW, {0, declared})
         yield _section("Echoes, which go away with true declarations:", _echoes(self))
-        yield _section("Errors:", self.errors[1:] if self.advice in self.errors else self.errors)
+        told = self.advice == self.stale or (len(self.errors) == 1 and self.advice in self.errors)
+        yield _section("Errors:", () if told else self.errors)
         yield _section(
             "Not reached, because the check was interrupted:", [", ".join(self.missing)] if self.missing else []
         )

@@ -12,6 +12,7 @@ import numpy as np
 
 from polybn.conformance.cases import Outcome, statistics_dtype
 from polybn.conformance.guard import OutOfTime
+from polybn.conformance.placing import placed, put_back
 from polybn.options import type_name
 
 if TYPE_CHECKING:
@@ -160,7 +161,16 @@ def run(adapter: Adapter, info: Info, case: Case, *, gradients: bool | None = No
     are None become ones and zeros. ``gradients`` asks for derivatives if the adapter has them; by default, in training
     only. ``as_is`` passes the arrays of the case themselves, with their strides, not copies. A method that raises is a
     CallError; one that returns anything but NumPy arrays of the right number, shape and dtype is a KitAdapterError.
+    Where the adapter serves the last axis only, a case with its channels second reaches it with its channels last.
     """
+    given = placed(info, case, as_is=as_is)
+    outcome = _run(adapter, info, given, gradients=gradients, as_is=as_is)
+    y, dx = (put_back(array, given, case) for array in (outcome.y, outcome.dx))
+    assert y is not None
+    return outcome._replace(y=y, dx=dx)
+
+
+def _run(adapter: Adapter, info: Info, case: Case, *, gradients: bool | None, as_is: bool) -> Outcome:
     x, dy, gamma, beta, mean, var = _arguments(case, as_is=as_is)
     whole, vector = _forms(case)
     options: dict[str, Any] = {"eps": case.eps, "axis": case.axis}
@@ -179,12 +189,20 @@ def run(adapter: Adapter, info: Info, case: Case, *, gradients: bool | None = No
     outcome = Outcome(y, new_mean, new_var) if info.tracks else Outcome(y)
     if gradients is False or not info.differentiates:
         return outcome
-    dx, dgamma, dbeta = backward(adapter, info, case, as_is=as_is)
+    dx, dgamma, dbeta = _backward(adapter, info, case, as_is=as_is)
     return outcome._replace(dx=dx, dgamma=dgamma, dbeta=dbeta)
 
 
 def backward(adapter: Adapter, info: Info, case: Case, *, as_is: bool = False) -> tuple[Array, Array, Array]:
     """Make only the backward call of a case in training; the errors are those of :func:`run`."""
+    given = placed(info, case, as_is=as_is)
+    dx, dgamma, dbeta = _backward(adapter, info, given, as_is=as_is)
+    moved = put_back(dx, given, case)
+    assert moved is not None
+    return moved, dgamma, dbeta
+
+
+def _backward(adapter: Adapter, info: Info, case: Case, *, as_is: bool) -> tuple[Array, Array, Array]:
     x, dy, gamma, beta, _, _ = _arguments(case, as_is=as_is)
     whole, vector = _forms(case)
     dx, dgamma, dbeta = _call(

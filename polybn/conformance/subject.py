@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
@@ -136,10 +137,12 @@ def why_useless(subject: Subject) -> str:
 
 def _first_error(adapter: Adapter, info: Info) -> str:
     first = ""
-    for dtype in info.dtypes:
-        for rank in info.ranks:
+    for dtype, rank in itertools.product(info.dtypes, info.ranks):
+        case = lattice(1, dtype, 3, (4, *(1,) * (rank - 2)), 1).case
+        # Who serves the last axis only, and does not declare it yet, can be told so.
+        for call in (case, case.moved(rank - 1)) if info.axes == "any" else (case,):
             try:
-                run(adapter, info, lattice(1, dtype, 3, (4, *(1,) * (rank - 2)), 1).case, gradients=False)
+                run(adapter, info, call, gradients=False)
             except (CallError, KitAdapterError) as error:
                 first = first or str(error)
             else:

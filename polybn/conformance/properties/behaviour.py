@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from polybn.conformance.cases import Array, Case, Outcome, equal, statistics_dtype
 from polybn.conformance.forms import VacuousBoundError
+from polybn.conformance.placing import placed
 from polybn.conformance.properties import served
 from polybn.conformance.properties.compare import VECTORS, certified, changed, difference, returned, same
 from polybn.conformance.properties.property import Property
@@ -75,7 +76,8 @@ def excused(info: Info, case: Case, outcome: Outcome, words: str, expected: dict
     if not wrong:
         return 0.0
     name = next(iter(wrong))
-    words = f"{words}; {name}: {difference(wrong[name], expected[name])}"
+    # The name comes first, because the words about the call name other results, too.
+    words = f"{name}: {difference(wrong[name], expected[name])}, but {words}"
     try:
         return certified(info, case, outcome).ratio
     except VacuousBoundError:
@@ -164,6 +166,7 @@ def methods(adapter: Adapter, info: Info, case: Case) -> dict[str, Callable[[dic
 
 def pure(adapter: Adapter, info: Info, case: Case) -> float:
     """Pass the arrays themselves: none may change, and no result may share their memory or change later."""
+    case = placed(info, case)
     given = {n: a.copy() for n, a in {**case.arrays(), "dy": case.dy}.items() if a is not None}
     before = {name: digest(a) for name, a in given.items()}
     run(adapter, info, changed(case, **given), as_is=True)  # raises here if a call fails or returns something else
@@ -187,7 +190,7 @@ def pure(adapter: Adapter, info: Info, case: Case) -> float:
 
 def aliased(adapter: Adapter, info: Info, seed: tuple[int, str]) -> float:
     """Pass one array as x and dy, and one as all four vectors: results are those of separate copies."""
-    case = served.plain(info, seed[0], seed[1], (7, 3, 5))
+    case = placed(info, served.plain(info, seed[0], seed[1], (7, 3, 5)))
     assert case.gamma is not None
     vector = np.abs(case.gamma)
     apart = changed(case, dy=case.x.copy(), **{n: vector.copy() for n in VECTORS})

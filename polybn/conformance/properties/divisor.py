@@ -57,6 +57,9 @@ def _named(squares: Sequence[float], shape: tuple[int, ...], close: float) -> st
         RIGHT: [VARIANCE + eps for eps in EPS],
         "sqrt(variance) + eps": [(VARIANCE**0.5 + eps) ** 2 for eps in EPS],
         "sqrt(variance), without eps": [VARIANCE, VARIANCE],
+        "sqrt(max(variance, eps))": [max(VARIANCE, eps) for eps in EPS],
+        "sqrt(variance^2 + eps), as if the variance were a standard deviation": [VARIANCE**2 + eps for eps in EPS],
+        "sqrt(sqrt(variance) + eps), as if a standard deviation were the variance": [VARIANCE**0.5 + e for e in EPS],
         **{words: [VARIANCE * factor + eps for eps in EPS] for words, factor in (unbiased | wrong).items()},
         f"sqrt(variance + {squares[0] - VARIANCE:.3g}), whatever eps is passed": [squares[0], squares[0]],
     }

@@ -163,11 +163,12 @@ PROPERTIES: Sequence[Property] = (
     Property("P3", "Where y is exact, dx, dgamma and dbeta are exactly the right numbers, too.",
              "S13", gradients, _with_tails, ("vjp",)),
     Property("P4", "Inference normalizes by the running statistics that it was given, not by the batch's.",
-             "S5", inference, _with_tails, ("infer",)),
+             "S5", inference, _with_tails, ("infer",), context="In inference"),
     Property("P5", "Values a thousand deviations away from zero are normalized exactly, too.",
-             "S2", output, lambda info: served.lattices(info, far=True), (), _declared),
+             "S2", output, lambda info: served.lattices(info, far=True), (), _declared,
+             context="A thousand deviations away from zero"),
     Property("P6", "No number of channels or of values is too large: 70,000 channels, 2^20 values a channel.",
-             "S1 S2 S3 S13", size, sizes),
+             "S1 S2 S3 S13", size, sizes, context="With very many channels or values"),
     Property("P6b", "2^24 + 4 equal values, more than float32 can count, give beta, the value, and variance 0.",
              "S2 S8", count, lambda info: (0.1,), (), served.no_float32, slow=True),  # noqa: ARG005
 )  # fmt: skip

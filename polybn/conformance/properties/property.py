@@ -39,6 +39,8 @@ class Property(NamedTuple):
     """What an adapter must declare for the property to apply."""
     applies: Callable[[Info], str | None] = lambda info: None  # noqa: ARG005
     """A function that returns why the property does not apply, for reasons that ``needs`` cannot name."""
+    context: str = ""
+    """What is called, where a failure's own words do not say it: ``"In inference"``."""
     slow: bool = False
     """Whether the check takes seconds and hundreds of megabytes; the profile dev leaves it out."""
 
@@ -50,7 +52,9 @@ class Property(NamedTuple):
             "infer_vjp": None if info.differentiates_inference else "the adapter declares that it has no infer_vjp",
             "infer": None if info.infers else "the adapter declares that it has no infer",
             "vjp": None if info.differentiates else "the adapter declares that it has no vjp",
-            "axes": None if info.axes == "any" else "the adapter declares that the channel axis is always the second",
+            "axes": None
+            if info.axes == "any"
+            else f"the adapter declares that the channel axis is always the {info.axes}",
             "running": None if info.tracks else UNTRACKED,
         }
         needs = self.needs if self.id in WITHOUT_BATCH else ("batch", *self.needs)

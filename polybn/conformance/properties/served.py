@@ -117,7 +117,7 @@ def cases(
 ) -> Case:
     """Draw a random call without constant channels."""
     dtype = draw(st.sampled_from([d for d in dtypes if d in info.dtypes]))
-    shape, axis = pick(draw, few(info, all_shapes(draw(st.sampled_from(info.ranks)), info.axes == "second")))
+    shape, axis = pick(draw, few(info, all_shapes(draw(st.sampled_from(info.ranks)), info.axes != "any")))
     # One draw in place of four: drawing takes most of the time.
     constants = few(info, tuple(itertools.product(eps, momenta)))
     kappa, scale, (epsilon, momentum) = pick(
@@ -164,7 +164,7 @@ def lattices(
     """
     dtype = draw(st.sampled_from([d for d in (WIDE if wide else POWERS) if d in info.dtypes]))
     rank = draw(st.sampled_from(info.ranks))
-    pools = [few(info, all_lattice_shapes(rank, info.axes == "second", most_channels, odd)) for odd in (False, tails)]
+    pools = [few(info, all_lattice_shapes(rank, info.axes != "any", most_channels, odd)) for odd in (False, tails)]
     if info.compiles:
         shapes: Sequence[tuple[tuple[int, ...], int, int]] = [*pools[0][: FEW // 2], *pools[1][FEW // 2 :]]
     else:  # apart from each other, because numbers of one long list would not shrink from one kind to the other

@@ -1,0 +1,241 @@
+"""The first sentence of a report names the true cause: each batch norm here has one fault that looks like another."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from polybn import conformance
+from polybn.conformance import apart
+from polybn.conformance.cases import Array
+from polybn.conformance.finding import Finding
+from polybn.conformance.report import Report
+from tests.support import kit_adapters as kit
+from tests.support import kit_authors as authors
+from tests.support import kit_causes as causes
+
+CONVENTIONS = [name for name in conformance.IDS if name.startswith("convention-")]
+SOME = [*CONVENTIONS, "P0", "P1", "P2", "P2b", "P3", "P4", "P5", "P16", "P17", "P22"]
+
+
+def check(adapter: Any, only: list[str] | None = None) -> Report:
+    return conformance.check(adapter, only=only or SOME, seed=11)
+
+
+LENGTHS = [
+    (
+        causes.NoTail,
+        r"P1: Wrong with 9, 15, 35 and 65 values a channel, right with 4, 5, 8, 16, 32 and 64: y must be exactly",
+    ),
+    (
+        causes.NoLastImages,
+        r"P1: Wrong where N, the length of the first axis, is 5, 7, 9, 13 and 15, right where it is 1, 2, 3, 4, 8 and "
+        r"16: y must be exactly",
+    ),
+    (causes.OneByRunning, r"P1: Wrong where N, the length of the first axis, is 1, right where it is 2, 3, 4, 5, 7, "),
+    (causes.OneConstant, r"P1: Wrong where N, the length of the first axis, is 1, right where it is 2, 3, 4, 5, 7, "),
+]
+
+
+@pytest.mark.parametrize(("make", "sentence"), LENGTHS)
+def test_lengths_at_which_the_batch_is_read_wrongly_are_no_convention(make: Any, sentence: str) -> None:
+    report = check(make())
+    assert re.match(sentence, report.advice), report.advice
+    assert "no declaration covers" not in str(report)
+
+
+def test_a_wrong_y_hides_no_convention_that_can_be_declared() -> None:
+    class Both(kit.EpsOutside, kit.Reversed):
+        pass
+
+    assert check(Both()).advice.startswith("Your momentum weighs the new value: declare momentum='new'.")
+
+
+def test_statistics_that_nobody_declares_are_described_beside_a_right_y() -> None:
+    class Squared(kit.Right):
+        def kept(self, rows: Array) -> Array:
+            return np.asarray(rows.var(axis=1) ** 2 + 0.3)
+
+    assert check(Squared()).advice.startswith("Your running variance takes in 4.3 where biased gives 2, ")
+
+
+def test_nothing_is_said_of_batches_where_only_their_values_are_counted() -> None:
+    class Wrong(kit.Right):
+        """Errs where N is 1 and where m is odd: neither is the whole truth."""
+
+        def vjp(self, x: Array, *args: Any, **options: Any) -> Any:
+            dx, dgamma, dbeta = super().vjp(x, *args, **options)
+            return dx, dgamma, dbeta + (len(x) == 1 or x.size // x.shape[1] % 2)
+
+    class Declared(Wrong):
+        conventions: ClassVar[dict[str, Any]] = {"ranks": (3,)}
+
+    (result,) = check(Declared(), ["P3"]).failures
+    assert result.words.startswith("dbeta must be exactly")
+
+
+def test_channels_that_come_last_are_to_be_declared_so() -> None:
+    report = check(causes.OnlyLast(), [*SOME, "P12", "P13", "P18", "P19", "stateful"])
+    assert report.advice == "Only the last axis may be the channel axis: declare axes='last'."
+    assert {r.status for r in report.results if r.id == "P1"} == {"echo"}
+    images = check(causes.OnlyLastImages(), [*CONVENTIONS, "P1"])
+    assert images.advice == (
+        "Only the last axis may be the channel axis: declare axes='last'. The ranks that are served are 4: declare "
+        "ranks=(4,)."
+    )
+
+
+def test_who_declares_the_last_axis_is_asked_for_no_other() -> None:
+    only = [name for name in conformance.IDS if name not in ("P6", "P6b")]
+    report = conformance.check(causes.DeclaredLast(), only=only, seed=5)
+    assert report.ok, str(report)
+    assert {r.id: r.words for r in report.results if r.id == "P13"} == {
+        "P13": "the adapter declares that the channel axis is always the last"
+    }
+    assert "axes is 'last' where the specification has 'any'" in " ".join(report.deviations)
+
+
+@pytest.mark.parametrize(("make", "seen"), [(kit.Right, "any"), (authors.SecondAlone, "second")])
+def test_who_does_not_need_the_last_axis_must_not_declare_it(make: Any, seen: str) -> None:
+    lying = type("Lying", (make,), {"conventions": {"axes": "last"}})
+    assert f"declare axes={seen!r}" in check(lying(), ["convention-axes"]).advice
+
+
+def test_channels_last_keep_their_strides_and_their_aliases() -> None:
+    """What is passed as it is reaches the adapter as it is, but for the order of the axes."""
+
+    class Writing(causes.DeclaredLast):
+        def train(self, x: Array, *args: Any, **options: Any) -> Any:
+            results = super().train(x, *args, **options)
+            x += 1
+            return results
+
+    class Flat(causes.DeclaredLast):
+        def train(self, x: Array, *args: Any, **options: Any) -> Any:
+            return super().train(x.ravel(order="K").reshape(x.shape), *args, **options)
+
+    assert check(Writing(), ["P18"]).advice.startswith("P18: train must not write its arguments; it changed x")
+    assert check(Flat(), ["P12"]).advice.startswith("P12: ")
+
+
+GRADIENTS = [
+    (causes.Swapped, "P3: dgamma and dbeta are swapped: "),
+    (causes.Meaning, "P3: dgamma and dbeta are means over the values of a channel, where they must be sums: "),
+    (causes.NoMean, "P3: dx lacks the term of mean(dy): dx must be exactly"),
+    (causes.NoProduct, "P3: dx lacks the term of xhat * mean(dy * xhat): dx must be exactly"),
+    (causes.Constants, "P3: dx lacks the terms of mean(dy) and of xhat * mean(dy * xhat): dx must be exactly"),
+    (causes.Opposite, "P3: dx has the opposite sign: dx must be exactly"),
+    (causes.NoEps, "P3: dx and dgamma are those for eps = 0: dx and dgamma must be exactly"),
+    (causes.Doubled, "P3: dbeta must be exactly"),
+]
+
+
+@pytest.mark.parametrize(("make", "sentence"), GRADIENTS)
+def test_the_usual_faults_of_gradients_are_named_and_come_first(make: Any, sentence: str) -> None:
+    assert check(make(), ["P3", "P16", "P22", "P15"]).advice.startswith(sentence)
+
+
+@pytest.mark.parametrize("ranks", [(2,), (3,), (5,)])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_faults_of_gradients_are_named_at_each_rank_and_dtype(ranks: tuple[int, ...], dtype: str) -> None:
+    class Narrow(causes.NoMean):
+        conventions: ClassVar[dict[str, Any]] = {"ranks": ranks, "dtypes": (dtype,)}
+
+    assert check(Narrow(), ["P3"]).advice.startswith("P3: dx lacks the term of mean(dy): dx must be exactly")
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (kit.OnePass, "P5: A thousand deviations away from zero: y must be exactly"),
+        (causes.OneMore, "P4: In inference: y must be exactly"),
+        (causes.SquaredVariance, r"P0: x - mean must be divided by sqrt\(variance \+ eps\); in inference it is "
+         r"divided by sqrt\(variance\^2 \+ eps\), "),
+    ],
+)  # fmt: skip
+def test_where_the_title_is_left_out_the_words_say_what_is_called(make: Any, sentence: str) -> None:
+    adapter = type("Plain", (make,), {"conventions": {"differentiates": False}})()
+    assert re.match(sentence, check(adapter, ["P0", "P1", "P4", "P5", "P22"]).advice)
+
+
+def test_the_method_in_which_the_process_ended_is_named() -> None:
+    order = apart.Order("tests.support.kit_causes:Leaving", "dev", None, 3)
+    _, first, second = apart.examine(order, ["P3", "P4"])
+    assert isinstance(first, Finding)
+    assert isinstance(second, Finding)
+    assert first.result.words == "the adapter ended the process with exit status 3, in vjp"
+    assert second.result.status == "pass"
+
+
+def test_nothing_is_to_be_declared_where_results_vary() -> None:
+    report = check(causes.Racing(), [*SOME, "P7", "P13", "P36"])
+    assert report.advice.startswith("P17: y must be the same to the bit when the same call is made again")
+    assert "declare " not in str(report).partition("Differs from")[0], str(report)
+    assert "values a channel, right" not in str(report)
+    assert not report.count("echo")
+
+
+def test_what_could_not_be_seen_for_varying_results_is_no_pass() -> None:
+    class Wild(causes.Racing):
+        def train(self, *args: Any, **options: Any) -> Any:
+            y, mean, var = super().train(*args, **options)
+            return y, mean + self.rng.normal(size=mean.shape).astype(mean.dtype), var
+
+    report = check(Wild(), ["convention-momentum"])
+    assert not report.ok
+    assert report.advice == (
+        "convention-momentum: The same call gives different results, so nothing can be said of what is declared."
+    )
+
+
+def test_last_bits_that_vary_hide_no_convention() -> None:
+    assert "declare running_variance='unbiased'" in check(causes.LastBits(), ["convention-running_variance"]).advice
+
+
+@pytest.mark.parametrize("declared", ["old", "new"])
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (causes.Fixed, "Your momentum is not what is passed: the old value weighs 0.9 in the running mean and the "
+         "running variance, whatever is passed, which no declaration covers. "),
+        (causes.FixedVariance, "Your momentum is not what is passed: the old value weighs 0.9 in the running variance, "
+         "whatever is passed, which no declaration covers. "),
+    ],
+)  # fmt: skip
+def test_a_momentum_that_is_ignored_is_named(make: Any, sentence: str, declared: str) -> None:
+    declaring = type("Declaring", (make,), {"conventions": make.conventions | {"momentum": declared}})
+    report = check(declaring())
+    assert report.advice.startswith(sentence), report.advice
+    assert {r.status for r in report.results if r.id == "convention-running_variance"} <= {"pass", "not certified"}
+
+
+def test_a_momentum_that_is_reversed_for_one_statistic_is_named() -> None:
+    assert check(causes.HalfReversed()).advice.startswith(
+        "Your momentum weighs the old value in the running mean and the new value in the running variance, which no "
+        "declaration covers. "
+    )
+
+
+def test_the_larger_of_variance_and_eps_is_named() -> None:
+    assert check(causes.Clamping()).advice.startswith(
+        "P0: x - mean must be divided by sqrt(variance + eps); in training it is divided by sqrt(max(variance, eps))"
+    )
+
+
+@pytest.mark.parametrize("kept", [lambda v: v, lambda v: 1.25 * v, np.sqrt, lambda v: v + 0.3])
+def test_a_variance_of_another_kind_is_no_momentum(kept: Any) -> None:
+    class Keeping(kit.Right):
+        def kept(self, rows: Array) -> Array:
+            return np.asarray(kept(rows.var(axis=1)))
+
+    (result,) = check(Keeping(), ["convention-momentum"]).results
+    assert result.status == "pass", result.words
+
+
+def test_what_no_declaration_covers_may_be_the_reason_of_what_else_fails() -> None:
+    said = check(causes.HalfReversed(), ["convention-momentum", "P2"]).advice
+    assert "no declaration covers. 1 check fails beside that, first P2: running_var must be exactly" in said
+    assert "for another reason" not in said
