@@ -185,10 +185,10 @@ class Narrow:
 """A batch norm that serves few calls."""
 
 
-def narrow(*ranks: int) -> str:
+def narrow(*ranks: int, axes: str = "second") -> str:
     """Write an adapter that serves these ranks; return its name, which no other test has imported."""
-    module = f"narrow_{'_'.join(map(str, ranks))}"
-    Path(f"{module}.py").write_text(NARROW.replace("RANKS", repr(ranks)))
+    module = f"narrow_{axes}_{'_'.join(map(str, ranks))}"
+    Path(f"{module}.py").write_text(NARROW.replace("RANKS", repr(ranks)).replace("second", axes))
     return f"{module}:Narrow"
 
 
@@ -202,6 +202,13 @@ def test_calls_are_drawn_from_what_two_declare_in_common(polybn_: Polybn, rank: 
     assert {(d["dtype"], d["calls"]) for d in found if d["quantity"] == "y"} == {("float32", 20)}
     said = polybn_("agree", "numpy", "polybn-numpy-plain", narrow(rank), "--cases", "20")
     assert "(10 to 20 calls each)" in said.out
+
+
+def test_channels_last_are_compared_with_channels_second(polybn_: Polybn) -> None:
+    said = polybn_("agree", narrow(3, 5, axes="last"), narrow(3, 4, 5), "polybn-numpy", "--cases", "30")
+    assert said.code == 0
+    assert "(23 to 27 calls each)" in said.out
+    assert "differ" not in said.out.replace("difference", "")
 
 
 def test_where_nothing_is_in_common_the_words_say_what_each_declares(polybn_: Polybn) -> None:

@@ -42,7 +42,8 @@ def space_of(info: Info) -> Space:
 
 
 def _axes(info: Info, rank: int) -> tuple[int, ...]:
-    return {"second": (1,), "last": (rank - 1,)}.get(info.axes, tuple(range(rank)))
+    """Return the channel axes of calls; who serves the last axis is given channels there that a call has at axis 1."""
+    return {"second": (1,), "last": tuple({1, rank - 1})}.get(info.axes, tuple(range(rank)))
 
 
 def common(a: Space, b: Space) -> Space:

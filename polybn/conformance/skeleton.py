@@ -17,7 +17,7 @@ from polybn.conformance import Info
 class MyBatchNorm:
     def info(self):
         # What differs from the specification is declared here. Declare nothing at first: the check tells you what to
-        # declare. For example momentum="new", running_variance="unbiased", single_value="error", axes="second".
+        # declare. For example momentum="new", running_variance="unbiased", single_value="error", axes="last".
         return Info("my batch norm", "0.1", dtypes=("float32",))
 
     def train(self, x, gamma, beta, running_mean, running_var, *, momentum, eps, axis):
