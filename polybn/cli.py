@@ -72,10 +72,7 @@ def info() -> None:
         if reason is not None:
             table.add_row(name, "no", reason)
             continue
-        try:
-            table.add_row(name, Text("yes", "green"), ", ".join(_facts(dispatch.backend(name))))
-        except Exception as error:  # an unfinished backend of others must not hide the rest
-            table.add_row(name, "yes", f"but it cannot be described: {type(error).__name__}: {error}")
+        table.add_row(name, Text("yes", "green"), ", ".join(_facts(dispatch.backend(name))))
     out.print(table)
 
 

@@ -89,7 +89,10 @@ def installed() -> tuple[str, ...]:
 def why_not(name: str) -> str | None:
     """Return None if the named backend can compute here, else the reason in one line."""
     try:
-        reason = backend(name).why_not()
+        module = backend(name)
+        reason = module.why_not()
+        if reason is None:
+            dict(module.describe())  # an unfinished backend must not break commands that list all
     except (Exception, SystemExit) as error:
         # A missing driver or third-party code may raise anything; one broken backend must not break the whole list.
         cause = _first_cause(error)

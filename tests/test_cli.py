@@ -759,19 +759,6 @@ def test_info_cuts_no_name_and_no_command(polybn_: Polybn, monkeypatch: pytest.M
     assert "…" not in text
 
 
-def test_info_lists_all_backends_beside_one_that_is_not_finished(
-    polybn_: Polybn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unfinished = SimpleNamespace(describe=lambda: None)
-    monkeypatch.setattr(dispatch, "backends", lambda: {"mine": None, "numpy": None})
-    monkeypatch.setattr(dispatch, "backend", lambda name: unfinished if name == "mine" else polybn.backend("numpy"))
-    said = polybn_("info")
-    text = re.sub(r"[\s│]+", " ", said.out)
-    assert said.code == 0
-    assert "mine yes but it cannot be described: AttributeError: 'NoneType' object has no attribute 'items'" in text
-    assert f"numpy yes numpy {np.__version__}" in text
-
-
 @pytest.mark.parametrize("width", [60, 80, 140])
 def test_differences_of_dialects_keep_their_labels(
     polybn_: Polybn, monkeypatch: pytest.MonkeyPatch, width: int

@@ -50,6 +50,9 @@ BACKEND = """
     def why_not():
         {why_not}
 
+    def describe():
+        return {{}}
+
     from polybn.spec import Description
 
     def inspect(value):
@@ -404,6 +407,13 @@ def test_a_backend_without_why_not_is_a_reason_too(install: Installer) -> None:
     assert reason is not None
     assert reason.startswith("AttributeError: ")
     assert "why_not" in reason
+
+
+def test_a_backend_that_cannot_describe_itself_does_not_run(install: Installer) -> None:
+    """Otherwise one that is not finished would end each command that lists all of them: info, bench."""
+    unfinished = BACKEND.format(name="some", library="some", why_not="return None").replace("return {}", "...")
+    install("polybn_some", {"some": "polybn_some"}, polybn_some=unfinished)
+    assert polybn.backends()["some"] == "TypeError: 'NoneType' object is not iterable"
 
 
 def test_an_installation_without_backends_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

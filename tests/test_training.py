@@ -295,6 +295,8 @@ def test_the_fingerprint_does_not_depend_on_memory_layout() -> None:
 
 def test_the_default_data_are_those_that_load_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYBN_DATA", "sample")
+    with pytest.raises(DTypeError, match=r'data must be a Dataset, .*; got int .data="sample"'):
+        train(SPEC, data=5, epochs=0)  # type: ignore[arg-type]
     expected = train(SPEC, data="sample", epochs=0).config
     assert expected == train(SPEC, data=fashion_mnist.load("sample"), epochs=0).config
     assert train(SPEC, epochs=0).config == expected

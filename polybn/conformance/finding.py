@@ -50,11 +50,11 @@ class Finding(NamedTuple):
     """A remark that is no failure, such as that the adapter prints."""
 
 
-def demand_known(option: str, name: str) -> None:
+def demand_known(option: str, name: str, *, function: str = "check") -> None:
     """Refuse an id that does not exist, with those that may be meant."""
     if name not in IDS:
         raise DomainError(
-            f"polybn.conformance.check: {option} must name what there is to check; got {name!r} "
+            f"polybn.conformance.{function}: {option} must name what there is to check; got {name!r} "
             f"(such as {', '.join(near(name, IDS) or [*IDS[:3], '...'])}; see polybn.conformance.IDS)"
         )
 

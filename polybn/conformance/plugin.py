@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from polybn.conformance import expected as expectations
-from polybn.conformance.finding import IDS, find, title_of
+from polybn.conformance.finding import IDS, demand_known, find, title_of
 from polybn.conformance.subject import Subject, prepare, why_useless
-from polybn.spec import DomainError
 
 if TYPE_CHECKING:
     import os
@@ -65,11 +64,7 @@ def parametrize(
     subject = prepare(make(), profile, dtypes=dtypes, source=source)
     ids = names_of(subject, only)
     for name in ids:
-        if name not in IDS:
-            raise DomainError(
-                f"polybn.conformance.parametrize: only must name what there is to check; got {name!r} "
-                "(see polybn.conformance.IDS)"
-            )
+        demand_known("only", name, function="parametrize")
 
     def mark(name: str) -> Any:
         if name not in reasons:

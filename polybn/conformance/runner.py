@@ -78,11 +78,45 @@ class Call(NamedTuple):
     """Arguments that are the same array as an earlier argument, each with the name of the earlier one."""
 
 
-class Recorder:
-    """An adapter that passes calls on to another one, and records them and their results."""
+class Passing:
+    """An adapter that passes calls on to another one, each through ``_call``."""
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
+
+    def info(self) -> Info:
+        """Return the adapter's declaration."""
+        return self._adapter.info()
+
+    def train(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
+        """Make the call."""
+        returned: tuple[Array, Array, Array] = self._call("train", arrays, options)
+        return returned
+
+    def infer(self, *arrays: Array, **options: Any) -> Array:
+        """Make the call."""
+        returned: Array = self._call("infer", arrays, options)
+        return returned
+
+    def vjp(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
+        """Make the call."""
+        returned: tuple[Array, Array, Array] = self._call("vjp", arrays, options)
+        return returned
+
+    def infer_vjp(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
+        """Make the call."""
+        returned: tuple[Array, Array, Array] = self._call("infer_vjp", arrays, options)
+        return returned
+
+    def _call(self, method: str, arrays: tuple[Array, ...], options: dict[str, Any]) -> Any:
+        return getattr(self._adapter, method)(*arrays, **options)
+
+
+class Recorder(Passing):
+    """An adapter that passes calls on to another one, and records them and their results."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__(adapter)
         self.calls: list[Call] = []
         self.outcomes: list[str] = []
         """A digest of the result or the error of each call."""
@@ -90,30 +124,6 @@ class Recorder:
         """The name of the method that is running, empty if none is."""
         self.since = 0.0
         """The :func:`time.monotonic` at which the latest call began."""
-
-    def info(self) -> Info:
-        """Return the adapter's declaration."""
-        return self._adapter.info()
-
-    def train(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
-        """Remember the call, and make it."""
-        returned: tuple[Array, Array, Array] = self._call("train", arrays, options)
-        return returned
-
-    def infer(self, *arrays: Array, **options: Any) -> Array:
-        """Remember the call, and make it."""
-        returned: Array = self._call("infer", arrays, options)
-        return returned
-
-    def vjp(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
-        """Remember the call, and make it."""
-        returned: tuple[Array, Array, Array] = self._call("vjp", arrays, options)
-        return returned
-
-    def infer_vjp(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
-        """Remember the call, and make it."""
-        returned: tuple[Array, Array, Array] = self._call("infer_vjp", arrays, options)
-        return returned
 
     def forget(self) -> None:
         """Forget all calls."""
@@ -127,7 +137,7 @@ class Recorder:
         self.calls.append(Call(method, memories, options, shared))
         self.inside, self.since = method, time.monotonic()
         try:
-            returned = getattr(self._adapter, method)(*arrays, **options)
+            returned = super()._call(method, arrays, options)
         except Exception as error:
             self.inside = ""
             self.outcomes.append(digest(error))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ from polybn.lenet.networks import BatchNorm
 from polybn.lenet.program import Program, Steps, compile
 from polybn.lenet.recipe import Recipe, check_integer, check_range
 from polybn.lenet.runs import Epoch, Run
+from polybn.options import type_name
+from polybn.spec import DTypeError
 
 if TYPE_CHECKING:
     from polybn.atomic import StrPath
@@ -234,6 +237,11 @@ def _prepare(recipe: Recipe, saved: Run | None, data: Data) -> Job:
     program = compile(
         recipe.network, find_backend(recipe.backend), state, batch_size=recipe.batch_size, devices=recipe.devices
     )
+    if not (data is None or callable(data) or isinstance(data, Dataset | str | os.PathLike)):
+        raise DTypeError(
+            f"polybn.train: data must be a Dataset, a directory, or a function that reads one; got {type_name(data)} "
+            '(data="sample" is a small one that comes with polybn)'
+        )
     dataset = data if isinstance(data, Dataset) else data() if callable(data) else fashion_mnist.load(data)
     recipe.check_data(dataset)
     config = recipe.to_config() | {"data_sha256": _fingerprint(dataset)}
