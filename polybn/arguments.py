@@ -128,29 +128,7 @@ def check_batch_norm(function: str, given: Arrays, options: Options, *, joined: 
     """Check descriptions and options of ``batch_norm`` and ``batch_norm_vjp``.
 
     ``joined`` says that ``x`` is a part of a larger whole, so that one value per channel may be one of many.
-    Results are cached: a training loop makes the same call again and again.
     """
-    try:
-        hash(options)
-    except TypeError:  # an option that has no hash, such as an array, is an error that the checks report
-        return check_batch_norm_anew(function, given, options, joined=joined)
-    # The types are part of the key: 1, 1.0 and True are equal, but not equally allowed.
-    return _check_batch_norm(function, given, options, joined, tuple(map(type, options)))
-
-
-@lru_cache(maxsize=4096)
-def _check_batch_norm(
-    function: str,
-    given: Arrays,
-    options: Options,
-    joined: bool,
-    types: tuple[type, ...],  # noqa: ARG001  # a part of the key
-) -> Known:
-    return check_batch_norm_anew(function, given, options, joined=joined)
-
-
-def check_batch_norm_anew(function: str, given: Arrays, options: Options, *, joined: bool = False) -> Known:
-    """Do what :func:`check_batch_norm` does, without its cache, for compilers that trace Python."""
     x = check_moments(function, given, options.axis)
     for name in ("gamma", "beta", "running_mean", "running_var"):
         value = getattr(given, name)

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
-from polybn.arguments import (
-    Arrays,
-    Options,
-    check_batch_norm,
-    check_fold,
-    check_merge_moments,
-    check_moments,
-    check_record,
-    describe_arrays,
-)
+from polybn.admission import admit, describe
+from polybn.arguments import Arrays, check_fold, check_merge_moments, check_moments, check_record, describe_arrays
 from polybn.dispatch import backend_of, backend_of_all
 from polybn.options import check_own
 from polybn.pullback import Pullback
-from polybn.spec import Arguments, Moments, SingleValueWarning, traits_of
+from polybn.spec import Arguments, Moments, traits_of
 
 if TYPE_CHECKING:
-    from polybn.spec import Affine, Array, Backend, BatchNormResult, RunningVariance
+    from polybn.spec import Affine, Array, BatchNormResult, RunningVariance
 
 
 def batch_norm(
@@ -93,8 +84,11 @@ def batch_norm(
     >>> polybn.batch_norm(x, training=True, eps=0).y.ravel()
     array([-1.3416407 , -0.44721356,  0.44721356,  1.3416407 ], dtype=float32)
     """
-    options = Options(training, momentum, eps, axis, running_variance)
-    backend, arguments = _admit("batch_norm", Arrays(x, gamma, beta, running_mean, running_var, where), options, own)
+    arrays, options = (
+        (x, gamma, beta, running_mean, running_var, where),
+        (training, momentum, eps, axis, running_variance),
+    )
+    backend, arguments = admit("batch_norm", arrays, options, own)
     return backend.forward(arguments, differentiable=False)[0]
 
 
@@ -147,9 +141,11 @@ def batch_norm_vjp(
     >>> gradients.x.round(4).ravel().tolist()
     [0.2482, -0.21, -0.1336, 0.0955]
     """
-    options = Options(training, momentum, eps, axis, running_variance)
-    arrays = Arrays(x, gamma, beta, running_mean, running_var, where)
-    backend, arguments = _admit("batch_norm_vjp", arrays, options, own)
+    arrays, options = (
+        (x, gamma, beta, running_mean, running_var, where),
+        (training, momentum, eps, axis, running_variance),
+    )
+    backend, arguments = admit("batch_norm_vjp", arrays, options, own)
     result, residuals = backend.forward(arguments, differentiable=True)
     return result, Pullback(backend.name, arguments, residuals)
 
@@ -191,11 +187,11 @@ def moments(x: Array, *, axis: int = 1, where: Array | None = None, **own: Any) 
     array([255., 255., 255.])
     """
     arrays = Arrays(x, where=where)
-    backend, given = _describe("moments", arrays)
-    traits = traits_of(backend)
+    backend = backend_of_all("moments", Arrays._fields, arrays)
+    given, traits = describe("moments", backend, arrays), traits_of(backend)
     check_own("moments", own, traits.own)
     known = check_moments("moments", given, axis, integers=traits.integers)
-    return backend.moments(Arguments._make(("moments", *arrays, *known, own)))
+    return backend.moments(Arguments._make(("moments", *arrays, *known, own, None)))
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
@@ -282,29 +278,4 @@ def fold(
     names, vectors = Arrays._fields[1:5], (gamma, beta, running_mean, running_var)
     backend = backend_of_all("fold", names, vectors)
     given = Arrays(None, *describe_arrays("fold", backend, names, vectors))
-    return backend.fold(Arguments._make(("fold", None, *vectors, None, *check_fold(given, eps), {})))
-
-
-def _admit(function: str, arrays: Arrays, options: Options, own: dict[str, Any]) -> tuple[Backend, Arguments]:
-    """Find the backend of a call, check its arguments, and put them into one record."""
-    backend, given = _describe(function, arrays)
-    joined = False
-    if own:
-        traits = traits_of(backend)
-        check_own(function, own, traits.own)
-        joined = own.get(traits.joins) is not None
-    known = check_batch_norm(function, given, options, joined=joined)
-    if known.m == 1 and known.training and not joined:
-        warnings.warn(
-            f"polybn.{function}: each channel has one value, so y is beta and the running variance moves towards 0 "
-            f"(x has shape {given.x.shape} with channel axis {known.axis}; train on larger batches)",
-            SingleValueWarning,
-            stacklevel=3,
-        )
-    return backend, Arguments._make((function, *arrays, *known, own))
-
-
-def _describe(function: str, arrays: Arrays) -> tuple[Backend, Arrays]:
-    """Find the backend of a call, and describe its arrays."""
-    backend = backend_of_all(function, Arrays._fields, arrays)
-    return backend, Arrays._make(describe_arrays(function, backend, Arrays._fields, arrays))
+    return backend.fold(Arguments._make(("fold", None, *vectors, None, *check_fold(given, eps), {}, None)))

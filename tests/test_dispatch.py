@@ -158,10 +158,11 @@ def test_a_third_party_is_found_by_type(strange: ModuleType) -> None:
     x, gamma = strange.Array(), strange.Vector()
     name, arguments = face.batch_norm(x, gamma, training=True, axis=-1, running_variance="unbiased", momentum=0.5)
     assert name == "strange"
-    assert arguments == ("batch_norm", x, gamma, None, None, None, None, True, 0.5, 1e-5, True, 1, 3, 2, "float32", {})
+    numbers = (True, 0.5, 1e-5, True, 1, 3, 2, "float32")
+    assert arguments == ("batch_norm", x, gamma, None, None, None, None, *numbers, {}, {})
     assert face.batch_norm_vjp(x, gamma, training=True)[0][0] == "strange"
     assert face.moments(x, axis=0) == (
-        "strange", ("moments", x, None, None, None, None, None, True, 1, 0, False, 0, 2, 3, "float32", {}),
+        "strange", ("moments", x, None, None, None, None, None, True, 1, 0, False, 0, 2, 3, "float32", {}, None),
     )  # fmt: skip
     assert face.fold(gamma, None, gamma, gamma, eps=0.5)[1].eps == 0.5
     part = Moments(strange.Count(), gamma, gamma)

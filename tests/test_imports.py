@@ -221,7 +221,7 @@ ROOMS = (
     {"polybn.layer_state", "polybn.layer_dialect"},
     {"polybn.dialects"},
     {"polybn.functional"},
-    {"polybn.pullback"},
+    {"polybn.admission", "polybn.pullback"},
     {"polybn.dispatch"},
     {"polybn.arguments"},
     {"polybn.options"},

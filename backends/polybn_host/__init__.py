@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -78,40 +77,31 @@ def geometry(
     )
 
 
-def forward(
-    geometry: Any,
-    arrays: Sequence[Any],
-    results: Sequence[Any],
-    *,
-    momentum: float,
-    eps: float,
-    training: bool,
-    unbiased: bool,
-) -> None:
+def forward(geometry: Any, arrays: tuple[Any, ...], results: tuple[Any, ...], options: tuple[Any, ...]) -> None:
     """Run the forward pass (S1 to S12) on memory.
 
     ``arrays`` holds ``x, where, counts, gamma, beta, running_mean, running_var``: where is bool, counts are int64, the
     number of values that ``where`` keeps in each channel. ``results`` holds ``y, running_mean, running_var, mean, m2,
     saved``; saved is float64 of shape ``(5, channels)`` and what :func:`backward` needs: m1, delta, v, r, and 1 where
-    the channel left the range.
+    the channel left the range. ``options`` are ``training, momentum, eps, unbiased``.
     """
-    call = _ffi.new(_FORWARD, (geometry, *_addresses((*arrays, *results)), momentum, eps, training, unbiased))
+    call = _ffi.new(_FORWARD, (geometry, *_addresses(arrays + results), *options))
     if _lib.polybn_forward(call):
         raise MemoryError
 
 
-def backward(geometry: Any, arrays: Sequence[Any], results: Sequence[Any], *, eps: float, training: bool) -> None:
+def backward(geometry: Any, arrays: tuple[Any, ...], results: tuple[Any, ...], *, eps: float, training: bool) -> None:
     """Run the backward pass (S13) on memory.
 
     ``arrays`` holds ``x, where, counts, gamma, dy, saved``; ``results`` holds the gradients of ``x, gamma, beta,
     running_mean, running_var``.
     """
-    call = _ffi.new(_BACKWARD, (geometry, *_addresses((*arrays, *results)), eps, training))
+    call = _ffi.new(_BACKWARD, (geometry, *_addresses(arrays + results), eps, training))
     if _lib.polybn_backward(call):
         raise MemoryError
 
 
-def _addresses(arrays: Sequence[Any]) -> list[Any]:
+def _addresses(arrays: tuple[Any, ...]) -> list[Any]:
     """Return a pointer to the memory of each array, null for None; the arrays must stay alive."""
     try:
         return [_null if array is None else _from_buffer(array) for array in arrays]
@@ -121,7 +111,7 @@ def _addresses(arrays: Sequence[Any]) -> list[Any]:
 
 def bad_variances(variance: Any, dtype: str) -> bool:
     """Return whether some values are no variance: negative, NaN or infinite."""
-    return bool(_lib.polybn_bad_variances(*_addresses([variance]), variance.size, DTYPES[dtype]))
+    return bool(_lib.polybn_bad_variances(_from_buffer(variance), len(variance), dtype == "float64"))
 
 
 def instructions() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Hashable
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
@@ -18,6 +19,15 @@ from polybn_numpy.derivatives import double_backward
 from polybn_numpy.host import serves, without_kernels
 from polybn_numpy.program import compile
 
+
+def _signature(arrays: tuple[Any, ...]) -> Hashable:
+    """Return types, shapes, strides and dtypes."""
+    try:
+        return tuple([None if a is None else (type(a), a.shape, a.strides, a.dtype) for a in arrays])
+    except AttributeError:  # something is no array, which inspect refuses
+        return None
+
+
 name = "numpy"
 traits = Traits(
     library="NumPy",
@@ -26,6 +36,7 @@ traits = Traits(
     variants={"plain": without_kernels},
     own=frozenset({"out"}),
     own_of_pullback=frozenset({"out"}),
+    signature=_signature,
 )
 
 

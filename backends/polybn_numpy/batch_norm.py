@@ -14,47 +14,52 @@ from numpy.typing import NDArray
 from polybn.arguments import fail_single_value
 from polybn.spec import Affine, Arguments, BatchNormResult, DTypeError, Gradients, Moments
 from polybn_numpy import host, integers, plain
-from polybn_numpy.call import Residuals, Results, check_variances, count_kept, hand_over, make_result, native
+from polybn_numpy.call import (
+    Residuals,
+    Results,
+    arranged,
+    check_variances,
+    count_kept,
+    hand_over,
+    make_result,
+    native,
+)
 
 Array = NDArray[Any]
 
 
-def forward(
-    arguments: Arguments,
-    *,
-    differentiable: bool,  # noqa: ARG001  # residuals cost nothing more
-) -> tuple[BatchNormResult, Residuals]:
+def forward(arguments: Arguments, *, differentiable: bool) -> tuple[BatchNormResult, Residuals | None]:
     """Normalize (S1 to S12); ``y`` is ``out``, or a new array with the memory layout of ``x``."""
-    given, arguments = arguments, _native(arguments)
-    counts = count_kept(arguments)
-    if not arguments.training:
-        if not host.serves() or host.bad_variances(arguments.running_var):
-            check_variances(arguments.function, arguments.running_var)
-    elif arguments.unbiased and counts is not None and np.any(counts == 1):
+    given, arguments = arguments, arranged(arguments)
+    training, mean, var = arguments.training, arguments.running_mean, arguments.running_var
+    counts = None if arguments.where is None else count_kept(arguments)
+    if arguments.unbiased and training and counts is not None and np.any(counts == 1):
         fail_single_value(arguments.function, f"where keeps one value in channel {int(np.argmax(counts == 1))}")
+    engine = host if host.serves() else plain
+    if not training and (engine is plain or host.bad_variances(arguments)):
+        check_variances(arguments.function, var)
     out = arguments.own.get("out")
-    y = make_result(arguments.function, given.x, out, _arrays(given))
-    mean, var = arguments.running_mean, arguments.running_var
+    y = make_result(arguments.function, given, out)
     if mean is not None and var is not None:
         mean, var = mean.copy(), var.copy()
-    results = Results(y, mean, var, None, None, np.zeros((5, arguments.channels)))
-    if arguments.x.size:
-        engine = host if host.serves() else plain
+    saved = np.zeros((5, arguments.channels)) if differentiable else None
+    if y.size:
+        results = Results(y, mean, var, None, None, saved) if training else Results(y, None, None, None, None, saved)
         engine.normalize(arguments, counts, results)
-    return BatchNormResult(hand_over(y, given.x, out), mean, var), Residuals(counts, results.saved)
+    result = BatchNormResult(hand_over(y, given.x, out), mean, var)
+    return result, None if saved is None else Residuals(counts, saved)
 
 
 def backward(arguments: Arguments, residuals: Residuals, dy: Array, *, out: Array | None = None) -> Gradients:
     """Map a cotangent of ``y`` to cotangents of the arguments (S13); ``dx`` is ``out`` if that is given."""
-    given, arguments, training = arguments, _native(arguments), arguments.training
-    x, gamma = given.x, given.gamma
-    dx = make_result("batch_norm_vjp", x, out, (x, dy, gamma, given.where))
-    wanted = (gamma is not None, arguments.beta is not None, not training, not training)
+    given, arguments, training = arguments, arranged(arguments), arguments.training
+    dx = make_result("batch_norm_vjp", given, out, dy)
+    wanted = (arguments.gamma is not None, arguments.beta is not None, not training, not training)
     gradients = Gradients(dx, *[np.zeros(arguments.channels, arguments.dtype) if w else None for w in wanted])
-    if x.size:
+    if dx.size:
         engine = host if host.serves() else plain
         engine.differentiate(arguments, residuals, native(dy), gradients)
-    result = hand_over(dx, x, out)
+    result = hand_over(dx, given.x, out)
     return gradients if result is dx else gradients._replace(x=result)
 
 
@@ -64,7 +69,7 @@ def moments(arguments: Arguments) -> Moments:
         raise DTypeError(f"polybn.moments: out must be left out; got {arguments.own} (moments are new arrays)")
     if arguments.x.dtype.kind in "iu":
         return integers.moments(arguments.x, arguments.axis, arguments.where)
-    arguments = _native(arguments)
+    arguments = arranged(arguments)
     channels, counts = arguments.channels, count_kept(arguments)
     mean, m2, saved = np.zeros(channels, arguments.dtype), np.zeros(channels, arguments.dtype), np.zeros((5, channels))
     if arguments.x.size:
@@ -93,7 +98,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 
 def fold(arguments: Arguments) -> Affine:
     """Turn inference into ``scale * x + shift``."""
-    arguments = _native(arguments)
+    arguments = arranged(arguments)
     mean, variance = arguments.running_mean, arguments.running_var
     check_variances(arguments.function, variance)
     gamma = 1 if arguments.gamma is None else arguments.gamma
@@ -104,19 +109,6 @@ def fold(arguments: Arguments) -> Affine:
         if arguments.beta is not None:
             shift += arguments.beta
         return Affine(scale.astype(variance.dtype), shift.astype(variance.dtype))
-
-
-def _arrays(given: Arguments) -> tuple[Array | None, ...]:
-    return given.x, given.gamma, given.beta, given.running_mean, given.running_var, given.where
-
-
-def _native(arguments: Arguments) -> Arguments:
-    arrays = _arrays(arguments)
-    for array in arrays:
-        if array is not None and not array.dtype.isnative:
-            x, gamma, beta, mean, variance, where = map(native, arrays)
-            return arguments._replace(x=x, gamma=gamma, beta=beta, running_mean=mean, running_var=variance, where=where)
-    return arguments
 
 
 def _wide(vector: Array) -> Array:

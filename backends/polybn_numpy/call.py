@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +31,7 @@ class Results(NamedTuple):
     running_var: Array | None
     mean: Array | None
     m2: Array | None
-    saved: NDArray[np.float64]
+    saved: NDArray[np.float64] | None
 
 
 def count_kept(arguments: Arguments) -> NDArray[np.int64] | None:
@@ -52,16 +51,32 @@ def check_variances(function: str, variance: Array) -> None:
         fail_variance(function, int(bad.sum()), first, float(variance[first]))
 
 
-def make_result(function: str, like: Array, out: Array | None, inputs: Sequence[Array | None]) -> Array:
-    """Return ``out`` if results can be written into it, else a new array in the memory order of ``like``.
+def make_result(function: str, arguments: Arguments, out: Array | None, dy: Array | None = None) -> Array:
+    """Return ``out`` if results like ``x`` can be written into it, else a new array in the memory order of ``x``.
 
     They cannot if ``out`` may overlap an input or has another byte order; the result is then copied at the end.
     """
+    x = arguments.x
     if out is not None:
-        _check_out(function, out, like)
+        _check_out(function, out, x)
+        inputs = (dy, *arguments[1:7])
         if out.dtype.isnative and not any(given is not None and np.may_share_memory(out, given) for given in inputs):
             return out
-    return memory.empty_like(like, like.dtype if like.dtype.isnative else like.dtype.newbyteorder("="))
+    return memory.empty_like(x, x.dtype if x.dtype.isnative else x.dtype.newbyteorder("="))
+
+
+def arranged(arguments: Arguments) -> Arguments:
+    """Arrange the arrays of a call as the kernels read them: in the machine's byte order, vectors without gaps."""
+    memo = arguments.memo
+    if memo is not None and "arranged" in memo:
+        return arguments
+    x, *vectors, where = arrays = arguments[1:7]
+    new = native(x), *(None if vector is None else np.ascontiguousarray(native(vector)) for vector in vectors), where
+    if any(one is not other for one, other in zip(new, arrays, strict=True)):
+        return Arguments._make((arguments.function, *new, *arguments[7:-1], None))
+    if memo is not None:
+        memo["arranged"] = True
+    return arguments
 
 
 def native(array: Array | None) -> Array | None:

@@ -141,10 +141,11 @@ def _normalize(call: Call, results: Results, block: slice, dtype: type) -> NDArr
 def _report(call: Call, results: Results, block: slice, s: Statistics, strayed: NDArray[np.bool_]) -> None:
     """Store the statistics of a block, and the running statistics that follow from them (S4)."""
     arguments, counts = call.arguments, call.counts[block]
-    m1 = s.m1.astype(np.float64)
-    saved = (m1, (s.m1 - m1) + s.delta, s.v, s.r)
-    for line, values in zip(results.saved, (*(z[:, 0] for z in saved), strayed), strict=True):
-        line[block] = values
+    if results.saved is not None:
+        m1 = s.m1.astype(np.float64)
+        saved = (m1, (s.m1 - m1) + s.delta, s.v, s.r)
+        for line, values in zip(results.saved, (*(z[:, 0] for z in saved), strayed), strict=True):
+            line[block] = values
     mean, v = np.where(np.isnan(s.v), s.v, s.m1 + s.delta)[:, 0], s.v[:, 0]  # S9: NaN, not infinity
     for vector, values in ((results.mean, mean), (results.m2, v * counts)):
         if vector is not None:

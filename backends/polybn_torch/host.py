@@ -61,6 +61,7 @@ def forward(arguments: Arguments) -> tuple[torch.Tensor, Any, Any, torch.Tensor,
     """Return ``y``, the running statistics, and for the derivative the saved statistics and counts."""
     y = torch.empty_like(arguments.x)
     result, residuals = polybn_numpy.forward(seen(arguments)._replace(own={"out": view(y)}), differentiable=True)
+    assert residuals is not None
     running = (None if new is None else torch.from_numpy(new) for new in (result.running_mean, result.running_var))
     counts = residuals.counts
     return y, *running, torch.from_numpy(residuals.saved), None if counts is None else torch.from_numpy(counts)

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from polybn.arguments import Arrays, Options, check_batch_norm, check_batch_norm_anew, describe_arrays
+from polybn.admission import learn, recall
+from polybn.arguments import Arrays, Options, check_batch_norm, describe_arrays
 from polybn.dispatch import backend
 from polybn.spec import Arguments, Description, DomainError
 from polybn_torch import ops
@@ -73,10 +74,12 @@ class _BatchNorm:
             self._check_training(x)
         options = Options(training, momentum, self.eps, 1, "unbiased")
         described = Arrays(*(None if z is None else _describe(z) for z in (x, *vectors)))
-        # Dynamo would warn that it ignores a cache.
-        check = check_batch_norm_anew if torch.compiler.is_compiling() else check_batch_norm
-        known = check(word, described, options)
-        return Arguments._make((word, *Arrays(x, *vectors), *known, {}))
+        if torch.compiler.is_compiling():  # Dynamo cannot look into a cache
+            known = check_batch_norm(word, described, options)
+        else:
+            key = word, "torch", False, described
+            known = (recall(key, options) or learn(key, options, described)).known
+        return Arguments._make((word, *Arrays(x, *vectors), *known, {}, None))
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):

@@ -173,10 +173,13 @@ static void measure(const call *k, int64_t c, block *s) {
 
 /* A block of one channel, in the wide type. */
 static void measure_again(const call *k, int64_t c, block *s) {
-    const double *saved = k->forward ? k->forward->saved : k->backward->saved;
     load_parameters(k, c, 1, s);
     if (of_training(k)) measure(k, c, s);
-    else s->m1[0] = saved[c], s->delta[0] = 0, s->v[0] = saved[2 * k->j.g->channels + c];
+    else if (k->forward) load_statistics(k, c, 1, s);
+    else {
+        const double *saved = k->backward->saved;
+        s->m1[0] = saved[c], s->delta[0] = 0, s->v[0] = saved[2 * k->j.g->channels + c];
+    }
     s->r[0] = inverse_root(s->v[0], eps_of(k)), s->slope[0] = s->gamma[0] * s->r[0];
 }
 

@@ -1,0 +1,162 @@
+"""A call that was seen before is not checked again: what is remembered must fit every later call of its signature."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import polybn
+from polybn import admission
+from polybn.spec import BackendError, DTypeError, Memo, ShapeError, SingleValueWarning
+
+SHAPE, C = (7, 5, 3, 2), 5
+Array = NDArray[Any]
+
+
+def in_order(order: str) -> Callable[[Array], Array]:
+    return lambda z: np.asarray(z, order=order)  # type: ignore[call-overload]
+
+
+def with_gaps(z: Array) -> Array:
+    wide = np.full([2 * size for size in z.shape], np.nan, z.dtype)
+    part = wide[tuple(slice(None, None, 2) for _ in z.shape)]
+    part[...] = z
+    return part
+
+
+LAYOUTS: dict[str, Callable[[Array], Array]] = {
+    "C": np.ascontiguousarray,
+    "Fortran": in_order("F"),
+    "channels last": lambda z: np.moveaxis(np.ascontiguousarray(np.moveaxis(z, 1, -1)), -1, 1) if z.ndim > 1 else z,
+    "gaps": with_gaps,
+    "backwards": lambda z: np.ascontiguousarray(z[::-1])[::-1],
+    "swapped bytes": lambda z: z.astype(z.dtype.newbyteorder()),
+}
+
+
+def arrays(dtype: str) -> list[Array]:
+    rng = np.random.default_rng(5)
+    wide = "f8" if dtype == "f8" else "f4"
+    x, dy = (rng.normal(40, 7, SHAPE).astype(dtype) for _ in range(2))
+    vectors = [rng.normal(2, 0.5, C).astype(wide), rng.normal(size=C).astype(wide), rng.normal(40, 1, C).astype(wide)]
+    return [x, dy, *vectors, rng.uniform(30, 60, C).astype(wide)]
+
+
+def outcome(x: Array, dy: Array, *vectors: Array, training: bool, where: Array | None) -> list[Array]:
+    result, pullback = polybn.batch_norm_vjp(x, *vectors, training=training, where=where)
+    return [z for z in (*result, *pullback(dy), *pullback(dy)) if z is not None]
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_layouts_may_alternate(data: st.DataObject) -> None:
+    dtype, training = data.draw(st.sampled_from(["f2", "f4", "f8"])), data.draw(st.booleans())
+    given = arrays(dtype)
+    where = np.random.default_rng(3).random(SHAPE) > 0.3 if data.draw(st.booleans()) else None
+    expected = outcome(*given, training=training, where=where)
+    for _ in range(4):
+        laid = [LAYOUTS[data.draw(st.sampled_from([*LAYOUTS]))](z) for z in given]
+        mask = None if where is None else LAYOUTS[data.draw(st.sampled_from([*LAYOUTS][:-1]))](where)
+        admission._admitted.clear()
+        fresh = outcome(*laid, training=training, where=mask)
+        outcome(*given, training=training, where=where)
+        for found in (outcome(*laid, training=training, where=mask), fresh):
+            for one, other, right in zip(found, fresh, expected, strict=True):
+                assert one.dtype == other.dtype
+                assert one.strides == other.strides
+                np.testing.assert_array_equal(one, other)
+                bound = {"f2": 2e-3, "f4": 1e-5, "f8": 1e-12}[dtype]  # sums in another order
+                np.testing.assert_allclose(one.astype("f8"), right.astype("f8"), bound, 60 * bound)
+
+
+def test_out_may_have_any_layout() -> None:
+    x, dy, *vectors = arrays("f4")
+    result, pullback = polybn.batch_norm_vjp(x, *vectors, training=True)
+    for lay in [*LAYOUTS.values()][:-1] * 2:
+        y, dx = lay(np.zeros_like(x)), lay(np.zeros_like(x))
+        assert polybn.batch_norm(x, *vectors, training=True, out=y).y is y
+        np.testing.assert_array_equal(y, result.y)
+        assert pullback(dy, out=dx).x is dx
+        np.testing.assert_array_equal(dx, pullback(dy).x)
+
+
+def test_equal_options_of_other_types_are_checked_anew() -> None:
+    x = arrays("f4")[0]
+    polybn.batch_norm(x, training=True, momentum=1, eps=1.0)
+    wrong: Any = 1
+    for _ in range(2):
+        with pytest.raises(DTypeError, match="training must be"):
+            polybn.batch_norm(x, training=wrong, momentum=1, eps=1.0)
+
+
+def test_other_kinds_of_arrays_are_checked_anew() -> None:
+    x, dy, *vectors = arrays("f4")
+    _, pullback = polybn.batch_norm_vjp(x, *vectors, training=True)
+    pullback(dy)
+    for wrong, error in (
+        (np.ma.masked_array(dy), BackendError),
+        (dy.astype("f8"), DTypeError),
+        (dy[:-1], ShapeError),
+        ("dy", BackendError),
+        (np.random.default_rng(), BackendError),  # NumPy's, and no array
+        (None, BackendError),
+    ):
+        for _ in range(2):
+            with pytest.raises(error, match="dy must"):
+                pullback(wrong)
+    for odd in (np.ma.masked_array(x), np.random.default_rng(), np.float32(3)):
+        for _ in range(2):
+            with pytest.raises((BackendError, ShapeError), match="x must"):
+                polybn.batch_norm(odd, *vectors, training=True)
+    with pytest.raises(BackendError, match="gamma must be a plain NumPy array"):
+        polybn.batch_norm(x, np.ma.masked_array(vectors[0]), *vectors[1:], training=True)
+
+
+def test_options_without_a_hash_are_errors() -> None:
+    x, wrong = arrays("f4")[0], np.full(3, 0.5)
+    for name in ("momentum", "eps", "axis", "running_variance", "training"):
+        options: dict[str, Any] = {"training": True} | {name: wrong}
+        with pytest.raises((DTypeError, ValueError), match=f"polybn.batch_norm: {name} must"):
+            polybn.batch_norm(x, **options)
+
+
+def test_a_single_value_warns_each_time() -> None:
+    for _ in range(3):
+        with pytest.warns(SingleValueWarning) as caught:
+            polybn.batch_norm(np.ones((1, 3)), training=True)
+        assert caught[0].filename == __file__
+
+
+def test_what_is_kept_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "LIMIT", 10)
+    for n in range(2, 40):
+        x = np.arange(3.0 * n).reshape(n, 3)
+        np.testing.assert_allclose(polybn.batch_norm(x, training=True).y.mean(axis=0), 0, atol=1e-12)
+        assert len(admission._admitted) <= 10
+
+
+@pytest.mark.parametrize(
+    "clone", [copy.copy, copy.deepcopy, lambda z: pickle.loads(pickle.dumps(z))], ids=["copy", "deepcopy", "pickle"]
+)
+def test_a_copy_of_a_pullback_keeps_no_memo_of_another_layout(clone: Callable[[Any], Any]) -> None:
+    x, dy, *vectors = arrays("f4")
+    for lay in LAYOUTS.values():
+        _, pullback = polybn.batch_norm_vjp(lay(x), *vectors, training=True)
+        expected, again = pullback(dy), clone(pullback)
+        for name, right in expected._asdict().items():
+            if right is not None:
+                np.testing.assert_array_equal(getattr(again(dy), name), right)
+
+
+def test_a_copy_of_a_memo_is_empty() -> None:
+    memo = Memo(a=1)
+    assert copy.copy(memo) == copy.deepcopy(memo) == pickle.loads(pickle.dumps(memo)) == {}
+    assert memo == {"a": 1}
