@@ -217,6 +217,12 @@ def test_out(training: bool, plain: bool) -> None:
         assert np.array_equal(own, expected.y)
         gradient = dy.copy()
         assert np.array_equal(pull(gradient, out=gradient).x, dx)
+        shared = np.empty((18, 5, 3), "float32")
+        for part, out in ((shared[:17], shared[1:]), (own[::-1], own)):  # of its memory, x is one half or all
+            part[...] = x
+            assert np.array_equal(polybn.batch_norm(part, *vectors, training=training, out=out).y, expected.y)
+            part[...] = dy
+            assert np.array_equal(pull(part, out=out).x, dx)
 
 
 def test_out_must_fit() -> None:

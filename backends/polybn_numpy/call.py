@@ -59,8 +59,7 @@ def make_result(function: str, arguments: Arguments, out: Array | None, dy: Arra
     x = arguments.x
     if out is not None:
         _check_out(function, out, x)
-        inputs = (dy, *arguments[1:7])
-        if out.dtype.isnative and not any(given is not None and np.may_share_memory(out, given) for given in inputs):
+        if out.dtype.isnative and not _may_overlap(out, (dy, *arguments[1:7])):
             return out
     return memory.empty_like(x, x.dtype if x.dtype.isnative else x.dtype.newbyteorder("="))
 
@@ -93,6 +92,16 @@ def hand_over(result: Array, like: Array, out: Array | None) -> Array:
     if out is not result:
         np.copyto(out, result)
     return out
+
+
+def _may_overlap(out: Array, inputs: tuple[Array | None, ...]) -> bool:
+    alone = out.flags.owndata  # then only its own views, which have a base, may share its memory
+    for given in inputs:
+        if given is None or (alone and given.base is None and given is not out):
+            continue
+        if np.may_share_memory(out, given):
+            return True
+    return False
 
 
 def _check_out(function: str, out: Any, like: Array) -> None:
