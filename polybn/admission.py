@@ -1,37 +1,27 @@
 """Admit a call of a public function: find its backend, check it (clause S14), and put it into one record.
 
-A training loop makes the same call again and again. So what the checks found is kept under the call's signature, which
-is all that they look at; and with it a memo, in which the backend keeps what follows from layouts alone.
+A training loop makes the same call again and again, so what the checks found out is kept.
 """
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from polybn.arguments import Arrays, Known, Options, check_batch_norm, describe_arrays
 from polybn.dispatch import backend_of_all
 from polybn.options import check_own
-from polybn.spec import Arguments, Memo, SingleValueWarning, traits_of
+from polybn.spec import Arguments, SingleValueWarning, traits_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
     from polybn.spec import Backend
 
 LIMIT = 4096
-"""The number of signatures that are kept; then all are dropped. Few programs have a hundred."""
+"""The number of different calls that are kept; one more, and all are dropped. Few programs make a hundred."""
 
-
-class Admitted(NamedTuple):
-    """What is known of all calls of one signature."""
-
-    known: Known
-    memo: Memo
-
-
-_admitted: dict[Hashable, Admitted] = {}
+_kept: dict[Hashable, Known] = {}
 
 
 def admit(
@@ -42,38 +32,43 @@ def admit(
     ``arrays`` and ``options`` are in the order of :class:`polybn.arguments.Arrays` and ``Options``.
     """
     backend = backend_of_all(function, Arrays._fields, arrays)
-    joined = bool(own) and _joins(function, backend, own)
     sign = traits_of(backend).signature
-    signature = sign(arrays) if sign else describe(function, backend, arrays)
-    key = function, backend.name, joined, signature
-    known, memo = recall(key, options) or learn(key, options, describe(function, backend, arrays), joined=joined)
+    signature = sign(arrays) if sign else None
+    given = describe(function, backend, arrays) if signature is None else None
+    joined = bool(own) and _joined(function, backend, own)
+    known = know(
+        (backend, joined, signature or given),
+        options,
+        lambda: check_batch_norm(
+            function, given or describe(function, backend, arrays), Options._make(options), joined=joined
+        ),
+    )
     if known.m == 1 and known.training and not joined:
+        shape = describe(function, backend, arrays).x.shape
         warnings.warn(
             f"polybn.{function}: each channel has one value, so y is beta and the running variance moves towards 0 "
-            f"(x has shape {tuple(arrays[0].shape)} with channel axis {known.axis}; train on larger batches)",
+            f"(x has shape {shape} with channel axis {known.axis}; train on larger batches)",
             SingleValueWarning,
             stacklevel=3,
         )
-    return backend, Arguments._make((function, *arrays, *known, own, memo))
+    return backend, Arguments._make((function, *arrays, *known, own))
 
 
-def recall(key: tuple[Any, ...], options: tuple[Any, ...]) -> Admitted | None:
-    """Return what is known of the calls of a signature and these options, or None."""
+def know(key: tuple[Any, ...], options: tuple[Any, ...], check: Callable[[], Known]) -> Known:
+    """Return what is known of the calls of a key and these options, after ``check`` if that is not known yet."""
+    # The types are part of the key: 1, 1.0 and True are equal, but not equally allowed.
+    whole: Hashable = key, options, tuple(map(type, options))
     try:
-        # The types are part of the key: 1, 1.0 and True are equal, but not equally allowed.
-        return _admitted.get((key, options, tuple(map(type, options))))
-    except TypeError:  # an option that has no hash, such as an array, is an error that the checks report
-        return None
-
-
-def learn(key: tuple[Any, ...], options: tuple[Any, ...], given: Arrays, *, joined: bool = False) -> Admitted:
-    """Check a call, and keep what is known; the key begins with the function's name."""
-    admitted = Admitted(check_batch_norm(key[0], given, Options._make(options), joined=joined), Memo())
-    if len(_admitted) >= LIMIT:
-        _admitted.clear()
-    with contextlib.suppress(TypeError):  # without a hash, as above
-        _admitted[key, options, tuple(map(type, options))] = admitted
-    return admitted
+        known = _kept.get(whole)
+    except TypeError:  # something has no hash, such as an array given as an option, which the checks refuse
+        known = whole = None
+    if known is None:
+        known = check()
+        if whole is not None:
+            if len(_kept) >= LIMIT:
+                _kept.clear()
+            _kept[whole] = known
+    return known
 
 
 def describe(function: str, backend: Backend, arrays: tuple[Any, ...]) -> Arrays:
@@ -81,8 +76,8 @@ def describe(function: str, backend: Backend, arrays: tuple[Any, ...]) -> Arrays
     return Arrays._make(describe_arrays(function, backend, Arrays._fields, arrays))
 
 
-def _joins(function: str, backend: Backend, own: dict[str, Any]) -> bool:
-    """Check the backend's own keywords; return whether one joins ``x`` with values on other devices."""
+def _joined(function: str, backend: Backend, own: dict[str, Any]) -> bool:
+    """Return whether a keyword joins ``x`` with values on other devices, after checks of all own keywords."""
     traits = traits_of(backend)
     check_own(function, own, traits.own)
     return own.get(traits.joins) is not None

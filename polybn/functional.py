@@ -191,7 +191,7 @@ def moments(x: Array, *, axis: int = 1, where: Array | None = None, **own: Any) 
     given, traits = describe("moments", backend, arrays), traits_of(backend)
     check_own("moments", own, traits.own)
     known = check_moments("moments", given, axis, integers=traits.integers)
-    return backend.moments(Arguments._make(("moments", *arrays, *known, own, None)))
+    return backend.moments(Arguments._make(("moments", *arrays, *known, own)))
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
@@ -278,4 +278,4 @@ def fold(
     names, vectors = Arrays._fields[1:5], (gamma, beta, running_mean, running_var)
     backend = backend_of_all("fold", names, vectors)
     given = Arrays(None, *describe_arrays("fold", backend, names, vectors))
-    return backend.fold(Arguments._make(("fold", None, *vectors, None, *check_fold(given, eps), {}, None)))
+    return backend.fold(Arguments._make(("fold", None, *vectors, None, *check_fold(given, eps), {})))

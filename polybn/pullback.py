@@ -12,7 +12,7 @@ from polybn.spec import Arguments, BackendError, Description, Gradients, traits_
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from polybn.spec import Array, Backend, SecondGradients
+    from polybn.spec import Array, SecondGradients
 
 
 class Pullback:
@@ -46,23 +46,13 @@ class Pullback:
             If ``dy`` is not an array of the backend with the shape and dtype of ``y``.
         """
         module = backend(self._name)
-        self._check(module, dy)
+        x, described = describe_arrays("batch_norm_vjp", module, ("x", "dy"), (self._arguments.x, dy))
+        assert x is not None
+        check_dy(described, x)
         if own:
             check_own("batch_norm_vjp", own, traits_of(module).own_of_pullback)
         backward: Callable[..., Gradients] = module.backward
         return backward(self._arguments, self._residuals, dy, **own)
-
-    def _check(self, module: Backend, dy: Array) -> None:
-        """Check ``dy``, once for all calls of a signature."""
-        memo, sign = self._arguments.memo, traits_of(module).signature
-        signature = sign((dy,)) if sign else None
-        if memo is not None and signature in memo:
-            return
-        x, described = describe_arrays("batch_norm_vjp", module, ("x", "dy"), (self._arguments.x, dy))
-        assert x is not None
-        check_dy(described, x)
-        if memo is not None and signature is not None:
-            memo[signature] = True
 
     def vjp(self, dy: Array, /) -> tuple[Gradients, SecondPullback]:
         """Return the gradients for ``dy``, and the pullback of the map from ``dy`` and the arguments to them.

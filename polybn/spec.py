@@ -225,16 +225,6 @@ class Affine(NamedTuple):
     shift: Array
 
 
-class Memo(dict[Any, Any]):
-    """What a backend derived from the layouts of a call's arrays, for later calls of the same signature.
-
-    It may hold what no file can hold, so copies and pickles of it are empty.
-    """
-
-    def __reduce__(self) -> tuple[type[Memo], tuple[()]]:
-        return Memo, ()
-
-
 class Arguments(NamedTuple):
     """The arguments of one call after the checks, and what follows from them."""
 
@@ -264,8 +254,6 @@ class Arguments(NamedTuple):
     """Dtype of parameters and statistics."""
     own: Mapping[str, Any] = {}
     """Keywords that only this backend knows; see :class:`Traits`."""
-    memo: Memo | None = None
-    """One for all calls of the same :attr:`Traits.signature`; to be replaced with arrays of another layout."""
 
 
 class Description(NamedTuple):
@@ -309,9 +297,9 @@ class Traits:
     """Says what a value of the library is that ``inspect`` refuses, such as sparse, and what makes it plain; an empty
     string if its type says all. Error messages show it."""
     signature: Callable[[tuple[Any, ...]], Hashable] | None = None
-    """Returns what the checks of a call and its memo depend on in its arrays: their types, shapes, dtypes and layouts.
-    It must be faster than describing them; for what ``inspect`` refuses it may return anything. Without it the
-    descriptions serve."""
+    """Returns what the descriptions of a call's arrays follow from, such as their types, shapes and dtypes, or None if
+    :meth:`Backend.inspect` would refuse one; calls of one signature are checked once. To be given where it takes less
+    time than to describe each array, which is done without it."""
     joins: str = ""
     """The own keyword that joins ``x`` with values on other devices, so that its shape alone does not fix ``m``."""
 

@@ -20,7 +20,7 @@ import pytest
 
 import polybn
 from polybn import dispatch
-from polybn.spec import BackendError, Moments, traits_of
+from polybn.spec import BackendError, Moments, ShapeError, SingleValueWarning, Traits, traits_of
 from tests.conftest import IN_TREE
 
 pytestmark = pytest.mark.clause("S14")
@@ -40,6 +40,9 @@ ARRAYS = """
 
     class Other:
         shape, dtype = (2, 3), "float32"
+
+    class Opaque:
+        pass  # one value per channel, as only inspect knows
 """
 BACKEND = """
     import time
@@ -56,6 +59,8 @@ BACKEND = """
     from polybn.spec import Description
 
     def inspect(value):
+        if type(value).__name__ == "Opaque":
+            return Description((1, 3), "float32")
         return Description(value.shape, value.dtype) if type(value).__module__ == "{library}" else None
 
     def forward(arguments, *, differentiable):
@@ -158,15 +163,36 @@ def test_a_third_party_is_found_by_type(strange: ModuleType) -> None:
     x, gamma = strange.Array(), strange.Vector()
     name, arguments = face.batch_norm(x, gamma, training=True, axis=-1, running_variance="unbiased", momentum=0.5)
     assert name == "strange"
-    numbers = (True, 0.5, 1e-5, True, 1, 3, 2, "float32")
-    assert arguments == ("batch_norm", x, gamma, None, None, None, None, *numbers, {}, {})
+    assert arguments == ("batch_norm", x, gamma, None, None, None, None, True, 0.5, 1e-5, True, 1, 3, 2, "float32", {})
     assert face.batch_norm_vjp(x, gamma, training=True)[0][0] == "strange"
     assert face.moments(x, axis=0) == (
-        "strange", ("moments", x, None, None, None, None, None, True, 1, 0, False, 0, 2, 3, "float32", {}, None),
+        "strange", ("moments", x, None, None, None, None, None, True, 1, 0, False, 0, 2, 3, "float32", {}),
     )  # fmt: skip
     assert face.fold(gamma, None, gamma, gamma, eps=0.5)[1].eps == 0.5
     part = Moments(strange.Count(), gamma, gamma)
     assert face.merge_moments(part, part) == ("strange", part, part)
+
+
+def test_only_inspect_looks_at_a_third_partys_arrays(strange: ModuleType) -> None:
+    for _ in range(2):
+        with pytest.warns(SingleValueWarning, match=r"x has shape \(1, 3\)"):
+            polybn.batch_norm(strange.Opaque(), training=True)
+
+
+@pytest.mark.parametrize("says", ["[]", "None", "'always the same'"])
+def test_a_signature_may_have_no_hash(strange: ModuleType, monkeypatch: pytest.MonkeyPatch, says: str) -> None:
+    backend: Any = importlib.import_module("polybn_strange")
+    monkeypatch.setattr(backend, "traits", Traits(signature=lambda arrays: eval(says)), raising=False)
+    for _ in range(2):
+        result, pullback = polybn.batch_norm_vjp(strange.Array(), strange.Vector(), training=True)
+        assert result[0] == "strange"
+        assert "dy must have shape (2, 3); got (3,)" in str(refused_shape(pullback, strange.Vector()))
+
+
+def refused_shape(function: Callable[..., Any], *args: Any) -> ShapeError:
+    with pytest.raises(ShapeError) as info:
+        function(*args)
+    return info.value
 
 
 def test_a_tracer_is_found_by_what_it_inherits_from(strange: ModuleType) -> None:

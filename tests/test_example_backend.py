@@ -44,6 +44,21 @@ def test_it_is_found_by_its_entry_point_and_arrays_choose_it() -> None:
     assert np.array_equal(y.values, polybn.batch_norm(host, training=True).y)
 
 
+def test_layouts_of_one_shape_may_alternate() -> None:
+    host, gamma = images(), np.array([2, 3, 5], np.float32)
+    wide, long = np.full((14, 6, 10), 1e3, np.float32), np.full(6, 1e3, np.float32)
+    wide[::2, ::2, ::2], long[::2] = host, gamma
+    kept = np.random.default_rng(7).random((7, 3, 5)) > 0.3
+    expected = polybn.batch_norm(host, gamma, training=True, where=kept).y
+    for x in (host, wide[::2, ::2, ::2], host.astype(">f4"), np.asfortranarray(host)):
+        for scale in (gamma, long[::2], gamma.astype(">f4")):
+            for where in (kept, np.asfortranarray(kept)):
+                y = polybn.batch_norm(
+                    *map(xarray.DataArray, (x, scale)), training=True, where=xarray.DataArray(where)
+                ).y
+                assert np.array_equal(y.values, expected)
+
+
 def test_grades_are_those_of_what_is_inside() -> None:
     wanted = [f"grade-{dtype}" for dtype in ("float16", "float32", "float64")]
     report = conformance.check(conformance.resolve("polybn-xarray"), only=wanted)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib
 import os
 import shutil
 import subprocess
@@ -223,6 +225,40 @@ def test_out(training: bool, plain: bool) -> None:
             assert np.array_equal(polybn.batch_norm(part, *vectors, training=training, out=out).y, expected.y)
             part[...] = dy
             assert np.array_equal(pull(part, out=out).x, dx)
+
+
+def foreign(array: Array) -> Array:
+    """Wrap an array's memory as foreign code may, so that the result neither owns memory nor has a base."""
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    inner = importlib.import_module(f"numpy.{'_core' if np.__version__ >= '2' else 'core'}._multiarray_umath")
+    functions = (ctypes.c_void_p * 94).from_address(pointer(inner._ARRAY_API, None))
+    new = ctypes.PYFUNCTYPE(
+        ctypes.py_object,
+        ctypes.py_object,
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_void_p,
+    )(functions[93] or 0)  # PyArray_New
+    sizes = (ctypes.c_ssize_t * array.ndim)(*array.shape)
+    strides = (ctypes.c_ssize_t * array.ndim)(*array.strides)
+    wrapped: Array = new(
+        np.ndarray, array.ndim, sizes, array.dtype.num, strides, array.ctypes.data, 0, array.flags.num, None
+    )
+    assert wrapped.base is None
+    assert not wrapped.flags.owndata
+    return wrapped
+
+
+def test_out_may_be_memory_that_foreign_code_wrapped() -> None:
+    x = sample((13, 13), "float32")[0]
+    expected, out = polybn.batch_norm(np.ascontiguousarray(x.T), training=True).y, x.copy()
+    assert np.array_equal(polybn.batch_norm(foreign(out.T), training=True, out=out).y, expected)
 
 
 def test_out_must_fit() -> None:

@@ -2,7 +2,7 @@
 
 A caller describes the memory layout of a call's arrays with :func:`geometry`, and then calls :func:`forward` and
 :func:`backward` with views of the memory: NumPy arrays, or None. Nothing is checked here: shapes, dtypes and strides
-must be right, and vectors contiguous.
+must be right.
 
 If the library is not built, or ``POLYBN_KERNELS=0`` disables it, :data:`missing` says why, and callers use another
 implementation. ``POLYBN_NUM_THREADS`` limits the threads; the default is one for each processor that the process may
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -77,41 +78,60 @@ def geometry(
     )
 
 
-def forward(geometry: Any, arrays: tuple[Any, ...], results: tuple[Any, ...], options: tuple[Any, ...]) -> None:
+def forward(
+    geometry: Any,
+    arrays: Sequence[Any],
+    results: Sequence[Any],
+    *,
+    momentum: float,
+    eps: float,
+    training: bool,
+    unbiased: bool,
+) -> None:
     """Run the forward pass (S1 to S12) on memory.
 
     ``arrays`` holds ``x, where, counts, gamma, beta, running_mean, running_var``: where is bool, counts are int64, the
     number of values that ``where`` keeps in each channel. ``results`` holds ``y, running_mean, running_var, mean, m2,
     saved``; saved is float64 of shape ``(5, channels)`` and what :func:`backward` needs: m1, delta, v, r, and 1 where
-    the channel left the range. ``options`` are ``training, momentum, eps, unbiased``.
+    the channel left the range.
     """
-    call = _ffi.new(_FORWARD, (geometry, *_addresses(arrays + results), *options))
+    addresses = _addresses((*arrays, *results))
+    call = _ffi.new(_FORWARD, (geometry, *addresses, momentum, eps, training, unbiased))
     if _lib.polybn_forward(call):
         raise MemoryError
 
 
-def backward(geometry: Any, arrays: tuple[Any, ...], results: tuple[Any, ...], *, eps: float, training: bool) -> None:
+def backward(geometry: Any, arrays: Sequence[Any], results: Sequence[Any], *, eps: float, training: bool) -> None:
     """Run the backward pass (S13) on memory.
 
     ``arrays`` holds ``x, where, counts, gamma, dy, saved``; ``results`` holds the gradients of ``x, gamma, beta,
     running_mean, running_var``.
     """
-    call = _ffi.new(_BACKWARD, (geometry, *_addresses(arrays + results), eps, training))
+    addresses = _addresses((*arrays, *results))
+    call = _ffi.new(_BACKWARD, (geometry, *addresses, eps, training))
     if _lib.polybn_backward(call):
         raise MemoryError
 
 
-def _addresses(arrays: tuple[Any, ...]) -> list[Any]:
-    """Return a pointer to the memory of each array, null for None; the arrays must stay alive."""
+def _addresses(arrays: Sequence[Any]) -> list[Any]:
+    """Return a pointer to the memory of each array, null for None; what is returned keeps the memory."""
     try:
         return [_null if array is None else _from_buffer(array) for array in arrays]
-    except (ValueError, BufferError):  # not contiguous, or of a dtype that buffers do not know
-        return [_null if array is None else _ffi.cast("void *", array.ctypes.data) for array in arrays]
+    except (ValueError, BufferError):  # some have gaps, or a dtype that buffers do not know
+        return [_address(array) for array in arrays]
+
+
+def _address(array: Any) -> Any:
+    if array is None:
+        return _null
+    if array.ndim == 1 and not array.flags.c_contiguous:  # the kernels read vectors without strides
+        return _from_buffer(array.copy())
+    return _ffi.cast("void *", array.ctypes.data)
 
 
 def bad_variances(variance: Any, dtype: str) -> bool:
     """Return whether some values are no variance: negative, NaN or infinite."""
-    return bool(_lib.polybn_bad_variances(_from_buffer(variance), len(variance), dtype == "float64"))
+    return bool(_lib.polybn_bad_variances(*_addresses([variance]), variance.size, DTYPES[dtype]))
 
 
 def instructions() -> str:

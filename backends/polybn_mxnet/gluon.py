@@ -15,7 +15,7 @@ import numpy as np
 
 from polybn.arguments import Arrays, Known, Options, check_batch_norm, check_moments, dtype_name
 from polybn.functional import batch_norm
-from polybn.spec import Arguments, Array, Description, Memo, RunningVariance
+from polybn.spec import Arguments, Array, Description, RunningVariance
 from polybn_mxnet import arrays, tape
 from polybn_mxnet.batch_norm import form_for
 from polybn_mxnet.compat import mxnet as mx
@@ -154,7 +154,7 @@ class _Operator(mx.operator.CustomOp):
         super().__init__()
         self._scale, self._center, self._frozen = flags
         self._options = options
-        self._known: dict[bool, tuple[Known, Memo]] = {}
+        self._known: dict[bool, Known] = {}
 
     def forward(
         self, is_train: bool, req: list[str], in_data: list[Array], out_data: list[Array], aux: list[Array]
@@ -190,9 +190,8 @@ class _Operator(mx.operator.CustomOp):
         options = self._options._replace(training=training)
         if training not in self._known:  # shapes and dtypes are those that MXNet made the operator for
             what = Arrays(*(None if array is None else arrays.describe(array) for array in given))
-            self._known[training] = check_batch_norm("gluon.BatchNorm", what, options), Memo()
-        known, memo = self._known[training]
-        return Arguments._make(("gluon.BatchNorm", *given, *known, {}, memo))
+            self._known[training] = check_batch_norm("gluon.BatchNorm", what, options)
+        return Arguments._make(("gluon.BatchNorm", *given, *self._known[training], {}))
 
 
 class _Properties(mx.operator.CustomOpProp):

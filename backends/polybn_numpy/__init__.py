@@ -19,13 +19,14 @@ from polybn_numpy.derivatives import double_backward
 from polybn_numpy.host import serves, without_kernels
 from polybn_numpy.program import compile
 
+_TYPES = frozenset({np.ndarray, np.memmap, type(None)})
+
 
 def _signature(arrays: tuple[Any, ...]) -> Hashable:
-    """Return types, shapes, strides and dtypes."""
-    try:
-        return tuple([None if a is None else (type(a), a.shape, a.strides, a.dtype) for a in arrays])
-    except AttributeError:  # something is no array, which inspect refuses
+    types = tuple(map(type, arrays))
+    if not _TYPES.issuperset(types):
         return None
+    return types, tuple([None if array is None else (array.shape, array.dtype) for array in arrays])
 
 
 name = "numpy"

@@ -17,7 +17,7 @@ from polybn_numpy import host, integers, plain
 from polybn_numpy.call import (
     Residuals,
     Results,
-    arranged,
+    arrays_of,
     check_variances,
     count_kept,
     hand_over,
@@ -30,29 +30,29 @@ Array = NDArray[Any]
 
 def forward(arguments: Arguments, *, differentiable: bool) -> tuple[BatchNormResult, Residuals | None]:
     """Normalize (S1 to S12); ``y`` is ``out``, or a new array with the memory layout of ``x``."""
-    given, arguments = arguments, arranged(arguments)
-    training, mean, var = arguments.training, arguments.running_mean, arguments.running_var
-    counts = None if arguments.where is None else count_kept(arguments)
-    if arguments.unbiased and training and counts is not None and np.any(counts == 1):
-        fail_single_value(arguments.function, f"where keeps one value in channel {int(np.argmax(counts == 1))}")
+    given, arguments = arguments, _native(arguments)
+    counts = count_kept(arguments)
     engine = host if host.serves() else plain
-    if not training and (engine is plain or host.bad_variances(arguments)):
-        check_variances(arguments.function, var)
+    if not arguments.training:
+        if engine is plain or host.bad_variances(arguments):
+            check_variances(arguments.function, arguments.running_var)
+    elif arguments.unbiased and counts is not None and np.any(counts == 1):
+        fail_single_value(arguments.function, f"where keeps one value in channel {int(np.argmax(counts == 1))}")
     out = arguments.own.get("out")
     y = make_result(arguments.function, given, out)
+    mean, var = arguments.running_mean, arguments.running_var
     if mean is not None and var is not None:
         mean, var = mean.copy(), var.copy()
     saved = np.zeros((5, arguments.channels)) if differentiable else None
     if y.size:
-        results = Results(y, mean, var, None, None, saved) if training else Results(y, None, None, None, None, saved)
-        engine.normalize(arguments, counts, results)
+        engine.normalize(arguments, counts, Results(y, mean, var, None, None, saved))
     result = BatchNormResult(hand_over(y, given.x, out), mean, var)
     return result, None if saved is None else Residuals(counts, saved)
 
 
 def backward(arguments: Arguments, residuals: Residuals, dy: Array, *, out: Array | None = None) -> Gradients:
     """Map a cotangent of ``y`` to cotangents of the arguments (S13); ``dx`` is ``out`` if that is given."""
-    given, arguments, training = arguments, arranged(arguments), arguments.training
+    given, arguments, training = arguments, _native(arguments), arguments.training
     dx = make_result("batch_norm_vjp", given, out, dy)
     wanted = (arguments.gamma is not None, arguments.beta is not None, not training, not training)
     gradients = Gradients(dx, *[np.zeros(arguments.channels, arguments.dtype) if w else None for w in wanted])
@@ -69,7 +69,7 @@ def moments(arguments: Arguments) -> Moments:
         raise DTypeError(f"polybn.moments: out must be left out; got {arguments.own} (moments are new arrays)")
     if arguments.x.dtype.kind in "iu":
         return integers.moments(arguments.x, arguments.axis, arguments.where)
-    arguments = arranged(arguments)
+    arguments = _native(arguments)
     channels, counts = arguments.channels, count_kept(arguments)
     mean, m2, saved = np.zeros(channels, arguments.dtype), np.zeros(channels, arguments.dtype), np.zeros((5, channels))
     if arguments.x.size:
@@ -98,7 +98,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 
 def fold(arguments: Arguments) -> Affine:
     """Turn inference into ``scale * x + shift``."""
-    arguments = arranged(arguments)
+    arguments = _native(arguments)
     mean, variance = arguments.running_mean, arguments.running_var
     check_variances(arguments.function, variance)
     gamma = 1 if arguments.gamma is None else arguments.gamma
@@ -109,6 +109,15 @@ def fold(arguments: Arguments) -> Affine:
         if arguments.beta is not None:
             shift += arguments.beta
         return Affine(scale.astype(variance.dtype), shift.astype(variance.dtype))
+
+
+def _native(arguments: Arguments) -> Arguments:
+    arrays = arrays_of(arguments)
+    for array in arrays:
+        if array is not None and not array.dtype.isnative:
+            x, gamma, beta, mean, variance, where = map(native, arrays)
+            return arguments._replace(x=x, gamma=gamma, beta=beta, running_mean=mean, running_var=variance, where=where)
+    return arguments
 
 
 def _wide(vector: Array) -> Array:

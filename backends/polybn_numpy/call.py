@@ -59,23 +59,21 @@ def make_result(function: str, arguments: Arguments, out: Array | None, dy: Arra
     x = arguments.x
     if out is not None:
         _check_out(function, out, x)
-        if out.dtype.isnative and not _may_overlap(out, (dy, *arguments[1:7])):
+        if out.dtype.isnative and not any(_may_overlap(out, array) for array in (*arrays_of(arguments), dy)):
             return out
     return memory.empty_like(x, x.dtype if x.dtype.isnative else x.dtype.newbyteorder("="))
 
 
-def arranged(arguments: Arguments) -> Arguments:
-    """Arrange the arrays of a call as the kernels read them: in the machine's byte order, vectors without gaps."""
-    memo = arguments.memo
-    if memo is not None and "arranged" in memo:
-        return arguments
-    x, *vectors, where = arrays = arguments[1:7]
-    new = native(x), *(None if vector is None else np.ascontiguousarray(native(vector)) for vector in vectors), where
-    if any(one is not other for one, other in zip(new, arrays, strict=True)):
-        return Arguments._make((arguments.function, *new, *arguments[7:-1], None))
-    if memo is not None:
-        memo["arranged"] = True
-    return arguments
+def _may_overlap(out: Array, array: Array | None) -> bool:
+    if array is None or (array.flags.owndata and out.flags.owndata and array is not out):
+        return False
+    return np.may_share_memory(out, array)
+
+
+def arrays_of(arguments: Arguments) -> tuple[Array | None, ...]:
+    """Return the arrays of a call."""
+    _, x, gamma, beta, mean, variance, where, *_ = arguments
+    return x, gamma, beta, mean, variance, where
 
 
 def native(array: Array | None) -> Array | None:
@@ -92,16 +90,6 @@ def hand_over(result: Array, like: Array, out: Array | None) -> Array:
     if out is not result:
         np.copyto(out, result)
     return out
-
-
-def _may_overlap(out: Array, inputs: tuple[Array | None, ...]) -> bool:
-    alone = out.flags.owndata  # then only its own views, which have a base, may share its memory
-    for given in inputs:
-        if given is None or (alone and given.base is None and given is not out):
-            continue
-        if np.may_share_memory(out, given):
-            return True
-    return False
 
 
 def _check_out(function: str, out: Any, like: Array) -> None:

@@ -37,28 +37,34 @@ def serves() -> bool:
 
 def normalize(arguments: Arguments, counts: NDArray[np.int64] | None, results: Results) -> None:
     """Run the forward pass into ``results``."""
-    arrays = arguments.x, _whole_mask(arguments), counts, *arguments[2:6]
-    polybn_host.forward(_geometry(arguments, results.y, None), arrays, results, arguments[7:11])
+    x, where, y = arguments.x, _whole_mask(arguments), results.y
+    layout = polybn_host.geometry(
+        x.shape, arguments.axis, _name(x.dtype), x.strides, () if y is None else y.strides, (), _strides(where)
+    )
+    polybn_host.forward(
+        layout,
+        (x, where, counts, arguments.gamma, arguments.beta, arguments.running_mean, arguments.running_var),
+        results,
+        momentum=arguments.momentum,
+        eps=arguments.eps,
+        training=arguments.training,
+        unbiased=arguments.unbiased,
+    )
 
 
 def differentiate(arguments: Arguments, residuals: Residuals, dy: Array, gradients: Gradients) -> None:
     """Run the backward pass into ``gradients``."""
-    counts, saved = residuals
-    arrays = arguments.x, _whole_mask(arguments), counts, arguments.gamma, dy, saved
-    layout = _geometry(arguments, gradients.x, dy)
-    polybn_host.backward(layout, arrays, gradients, eps=arguments.eps, training=arguments.training)
-
-
-def _geometry(arguments: Arguments, result: Array | None, dy: Array | None) -> Any:
-    """Describe the memory of a call's arrays, once for all calls of a signature and these two layouts."""
-    memo, strides = arguments.memo, (_strides(result), _strides(dy))
-    found = None if memo is None else memo.get(strides)
-    if found is None:
-        x, where = arguments.x, _whole_mask(arguments)
-        found = polybn_host.geometry(x.shape, arguments.axis, _name(x.dtype), x.strides, *strides, _strides(where))
-        if memo is not None:
-            memo[strides] = found
-    return found
+    x, where, dx = arguments.x, _whole_mask(arguments), gradients.x
+    layout = polybn_host.geometry(
+        x.shape, arguments.axis, _name(x.dtype), x.strides, dx.strides, dy.strides, _strides(where)
+    )
+    polybn_host.backward(
+        layout,
+        (x, where, residuals.counts, arguments.gamma, dy, residuals.saved),
+        gradients,
+        eps=arguments.eps,
+        training=arguments.training,
+    )
 
 
 def bad_variances(arguments: Arguments) -> bool:

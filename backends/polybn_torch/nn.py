@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from polybn.admission import learn, recall
+from polybn.admission import know
 from polybn.arguments import Arrays, Options, check_batch_norm, describe_arrays
 from polybn.dispatch import backend
 from polybn.spec import Arguments, Description, DomainError
@@ -77,9 +77,8 @@ class _BatchNorm:
         if torch.compiler.is_compiling():  # Dynamo cannot look into a cache
             known = check_batch_norm(word, described, options)
         else:
-            key = word, "torch", False, described
-            known = (recall(key, options) or learn(key, options, described)).known
-        return Arguments._make((word, *Arrays(x, *vectors), *known, {}, None))
+            known = know((described,), options, lambda: check_batch_norm(word, described, options))
+        return Arguments._make((word, *Arrays(x, *vectors), *known, {}))
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):

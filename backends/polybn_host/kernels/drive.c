@@ -216,9 +216,9 @@ int polybn_backward(const polybn_backward_call *b) {
     return start(&p);
 }
 
-int polybn_bad_variances(const void *variance, int64_t channels, int32_t in_double) {
+int polybn_bad_variances(const void *variance, int64_t channels, int32_t stored) {
     for (int64_t c = 0; c < channels; c++) {
-        const double v = in_double ? ((const double *)variance)[c] : ((const float *)variance)[c];
+        const double v = parameter(stored, variance, c);
         if (!(v >= 0 && v <= DBL_MAX)) return 1;
     }
     return 0;

@@ -22,9 +22,8 @@ typedef struct {
     void *y, *new_mean, *new_var;
     void *mean, *m2;   /* the moments */
     void *saved;       /* double (5, channels): m1, delta, v, r, and 1 where the channel left the range (S10) */
-    int32_t training;
     double momentum, eps;
-    int32_t unbiased;
+    int32_t training, unbiased;
 } polybn_forward_call;
 
 /* The derivative of a forward call, which has written `saved`. */
@@ -44,7 +43,7 @@ int polybn_forward(const polybn_forward_call *);
 int polybn_backward(const polybn_backward_call *);
 
 /* Whether there are values that cannot be a variance: negative, NaN or infinite. */
-int polybn_bad_variances(const void *variance, int64_t channels, int32_t in_double);
+int polybn_bad_variances(const void *variance, int64_t channels, int32_t stored);
 
 /* Set the number of threads that share large calls, the caller's included. */
 void polybn_set_threads(int threads);
