@@ -1,9 +1,12 @@
-"""Measures an array that no worker can hold, with one worker after another, and writes docs/results/dask-scaling.json.
+"""Measures an array that no worker can hold, with one worker after another.
 
 The array is made block by block, so it needs no disk. Each number of workers gets a cluster of its own, of processes
 with one thread each. What they find is compared with NumPy's moments of each block, merged.
 
-    python docs/examples/dask_scaling.py --gigabytes 20 --workers 1 2
+    pip install distributed
+    python docs/examples/dask_scaling.py --gigabytes 20 --workers 1 2 --json scaling.json
+
+docs/results/dask-scaling.json was made so.
 """
 
 from __future__ import annotations
@@ -29,7 +32,6 @@ from rich.progress import track
 
 import polybn
 
-RECORD = Path(__file__).parents[1] / "results" / "dask-scaling.json"
 ROWS, CHANNELS, PIXELS = 5461, 3, 256
 """The shape of a block: 16 MiB of float32."""
 
@@ -86,7 +88,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=1)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--limit", default="1GB", help="memory that each worker may use")
-    parser.add_argument("--json", type=Path, default=RECORD)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     options = parser.parse_args()
     blocks = round(options.gigabytes * 1e9 / (ROWS * CHANNELS * PIXELS * 4))
     x, right, runs = array(blocks), expected(blocks), []
@@ -94,9 +96,10 @@ def main() -> None:
         run, found = measure(x, workers, options.limit)
         runs.append(run | differences(found, right))
         Console().print(runs[-1])
-    facts = {"date": str(date.today()), "bytes": x.nbytes, "limit": options.limit, "cpus": os.cpu_count(),
-             "dask": dask.__version__, "polybn": polybn.__version__}  # fmt: skip
-    options.json.write_text(json.dumps(facts | {"runs": runs}, indent=1) + "\n", encoding="utf-8")
+    if options.json:
+        facts = {"date": str(date.today()), "bytes": x.nbytes, "limit": options.limit, "cpus": os.cpu_count(),
+                 "dask": dask.__version__, "polybn": polybn.__version__}  # fmt: skip
+        options.json.write_text(json.dumps(facts | {"runs": runs}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

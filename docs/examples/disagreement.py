@@ -1,13 +1,16 @@
-"""Sends one wave through every batch norm that is installed, and writes docs/results/disagreement.json.
+"""Sends one wave through every batch norm that is installed, and prints how far off each one is.
 
 The wave has an amplitude of 0.05 around 10,000, so float32 still holds it in steps of 0.001. Each library runs in a
 process of its own, through the adapters of :mod:`polybn.conformance`.
 
-    python docs/examples/disagreement.py
+    python docs/examples/disagreement.py --json waves.json
+
+also writes the waves; docs/results/disagreement.json was made so where all of these libraries were installed.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -22,7 +25,6 @@ from numpy.typing import NDArray
 from polybn.conformance import oracle
 from polybn.conformance.adapters import ADAPTERS, resolve
 
-RECORD = Path(__file__).parents[1] / "results" / "disagreement.json"
 EPS = 1e-5
 
 
@@ -64,10 +66,24 @@ def _plain(value: float) -> float | str:
     return value if np.isfinite(value) else str(value)
 
 
-if __name__ == "__main__":
-    if sys.argv[1:]:
-        print(json.dumps(measure(sys.argv[1])))  # noqa: T201
-    else:
-        names = [name for name in ADAPTERS if not name.endswith("channels-last")]
+def main() -> None:
+    """Run every adapter, or in a child process the one that is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("adapter", nargs="?", help="run only this one, and print its wave as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the waves to this file")
+    options = parser.parse_args()
+    if options.adapter:
+        print(json.dumps(measure(options.adapter)))  # noqa: T201
+        return
+    libraries = []
+    for name in (name for name in ADAPTERS if not name.endswith("channels-last")):
+        libraries.append(run(name))
+        found = libraries[-1]
+        print(f"{name:30} {found.get('why_not') or 'largest error ' + str(found['error'])}")  # noqa: T201
+    if options.json:
         facts = {"date": date.today().isoformat(), "eps": EPS, "exact": exact().floats()}
-        RECORD.write_text(json.dumps(facts | {"libraries": list(map(run, names))}, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(facts | {"libraries": libraries}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
