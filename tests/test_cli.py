@@ -24,7 +24,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 import polybn
-from polybn import cli, console, dispatch
+from polybn import __main__, cli, console, dispatch
 from polybn.lenet import fashion_mnist, lock, networks, plain, runs, training
 from polybn.lenet.commands import predict as predicting
 from polybn.lenet.display import EpochDisplay
@@ -37,6 +37,7 @@ from polybn.spec import Traits
 from tests.support.command import Polybn, Said
 from tests.support.training_worker import slice_of_sample
 
+ROOT = Path(__file__).parents[1]
 DATA = slice_of_sample()
 LINE = r"^epoch ( *\d+), loss (\d+\.\d{4}), train acc ([01]\.\d{3}), test acc ([01]\.\d{3}), time (\d+\.\d) s$"
 HEAD = ["LeNet, 44,878 trainable values, batch norm: spec; backend numpy", "300 training and 60 test images"]
@@ -190,7 +191,48 @@ def test_what_the_kit_needs_is_named_with_the_command_that_installs_it(
 
 def test_the_script_is_installed() -> None:
     (script,) = entry_points(group="console_scripts", name="polybn")
-    assert script.load() is cli.main
+    assert script.load() is __main__.main
+
+
+PRESS = """
+import signal, sys
+
+class Press:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "{module}" and ("--multiprocessing-fork" in sys.orig_argv) == {child}:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Press)
+"""
+"""A module that Python imports first: Ctrl-C is pressed when another one is looked for, here or in a child."""
+
+
+def pressed(module: str, *command: str, child: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run a command in the working directory, with Ctrl-C at a moment."""
+    Path("sitecustomize.py").write_text(PRESS.format(module=module, child=child))
+    path = os.pathsep.join(map(str, (Path.cwd(), ROOT, ROOT / "backends")))
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
+
+
+@pytest.mark.usefixtures("polybn_")  # which works in an empty folder
+@pytest.mark.parametrize("module", ["polybn.cli", "polybn.spec", "importlib.metadata", "numpy", "rich"])
+@pytest.mark.parametrize("called", [["-m", "polybn"], ["-c", "from polybn.__main__ import main; main()"]])
+def test_control_c_while_modules_are_imported(called: list[str], module: str) -> None:
+    run = pressed(module, *called, "info")
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "")
+
+
+@pytest.mark.usefixtures("polybn_")
+@pytest.mark.parametrize("command", ["stats a.npy --workers 1", "check --backend numpy --only P1"])
+def test_a_process_of_a_command_leaves_control_c_to_it(command: str) -> None:
+    """Also while it imports its modules; without a terminal, the command itself is not reached here, and goes on."""
+    np.save("a.npy", np.ones((3, 2)))
+    run = pressed("numpy", "-m", "polybn", *command.split(), child=True)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 # Train.
