@@ -650,18 +650,76 @@ def test_a_picture_has_the_format_of_its_name(polybn_: Polybn, kind: str) -> Non
         assert Path(f"{command[0]}.{kind.upper()}").read_bytes().startswith(MAGIC[kind])
 
 
-@pytest.mark.parametrize("name", ["x.txt", "x", "x.jpg", "nowhere/x.png", "note.txt/x.png", "folder.png"])
-@pytest.mark.parametrize("command", [["compare", "run"], ["predict", "run"], ["data"]])
-def test_a_picture_that_cannot_be_is_refused_before_any_work(
-    polybn_: Polybn, monkeypatch: pytest.MonkeyPatch, command: list[str], name: str
+OF_PICTURES = ["compare no --out", "predict no --out", "data --data no --out", "inspect no --picture"]
+OF_PICTURES += ["stats no --picture"]
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x", "x.jpg"])
+@pytest.mark.parametrize("command", OF_PICTURES)
+def test_a_name_that_is_no_picture_s_is_refused_before_any_work(polybn_: Polybn, command: str, name: str) -> None:
+    refused(polybn_(*command.split(), name), rf"polybn: the name of a picture must .*; got {name} .*")
+
+
+@pytest.mark.parametrize("command", OF_PICTURES)
+def test_matplotlib_is_missed_before_any_work(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    refused(polybn_(*command.split(), "x.png"), r"polybn: pictures need matplotlib: .* -m pip install matplotlib")
+
+
+TO_FILES = {
+    ".png": [*OF_PICTURES, "agree no none --picture"],
+    ".npz": ["convert no --to pytorch", "stats no --save"],
+    ".onnx": ["convert no --fold", "export no --to onnx --out"],
+    ".json": ["agree no none --json", "bench --only no --json", "inspect no --json", "stats no --json"],
+    ".html": [f"check {what}" for what in ("--adapter no:No --html", "--adapter no:No --junit", "--backend no --json")],
+    ".md": ["check --peers --json", "check --peers --into"],
+}
+TO_FOLDERS = ["agree no none --programs", "bench --only no --pictures"]
+
+
+@pytest.mark.parametrize(
+    ("command", "ending"), [(command, ending) for ending, commands in TO_FILES.items() for command in commands]
+)
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(
+    polybn_: Polybn, monkeypatch: pytest.MonkeyPatch, command: str, ending: str
 ) -> None:
-    for module, function in ((runs, "load"), (runs, "read_epochs"), (fashion_mnist, "find")):
-        monkeypatch.setattr(module, function, lambda *arguments, **options: pytest.fail("something was read"))
-    Path("folder.png").mkdir()
-    Path("note.txt").touch()
-    refused(
-        polybn_(*command, "--out", name), rf"polybn: (the name of )?a picture must .*; got .*{name.split('/')[-1]}.*"
-    )
+    """What is to be read is not there either, and nobody has looked."""
+    Path("a note").touch()
+    Path(f"folder{ending}").mkdir()
+
+    def refuses(name: str, words: str) -> None:
+        refused(polybn_(*command.split(), name), rf"polybn.{command.split()[0]}: [\w-]+ must {words}")
+
+    refuses(f"new/x{ending}", rf"lie in a folder that exists; got new/x{ending} \(mkdir -p new\)")
+    refuses(f"a note/x{ending}", rf"lie in a folder; got a note/x{ending}, and a note is no folder")
+    refuses(f"folder{ending}", rf"name a file; got folder{ending}, a folder \(try .*\)")
+    monkeypatch.setattr(os, "access", lambda place, mode: False)  # permissions do not bind an administrator
+    refuses(f"x{ending}", rf"lie in a folder that can be written; got x{ending} \(see ls -ld \.\)")
+
+
+@pytest.mark.parametrize("command", TO_FOLDERS)
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    polybn_: Polybn, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    Path("note").touch()
+    for name in ("note", "note/new/new"):
+        words = rf"polybn {command.split()[0]}: --\w+ must be a folder; got {name}, and note is no folder"
+        refused(polybn_(*command.split(), name), words)
+    monkeypatch.setattr(os, "access", lambda place, mode: False)
+    refused(polybn_(*command.split(), "new"), r"polybn .* must be a folder that can be written; got new \(see ls .*\)")
+
+
+def test_a_page_without_a_place_for_the_table_is_refused_before_any_work(polybn_: Polybn) -> None:
+    Path("page.md").write_text("# Peers\n")
+    words = "polybn check: --into must name a page with <!-- peers --> and, .*; got page.md"
+    refused(polybn_("check", "--peers", "--into", "page.md"), words)
+
+
+def test_an_export_names_no_folder_unless_it_must(polybn_: Polybn) -> None:
+    """Without --out it has the name of the run, which may be a folder here, and an ending."""
+    Path("run").mkdir()
+    refused(polybn_("export", "run", "--to", "onnx"), "polybn: run must hold a checkpoint; .*")
+    refused(polybn_("export", "run", "--to", "onnx", "--out", "run"), "polybn export: --out must name a file; .*")
 
 
 def test_default_pictures_are_not_taken_for_files_of_the_project(polybn_: Polybn) -> None:

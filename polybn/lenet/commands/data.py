@@ -36,7 +36,7 @@ def data(
     """
     from polybn.lenet import contact_sheet
 
-    pictures.check_target(picture)
+    pictures.check_option("data", "--out", picture)
     location = fashion_mnist.find(where)
     for place in location.places:
         mark = ("used", "bold green") if place is location.used else place.why_not or "not needed"

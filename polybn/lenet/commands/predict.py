@@ -50,7 +50,7 @@ def predict(
     """
     from polybn.lenet import contact_sheet
 
-    pictures.check_target(picture)
+    pictures.check_option("predict", "--out", picture)
     loaded = runs.load(run)
     dataset = load(data)
     labels, predictions = dataset.test_labels, _predictions(loaded, dataset)
