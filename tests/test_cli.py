@@ -39,8 +39,12 @@ from tests.support.training_worker import slice_of_sample
 
 ROOT = Path(__file__).parents[1]
 DATA = slice_of_sample()
+SAMPLE = "sample shipped with polybn (6,000 + 1,000 images)"
 LINE = r"^epoch ( *\d+), loss (\d+\.\d{4}), train acc ([01]\.\d{3}), test acc ([01]\.\d{3}), time (\d+\.\d) s$"
-HEAD = ["LeNet, 44,878 trainable values, batch norm: spec; backend numpy", "300 training and 60 test images"]
+HEAD = [
+    "LeNet, 44,878 trainable values, batch norm: spec; backend numpy",
+    f"300 training and 60 test images, from {DATA.source}",
+]
 
 
 @pytest.fixture
@@ -391,7 +395,7 @@ def test_the_data_of_a_run_are_found_again(polybn_: Polybn) -> None:
     polybn_("train", "--data", "sample", "--epochs", 0, "--out", "run")
     said = polybn_("train", "--resume", "run", "--epochs", 1)
     assert (said.code, said.err) == (0, "")
-    assert "6,000 training and 1,000 test images" in said.out
+    assert f"6,000 training and 1,000 test images, from {SAMPLE}\n" in said.out
 
 
 def test_two_that_begin_in_one_directory(polybn_: Polybn, tmp_path: Path) -> None:
@@ -522,7 +526,7 @@ def test_without_the_full_data_it_trains_on_the_sample_and_says_so(
     monkeypatch.setattr(fashion_mnist, "DEBIAN", empty / "debian")
     said = polybn_("train", "--epochs", 0)
     assert said.code == 0
-    assert "6,000 training and 1,000 test images" in said.out.splitlines()
+    assert f"6,000 training and 1,000 test images, from {SAMPLE}" in said.out.splitlines()
     (line,) = said.err.splitlines()
     assert re.match("Using the small sample that comes with polybn: no full copy .*polybn data.*apt install", line)
 
@@ -530,7 +534,7 @@ def test_without_the_full_data_it_trains_on_the_sample_and_says_so(
 def test_the_sample_by_name_needs_no_words(polybn_: Polybn) -> None:
     said = polybn_("train", "--epochs", 0, "--data", "sample")
     assert (said.code, said.err) == (0, "")
-    assert "6,000 training and 1,000 test images" in said.out
+    assert f"6,000 training and 1,000 test images, from {SAMPLE}\n" in said.out
 
 
 def test_a_directory_without_data_is_not_replaced_by_the_sample(polybn_: Polybn, tmp_path: Path) -> None:
@@ -743,7 +747,8 @@ def test_predict(polybn_: Polybn, tmp_path: Path) -> None:
     run = runs.load(tmp_path / name)
     program = compile(networks.lenet(), dispatch.backend("numpy"), run.state, batch_size=60)
     given = program.logits(program.place(DATA.test_images, DATA.test_labels)).argmax(axis=1)
-    title, *table, total, last = said.out.splitlines()
+    data, title, *table, total, last = said.out.splitlines()
+    assert data == f"60 test images, from {DATA.source}"
     assert title.strip() == f"{name} after epoch 3"
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table if line[0] == "│"]
     assert [row[0] for row in rows] == list(CLASSES)
@@ -810,7 +815,7 @@ def test_data(polybn_: Polybn, tmp_path: Path) -> None:
     assert (said.code, said.err) == (0, "")
     assert said.out.splitlines() == [
         f"argument        {fashion_mnist._SAMPLES}: used",
-        "Verified: 6,000 training and 1,000 test images, from sample shipped with polybn (6,000 + 1,000 images)",
+        f"Verified: 6,000 training and 1,000 test images, from {SAMPLE}",
         "The first 80 training images are drawn in sheet.png",
     ]
     assert imread(tmp_path / "sheet.png").ndim == 3
@@ -877,7 +882,8 @@ def test_info_says_what_a_backend_can_train(polybn_: Polybn, monkeypatch: pytest
     traits = Traits(devices=lambda: names, several_devices=True, native_norm=True)
     several = SimpleNamespace(describe=lambda: {"lib": "1"}, traits=traits, compile=None)
     monkeypatch.setattr(dispatch, "backends", lambda: {"numpy": None, "several": None})
-    monkeypatch.setattr(dispatch, "backend", lambda name: several if name == "several" else polybn.backend("numpy"))
+    both = {"numpy": polybn.backend("numpy"), "several": several}
+    monkeypatch.setattr(dispatch, "backend", both.__getitem__)
     text = re.sub(r"[\s│]+", " ", polybn_("info").out)
     assert "several yes lib 1, sees cpu, gpu:0 (--device), trains on several devices (--devices), has a batch" in text
     assert "has a batch norm of its own (--norm native)" in text
