@@ -723,6 +723,7 @@ def test_an_export_names_no_folder_unless_it_must(polybn_: Polybn) -> None:
     """Without --out it has the name of the run, which may be a folder here, and an ending."""
     Path("run").mkdir()
     refused(polybn_("export", "run", "--to", "onnx"), "polybn: run must hold a checkpoint; .*")
+    refused(polybn_("export", "/", "--to", "onnx"), "polybn: / must hold a checkpoint; .*")
     refused(polybn_("export", "run", "--to", "onnx", "--out", "run"), "polybn export: --out must name a file; .*")
 
 

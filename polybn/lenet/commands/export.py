@@ -53,8 +53,8 @@ def export(
 
     if target is not None:
         check_place("export", "--out", target)
-    target = target or Path(run.resolve().name)
-    check_place("export", "--out", exports.place_of(target, to))
+    target, ending = target or Path(run.resolve().name or "lenet"), exports.FORMATS[to]
+    check_place("export", "--out", target.with_name(target.name.removesuffix(ending) + ending))
     loaded = runs.load(run)
     files = exports.export(loaded, target, to)
     files.sort(key=lambda file: file.suffix == ".json")

@@ -66,18 +66,11 @@ def export(run: Run, path: StrPath, format: str) -> list[Path]:
     ['lenet.safetensors']
     """
     files: dict[str, bytes] = _module(format).files(trained.of_run(run))
-    place = place_of(path, format)
-    stem = place.name.removesuffix(FORMATS[format])
-    written = {place.with_name(stem + end): data for end, data in files.items()}
+    target = Path(path)
+    written = {target.with_name(target.name.removesuffix(FORMATS[format]) + end): data for end, data in files.items()}
     for file, data in written.items():
         write_atomic(file, data)
     return list(written)
-
-
-def place_of(path: StrPath, format: str) -> Path:
-    """Return the file that :func:`export` writes, of two the one with the arrays: the ending may be missing."""
-    target = Path(path)
-    return target.with_name(target.name.removesuffix(FORMATS[format]) + FORMATS[format])
 
 
 def load(path: StrPath) -> tuple[Network, State]:
