@@ -10,54 +10,65 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from polybn.dispatch import backend, backends
-from polybn.functional import batch_norm, batch_norm_vjp, fold, merge_moments, moments
-from polybn.layer import BatchNorm
-from polybn.lenet.errors import CheckpointError, DataIntegrityError, DivergenceError, RunInUseError
-from polybn.spec import (
-    Affine,
-    BackendError,
-    BatchNormResult,
-    DomainError,
-    DTypeError,
-    Gradients,
-    Moments,
-    SecondGradients,
-    ShapeError,
-    SingleValueWarning,
-)
-from polybn.version import __version__
-
 if TYPE_CHECKING:
     from polybn import conformance, dialects, inspection, model_files, spec
+    from polybn.dispatch import backend, backends
+    from polybn.functional import batch_norm, batch_norm_vjp, fold, merge_moments, moments
+    from polybn.layer import BatchNorm
     from polybn.lenet import checkpoints, exports, fashion_mnist, networks, runs, training
+    from polybn.lenet.errors import CheckpointError, DataIntegrityError, DivergenceError, RunInUseError
     from polybn.lenet.runs import Run
     from polybn.lenet.training import train
+    from polybn.spec import (
+        Affine,
+        BackendError,
+        BatchNormResult,
+        DomainError,
+        DTypeError,
+        Gradients,
+        Moments,
+        SecondGradients,
+        ShapeError,
+        SingleValueWarning,
+    )
     from polybn.statistics.accumulator import Statistics
+    from polybn.version import __version__
 
-# These need NumPy and are imported on first use. The modules that train LeNet live in polybn.lenet; the public ones can
-# be reached from here, too.
-_LENET = ("checkpoints", "contact_sheet", "exports", "fashion_mnist", "networks", "runs", "training")
-_LAZY_MODULES = {name: f"polybn.{name}" for name in ("cli", "conformance", "dialects", "inspection", "model_files")} | {
-    name: f"polybn.lenet.{name}" for name in _LENET
+# All names are imported on first use: some need NumPy, and the command polybn passes here before it sees to Ctrl-C.
+# The modules that train LeNet live in polybn.lenet; the public ones can be reached from here, too.
+_MODULES = {
+    "polybn": "arguments cli conformance dialects dispatch functional inspection layer lenet model_files options "
+    "pullback spec version",
+    "polybn.lenet": "checkpoints contact_sheet exports fashion_mnist networks runs training",
 }
-_LAZY_NAMES = {
-    "Run": "polybn.lenet.runs",
-    "Statistics": "polybn.statistics.accumulator",
-    "train": "polybn.lenet.training",
+_NAMES = {
+    "polybn.dispatch": "backend backends",
+    "polybn.functional": "batch_norm batch_norm_vjp fold merge_moments moments",
+    "polybn.layer": "BatchNorm",
+    "polybn.lenet.errors": "CheckpointError DataIntegrityError DivergenceError RunInUseError",
+    "polybn.lenet.runs": "Run",
+    "polybn.lenet.training": "train",
+    "polybn.spec": "Affine BackendError BatchNormResult DTypeError DomainError Gradients Moments SecondGradients "
+    "ShapeError SingleValueWarning",
+    "polybn.statistics.accumulator": "Statistics",
+    "polybn.version": "__version__",
 }
+_HOMES = {name: home for lazy in (_MODULES, _NAMES) for home, names in lazy.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY_MODULES:
-        return importlib.import_module(_LAZY_MODULES[name])
-    if name in _LAZY_NAMES:
-        return getattr(importlib.import_module(_LAZY_NAMES[name]), name)
-    raise AttributeError(f"module 'polybn' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'polybn' has no attribute {name!r}")
+    home = _HOMES[name]
+    value = importlib.import_module(f"{home}.{name}" if home in _MODULES else home)
+    if home not in _MODULES:
+        value = getattr(value, name)
+    globals()[name] = value  # later uses cost nothing more
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY_MODULES, *_LAZY_NAMES})
+    return sorted({*globals(), *_HOMES})
 
 
 __all__ = [

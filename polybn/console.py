@@ -47,7 +47,6 @@ def check_place(command: str, option: str, path: Path, *read: Path) -> None:
 
     Any other file that exists is replaced, as a whole.
     """
-    folder = path.parent
     if path == STANDARD_OUTPUT:
         return
     for place in read:
@@ -59,12 +58,20 @@ def check_place(command: str, option: str, path: Path, *read: Path) -> None:
     if path.is_dir():
         better = path / f"report{path.suffix}"
         raise DomainError(f"polybn {command}: {option} must name a file; got {path}, a folder (try {better})")
-    if not folder.is_dir():
-        raise DomainError(
-            f"polybn {command}: {option} must lie in a folder that exists; got {path} (mkdir -p {folder})"
-        )
-    if not os.access(folder, os.W_OK):
-        raise DomainError(f"polybn {command}: {option} must lie in a folder that can be written; got {path}")
+    check_folder(command, option, path.parent, file=path)
+
+
+def check_folder(command: str, option: str, folder: Path, *, file: Path | None = None) -> None:
+    """Refuse a folder that cannot be written, before the work for it; unless it is for one ``file``, it may be new."""
+    there = next(place for place in (folder, *folder.parents) if place.exists() or place.is_symlink())
+    rule, got = ("lie in", file) if file is not None else ("be", folder)
+    wrong = f"polybn {command}: {option} must {rule} a folder"
+    if not there.is_dir():
+        raise DomainError(f"{wrong}; got {got}, and {there} is no folder")
+    if file is not None and there != folder:
+        raise DomainError(f"{wrong} that exists; got {got} (mkdir -p {shlex.quote(str(folder))})")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise DomainError(f"{wrong} that can be written; got {got} (see ls -ld {shlex.quote(str(there))})")
 
 
 def progress(words: Console) -> Progress:

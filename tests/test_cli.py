@@ -24,7 +24,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 import polybn
-from polybn import cli, console, dispatch
+from polybn import __main__, cli, console, dispatch
 from polybn.lenet import fashion_mnist, lock, networks, plain, runs, training
 from polybn.lenet.commands import predict as predicting
 from polybn.lenet.display import EpochDisplay
@@ -37,9 +37,14 @@ from polybn.spec import Traits
 from tests.support.command import Polybn, Said
 from tests.support.training_worker import slice_of_sample
 
+ROOT = Path(__file__).parents[1]
 DATA = slice_of_sample()
+SAMPLE = "sample shipped with polybn (6,000 + 1,000 images)"
 LINE = r"^epoch ( *\d+), loss (\d+\.\d{4}), train acc ([01]\.\d{3}), test acc ([01]\.\d{3}), time (\d+\.\d) s$"
-HEAD = ["LeNet, 44,878 trainable values, batch norm: spec; backend numpy", "300 training and 60 test images"]
+HEAD = [
+    "LeNet, 44,878 trainable values, batch norm: spec; backend numpy",
+    f"300 training and 60 test images, from {DATA.source}",
+]
 
 
 @pytest.fixture
@@ -190,7 +195,48 @@ def test_what_the_kit_needs_is_named_with_the_command_that_installs_it(
 
 def test_the_script_is_installed() -> None:
     (script,) = entry_points(group="console_scripts", name="polybn")
-    assert script.load() is cli.main
+    assert script.load() is __main__.main
+
+
+PRESS = """
+import signal, sys
+
+class Press:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "{module}" and ("--multiprocessing-fork" in sys.orig_argv) == {child}:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Press)
+"""
+"""A module that Python imports first: Ctrl-C is pressed when another one is looked for, here or in a child."""
+
+
+def pressed(module: str, *command: str, child: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run a command in the working directory, with Ctrl-C at a moment."""
+    Path("sitecustomize.py").write_text(PRESS.format(module=module, child=child))
+    path = os.pathsep.join(map(str, (Path.cwd(), ROOT, ROOT / "backends")))
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
+
+
+@pytest.mark.usefixtures("polybn_")  # which works in an empty folder
+@pytest.mark.parametrize("module", ["polybn.cli", "polybn.spec", "importlib.metadata", "numpy", "rich"])
+@pytest.mark.parametrize("called", [["-m", "polybn"], ["-c", "from polybn.__main__ import main; main()"]])
+def test_control_c_while_modules_are_imported(called: list[str], module: str) -> None:
+    run = pressed(module, *called, "info")
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "")
+
+
+@pytest.mark.usefixtures("polybn_")
+@pytest.mark.parametrize("command", ["stats a.npy --workers 1", "check --backend numpy --only P1"])
+def test_a_process_of_a_command_leaves_control_c_to_it(command: str) -> None:
+    """Also while it imports its modules; without a terminal, the command itself is not reached here, and goes on."""
+    np.save("a.npy", np.ones((3, 2)))
+    run = pressed("numpy", "-m", "polybn", *command.split(), child=True)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 # Train.
@@ -349,7 +395,7 @@ def test_the_data_of_a_run_are_found_again(polybn_: Polybn) -> None:
     polybn_("train", "--data", "sample", "--epochs", 0, "--out", "run")
     said = polybn_("train", "--resume", "run", "--epochs", 1)
     assert (said.code, said.err) == (0, "")
-    assert "6,000 training and 1,000 test images" in said.out
+    assert f"6,000 training and 1,000 test images, from {SAMPLE}\n" in said.out
 
 
 def test_two_that_begin_in_one_directory(polybn_: Polybn, tmp_path: Path) -> None:
@@ -480,7 +526,7 @@ def test_without_the_full_data_it_trains_on_the_sample_and_says_so(
     monkeypatch.setattr(fashion_mnist, "DEBIAN", empty / "debian")
     said = polybn_("train", "--epochs", 0)
     assert said.code == 0
-    assert "6,000 training and 1,000 test images" in said.out.splitlines()
+    assert f"6,000 training and 1,000 test images, from {SAMPLE}" in said.out.splitlines()
     (line,) = said.err.splitlines()
     assert re.match("Using the small sample that comes with polybn: no full copy .*polybn data.*apt install", line)
 
@@ -488,7 +534,7 @@ def test_without_the_full_data_it_trains_on_the_sample_and_says_so(
 def test_the_sample_by_name_needs_no_words(polybn_: Polybn) -> None:
     said = polybn_("train", "--epochs", 0, "--data", "sample")
     assert (said.code, said.err) == (0, "")
-    assert "6,000 training and 1,000 test images" in said.out
+    assert f"6,000 training and 1,000 test images, from {SAMPLE}\n" in said.out
 
 
 def test_a_directory_without_data_is_not_replaced_by_the_sample(polybn_: Polybn, tmp_path: Path) -> None:
@@ -608,18 +654,77 @@ def test_a_picture_has_the_format_of_its_name(polybn_: Polybn, kind: str) -> Non
         assert Path(f"{command[0]}.{kind.upper()}").read_bytes().startswith(MAGIC[kind])
 
 
-@pytest.mark.parametrize("name", ["x.txt", "x", "x.jpg", "nowhere/x.png", "note.txt/x.png", "folder.png"])
-@pytest.mark.parametrize("command", [["compare", "run"], ["predict", "run"], ["data"]])
-def test_a_picture_that_cannot_be_is_refused_before_any_work(
-    polybn_: Polybn, monkeypatch: pytest.MonkeyPatch, command: list[str], name: str
+OF_PICTURES = ["compare no --out", "predict no --out", "data --data no --out", "inspect no --picture"]
+OF_PICTURES += ["stats no --picture"]
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x", "x.jpg"])
+@pytest.mark.parametrize("command", OF_PICTURES)
+def test_a_name_that_is_no_picture_s_is_refused_before_any_work(polybn_: Polybn, command: str, name: str) -> None:
+    refused(polybn_(*command.split(), name), rf"polybn: the name of a picture must .*; got {name} .*")
+
+
+@pytest.mark.parametrize("command", OF_PICTURES)
+def test_matplotlib_is_missed_before_any_work(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    refused(polybn_(*command.split(), "x.png"), r"polybn: pictures need matplotlib: .* -m pip install matplotlib")
+
+
+TO_FILES = {
+    ".png": [*OF_PICTURES, "agree no none --picture"],
+    ".npz": ["convert no --to pytorch", "stats no --save"],
+    ".onnx": ["convert no --fold", "export no --to onnx --out"],
+    ".json": ["agree no none --json", "bench --only no --json", "inspect no --json", "stats no --json"],
+    ".html": [f"check {what}" for what in ("--adapter no:No --html", "--adapter no:No --junit", "--backend no --json")],
+    ".md": ["check --peers --json", "check --peers --into"],
+}
+TO_FOLDERS = ["agree no none --programs", "bench --only no --pictures"]
+
+
+@pytest.mark.parametrize(
+    ("command", "ending"), [(command, ending) for ending, commands in TO_FILES.items() for command in commands]
+)
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(
+    polybn_: Polybn, monkeypatch: pytest.MonkeyPatch, command: str, ending: str
 ) -> None:
-    for module, function in ((runs, "load"), (runs, "read_epochs"), (fashion_mnist, "find")):
-        monkeypatch.setattr(module, function, lambda *arguments, **options: pytest.fail("something was read"))
-    Path("folder.png").mkdir()
-    Path("note.txt").touch()
-    refused(
-        polybn_(*command, "--out", name), rf"polybn: (the name of )?a picture must .*; got .*{name.split('/')[-1]}.*"
-    )
+    """What is to be read is not there either, and nobody has looked."""
+    Path("a note").touch()
+    Path(f"folder{ending}").mkdir()
+
+    def refuses(name: str, words: str) -> None:
+        refused(polybn_(*command.split(), name), rf"polybn.{command.split()[0]}: [\w-]+ must {words}")
+
+    refuses(f"new/x{ending}", rf"lie in a folder that exists; got new/x{ending} \(mkdir -p new\)")
+    refuses(f"a note/x{ending}", rf"lie in a folder; got a note/x{ending}, and a note is no folder")
+    refuses(f"folder{ending}", rf"name a file; got folder{ending}, a folder \(try .*\)")
+    monkeypatch.setattr(os, "access", lambda place, mode: False)  # permissions do not bind an administrator
+    refuses(f"x{ending}", rf"lie in a folder that can be written; got x{ending} \(see ls -ld \.\)")
+
+
+@pytest.mark.parametrize("command", TO_FOLDERS)
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    polybn_: Polybn, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    Path("note").touch()
+    for name in ("note", "note/new/new"):
+        words = rf"polybn {command.split()[0]}: --\w+ must be a folder; got {name}, and note is no folder"
+        refused(polybn_(*command.split(), name), words)
+    monkeypatch.setattr(os, "access", lambda place, mode: False)
+    refused(polybn_(*command.split(), "new"), r"polybn .* must be a folder that can be written; got new \(see ls .*\)")
+
+
+def test_a_page_without_a_place_for_the_table_is_refused_before_any_work(polybn_: Polybn) -> None:
+    Path("page.md").write_text("# Peers\n")
+    words = "polybn check: --into must name a page with <!-- peers --> and, .*; got page.md"
+    refused(polybn_("check", "--peers", "--into", "page.md"), words)
+
+
+def test_an_export_names_no_folder_unless_it_must(polybn_: Polybn) -> None:
+    """Without --out it has the name of the run, which may be a folder here, and an ending."""
+    Path("run").mkdir()
+    refused(polybn_("export", "run", "--to", "onnx"), "polybn: run must hold a checkpoint; .*")
+    refused(polybn_("export", "/", "--to", "onnx"), "polybn: / must hold a checkpoint; .*")
+    refused(polybn_("export", "run", "--to", "onnx", "--out", "run"), "polybn export: --out must name a file; .*")
 
 
 def test_default_pictures_are_not_taken_for_files_of_the_project(polybn_: Polybn) -> None:
@@ -643,7 +748,8 @@ def test_predict(polybn_: Polybn, tmp_path: Path) -> None:
     run = runs.load(tmp_path / name)
     program = compile(networks.lenet(), dispatch.backend("numpy"), run.state, batch_size=60)
     given = program.logits(program.place(DATA.test_images, DATA.test_labels)).argmax(axis=1)
-    title, *table, total, last = said.out.splitlines()
+    data, title, *table, total, last = said.out.splitlines()
+    assert data == f"60 test images, from {DATA.source}"
     assert title.strip() == f"{name} after epoch 3"
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table if line[0] == "│"]
     assert [row[0] for row in rows] == list(CLASSES)
@@ -710,7 +816,7 @@ def test_data(polybn_: Polybn, tmp_path: Path) -> None:
     assert (said.code, said.err) == (0, "")
     assert said.out.splitlines() == [
         f"argument        {fashion_mnist._SAMPLES}: used",
-        "Verified: 6,000 training and 1,000 test images, from sample shipped with polybn (6,000 + 1,000 images)",
+        f"Verified: 6,000 training and 1,000 test images, from {SAMPLE}",
         "The first 80 training images are drawn in sheet.png",
     ]
     assert imread(tmp_path / "sheet.png").ndim == 3
@@ -777,7 +883,8 @@ def test_info_says_what_a_backend_can_train(polybn_: Polybn, monkeypatch: pytest
     traits = Traits(devices=lambda: names, several_devices=True, native_norm=True)
     several = SimpleNamespace(describe=lambda: {"lib": "1"}, traits=traits, compile=None)
     monkeypatch.setattr(dispatch, "backends", lambda: {"numpy": None, "several": None})
-    monkeypatch.setattr(dispatch, "backend", lambda name: several if name == "several" else polybn.backend("numpy"))
+    both = {"numpy": polybn.backend("numpy"), "several": several}
+    monkeypatch.setattr(dispatch, "backend", both.__getitem__)
     text = re.sub(r"[\s│]+", " ", polybn_("info").out)
     assert "several yes lib 1, sees cpu, gpu:0 (--device), trains on several devices (--devices), has a batch" in text
     assert "has a batch norm of its own (--norm native)" in text

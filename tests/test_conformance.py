@@ -61,5 +61,5 @@ def test_no_declaration_excuses_a_backend(backend: str) -> None:
     """Every backend declares the conventions, axes and ranks of the specification; dtypes and flushing may differ."""
     info = subject(backend).info
     expected = conformance.Info(info.name, info.version, dtypes=info.dtypes, flushes=info.flushes)
-    assert info == expected._replace(compiles=info.compiles, differentiates_inference=True)
+    assert info == expected._replace(compiles=info.compiles, differentiates_inference=True, of_backend=True)
     assert {"float32", "float64"} <= {*info.dtypes}

@@ -373,7 +373,8 @@ def test_the_reason_why_a_backend_cannot_run_is_the_first_cause(install: Install
 
 
 ENDING = """
-import atexit, polybn
+import atexit, threading  # which sees the end only if it was there before
+import polybn
 
 def late():
     try:

@@ -225,7 +225,7 @@ ROOMS = (
     {"polybn.dispatch"},
     {"polybn.arguments"},
     {"polybn.options"},
-    {"polybn.spec", "polybn.version", "polybn.atomic", "polybn.console", "polybn.extras", "polybn.near"},
+    {f"polybn.{name}" for name in ("spec", "version", "atomic", "console", "extras", "interrupts", "near")},
 )
 """The floors from top to bottom: a module may import from lower floors, and from its own room on its own floor."""
 

@@ -80,6 +80,37 @@ def test_wrong_ones_get_the_right_first_sentence(make: Any, sentence: str) -> No
     assert not any("the kit itself failed" in result.words for result in report.results)
 
 
+@pytest.mark.parametrize(
+    ("make", "sentence", "grade"),
+    [
+        (
+            authors.Flushing,
+            "Subnormal numbers are flushed to zero: declare flushes_subnormals=True in the backend's traits.",
+            "there is no grade while a convention is declared wrongly: declare flushes_subnormals=True in the",
+        ),
+        (
+            authors.Reversed,
+            "Your momentum weighs the new value: clause S4 asks a backend for 'old', which no declaration changes. ",
+            "",
+        ),
+        (
+            authors.OnlySecond,
+            "Only the second axis may be the channel axis: clause S1 asks a backend for 'any', which no declaration ",
+            "",
+        ),
+    ],
+)
+def test_a_backend_is_told_what_a_backend_can_declare(make: Any, sentence: str, grade: str) -> None:
+    """It has traits and no Info; what these do not hold it has to mend."""
+    ours = {"conventions": {**make.conventions, "of_backend": True}}
+    report = check(type("Ours", (make,), ours)())
+    assert report.advice.startswith(sentence)
+    (graded,) = [result for result in report.results if result.id == "grade-float32"]
+    assert graded.words.startswith(grade)
+    assert {result.reason for result in report.results} <= {"", sentence.partition(": ")[2].rstrip(".")}
+    assert set(re.findall(r"declare (\w+)=", report.to_json())) <= {"flushes_subnormals"}
+
+
 def findings(source: str, wanted: list[str], seconds: float | None = None, *, everything: bool = False) -> list[Any]:
     order = apart.Order(f"tests.support.kit_authors:{source}", "dev", None, 3, seconds, everything)
     return list(apart.examine(order, wanted))

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from polybn import dialects, inspection, model_files
+from polybn.inspection import words as inspection_words
 from polybn.model_files import Model, ModelFileError, Norm, errors, gluon, npz, safetensors, writing
 from polybn.model_files.left_out import left_out
 from polybn.spec import DomainError
@@ -82,6 +84,72 @@ def test_weights_alone_do_not_say_whether_gamma_is_missing(tmp_path: Path) -> No
     assert last.lacks.startswith("gamma or beta is missing")
     with pytest.raises(DomainError, match=r"the state of last must be whole; got one where gamma or beta is missing"):
         writing.convert_norms(model, dialects.PYTORCH)
+
+
+def keras_weights(path: Path, **layers: dict[int, float]) -> None:
+    """Write the weights of batch norms as Keras 3 does, each filled with one number."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        for place, (name, weights) in enumerate(layers.items()):
+            group = file.create_group(f"layers/batch_normalization{f'_{place}' if place else ''}/vars")
+            group.attrs["name"] = name
+            for number, value in weights.items():
+                group[str(number)] = np.full(3, value, np.float32)
+
+
+THREE, FOUR = {0: 2.0, 1: 5.0, 2: 7.0}, {0: 3.0, 1: 4.0, 2: 5.0, 3: 7.0}
+
+
+@pytest.mark.parametrize(("word", "own"), [("scale", "bias"), ("center", "weight")])
+@pytest.mark.parametrize("layer", ["", "a"])
+def test_an_option_says_whether_gamma_or_beta_is_absent(word: str, own: str, layer: str, tmp_path: Path) -> None:
+    """It is not about a layer that has both."""
+    keras_weights(tmp_path / "m.weights.h5", a=THREE, whole=FOUR)
+    model = model_files.read(tmp_path / "m.weights.h5")
+    options = {layer: {word: False, "epsilon": 0.25}}
+    made, whole = writing.convert_norms(model, dialects.PYTORCH, options=options).norms
+    filled = {"weight": 1.0, "bias": 0.0, "running_mean": 5.0, "running_var": 7.0} | {own: 2.0}
+    assert {name: made.state[name].tolist() for name in filled} == {name: [v] * 3 for name, v in filled.items()}
+    assert made.options["eps"] == 0.25
+    assert whole.state["weight"].tolist() == [3.0] * 3
+    assert (word in whole.options, whole.options.get("eps")) == (False, None if layer else 0.25)
+
+
+@pytest.mark.parametrize("said", [{}, {"scale": True}, {"scale": False, "center": False}])
+def test_without_such_an_option_it_is_asked_for(said: dict[str, bool], tmp_path: Path) -> None:
+    keras_weights(tmp_path / "m.weights.h5", **{"a b": THREE})
+    model = model_files.read(tmp_path / "m.weights.h5")
+    with pytest.raises(DomainError, match=r"takes --option 'a b\.scale=False' or --option 'a b\.center=False'$"):
+        writing.convert_norms(model, dialects.PYTORCH, options={"a b": said})
+    (row,) = inspection_words.table(model, [])
+    assert row[4:6] == ("not said", "not said")
+
+
+def test_the_command_that_is_asked_for_works(polybn_: Polybn) -> None:
+    keras_weights(Path("m.weights.h5"), a=THREE)
+    said = polybn_("convert", "m.weights.h5", "a.npz", "--to", "keras3")
+    words = shlex.split(said.err)
+    assert polybn_("convert", "m.weights.h5", "a.npz", "--to", "keras3", *words[-5:-3]).code == 0
+    assert sorted(np.load("a.npz")) == ["a/beta", "a/moving_mean", "a/moving_variance"]
+
+
+def test_an_option_of_gamma_is_refused_where_the_file_has_both(tmp_path: Path) -> None:
+    keras_weights(tmp_path / "m.weights.h5", whole=FOUR)
+    with pytest.raises(DomainError, match=r"options must be in the words of keras3 .*; got 'scale'"):
+        writing.convert_norms(
+            model_files.read(tmp_path / "m.weights.h5"), dialects.PYTORCH, options={"": {"scale": False}}
+        )
+
+
+@pytest.mark.parametrize("lost", range(3))
+def test_weights_with_a_gap_are_damaged_and_no_statistics_are_guessed(lost: int, tmp_path: Path) -> None:
+    left = {number: value for number, value in FOUR.items() if number != lost}
+    keras_weights(tmp_path / "m.weights.h5", a=left)
+    (norm,) = model_files.read(tmp_path / "m.weights.h5").norms
+    numbers = ", ".join(map(str, left))
+    assert (norm.state, norm.lacks) == (
+        {}, f"its weights are numbered {numbers}, so that one is lost: save the model again",
+    )  # fmt: skip
 
 
 # Names.

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from polybn.console import check_place, named, progress, words_beside, write
+from polybn.console import check_folder, check_place, named, progress, words_beside, write
 
 
 def bench(
@@ -48,6 +48,7 @@ def bench(
     if json_out is not None:
         check_place("bench", "--json", json_out)
     if pictures is not None:
+        check_folder("bench", "--pictures", pictures)
         new_figure()  # fails before the first round without matplotlib
     out = words_beside(json_out)
     contenders = discover()

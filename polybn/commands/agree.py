@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from polybn.atomic import write_atomic
-from polybn.console import check_place, err, progress, whole, words_beside, write
+from polybn.console import check_folder, check_place, err, progress, whole, words_beside, write
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def agree(
         check_place("agree", "--picture", picture, *sources(*names))
     if json is not None:
         check_place("agree", "--json", json, *sources(*names))
+    if programs is not None:
+        check_folder("agree", "--programs", programs)
     out = words_beside(json)
     # What a batch norm prints must not come between the brackets of the JSON.
     aside = contextlib.redirect_stdout(sys.stderr) if out is err else contextlib.nullcontext()

@@ -245,9 +245,11 @@ def _compare_peers(json_out: Path | None, into: list[Path], limit: float | None)
 
     if json_out is not None:
         check_place("check", "--json", json_out, *into)
-    pages = {
-        path: path.read_text(encoding="utf-8") for path in into
-    }  # what is missing is said before the hours of work
+    pages = dict[Path, str]()
+    for file in into:
+        check_place("check", "--into", file)
+        pages[file] = file.read_text(encoding="utf-8")
+        peers.check_page(file, pages[file])
     words, measured = words_beside(json_out), list[peers.Peer]()
     with progress(words) as bar:
         names = peers.everyone()

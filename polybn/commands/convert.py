@@ -66,7 +66,7 @@ def convert(
         typer.Option(
             metavar="[LAYER.]WORD=VALUE",
             help="What FILE does not say of its layers, in its own words: eps=0.001, bn1.momentum=0.1, "
-            "fix_gamma=False, momentum=None. May be given several times.",
+            "fix_gamma=False, scale=False, momentum=None. May be given several times.",
         ),
     ] = None,
     fold: Annotated[

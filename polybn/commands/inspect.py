@@ -61,8 +61,7 @@ def inspect(
     if picture is not None:
         from polybn.lenet import pictures
 
-        pictures.check_target(picture)
-        check_place("inspect", "--picture", picture, file)
+        pictures.check_option("inspect", "--picture", picture, file)
     to = None if target is None else dialects.find(target, function="inspect", argument="--for")
     here = None if source is None else dialects.find(source, function="inspect", argument="--from")
     model = model_files.read(file, first=() if here is None else (here.name,))

@@ -56,6 +56,8 @@ class Info(NamedTuple):
     dialect: str = ""
     """The name of a dialect, such as ``"pytorch"``: of ``momentum``, ``running_variance``, ``single_value``, ``empty``
     and ``trains_by``, those that are left at their defaults are then declared as :mod:`polybn.dialects` has them."""
+    of_backend: bool = False
+    """Whether it is a backend of PolyBN, which follows the specification: it declares only what its ``Traits`` hold."""
 
 
 class Adapter(Protocol):

@@ -23,6 +23,7 @@ from polybn.conformance.guard import Printed, silenced
 from polybn.conformance.inside import Noting, noted
 from polybn.conformance.result import Cause, Result
 from polybn.conformance.subject import Subject, UnusableError, make, prepare, why_useless
+from polybn.interrupts import held
 from polybn.spec import DomainError, DTypeError
 
 STARTING = 120.0
@@ -99,7 +100,8 @@ def _child(order: Order, wanted: Sequence[str]) -> Iterator[tuple[BaseProcess, C
     ours, theirs = context.Pipe(duplex=False)
     note = context.RawValue(c_int, 0)
     process = context.Process(target=_work, args=(order, list(wanted), theirs, note), daemon=True)
-    process.start()
+    with held():
+        process.start()
     theirs.close()
     try:
         yield process, ours, note

@@ -57,7 +57,10 @@ def detect_one(adapter: Adapter, info: Info, name: str) -> Convention:
     if correction is None:
         return found._replace(advice=f"{_NOT.get(name, f'{name} is')} {seen}, which no declaration covers")
     said = _SEEN.get((name, seen), f"The {name} that are served are {seen or 'none'}")
-    advice = f"{said}: {dialects.declare(info, name, correction)}"
+    if info.of_backend and name not in dialects.TRAITS:
+        rule = f"clause {clause} asks a backend for {found.declared!r}, which no declaration changes"
+        return found._replace(advice=f"{said}: {rule}")
+    advice = f"{said}: {dialects.declare(info, {name: correction})}"
     return found._replace(advice=advice, correction=((name, correction),))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from polybn.conformance.adapter import Info
@@ -20,6 +20,8 @@ DECLARED = {
     "trains_by": "normalizes_by",
 }
 """For each field of a declaration that a dialect determines, the fact that determines it."""
+TRAITS = {"flushes": "flushes_subnormals"}
+"""For each field of a declaration that a backend can make, too, the field of its :class:`polybn.spec.Traits`."""
 ALIKE = 3
 """The largest number of dialects that a sentence names."""
 
@@ -47,10 +49,12 @@ def fitting(conventions: Iterable[Convention]) -> list[str]:
     return [d.name for d in sorted(fit, key=lambda d: [_fact(d, field) for field in seen].count(None))]
 
 
-def declare(info: Info, field: str, value: Any) -> str:
-    """Return what an author should write to declare a value; a default cannot be declared beside any dialect."""
-    without = f", without dialect={info.dialect!r}" if _is_overruled(info, field, value) else ""
-    return f"declare {field}={value!r}{without}"
+def declare(info: Info, fields: Mapping[str, Any]) -> str:
+    """Return what an author should write to declare values; a default cannot be declared beside any dialect."""
+    if info.of_backend:
+        return f"declare {_words({TRAITS[field]: value for field, value in fields.items()})} in the backend's traits"
+    overruled = any(_is_overruled(info, field, value) for field, value in fields.items())
+    return f"declare {_words(fields)}{f', without dialect={info.dialect!r}' if overruled else ''}"
 
 
 def advise(conventions: Sequence[Convention], info: Info) -> str:
@@ -79,7 +83,7 @@ def _others(names: list[str]) -> str:
     return f" (it is also that of {', '.join(few)})" if few else ""
 
 
-def _words(fields: dict[str, Any]) -> str:
+def _words(fields: Mapping[str, Any]) -> str:
     return " and ".join(f"{field}={value!r}" for field, value in fields.items())
 
 

@@ -6,7 +6,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from polybn.conformance import conventions, grades, reproducer, stateful, varying
+from polybn.conformance import conventions, dialects, grades, reproducer, stateful, varying
 from polybn.conformance.advice import tells
 from polybn.conformance.cases import DTYPES
 from polybn.conformance.guard import OutOfTime, Printed, silenced, time_limit
@@ -199,11 +199,13 @@ def _convention(subject: Subject, recorder: Recorder, blank: Result, rest: str) 
         return Finding(blank._replace(words="it could not be seen: other results are not as they should be"))
     if found.ok:
         idle = found.name == "flushes" and found.seen != found.declared
-        note = "flushes=True is declared, but subnormal numbers were kept: without it, bounds are narrower."
+        word = dialects.TRAITS["flushes"] if subject.info.of_backend else "flushes"
+        note = f"{word}=True is declared, but subnormal numbers were kept: without it, bounds are narrower."
         return Finding(blank._replace(status="pass", cases=1), found, note=note if idle else "")
     if _varies(subject):
         return Finding(blank._replace(status="fail", words=VARIES, cases=1, cause="unstable"))
-    words = f"{found.advice} (declared {found.declared!r}; {found.explanation})"
+    declared = "" if subject.info.of_backend else f"declared {found.declared!r}; "
+    words = f"{found.advice} ({declared}{found.explanation})"
     return Finding(blank._replace(status="fail", words=words, cases=1, cause="convention"), found)
 
 
@@ -212,9 +214,9 @@ def _grade(subject: Subject, recorder: Recorder, blank: Result, dtype: str) -> F
         return Finding(blank._replace(status="not applicable", words=f"{dtype} is not declared, or not chosen"))
     if subject.info.trains_by == "running":
         return Finding(blank._replace(status="not applicable", words="training does not normalize by the batch"))
-    wrong = [f"{name}={value!r}" for name, value in corrections(subject).items() if name in OF_GRADES]
+    wrong = {name: value for name, value in corrections(subject).items() if name in OF_GRADES}
     if wrong:
-        words = f"there is no grade while a convention is declared wrongly: declare {' and '.join(wrong)}"
+        words = f"there is no grade while a convention is declared wrongly: {dialects.declare(subject.info, wrong)}"
         return Finding(blank._replace(words=words))
     try:
         found = grades.grade(recorder, subject.info, dtype, run)
@@ -261,5 +263,5 @@ def _marked(subject: Subject, finding: Finding) -> Finding:
                 return finding
     except (OutOfTime, Exception):  # not known to be an echo
         return finding
-    reason = " and ".join(f"{field}={value!r}" for field, value in wrong.items())
-    return finding._replace(result=result._replace(status="echo", reason=f"declare {reason}", reproducer=""))
+    reason = dialects.declare(subject.info, wrong)
+    return finding._replace(result=result._replace(status="echo", reason=reason, reproducer=""))

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +41,8 @@ FAMILIES: dict[str, Maker] = {
     "1e18 N(0, 1)": lambda rng: 1e18 * rng.normal(size=SHAPE),
 }
 LAYOUTS = {"(N, C, H, W)": 1, "(N, H, W, C)": -1}
+PLACE = re.compile(r"(<!-- peers( compact)? -->\n).*?(<!-- /peers -->)", re.DOTALL)
+"""The place of the table in a page."""
 
 
 class Peer(NamedTuple):
@@ -153,11 +156,15 @@ def to_markdown(record: dict[str, Any], *, compact: bool = False) -> str:
 
 def fill(text: str, record: dict[str, Any]) -> str:
     """Put the table between ``<!-- peers -->`` (or ``<!-- peers compact -->``) and ``<!-- /peers -->``."""
-    marks = re.compile(r"(<!-- peers( compact)? -->\n).*?(<!-- /peers -->)", re.DOTALL)
-    filled, count = marks.subn(lambda m: m[1] + to_markdown(record, compact=bool(m[2])) + "\n" + m[3], text)
-    if not count:
-        raise DomainError("polybn check: a file for --into must hold <!-- peers --> and <!-- /peers -->; got neither")
-    return filled
+    return PLACE.sub(lambda m: m[1] + to_markdown(record, compact=bool(m[2])) + "\n" + m[3], text)
+
+
+def check_page(path: Path, text: str) -> None:
+    """Refuse a page that has no place for the table, before the hours of work."""
+    if not PLACE.search(text):
+        raise DomainError(
+            f"polybn check: --into must name a page with <!-- peers --> and, below it, <!-- /peers -->; got {path}"
+        )
 
 
 def short(name: str) -> str:

@@ -61,6 +61,8 @@ def table(model: Model, findings: list[Finding]) -> Iterator[tuple[str, ...]]:
         ranges = [""] * 5
         if c is not None:
             ranges = [f"{c.mean.size}", *map(_range, (c.mean, c.var, c.gamma, c.beta))]
+        if norm.unnamed is not None:
+            ranges[3:] = ["not said"] * 2
         options = (_said(norm, word) for word in (dialect.eps_word, dialect.momentum_word))
         yield (norm.name, *ranges, *options, levels.get(norm.name, ""))
 

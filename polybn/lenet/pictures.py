@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from polybn.atomic import write_atomic
+from polybn.console import check_place
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
@@ -25,18 +26,29 @@ FORMATS: dict[str, dict[str, None]] = {
 }
 
 
+def check_option(command: str, option: str, path: Path, *read: Path) -> None:
+    """Refuse a picture that could not be drawn, or not written, before the work for it; see ``check_place``."""
+    _kind(path)
+    check_place(command, option, path, *read)
+    new_figure()  # which says how to get matplotlib
+
+
 def check_target(target: Target) -> str:
     """Check the name of a picture, and that its directory exists; return its format."""
     if not isinstance(target, (str, os.PathLike)):
         return "png"
     path = Path(target)
+    if path.is_dir() or not path.parent.is_dir():
+        found = f"{path}, which is one" if path.is_dir() else f"{path}, and {path.parent} is no directory"
+        raise DomainError(f"polybn: a picture must be a file in a directory that exists; got {found}")
+    return _kind(path)
+
+
+def _kind(path: Path) -> str:
     kind = path.suffix.lower().removeprefix(".")
     if kind not in FORMATS:
         names = ", ".join(f".{name}" for name in FORMATS)
         raise DomainError(f"polybn: the name of a picture must end in one of {names}; got {path} (it picks the format)")
-    if path.is_dir() or not path.parent.is_dir():
-        found = f"{path}, which is one" if path.is_dir() else f"{path}, and {path.parent} is no directory"
-        raise DomainError(f"polybn: a picture must be a file in a directory that exists; got {found}")
     return kind
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -33,7 +34,11 @@ VARIABLES = "vars"
 ROLES = list(KERAS3.names.values())
 _GROUP = re.compile(r"(?:sync_)?batch_normalization(?:_\d+)?")
 """How Keras calls the group of a batch norm in a list of layers: by its class."""
-EITHER = "gamma or beta is missing, and weights alone do not say which one; a .keras file does"
+EITHER = (
+    "gamma or beta is missing, and weights alone do not say which one: a .keras file does, and polybn convert takes "
+    "--option {} or --option {}"
+)
+LOST = "its weights are numbered {}, so that one is lost: save the model again"
 
 
 def read_archive(archive: zipfile.ZipFile) -> tuple[list[Layer], Tensors]:
@@ -125,12 +130,19 @@ def _nameless(tensors: Tensors, layers: dict[str, list[str]], grouped: set[str])
     """
     for layer, numbered in layers.items():
         shapes = {tensors.shapes[name] for name in numbered}
+        numbers = [int(name.rpartition("/")[2]) for name in numbered]
+        if numbers != [*range(len(numbers))]:
+            if layer in grouped:
+                yield Norm(layer, KERAS3.name, {}, lacks=LOST.format(", ".join(map(str, numbers))))
+            continue
         if len(shapes) != 1 or len(next(iter(shapes))) != 1:
             continue
         if len(numbered) == 4:
             yield _norm(tensors, layer, numbered, ROLES)
         elif len(numbered) == 3:
-            yield _norm(tensors, layer, numbered[1:], ROLES[2:])._replace(lacks=EITHER)
+            words = (shlex.quote(f"{layer}.{word}=False") for word in KERAS3.affine_words)
+            norm = _norm(tensors, layer, numbered[1:], ROLES[2:])
+            yield norm._replace(lacks=EITHER.format(*words), unnamed=vector(tensors.read(numbered[0])))
         elif len(numbered) == 2 and layer in grouped:
             yield _norm(tensors, layer, numbered, ROLES[2:])
 

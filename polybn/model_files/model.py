@@ -25,6 +25,8 @@ class Norm(NamedTuple):
     """Whether the file asks for the statistics of each batch even in inference."""
     lacks: str = ""
     """Why the state is not complete; empty if it is."""
+    unnamed: NDArray[Any] | None = None
+    """An array that is either gamma or beta, where the file does not say which."""
 
 
 class LeftOut(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -86,11 +86,10 @@ def convert_norms(
     _check_layers("counts", known, model)
     _check_layers("options", options, model)
     made, notes = list[Norm](), dict[str, list[str]]()
-    for norm in model.norms:
+    for norm, given in _completed(model, options):
         if norm.lacks:
             raise DomainError(f"polybn.convert: the state of {norm.name} must be whole; got one where {norm.lacks}")
         here = said_of or DIALECTS[norm.dialect]
-        given = {**norm.options, **options.get("", {}), **options.get(norm.name, {})}
         with of_layer("convert", norm.name):
             carried = convert(norm.state, here, there, known.get(norm.name, known.get("")), options=given)
             words, moved = convert_given(given, here, there)
@@ -100,6 +99,26 @@ def convert_norms(
     for left in model.left_out:
         notes.setdefault(f"Left out: {left.why}.", []).append(left.layer)
     return Converted(made, [(said, tuple(layers)) for said, layers in notes.items()])
+
+
+def _completed(model: Model, options: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Norm, dict[str, Any]]]:
+    """Yield batch norms with their options; where one says that gamma or beta is absent, an unnamed array is the other.
+
+    Such an option of all layers is about those alone that have an unnamed array, if there are any.
+    """
+    asked = any(norm.unnamed is not None for norm in model.norms)
+    for norm in model.norms:
+        dialect, common, own = DIALECTS[norm.dialect], options.get("", {}), options.get(norm.name, {})
+        if norm.unnamed is None:
+            common = {word: value for word, value in common.items() if not (asked and word in dialect.affine_words)}
+            yield norm, {**norm.options, **common, **own}
+            continue
+        given = {**norm.options, **common, **own}
+        said = [given.pop(word, None) is False for word in dialect.affine_words]
+        if said.count(True) == 1:
+            name = dialect.names["beta" if said[0] else "gamma"]
+            norm = norm._replace(state={name: norm.unnamed, **norm.state}, lacks="", unnamed=None)
+        yield norm, given
 
 
 def _defaults(given: Mapping[str, Any], here: Dialect, target: Dialect) -> list[str]:

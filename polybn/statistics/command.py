@@ -98,12 +98,11 @@ def stats(
 
     if not 0 < scale < float("inf"):
         raise DomainError(f"polybn stats: --scale must be a positive number; got {scale} (values are divided by it)")
-    for option, target in {"--json": json_, "--picture": picture, "--save": save}.items():
+    for option, target in {"--json": json_, "--save": save}.items():
         if target is not None:
             check_place("stats", option, target, *paths)
     if picture is not None:
-        pictures.check_target(picture)
-        pictures.new_figure()  # fails early without matplotlib
+        pictures.check_option("stats", "--picture", picture, *paths)
     spread = _spread(workers, scheduler)
     layout = Layout(None if axis is None else _axis(axis), array)
     seen = paths if scheduler is None else [path.absolute() for path in paths]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from polybn.interrupts import held
 from polybn.lenet.errors import DataIntegrityError
 from polybn.spec import ShapeError
 from polybn.statistics import arrays, images, zarr_stores
@@ -100,7 +101,9 @@ def in_processes(work: Work, parts: list[Part], *, workers: int) -> Iterator[Mea
     number = max(1, min(workers, len(parts)))
     pool = ProcessPoolExecutor(number, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
     try:
-        yield from pool.map(work, parts)
+        with held():  # in which all processes are started
+            results = pool.map(work, parts)
+        yield from results
     except BrokenProcessPool as error:
         raise OSError(
             "polybn stats: a worker process must not end before its work; one did (if memory ran out, ask for fewer "

@@ -59,6 +59,7 @@ class BackendAdapter:
             flushes=traits.flushes_subnormals,
             compiles=traits.jit is not None,
             differentiates_inference=True,
+            of_backend=True,
         )
 
     def train(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:

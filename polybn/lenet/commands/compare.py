@@ -47,7 +47,7 @@ def compare(
     """
     from polybn.lenet import curves
 
-    pictures.check_target(picture)
+    pictures.check_option("compare", "--out", picture)
     shown, left_out = _read(dict.fromkeys(run for path in runs for run in _expand(path)))
     if not shown:
         reasons = "; ".join(f"{path}: {reason}" for path, reason, _ in left_out)

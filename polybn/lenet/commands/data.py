@@ -36,17 +36,21 @@ def data(
     """
     from polybn.lenet import contact_sheet
 
-    pictures.check_target(picture)
+    pictures.check_option("data", "--out", picture)
     location = fashion_mnist.find(where)
     for place in location.places:
         mark = ("used", "bold green") if place is location.used else place.why_not or "not needed"
         out.print(Text.assemble(f"{place.origin:<16}{place.directory}: ", mark))
     dataset = load(where, explain=True)
-    sizes = f"{len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images"
-    out.print(f"Verified: {sizes}, from {dataset.source}")
-    title = f"Fashion-MNIST: {sizes}"
+    out.print(f"Verified: {sizes(dataset)}, from {dataset.source}")
+    title = f"Fashion-MNIST: {sizes(dataset)}"
     contact_sheet.draw(dataset.train_images[:80], dataset.train_labels[:80], picture, title=title)
     out.print(f"The first 80 training images are drawn in {picture}")
+
+
+def sizes(dataset: Dataset) -> str:
+    """Return how many images there are, in words."""
+    return f"{len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images"
 
 
 def load(where: str | None, *, explain: bool = False) -> Dataset:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from polybn.console import out
+from polybn.console import check_place, out
 from polybn.lenet import runs
 
 Format = Literal["onnx", "safetensors", "pt", "flax", "keras", "gluon"]
@@ -51,8 +51,12 @@ def export(
     """
     from polybn.lenet import exports
 
+    if target is not None:
+        check_place("export", "--out", target)
+    target, ending = target or Path(run.resolve().name or "lenet"), exports.FORMATS[to]
+    check_place("export", "--out", target.with_name(target.name.removesuffix(ending) + ending))
     loaded = runs.load(run)
-    files = exports.export(loaded, target or Path(run.resolve().name), to)
+    files = exports.export(loaded, target, to)
     files.sort(key=lambda file: file.suffix == ".json")
     out.print(f"Epoch {len(loaded.epochs)} of {run} is in {' and '.join(map(str, files))}. In a program:")
     out.print(f"    {USES[to].format(*files)}")

@@ -50,9 +50,10 @@ def predict(
     """
     from polybn.lenet import contact_sheet
 
-    pictures.check_target(picture)
+    pictures.check_option("predict", "--out", picture)
     loaded = runs.load(run)
     dataset = load(data)
+    out.print(f"{len(dataset.test_labels):,} test images, from {dataset.source}")
     labels, predictions = dataset.test_labels, _predictions(loaded, dataset)
     out.print(_table(labels, predictions, title=f"{run} after epoch {len(loaded.epochs)}"))
     right = int(np.count_nonzero(predictions == labels))

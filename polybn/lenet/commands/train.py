@@ -13,7 +13,7 @@ import typer
 from polybn.atomic import make_directory
 from polybn.console import err, hint, out
 from polybn.lenet import fashion_mnist, networks, runs, team, training
-from polybn.lenet.commands.data import DataOption, load
+from polybn.lenet.commands.data import DataOption, load, sizes
 from polybn.lenet.display import EpochDisplay
 from polybn.lenet.editions import SAMPLE
 from polybn.lenet.fashion_mnist import Dataset
@@ -186,7 +186,7 @@ def _displayed(directory: Path, network: Network, backend: str, epochs: int, whe
         dataset = load(where)
         values = f"{networks.count_parameters(network):,}"
         out.print(f"LeNet, {values} trainable values, batch norm: {_norm_of(network)}; backend {backend}")
-        out.print(f"{len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images")
+        out.print(f"{sizes(dataset)}, from {dataset.source}")
         shown.start(len(dataset.train_labels))
         return dataset
 
