@@ -61,7 +61,7 @@ def test_a_wrong_gradient_comes_before_the_last_bit_and_the_ends_of_the_range(
     report = check(Both(), name, "P22")
     if {r.id for r in report.failures} == {name, "P22"}:
         assert report.failures[0].id == "P22", str(report)
-        assert report.advice.startswith("P22: dgamma of channel ")
+        assert report.advice.startswith("P22: In training: dgamma of channel ")
     else:  # float64 knows no type that momentum could widen, and its range ends elsewhere
         assert (dtype, beside) in {("float64", Promoting), ("float64", NoEnds)}
 
@@ -173,3 +173,24 @@ def test_nothing_is_said_of_lengths_if_all_are_wrong_or_another_call_raises() ->
     for wrong in (Doubled, Raising):
         (result,) = check(wrong(), "P3").failures
         assert "values a channel" not in result.words
+
+
+def test_random_calls_say_in_which_mode_they_were_and_all_that_is_wrong() -> None:
+    """P22 and its like draw training and inference; which results are wrong together tells a cause."""
+
+    class Wrong(kit.Right):
+        def vjp(self, *args: Any, **options: Any) -> Any:
+            dx, dgamma, dbeta = super().vjp(*args, **options)
+            return 2 * dx, 3 * dgamma, dbeta
+
+    class WrongInference(kit.Right):
+        def infer(self, *args: Any, axis: int, **options: Any) -> Any:
+            return super().infer(*args, axis=axis, **options) + np.float32(axis < 0)
+
+    (result,) = check(Wrong(), "P22").failures
+    assert result.words.startswith("In training: dx of channel ")
+    assert result.words.endswith("; dgamma is out of bounds, too")
+    first, second = check(WrongInference(), "P13", "P22").failures
+    assert first.words.startswith("In inference: y must be the same to the bit for axis ")
+    assert second.words.startswith("In inference: y of channel ")
+    assert "out of bounds" not in second.words
