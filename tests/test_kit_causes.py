@@ -28,12 +28,13 @@ def check(adapter: Any, only: list[str] | None = None) -> Report:
 LENGTHS = [
     (
         causes.NoTail,
-        r"P1: Wrong with 9, 15, 35 and 65 values a channel, right with 4, 5, 8, 16, 32 and 64: y must be exactly",
+        r"P1: What is left beyond multiples of 8 is treated wrongly: wrong with 9, 10, 25, 35, 65, 135, 265, 515 and "
+        r"1025 values a channel: y must be exactly",
     ),
     (
         causes.NoLastImages,
-        r"P1: Wrong where N, the length of the first axis, is 5, 7, 9, 13 and 15, right where it is 1, 2, 3, 4, 8 and "
-        r"16: y must be exactly",
+        r"P1: What is left beyond multiples of 4 is treated wrongly: wrong where N, the length of the first axis, is "
+        r"5, 7, 9, 10, 13, 15, 25, 35, 65, 135, 265, 515 and 1025: y must be exactly",
     ),
     (causes.OneByRunning, r"P1: Wrong where N, the length of the first axis, is 1, right where it is 2, 3, 4, 5, 7, "),
     (causes.OneConstant, r"P1: Wrong where N, the length of the first axis, is 1, right where it is 2, 3, 4, 5, 7, "),
@@ -45,6 +46,72 @@ def test_lengths_at_which_the_batch_is_read_wrongly_are_no_convention(make: Any,
     report = check(make())
     assert re.match(sentence, report.advice), report.advice
     assert "no declaration covers" not in str(report)
+
+
+@pytest.mark.parametrize("block", [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
+@pytest.mark.parametrize("left", [causes.values_left, causes.images_left, causes.channels_left])
+def test_what_is_left_beyond_a_block_is_named_first_whatever_its_length(block: int, left: Any) -> None:
+    class Left(kit.Right):
+        def train(self, x: Array, *args: Any, **options: Any) -> Any:
+            y, mean, var = super().train(x, *args, **options)
+            return np.where(left(x, options["axis"], block), 0, y), mean, var
+
+    report = check(Left(), ["P1", "P6", "P22"])
+    assert report.advice.startswith(f"P1: What is left beyond multiples of {block} is treated wrongly: "), report.advice
+
+
+@pytest.mark.parametrize(
+    ("name", "result"), [("P2", "running_mean"), ("P2", "running_var"), ("P3", "dx"), ("P3", "dgamma"), ("P4", "y")]
+)
+def test_what_is_left_beyond_a_block_is_named_for_each_result(name: str, result: str) -> None:
+    class Left(kit.Right):
+        conventions: ClassVar[dict[str, Any]] = {"dtypes": ("float16",)}
+
+        def spoilt(self, named: str, value: Array, x: Array, axis: int) -> Array:
+            m = x.size // x.shape[axis]
+            return 3 * value + 1 if named == result and m > 64 and m % 64 else value
+
+        def train(self, x: Array, *args: Any, **options: Any) -> Any:
+            y, mean, var = super().train(x, *args, **options)
+            axis = options["axis"]
+            return y, self.spoilt("running_mean", mean, x, axis), self.spoilt("running_var", var, x, axis)
+
+        def infer(self, x: Array, *args: Any, **options: Any) -> Any:
+            return self.spoilt("y", super().infer(x, *args, **options), x, options["axis"])
+
+        def vjp(self, x: Array, *args: Any, **options: Any) -> Any:
+            dx, dgamma, dbeta = super().vjp(x, *args, **options)
+            axis = options["axis"]
+            return self.spoilt("dx", dx, x, axis), self.spoilt("dgamma", dgamma, x, axis), dbeta
+
+    report = check(Left(), ["P1", "P2", "P3", "P4", "P6", "P22"])
+    sentence = (
+        rf"{name}: (In inference: )?What is left beyond multiples of 64 is treated wrongly: wrong with 65, 135, 265"
+    )
+    assert re.match(sentence, report.advice), report.advice
+
+
+def test_a_block_that_is_the_longest_is_no_rest() -> None:
+    class Short(kit.Right):
+        """Knows no more than 1024 values."""
+
+        def train(self, x: Array, *args: Any, **options: Any) -> Any:
+            y, mean, var = super().train(x, *args, **options)
+            return y * (x.size // x.shape[options["axis"]] <= 1024), mean, var
+
+    assert "right with 4, 5," in check(Short(), ["P1"]).advice
+
+
+def test_only_the_dtype_that_fails_is_asked_for_its_lengths() -> None:
+    class Half(kit.Right):
+        conventions: ClassVar[dict[str, Any]] = {"dtypes": ("float32", "bfloat16")}
+
+        def train(self, x: Array, *args: Any, **options: Any) -> Any:
+            y, mean, var = super().train(x, *args, **options)
+            left = causes.values_left(x, options["axis"], 8) & (x.itemsize == 2)
+            return np.where(left, x.dtype.type(0), y), mean, var
+
+    assert check(Half(), ["P1"]).advice.startswith("P1: What is left beyond multiples of 8 is treated wrongly: ")
 
 
 def test_a_wrong_y_hides_no_convention_that_can_be_declared() -> None:
@@ -68,7 +135,7 @@ def test_nothing_is_said_of_batches_where_only_their_values_are_counted() -> Non
 
         def vjp(self, x: Array, *args: Any, **options: Any) -> Any:
             dx, dgamma, dbeta = super().vjp(x, *args, **options)
-            return dx, dgamma, dbeta + (len(x) == 1 or x.size // x.shape[1] % 2)
+            return dx, dgamma, dbeta + x.size * (len(x) == 1 or x.size // x.shape[1] % 2)
 
     class Declared(Wrong):
         conventions: ClassVar[dict[str, Any]] = {"ranks": (3,)}

@@ -152,7 +152,7 @@ def _told(subject: Subject, blank: Result, tried: Tried) -> Result:
     result = blank._replace(status="pass", cases=tried.cases, vacuous=tried.vacuous, share=tried.share)
     if tried.error is not None:
         words = "; ".join(filter(None, (str(tried.error), tried.words)))
-        before = _context(blank.id, tried.error), _where(subject, blank.id, tried.error)
+        before = _context(blank.id, tried.error), _where(subject, blank.id, tried)
         words = ": ".join(filter(None, (*before, words)))
         cause = "unstable" if tried.unstable else cause_of(tried.error)
         text = reproducer.program(subject.source, f"{result.title} {words}", tried.calls, tried.error)
@@ -170,15 +170,16 @@ def _context(name: str, error: BaseException) -> str:
     return property_of(name).context if name != stateful.ID and type(error) is Violation else ""
 
 
-def _where(subject: Subject, name: str, error: BaseException) -> str:
+def _where(subject: Subject, name: str, tried: Tried) -> str:
     """Say what usual fault an exact answer shows, or at which lengths it is wrong, if either can be seen."""
-    if name not in OF_LENGTHS or type(error) is not Violation:
+    if name not in OF_LENGTHS or type(tried.error) is not Violation:
         return ""
+    info = subject.info._replace(dtypes=(tried.calls[-1].arrays["x"].dtype,))  # other dtypes may have other kernels
     try:
         if _varies(subject):
             return ""
-        usual = gradient_faults.said(subject.adapter, subject.info) if name == "P3" else ""
-        return usual or lengths.said(property_of(name).check, subject.adapter, subject.info)
+        usual = gradient_faults.said(subject.adapter, info) if name == "P3" else ""
+        return usual or lengths.said(property_of(name).check, subject.adapter, info)
     except (OutOfTime, Exception):  # other calls may hang or raise, which is no reason to forget this one
         return ""
 
