@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import permutations
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 
 from polybn import conformance
 from polybn.conformance import apart
-from polybn.conformance.cases import Array
+from polybn.conformance.cases import Array, Case
 from polybn.conformance.finding import Finding
+from polybn.conformance.properties import affine_faults, gradient_faults
+from polybn.conformance.properties.gradient_faults import call
 from polybn.conformance.report import Report
 from tests.support import kit_adapters as kit
 from tests.support import kit_authors as authors
@@ -214,11 +217,116 @@ def test_faults_of_gradients_are_named_at_each_rank_and_dtype(ranks: tuple[int, 
     assert check(Narrow(), ["P3"]).advice.startswith("P3: dx lacks the term of mean(dy): dx must be exactly")
 
 
+FORMS = [form for form in affine_faults.forms(call(kit.Right().info())) if form != affine_faults.RIGHT]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("name", "method"), [("P1", "train"), ("P4", "infer")])
+@pytest.mark.parametrize(("dtype", "rank"), [("float32", 4), ("float16", 2), ("bfloat16", 3)])
+def test_what_gamma_and_beta_do_wrongly_is_named_first(
+    form: str, name: str, method: str, dtype: str, rank: int
+) -> None:
+    class Wrong(kit.Right):
+        conventions: ClassVar[dict[str, Any]] = {"ranks": (rank,), "dtypes": (dtype,)}
+
+        def spoilt(self, training: bool, vectors: tuple[Any, ...], x: Array, eps: float, axis: int) -> Array:
+            gamma, beta, mean, var = vectors
+            case = Case(x, gamma, beta, mean, var, x, training=training, eps=eps, axis=axis).moved(1)
+            first = np.moveaxis(case.x, 1, 0)
+            y = affine_faults.forms(case)[form].reshape(first.shape)
+            return np.ascontiguousarray(np.moveaxis(y, 0, axis)).astype(x.dtype)
+
+        def train(self, x: Array, *vectors: Any, **options: Any) -> Any:
+            y, mean, var = super().train(x, *vectors, **options)
+            if method == "train" and x.size:
+                y = self.spoilt(True, vectors, x, options["eps"], options["axis"])
+            return y, mean, var
+
+        def infer(self, x: Array, *vectors: Any, eps: float, axis: int) -> Any:
+            if method == "train":
+                return super().infer(x, *vectors, eps=eps, axis=axis)
+            return self.spoilt(False, vectors, x, eps, axis)
+
+    before = "In inference: " if method == "infer" else ""
+    sentence = f"{name}: {before}y is {form}, where it must be gamma * xhat + beta"
+    report = check(Wrong(), ["P1", "P4", "P9", "P22", "P39"])
+    assert report.advice.startswith(sentence), report.advice
+    assert ("pass gamma - 1" in report.advice) == form.startswith("(1 + gamma)")
+
+
+def test_usual_faults_are_farther_apart_than_what_counts_as_equal() -> None:
+    info = kit.Right().info()
+    close = gradient_faults.tolerance(call(info._replace(dtypes=("bfloat16",))))
+    for training in (True, False):
+        case = call(info)._replace(training=training)
+        found = [*affine_faults.forms(case).values()]
+        assert min(np.abs(a - b).max() / np.abs(b).max() for a, b in permutations(found, 2)) > close
+    of_gradients = gradient_faults.faults(case, gradient_faults.gradients(case))
+    for name, right in gradient_faults.gradients(case).items():
+        found = [right, *(v for v in of_gradients[name].values() if not np.array_equal(v, right))]  # dbeta knows no eps
+        apart = [np.abs(a - b).max() / np.abs(b).max() for a, b in permutations(found, 2) if b.any()]
+        assert min(apart) > close, name
+
+
+def _factor(change: Any) -> Any:
+    """Make gradients with another factor in the place of gamma in dx."""
+
+    class Wrong(kit.Right):
+        def vjp(self, x: Array, gamma: Array, *args: Any, **options: Any) -> Any:
+            dx = super().vjp(x, change(gamma), *args, **options)[0]
+            return dx, *super().vjp(x, gamma, *args, **options)[1:]
+
+    return Wrong
+
+
+def _of_x(change: Any) -> Any:
+    """Make a dgamma that is a sum of dy with something else than xhat."""
+
+    class Wrong(kit.Right):
+        def vjp(self, x: Array, gamma: Array, beta: Array, dy: Array, **options: Any) -> Any:
+            dx, dgamma, dbeta = super().vjp(x, gamma, beta, dy, **options)
+            rows, g = self.rows(x, options["axis"]), self.rows(dy, options["axis"])
+            return dx, (change(rows) * g).sum(axis=1).astype(dgamma.dtype) if x.size else dgamma, dbeta
+
+    return Wrong
+
+
+def _times(*factors: float) -> Any:
+    class Wrong(kit.Right):
+        def vjp(self, *args: Any, **options: Any) -> Any:
+            found = super().vjp(*args, **options)
+            return tuple((v * f).astype(v.dtype) for v, f in zip(found, factors, strict=True))
+
+    return Wrong
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (_factor(lambda gamma: 1 + gamma), "dx has the factor 1 + gamma in place of gamma"),
+        (_factor(np.ones_like), "dx lacks the factor gamma"),
+        (_factor(np.square), "dx has the factor gamma twice"),
+        (_factor(np.abs), "dx has the factor abs(gamma) in place of gamma"),
+        (_of_x(lambda rows: rows), "dgamma is sum(dy * x), where it must be sum(dy * xhat)"),
+        (
+            _of_x(lambda rows: rows - rows.mean(axis=1, keepdims=True)),
+            "dgamma is sum(dy * (x - mean)), where it must be sum(dy * xhat)",
+        ),
+        (_times(0, 1, 1), "dx is 0 throughout"),
+        (_times(1, 0, 0), "dgamma and dbeta are 0 throughout"),
+        (_times(1, 1, -1), "dbeta has the opposite sign"),
+    ],
+)
+def test_wrong_factors_of_gradients_are_named(make: Any, sentence: str) -> None:
+    assert check(make(), ["P3", "P22"]).advice.startswith(f"P3: {sentence}: ")  # what follows is the exact difference
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
         (kit.OnePass, "P5: A thousand deviations away from zero: y must be exactly"),
-        (causes.OneMore, "P4: In inference: y must be exactly"),
+        (causes.OneMore, r"P4: In inference: y is \(1 \+ gamma\) \* xhat \+ beta, where it must be "),
+        (kit.Frozen, "P4: In inference: y must be exactly"),
         (causes.SquaredVariance, r"P0: x - mean must be divided by sqrt\(variance \+ eps\); in inference it is "
          r"divided by sqrt\(variance\^2 \+ eps\), "),
     ],

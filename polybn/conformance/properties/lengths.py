@@ -49,15 +49,13 @@ def said(check: Check, adapter: Adapter, info: Info) -> str:
     """Say at which lengths a check of lattice calls fails; nothing if it always does, or never.
 
     First come the values of a channel in one run of memory, which is what kernels divide into vectors; then, if they
-    make no difference, the channels, and the images of a batch. A call that raises is a
-    :class:`~polybn.conformance.runner.CallError`.
+    make no difference, the channels, and the images of a batch. Of channels only a block counts as a cause: among many,
+    what is rare is met more easily. A call that raises is a :class:`~polybn.conformance.runner.CallError`.
     """
-    for what, shape in (("values", lambda n: (1, 7, n)), ("channels", lambda n: (4, n, 4))):
-        words = _contrast({n: holds(check, adapter, info, shape(n)) for n in LENGTHS}, what)
-        if words:
-            return words
-    if max(info.ranks) == 2:  # here the values of a channel are the images
-        return ""
+    words = _contrast({n: holds(check, adapter, info, (1, 7, n)) for n in LENGTHS}, "values")
+    words = words or _contrast({n: holds(check, adapter, info, (4, n, 4)) for n in LENGTHS}, "channels")
+    if words or max(info.ranks) == 2:  # in rank 2, the values of a channel are the images
+        return words
     images = {n: [holds(check, adapter, info, (n, 7, places)) for places in BATCHES[n]] for n in BATCHES}
     if any({True, False} <= {*found} for found in images.values()):
         return ""  # something else makes the difference
@@ -69,13 +67,15 @@ def _contrast(found: dict[int, bool | None], what: str) -> str:
     wrong, right = ([length for length, held in found.items() if held is which] for which in (False, True))
     if not (wrong and right):
         return ""
-    failing, holding = (
-        words.format(listed([*map(str, lengths)])) for words, lengths in zip(WHERE[what], (wrong, right), strict=True)
-    )
-    block = block_of(wrong, right)
-    if block is None:
-        return f"Wrong {failing}, right {holding}"
-    return f"What is left beyond multiples of {block} is treated wrongly: wrong {failing}"
+    block, (failing, holding) = block_of(wrong, right), WHERE[what]
+    failing, holding = failing.format(_numbers(wrong)), holding.format(_numbers(right))
+    if block is not None:
+        return f"What is left beyond multiples of {block} is treated wrongly: wrong {failing}"
+    return "" if what == "channels" else f"Wrong {failing}, right {holding}"
+
+
+def _numbers(lengths: Sequence[int]) -> str:
+    return listed([str(length) for length in lengths])
 
 
 def block_of(wrong: Sequence[int], right: Sequence[int]) -> int | None:
