@@ -223,7 +223,7 @@ ROOMS = (
     {"polybn.functional"},
     {"polybn.admission", "polybn.pullback"},
     {"polybn.dispatch"},
-    {"polybn.arguments"},
+    {"polybn.arguments", "polybn.returned"},
     {"polybn.options"},
     {"polybn.spec", "polybn.version", "polybn.atomic", "polybn.console", "polybn.extras", "polybn.near"},
 )

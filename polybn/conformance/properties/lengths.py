@@ -83,7 +83,8 @@ def block_of(wrong: Sequence[int], right: Sequence[int]) -> int | None:
 
     Examples
     --------
-    >>> block_of([65, 135], [4, 5, 64, 128]), block_of([64, 65, 128, 135], [4, 5])
+    >>> right = [5, 9, 25, 35, 64, 128]
+    >>> block_of([65, 135], right), block_of([65, 129, 128], [5, 64])
     (64, None)
     """
     for block in BLOCKS:
