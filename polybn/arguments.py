@@ -210,8 +210,8 @@ def check_fold(given: Arrays, eps: Any) -> Known:
     return Known(False, 1.0, float(eps), False, 0, shape[0], 0, dtype)
 
 
-def check_merge_moments(given: Mapping[str, Description | None]) -> None:
-    """Check the fields of both arguments of ``merge_moments``; ``a.mean`` fixes the number of channels and dtype."""
+def check_merge_moments(given: Mapping[str, Description | None]) -> Description:
+    """Check the fields of both arguments of ``merge_moments``; ``a.mean``, which is returned, fixes shape and dtype."""
     given = {name: value for name, value in given.items() if value is not None or not name.endswith(".low")}
     check_given("merge_moments", **given)
     mean, count = given["a.mean"], given["a.count"]
@@ -226,6 +226,7 @@ def check_merge_moments(given: Mapping[str, Description | None]) -> None:
         expected = count.dtype if name.endswith("count") else dtype
         _check_match("merge_moments", name, value, Description(shape, expected), "a's")
     check_devices("merge_moments", given)
+    return mean
 
 
 def check_dy(dy: Description | None, x: Description) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from polybn import returned
 from polybn.admission import admit, describe
 from polybn.arguments import Arrays, check_fold, check_merge_moments, check_moments, check_record, describe_arrays
 from polybn.dispatch import backend_of, backend_of_all
 from polybn.options import check_own
 from polybn.pullback import Pullback
-from polybn.spec import Arguments, Moments, traits_of
+from polybn.spec import Affine, Arguments, Moments, traits_of
 
 if TYPE_CHECKING:
-    from polybn.spec import Affine, Array, BatchNormResult, RunningVariance
+    from polybn.spec import Array, BatchNormResult, RunningVariance
 
 
 def batch_norm(
@@ -89,7 +90,7 @@ def batch_norm(
         (training, momentum, eps, axis, running_variance),
     )
     backend, arguments = admit("batch_norm", arrays, options, own)
-    return backend.forward(arguments, differentiable=False)[0]
+    return returned.check_forward("batch_norm", backend, backend.forward(arguments, differentiable=False))[0]
 
 
 def batch_norm_vjp(
@@ -146,7 +147,9 @@ def batch_norm_vjp(
         (training, momentum, eps, axis, running_variance),
     )
     backend, arguments = admit("batch_norm_vjp", arrays, options, own)
-    result, residuals = backend.forward(arguments, differentiable=True)
+    result, residuals = returned.check_forward(
+        "batch_norm_vjp", backend, backend.forward(arguments, differentiable=True)
+    )
     return result, Pullback(backend.name, arguments, residuals)
 
 
@@ -191,7 +194,8 @@ def moments(x: Array, *, axis: int = 1, where: Array | None = None, **own: Any) 
     given, traits = describe("moments", backend, arrays), traits_of(backend)
     check_own("moments", own, traits.own)
     known = check_moments("moments", given, axis, integers=traits.integers)
-    return backend.moments(Arguments._make(("moments", *arrays, *known, own)))
+    made = backend.moments(Arguments._make(("moments", *arrays, *known, own)))
+    return returned.check_vectors("moments", backend, "moments", made, Moments, known.channels, known.dtype)
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
@@ -233,8 +237,9 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     fields |= {f"b.{name}": value for name, value in b._asdict().items()}
     backend = backend_of("merge_moments", **fields)
     described = describe_arrays("merge_moments", backend, fields, fields.values())
-    check_merge_moments(dict(zip(fields, described, strict=True)))
-    return backend.merge_moments(a, b)
+    mean = check_merge_moments(dict(zip(fields, described, strict=True)))
+    made = backend.merge_moments(a, b)
+    return returned.check_vectors("merge_moments", backend, "merge_moments", made, Moments, mean.shape[0], mean.dtype)
 
 
 def fold(
@@ -278,4 +283,6 @@ def fold(
     names, vectors = Arrays._fields[1:5], (gamma, beta, running_mean, running_var)
     backend = backend_of_all("fold", names, vectors)
     given = Arrays(None, *describe_arrays("fold", backend, names, vectors))
-    return backend.fold(Arguments._make(("fold", None, *vectors, None, *check_fold(given, eps), {})))
+    known = check_fold(given, eps)
+    made = backend.fold(Arguments._make(("fold", None, *vectors, None, *known, {})))
+    return returned.check_vectors("fold", backend, "fold", made, Affine, known.channels, known.dtype)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from polybn import returned
 from polybn.arguments import check_cotangents, check_dy, check_record, describe_arrays
 from polybn.dispatch import backend
 from polybn.options import check_own
-from polybn.spec import Arguments, BackendError, Description, Gradients, traits_of
+from polybn.spec import Arguments, BackendError, Description, Gradients, SecondGradients, traits_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from polybn.spec import Array, SecondGradients
+    from polybn.spec import Array
 
 
 class Pullback:
@@ -52,7 +53,8 @@ class Pullback:
         if own:
             check_own("batch_norm_vjp", own, traits_of(module).own_of_pullback)
         backward: Callable[..., Gradients] = module.backward
-        return backward(self._arguments, self._residuals, dy, **own)
+        made = backward(self._arguments, self._residuals, dy, **own)
+        return returned.check_record("batch_norm_vjp", module, "backward", made, Gradients)
 
     def vjp(self, dy: Array, /) -> tuple[Gradients, SecondPullback]:
         """Return the gradients for ``dy``, and the pullback of the map from ``dy`` and the arguments to them.
@@ -131,4 +133,5 @@ class SecondPullback:
         statistics = None if arguments.training else Description((arguments.channels,), arguments.dtype)
         expected = dict(zip(held, describe_arrays("batch_norm_vjp", module, held, held.values()), strict=True))
         check_cotangents(expected | {"running_mean": statistics, "running_var": statistics}, given)
-        return module.double_backward(arguments, self._residuals, self._dy, cotangents)
+        made = module.double_backward(arguments, self._residuals, self._dy, cotangents)
+        return returned.check_record("batch_norm_vjp", module, "double_backward", made, SecondGradients)

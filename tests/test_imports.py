@@ -223,7 +223,7 @@ ROOMS = (
     {"polybn.functional"},
     {"polybn.admission", "polybn.pullback"},
     {"polybn.dispatch"},
-    {"polybn.arguments"},
+    {"polybn.arguments", "polybn.returned"},
     {"polybn.options"},
     {f"polybn.{name}" for name in ("spec", "version", "atomic", "console", "extras", "interrupts", "near")},
 )

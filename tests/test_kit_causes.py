@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import permutations
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 
 from polybn import conformance
 from polybn.conformance import apart
-from polybn.conformance.cases import Array
+from polybn.conformance.cases import Array, Case
 from polybn.conformance.finding import Finding
+from polybn.conformance.properties import affine_faults, gradient_faults
+from polybn.conformance.properties.gradient_faults import call
 from polybn.conformance.report import Report
 from tests.support import kit_adapters as kit
 from tests.support import kit_authors as authors
@@ -28,12 +31,13 @@ def check(adapter: Any, only: list[str] | None = None) -> Report:
 LENGTHS = [
     (
         causes.NoTail,
-        r"P1: Wrong with 9, 15, 35 and 65 values a channel, right with 4, 5, 8, 16, 32 and 64: y must be exactly",
+        r"P1: What is left beyond multiples of 8 is treated wrongly: wrong with 9, 10, 25, 35, 65, 135, 265, 515 and "
+        r"1025 values a channel: y must be exactly",
     ),
     (
         causes.NoLastImages,
-        r"P1: Wrong where N, the length of the first axis, is 5, 7, 9, 13 and 15, right where it is 1, 2, 3, 4, 8 and "
-        r"16: y must be exactly",
+        r"P1: What is left beyond multiples of 4 is treated wrongly: wrong where N, the length of the first axis, is "
+        r"5, 7, 9, 10, 13, 15, 25, 35, 65, 135, 265, 515 and 1025: y must be exactly",
     ),
     (causes.OneByRunning, r"P1: Wrong where N, the length of the first axis, is 1, right where it is 2, 3, 4, 5, 7, "),
     (causes.OneConstant, r"P1: Wrong where N, the length of the first axis, is 1, right where it is 2, 3, 4, 5, 7, "),
@@ -45,6 +49,72 @@ def test_lengths_at_which_the_batch_is_read_wrongly_are_no_convention(make: Any,
     report = check(make())
     assert re.match(sentence, report.advice), report.advice
     assert "no declaration covers" not in str(report)
+
+
+@pytest.mark.parametrize("block", [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
+@pytest.mark.parametrize("left", [causes.values_left, causes.images_left, causes.channels_left])
+def test_what_is_left_beyond_a_block_is_named_first_whatever_its_length(block: int, left: Any) -> None:
+    class Left(kit.Right):
+        def train(self, x: Array, *args: Any, **options: Any) -> Any:
+            y, mean, var = super().train(x, *args, **options)
+            return np.where(left(x, options["axis"], block), 0, y), mean, var
+
+    report = check(Left(), ["P1", "P6", "P22"])
+    assert report.advice.startswith(f"P1: What is left beyond multiples of {block} is treated wrongly: "), report.advice
+
+
+@pytest.mark.parametrize(
+    ("name", "result"), [("P2", "running_mean"), ("P2", "running_var"), ("P3", "dx"), ("P3", "dgamma"), ("P4", "y")]
+)
+def test_what_is_left_beyond_a_block_is_named_for_each_result(name: str, result: str) -> None:
+    class Left(kit.Right):
+        conventions: ClassVar[dict[str, Any]] = {"dtypes": ("float16",)}
+
+        def spoilt(self, named: str, value: Array, x: Array, axis: int) -> Array:
+            m = x.size // x.shape[axis]
+            return 3 * value + 1 if named == result and m > 64 and m % 64 else value
+
+        def train(self, x: Array, *args: Any, **options: Any) -> Any:
+            y, mean, var = super().train(x, *args, **options)
+            axis = options["axis"]
+            return y, self.spoilt("running_mean", mean, x, axis), self.spoilt("running_var", var, x, axis)
+
+        def infer(self, x: Array, *args: Any, **options: Any) -> Any:
+            return self.spoilt("y", super().infer(x, *args, **options), x, options["axis"])
+
+        def vjp(self, x: Array, *args: Any, **options: Any) -> Any:
+            dx, dgamma, dbeta = super().vjp(x, *args, **options)
+            axis = options["axis"]
+            return self.spoilt("dx", dx, x, axis), self.spoilt("dgamma", dgamma, x, axis), dbeta
+
+    report = check(Left(), ["P1", "P2", "P3", "P4", "P6", "P22"])
+    sentence = (
+        rf"{name}: (In inference: )?What is left beyond multiples of 64 is treated wrongly: wrong with 65, 135, 265"
+    )
+    assert re.match(sentence, report.advice), report.advice
+
+
+def test_a_block_that_is_the_longest_is_no_rest() -> None:
+    class Short(kit.Right):
+        """Knows no more than 1024 values."""
+
+        def train(self, x: Array, *args: Any, **options: Any) -> Any:
+            y, mean, var = super().train(x, *args, **options)
+            return y * (x.size // x.shape[options["axis"]] <= 1024), mean, var
+
+    assert "right with 4, 5," in check(Short(), ["P1"]).advice
+
+
+def test_only_the_dtype_that_fails_is_asked_for_its_lengths() -> None:
+    class Half(kit.Right):
+        conventions: ClassVar[dict[str, Any]] = {"dtypes": ("float32", "bfloat16")}
+
+        def train(self, x: Array, *args: Any, **options: Any) -> Any:
+            y, mean, var = super().train(x, *args, **options)
+            left = causes.values_left(x, options["axis"], 8) & (x.itemsize == 2)
+            return np.where(left, x.dtype.type(0), y), mean, var
+
+    assert check(Half(), ["P1"]).advice.startswith("P1: What is left beyond multiples of 8 is treated wrongly: ")
 
 
 def test_a_wrong_y_hides_no_convention_that_can_be_declared() -> None:
@@ -68,7 +138,7 @@ def test_nothing_is_said_of_batches_where_only_their_values_are_counted() -> Non
 
         def vjp(self, x: Array, *args: Any, **options: Any) -> Any:
             dx, dgamma, dbeta = super().vjp(x, *args, **options)
-            return dx, dgamma, dbeta + (len(x) == 1 or x.size // x.shape[1] % 2)
+            return dx, dgamma, dbeta + x.size * (len(x) == 1 or x.size // x.shape[1] % 2)
 
     class Declared(Wrong):
         conventions: ClassVar[dict[str, Any]] = {"ranks": (3,)}
@@ -147,11 +217,116 @@ def test_faults_of_gradients_are_named_at_each_rank_and_dtype(ranks: tuple[int, 
     assert check(Narrow(), ["P3"]).advice.startswith("P3: dx lacks the term of mean(dy): dx must be exactly")
 
 
+FORMS = [form for form in affine_faults.forms(call(kit.Right().info())) if form != affine_faults.RIGHT]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("name", "method"), [("P1", "train"), ("P4", "infer")])
+@pytest.mark.parametrize(("dtype", "rank"), [("float32", 4), ("float16", 2), ("bfloat16", 3)])
+def test_what_gamma_and_beta_do_wrongly_is_named_first(
+    form: str, name: str, method: str, dtype: str, rank: int
+) -> None:
+    class Wrong(kit.Right):
+        conventions: ClassVar[dict[str, Any]] = {"ranks": (rank,), "dtypes": (dtype,)}
+
+        def spoilt(self, training: bool, vectors: tuple[Any, ...], x: Array, eps: float, axis: int) -> Array:
+            gamma, beta, mean, var = vectors
+            case = Case(x, gamma, beta, mean, var, x, training=training, eps=eps, axis=axis).moved(1)
+            first = np.moveaxis(case.x, 1, 0)
+            y = affine_faults.forms(case)[form].reshape(first.shape)
+            return np.ascontiguousarray(np.moveaxis(y, 0, axis)).astype(x.dtype)
+
+        def train(self, x: Array, *vectors: Any, **options: Any) -> Any:
+            y, mean, var = super().train(x, *vectors, **options)
+            if method == "train" and x.size:
+                y = self.spoilt(True, vectors, x, options["eps"], options["axis"])
+            return y, mean, var
+
+        def infer(self, x: Array, *vectors: Any, eps: float, axis: int) -> Any:
+            if method == "train":
+                return super().infer(x, *vectors, eps=eps, axis=axis)
+            return self.spoilt(False, vectors, x, eps, axis)
+
+    before = "In inference: " if method == "infer" else ""
+    sentence = f"{name}: {before}y is {form}, where it must be gamma * xhat + beta"
+    report = check(Wrong(), ["P1", "P4", "P9", "P22", "P39"])
+    assert report.advice.startswith(sentence), report.advice
+    assert ("pass gamma - 1" in report.advice) == form.startswith("(1 + gamma)")
+
+
+def test_usual_faults_are_farther_apart_than_what_counts_as_equal() -> None:
+    info = kit.Right().info()
+    close = gradient_faults.tolerance(call(info._replace(dtypes=("bfloat16",))))
+    for training in (True, False):
+        case = call(info)._replace(training=training)
+        found = [*affine_faults.forms(case).values()]
+        assert min(np.abs(a - b).max() / np.abs(b).max() for a, b in permutations(found, 2)) > close
+    of_gradients = gradient_faults.faults(case, gradient_faults.gradients(case))
+    for name, right in gradient_faults.gradients(case).items():
+        found = [right, *(v for v in of_gradients[name].values() if not np.array_equal(v, right))]  # dbeta knows no eps
+        apart = [np.abs(a - b).max() / np.abs(b).max() for a, b in permutations(found, 2) if b.any()]
+        assert min(apart) > close, name
+
+
+def _factor(change: Any) -> Any:
+    """Make gradients with another factor in the place of gamma in dx."""
+
+    class Wrong(kit.Right):
+        def vjp(self, x: Array, gamma: Array, *args: Any, **options: Any) -> Any:
+            dx = super().vjp(x, change(gamma), *args, **options)[0]
+            return dx, *super().vjp(x, gamma, *args, **options)[1:]
+
+    return Wrong
+
+
+def _of_x(change: Any) -> Any:
+    """Make a dgamma that is a sum of dy with something else than xhat."""
+
+    class Wrong(kit.Right):
+        def vjp(self, x: Array, gamma: Array, beta: Array, dy: Array, **options: Any) -> Any:
+            dx, dgamma, dbeta = super().vjp(x, gamma, beta, dy, **options)
+            rows, g = self.rows(x, options["axis"]), self.rows(dy, options["axis"])
+            return dx, (change(rows) * g).sum(axis=1).astype(dgamma.dtype) if x.size else dgamma, dbeta
+
+    return Wrong
+
+
+def _times(*factors: float) -> Any:
+    class Wrong(kit.Right):
+        def vjp(self, *args: Any, **options: Any) -> Any:
+            found = super().vjp(*args, **options)
+            return tuple((v * f).astype(v.dtype) for v, f in zip(found, factors, strict=True))
+
+    return Wrong
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (_factor(lambda gamma: 1 + gamma), "dx has the factor 1 + gamma in place of gamma"),
+        (_factor(np.ones_like), "dx lacks the factor gamma"),
+        (_factor(np.square), "dx has the factor gamma twice"),
+        (_factor(np.abs), "dx has the factor abs(gamma) in place of gamma"),
+        (_of_x(lambda rows: rows), "dgamma is sum(dy * x), where it must be sum(dy * xhat)"),
+        (
+            _of_x(lambda rows: rows - rows.mean(axis=1, keepdims=True)),
+            "dgamma is sum(dy * (x - mean)), where it must be sum(dy * xhat)",
+        ),
+        (_times(0, 1, 1), "dx is 0 throughout"),
+        (_times(1, 0, 0), "dgamma and dbeta are 0 throughout"),
+        (_times(1, 1, -1), "dbeta has the opposite sign"),
+    ],
+)
+def test_wrong_factors_of_gradients_are_named(make: Any, sentence: str) -> None:
+    assert check(make(), ["P3", "P22"]).advice.startswith(f"P3: {sentence}: ")  # what follows is the exact difference
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
         (kit.OnePass, "P5: A thousand deviations away from zero: y must be exactly"),
-        (causes.OneMore, "P4: In inference: y must be exactly"),
+        (causes.OneMore, r"P4: In inference: y is \(1 \+ gamma\) \* xhat \+ beta, where it must be "),
+        (kit.Frozen, "P4: In inference: y must be exactly"),
         (causes.SquaredVariance, r"P0: x - mean must be divided by sqrt\(variance \+ eps\); in inference it is "
          r"divided by sqrt\(variance\^2 \+ eps\), "),
     ],

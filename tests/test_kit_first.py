@@ -61,7 +61,7 @@ def test_a_wrong_gradient_comes_before_the_last_bit_and_the_ends_of_the_range(
     report = check(Both(), name, "P22")
     if {r.id for r in report.failures} == {name, "P22"}:
         assert report.failures[0].id == "P22", str(report)
-        assert report.advice.startswith("P22: dgamma of channel ")
+        assert report.advice.startswith("P22: In training: dgamma of channel ")
     else:  # float64 knows no type that momentum could widen, and its range ends elsewhere
         assert (dtype, beside) in {("float64", Promoting), ("float64", NoEnds)}
 
@@ -154,7 +154,8 @@ def test_it_is_said_with_how_many_values_a_result_is_wrong() -> None:
 
     (result,) = check(Wrong(), "P3").failures
     assert result.words.startswith(
-        "Wrong with 5, 9, 15, 35 and 65 values a channel, right with 4, 8, 16, 32 and 64: dgamma must be exactly"
+        "What is left beyond multiples of 4 is treated wrongly: wrong with 5, 9, 10, 25, 35, 65, 135, 265, 515 and "
+        "1025 values a channel: dgamma must be exactly"
     )
 
 
@@ -166,10 +167,31 @@ def test_nothing_is_said_of_lengths_if_all_are_wrong_or_another_call_raises() ->
 
     class Raising(Tail, kit.Right):
         def vjp(self, x: Any, *args: Any, **options: Any) -> Any:
-            if x.shape == (1, 3, 65):
+            if x.shape == (1, 7, 65):
                 raise RuntimeError
             return super().vjp(x, *args, **options)
 
     for wrong in (Doubled, Raising):
         (result,) = check(wrong(), "P3").failures
         assert "values a channel" not in result.words
+
+
+def test_random_calls_say_in_which_mode_they_were_and_all_that_is_wrong() -> None:
+    """P22 and its like draw training and inference; which results are wrong together tells a cause."""
+
+    class Wrong(kit.Right):
+        def vjp(self, *args: Any, **options: Any) -> Any:
+            dx, dgamma, dbeta = super().vjp(*args, **options)
+            return 2 * dx, 3 * dgamma, dbeta
+
+    class WrongInference(kit.Right):
+        def infer(self, *args: Any, axis: int, **options: Any) -> Any:
+            return super().infer(*args, axis=axis, **options) + np.float32(axis < 0)
+
+    (result,) = check(Wrong(), "P22").failures
+    assert result.words.startswith("In training: dx of channel ")
+    assert result.words.endswith("; dgamma is out of bounds, too")
+    first, second = check(WrongInference(), "P13", "P22").failures
+    assert first.words.startswith("In inference: y must be the same to the bit for axis ")
+    assert second.words.startswith("In inference: y of channel ")
+    assert "out of bounds" not in second.words

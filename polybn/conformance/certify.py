@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from polybn.conformance import bounds, forms
 from polybn.conformance.cases import Case, Outcome
 from polybn.conformance.channels import Measured, measure
 from polybn.conformance.forms import Form
+from polybn.conformance.words import listed
 
 Floats = NDArray[np.float64]
 
@@ -62,7 +64,7 @@ def certify(
         limits = bounds.envelope(form, measured.channel, f, additions)
         y[measured.place, measured.kept] = limits["y"]
         dx[measured.place, measured.kept] = np.ldexp(limits["dx"], -measured.channel.exponent)
-        worst = max(worst, *(_hold(name, measured, limits[name]) for name in measured.errors))
+        worst = max(worst, _hold(measured, limits))
     return Certificate(worst, y, dx)
 
 
@@ -73,13 +75,18 @@ def shares(errors: Floats, limits: Floats) -> Floats:
     return found
 
 
-def _hold(name: str, measured: Measured, limits: Floats) -> float:
-    errors = measured.errors[name]
-    found = shares(errors, limits)
-    worst = int(np.argmax(found))
-    if not found[worst] <= 1:
-        raise AssertionError(
-            f"{name} of channel {measured.place}: value {worst} is {float(measured.got[name][worst])!r}; its error "
-            f"{errors[worst]:.3g} is {found[worst]:.3g} times its bound {limits[worst]:.3g}"
-        )
-    return float(found[worst])
+def _hold(measured: Measured, limits: Mapping[str, Floats]) -> float:
+    """Return the largest share of a channel; AssertionError with the names of all results that leave their bounds."""
+    found = {name: shares(errors, limits[name]) for name, errors in measured.errors.items()}
+    wrong = [name for name in Outcome._fields if name in found and not found[name].max() <= 1]
+    if not wrong:
+        return float(max(share.max() for share in found.values()))
+    first, *others = wrong
+    worst = int(np.argmax(found[first]))
+    # Which results are wrong together tells much about the cause.
+    more = f"; {listed(others)} {'is' if len(others) == 1 else 'are'} out of bounds, too" if others else ""
+    raise AssertionError(
+        f"{first} of channel {measured.place}: value {worst} is {float(measured.got[first][worst])!r}; its error "
+        f"{measured.errors[first][worst]:.3g} is {found[first][worst]:.3g} times its bound "
+        f"{limits[first][worst]:.3g}{more}"
+    )

@@ -10,7 +10,7 @@ from polybn.conformance import conventions, dialects, grades, reproducer, statef
 from polybn.conformance.advice import tells
 from polybn.conformance.cases import DTYPES
 from polybn.conformance.guard import OutOfTime, Printed, silenced, time_limit
-from polybn.conformance.properties import PROPERTIES, Property, gradient_faults, lengths
+from polybn.conformance.properties import PROPERTIES, Property, affine_faults, gradient_faults, lengths
 from polybn.conformance.properties.compare import close
 from polybn.conformance.properties.property import UNTRACKED
 from polybn.conformance.result import Cause, Result
@@ -152,9 +152,10 @@ def _told(subject: Subject, blank: Result, tried: Tried) -> Result:
     result = blank._replace(status="pass", cases=tried.cases, vacuous=tried.vacuous, share=tried.share)
     if tried.error is not None:
         words = "; ".join(filter(None, (str(tried.error), tried.words)))
-        before = _context(blank.id, tried.error), _where(subject, blank.id, tried.error)
-        words = ": ".join(filter(None, (*before, words)))
-        cause = "unstable" if tried.unstable else cause_of(tried.error)
+        usual, where = _explained(subject, blank.id, tried)
+        words = ": ".join(filter(None, (_context(blank.id, tried.error), usual, where, words)))
+        # A fault that has a name is no matter of roundings, however small the case that shows it.
+        cause = "unstable" if tried.unstable else "" if usual else cause_of(tried.error)
         text = reproducer.program(subject.source, f"{result.title} {words}", tried.calls, tried.error)
         if text and not reproducer.repeats(text, subject.adapter, subject.source, tried.outcomes):
             text = f"{reproducer.NOT_REPEATED}\n{text}"
@@ -170,17 +171,25 @@ def _context(name: str, error: BaseException) -> str:
     return property_of(name).context if name != stateful.ID and type(error) is Violation else ""
 
 
-def _where(subject: Subject, name: str, error: BaseException) -> str:
-    """Say what usual fault an exact answer shows, or at which lengths it is wrong, if either can be seen."""
-    if name not in OF_LENGTHS or type(error) is not Violation:
-        return ""
+def _explained(subject: Subject, name: str, tried: Tried) -> tuple[str, str]:
+    """Say what usual fault an exact answer shows, or else at which lengths it is wrong, as far as it can be seen."""
+    if name not in OF_LENGTHS or type(tried.error) is not Violation:
+        return "", ""
+    info = subject.info._replace(dtypes=(tried.calls[-1].arrays["x"].dtype,))  # other dtypes may have other kernels
     try:
         if _varies(subject):
-            return ""
-        usual = gradient_faults.said(subject.adapter, subject.info) if name == "P3" else ""
-        return usual or lengths.said(property_of(name).check, subject.adapter, subject.info)
+            return "", ""
+        usual = _usual(subject, name, info)
+        return usual, "" if usual else lengths.said(property_of(name).check, subject.adapter, info)
     except (OutOfTime, Exception):  # other calls may hang or raise, which is no reason to forget this one
-        return ""
+        return "", ""
+
+
+def _usual(subject: Subject, name: str, info: Info) -> str:
+    """Say what usual fault the results have that a property is about; nothing if they have none."""
+    if name == "P3":
+        return gradient_faults.said(subject.adapter, info)
+    return affine_faults.said(subject.adapter, info, training=name == "P1") if name in ("P1", "P4") else ""
 
 
 def cause_of(error: BaseException) -> Cause:

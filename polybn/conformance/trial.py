@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import time
 import zlib
@@ -16,7 +17,7 @@ from polybn.conformance.forms import VacuousBoundError
 from polybn.conformance.runner import Call, KitAdapterError, Recorder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from polybn.conformance.adapter import Adapter, Info
     from polybn.conformance.properties import Property
@@ -109,6 +110,11 @@ class Trial:
             if share > self._share:
                 self._share, self._worst = share, tuple(self._recorder.calls)
 
+    @property
+    def failed(self) -> bool:
+        """Whether a case failed."""
+        return self._error is not None
+
     def result(self, words: str = "", *, listed: bool = False, unstable: bool = False) -> Tried:
         """Sum up."""
         return Tried(
@@ -132,13 +138,17 @@ def attempt(
     trial, cases = Trial(prop.check, recorder, info), prop.cases(info)
     if isinstance(cases, SearchStrategy):
         words, unstable = _search(trial, cases, profile, seed ^ zlib.crc32(prop.id.encode()), shrink=shrink)
+        if not trial.failed:
+            _go_through(trial, prop.then(info))
         return trial.result(words, unstable=unstable)
-    try:
+    _go_through(trial, cases)
+    return trial.result(listed=True)
+
+
+def _go_through(trial: Trial, cases: Sequence[Any]) -> None:
+    with contextlib.suppress(AssertionError, KitAdapterError):  # the trial keeps the first error, and stops there
         for case in cases:
             trial(case)
-    except (AssertionError, KitAdapterError):
-        pass  # the trial keeps it
-    return trial.result(listed=True)
 
 
 def settings(profile: Profile, *, shrink: bool, examples: int) -> hypothesis_settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, ClassVar
 
@@ -43,6 +44,27 @@ class NoLastImages(Cut):
     def part(self, x: Array, axis: int) -> Array:
         kept = len(x) // 4 * 4 if axis % x.ndim and len(x) >= 4 else len(x)
         return self.rows(x[:kept], axis)
+
+
+def values_left(x: Array, axis: int, block: int) -> Array:
+    """Return where x holds values of a channel beyond the last multiple of a block, if there is a multiple."""
+    rest = [length for place, length in enumerate(x.shape) if place != axis % x.ndim]
+    return np.expand_dims(beyond(np.arange(math.prod(rest)), block).reshape(rest), axis)
+
+
+def images_left(x: Array, axis: int, block: int) -> Array:
+    """Return where x holds images beyond the last multiple of a block."""
+    left = beyond(np.arange(len(x)), block) if axis % x.ndim else np.zeros(len(x), bool)
+    return left.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def channels_left(x: Array, axis: int, block: int) -> Array:
+    """Return where x holds channels beyond the last multiple of a block."""
+    return np.moveaxis(beyond(np.arange(x.shape[axis]), block).reshape(-1, *(1,) * (x.ndim - 1)), 0, axis)
+
+
+def beyond(places: Array, block: int) -> Array:
+    return np.asarray((places >= len(places) // block * block) & (len(places) > block))
 
 
 class OneByRunning(Right):

@@ -11,8 +11,10 @@ import numpy as np
 
 from polybn import dispatch
 from polybn.conformance.adapter import Info
+from polybn.conformance.runner import RETURNS
 from polybn.functional import batch_norm, batch_norm_vjp
-from polybn.spec import DomainError, SingleValueWarning, traits_of
+from polybn.options import type_name
+from polybn.spec import BackendError, DomainError, SingleValueWarning, traits_of
 from polybn.version import __version__
 
 if TYPE_CHECKING:
@@ -64,12 +66,12 @@ class BackendAdapter:
 
     def train(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
         """Call :func:`polybn.batch_norm` in training."""
-        y, mean, var = self._call(_train, arrays, options)
+        y, mean, var = self._call("train", arrays, options)
         return y, mean, var
 
     def infer(self, *arrays: Array, **options: Any) -> Array:
         """Call :func:`polybn.batch_norm` in inference."""
-        (y,) = self._call(_infer, arrays, options)
+        (y,) = self._call("infer", arrays, options)
         return y
 
     def vjp(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
@@ -77,22 +79,27 @@ class BackendAdapter:
         x, gamma, beta, dy = arrays
         # Running statistics have no influence; with them, what the library compiled for `train` serves here, too.
         running = (np.zeros_like(gamma), np.ones_like(gamma)) if self._compiles else ()
-        dx, dgamma, dbeta = self._call(_vjp, (x, gamma, beta, *running, dy), options)
+        dx, dgamma, dbeta = self._call("vjp", (x, gamma, beta, *running, dy), options)
         return dx, dgamma, dbeta
 
     def infer_vjp(self, *arrays: Array, **options: Any) -> tuple[Array, Array, Array]:
         """Call :func:`polybn.batch_norm_vjp` in inference."""
-        dx, dgamma, dbeta = self._call(_infer_vjp, arrays, options)
+        dx, dgamma, dbeta = self._call("infer_vjp", arrays, options)
         return dx, dgamma, dbeta
 
-    def _call(
-        self, function: Callable[..., tuple[Any, ...]], arrays: tuple[Array, ...], options: dict[str, Any]
-    ) -> list[Array]:
+    def _call(self, method: str, arrays: tuple[Array, ...], options: dict[str, Any]) -> list[Array]:
+        function = FUNCTIONS[method]
         with self._scope(), warnings.catch_warnings():
             warnings.simplefilter("ignore", SingleValueWarning)  # the kit asks for one value on purpose
             given = map(self._backend.asarray, arrays)
             compiled = function if self._compiled is None else self._compiled(function, arrays, options)
-            return [self._backend.to_numpy(result) for result in compiled(*given, **options)]
+            results = compiled(*given, **options)
+            return [self._to_host(name, result) for name, result in zip(RETURNS[method], results, strict=True)]
+
+    def _to_host(self, name: str, result: Any) -> Array:
+        if result is None or self._backend.inspect(result) is None:
+            raise BackendError(f"{name} must be a plain array of the backend's library; got {type_name(result)}")
+        return self._backend.to_numpy(result)
 
 
 class _Compiled:
@@ -138,6 +145,9 @@ def _infer_vjp(*arrays: Any, **options: Any) -> tuple[Any, ...]:
     *forward, dy = arrays
     back = batch_norm_vjp(*forward, training=False, **options)[1](dy)
     return back.x, back.gamma, back.beta
+
+
+FUNCTIONS = {"train": _train, "infer": _infer, "vjp": _vjp, "infer_vjp": _infer_vjp}
 
 
 def _holds(backend: Backend, dtype: str) -> bool:

@@ -15,7 +15,15 @@ from polybn.conformance.cases import Array, Case, Outcome, equal, statistics_dty
 from polybn.conformance.forms import VacuousBoundError
 from polybn.conformance.placing import placed
 from polybn.conformance.properties import served
-from polybn.conformance.properties.compare import VECTORS, certified, changed, difference, returned, same
+from polybn.conformance.properties.compare import (
+    VECTORS,
+    certified,
+    changed,
+    difference,
+    in_either_mode,
+    returned,
+    same,
+)
 from polybn.conformance.properties.property import Property
 from polybn.conformance.runner import CallError, Violation, backward, guarded, run, where
 
@@ -271,7 +279,7 @@ PROPERTIES: Sequence[Property] = (
     Property("P19", "One array may stand in several places: results are those of separate copies.",
              "S7", aliased, lambda info: st.tuples(served.SEEDS, st.sampled_from(info.dtypes))),
     Property("P21", "y and dx have the dtype of x, all else that of the statistics, whatever the types of numbers.",
-             "S6", types, served.any_call),
+             "S6", in_either_mode(types), served.any_call),
     Property("P40", "No values: an empty y, running statistics as declared, gradients of 0, no warning.",
              "S11", empty, _shapes(EMPTY)),
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +10,10 @@ import numpy as np
 from polybn.conformance.cases import Array, Case, Outcome, equal
 from polybn.conformance.certify import Certificate, certify
 from polybn.conformance.forms import VACUOUS, Form, VacuousBoundError, format_of
-from polybn.conformance.runner import Violation
+from polybn.conformance.runner import CallError, Violation
 
 if TYPE_CHECKING:
-    from polybn.conformance.adapter import Info
+    from polybn.conformance.adapter import Adapter, Info
 
 FEW_ROUNDINGS = 32
 """The roundings by which results are close: a wrong formula is off by much more, save in the last bits."""
@@ -56,6 +56,21 @@ def take_outcome(outcome: Outcome, axis: int, index: Any) -> Outcome:
         for name, v in outcome._asdict().items()
     }
     return Outcome(**chosen)
+
+
+def in_either_mode(check: Callable[[Adapter, Info, Case], float]) -> Callable[[Adapter, Info, Case], float]:
+    """Let a check of calls in training and in inference say in which of them something is wrong."""
+
+    def saying(adapter: Adapter, info: Info, case: Case) -> float:
+        try:
+            return check(adapter, info, case)
+        except CallError:  # it names the method
+            raise
+        except Violation as violation:
+            violation.args = (f"In {'training' if case.training else 'inference'}: {violation}",)
+            raise
+
+    return saying
 
 
 def returned(outcome: Outcome, expected: dict[str, Array]) -> dict[str, Array]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from polybn.conformance.cases import Array, equal, statistics_dtype
 from polybn.conformance.forms import VacuousBoundError
 from polybn.conformance.lattice import Lattice, in_inference, many_values, more_than_float32_counts
-from polybn.conformance.properties import served
+from polybn.conformance.properties import lengths, served
 from polybn.conformance.properties.compare import difference, exact
 from polybn.conformance.properties.property import Property
 from polybn.conformance.runner import Violation, run
@@ -155,15 +155,15 @@ def _declared(info: Info) -> str | None:
 
 PROPERTIES: Sequence[Property] = (
     Property("P1", "Where mean, variance and root are floating-point numbers, y is exactly the right one.",
-             "S1 S2 S3 S6", output, _with_tails),
+             "S1 S2 S3 S6", output, _with_tails, then=lengths.cases),
     Property("P2", "Where y is exact, the new running statistics are exactly rho * old + (1 - rho) * batch.",
-             "S4", statistics, _with_tails, ("running",)),
+             "S4", statistics, _with_tails, ("running",), then=lengths.cases),
     Property("P2b", "With 5 or 9 values a channel, the running variance is the declared one of biased and unbiased.",
              "S4", statistics, odd, ("running",)),
     Property("P3", "Where y is exact, dx, dgamma and dbeta are exactly the right numbers, too.",
-             "S13", gradients, _with_tails, ("vjp",)),
+             "S13", gradients, _with_tails, ("vjp",), then=lengths.cases),
     Property("P4", "Inference normalizes by the running statistics that it was given, not by the batch's.",
-             "S5", inference, _with_tails, ("infer",), context="In inference"),
+             "S5", inference, _with_tails, ("infer",), context="In inference", then=lengths.cases),
     Property("P5", "Values a thousand deviations away from zero are normalized exactly, too.",
              "S2", output, lambda info: served.lattices(info, far=True), (), _declared,
              context="A thousand deviations away from zero"),

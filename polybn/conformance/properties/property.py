@@ -44,6 +44,9 @@ class Property(NamedTuple):
     slow: bool = False
     """Whether the check takes seconds and hundreds of megabytes; the profile dev leaves it out."""
 
+    then: Callable[[Info], Sequence[Any]] = lambda info: ()  # noqa: ARG005
+    """Cases to try, too, where all that were drawn hold: sizes that draws do not meet."""
+
     def why_not(self, info: Info) -> str | None:
         """Return why the property does not apply to what an adapter declares, or None."""
         by_running = "the adapter declares that training normalizes by the running statistics"
