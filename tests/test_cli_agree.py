@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -226,6 +227,14 @@ def test_pairs_that_differ_by_more_than_their_bounds_do_not_agree() -> None:
     assert Agreement(["a", "b"], 1, [near]).within()
     assert not Agreement(["a", "b", "c"], 1, [near, far]).within()
     assert Agreement(["a", "b", "c"], 1, [near, far]).worst("c", "a") is far
+
+
+def test_an_infinite_difference_is_explained(polybn_: Polybn, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = Difference("a", "b", "y", "float32", np.nan, np.inf, True, 1, 9, "")
+    for one, told in ((lost, True), (lost._replace(ulps=9.0, share=3.0), False)):
+        monkeypatch.setattr("polybn.conformance.agree.agree", lambda *_, one=one, **__: Agreement(["a", "b"], 9, [one]))
+        said = " ".join(polybn_("agree", "a", "b").out.split())
+        assert ("inf: one of the two has NaN or infinity where the other has a number" in said) is told
 
 
 def _hiding() -> Agreement:

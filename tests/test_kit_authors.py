@@ -148,6 +148,16 @@ def test_an_import_that_never_ends_is_told_in_time(polybn_: Polybn, monkeypatch:
     assert words in " ".join(said.out.split())
 
 
+def test_a_first_call_that_never_ends_is_told_in_time(polybn_: Polybn) -> None:
+    Path("sleeping.py").write_text(
+        "import time\nfrom tests.support import kit_adapters as kit\n\nclass Norm(kit.Right):\n"
+        "    def train(self, *a, **k):\n        time.sleep(1000)\n"
+    )
+    said = polybn_("check", "--adapter", "sleeping:Norm", "--limit", "2")
+    assert said.code == 1
+    assert "Nothing was checked: Norm.train did not return within 2 s (--limit sets more)" in " ".join(said.out.split())
+
+
 @pytest.mark.parametrize("moment", ["import", "check"])
 def test_control_c_keeps_what_was_found(tmp_path: Path, moment: str) -> None:
     """The report and the files say what was found and what was not reached."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from polybn import conformance
 from polybn.conformance.adapter import Info
 from polybn.conformance.adapters.backend import BackendAdapter
 from polybn.conformance.cases import DTYPES, Array, Case, Outcome
@@ -265,3 +267,8 @@ def test_momentum_and_variance_as_declared() -> None:
     found = grade(adapter, info, "float32", watching)  # type: ignore[arg-type]
     assert {(case.momentum, case.running_variance) for case in seen} == {(0.25, "unbiased")}
     assert found.letter in ("S", "K", "T")
+
+
+def test_a_printed_grade_is_short() -> None:
+    found = conformance.check("polybn-numpy", only=["grade-float16"]).grades
+    assert re.fullmatch(r"\(Grade\('float16', 'K', \d+ rows\),\)", repr(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -121,6 +122,8 @@ def _print(found: Agreement, out: Console) -> None:
         out.print(f"All pairs agree: no difference exceeds the sum of both error bounds ({calls}).")
     else:
         out.print(f"A share above 1 means that at least one of the two is outside its error bound ({calls}).")
+    if any(not math.isfinite(d.share) for d in found.differences):
+        out.print("inf: one of the two has NaN or infinity where the other has a number; --programs shows the call.")
 
 
 def _exact(differences: list[Difference]) -> str:

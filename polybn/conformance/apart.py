@@ -66,7 +66,8 @@ def examine(order: Order, wanted: Sequence[str]) -> Iterator[Begun | Finding]:
                 raise message
             if not isinstance(message, Begun):
                 info = Info(order.source, "unknown version") if begun is None else begun.info
-                yield Begun(info, order.seed or 0, 0.0, f"{order.source} {message[1]} when it was imported and made")
+                where = f", in {method}" if (method := noted(note)) else " when it was imported and made"
+                yield Begun(info, order.seed or 0, 0.0, f"{order.source} {message[1]}{where}")
                 return
             if begun is None:
                 begun = message
@@ -142,6 +143,7 @@ def _work(order: Order, wanted: list[str], pipe: Connection, note: c_int) -> Non
     try:
         with silenced(Printed()):
             subject = _subject(order)
+            subject = subject._replace(adapter=Noting(subject.adapter, note))
         pipe.send(Begun(subject.info, subject.seed, subject.profile.seconds, why_useless(subject)))
     except UnusableError as error:
         pipe.send(Begun(Info(order.source, "unknown version"), 0, 0.0, str(error)))
@@ -149,7 +151,6 @@ def _work(order: Order, wanted: list[str], pipe: Connection, note: c_int) -> Non
     except (DomainError, DTypeError, ImportError) as error:
         pipe.send(error)
         return
-    subject = subject._replace(adapter=Noting(subject.adapter, note))
     for name in fitting(wanted, subject.info) if order.everything else wanted:
         try:
             pipe.send(find(subject, name))

@@ -83,6 +83,9 @@ class Grade(NamedTuple):
     letter: Letter
     rows: tuple[Row, ...]
 
+    def __repr__(self) -> str:
+        return f"Grade({self.dtype!r}, {self.letter!r}, {len(self.rows)} rows)"  # with the arrays of a thousand calls
+
 
 def grade(
     adapter: Adapter,

@@ -67,8 +67,13 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether everything was checked, no check failed unexpectedly, and no expectation is stale."""
-        return not (self.failures or self.count("echo") or self.errors or self.missing)
+        """Whether all was checked, no check failed unexpectedly, no expectation is stale, and something is shown."""
+        return not (self.failures or self.count("echo") or self.errors or self.missing or self._shows_nothing)
+
+    @property
+    def _shows_nothing(self) -> bool:
+        """Whether there is no proof of anything: results that no bound can certify, and none that passed."""
+        return bool(self.count("not certified")) and not self.count("pass")
 
     @property
     def failures(self) -> tuple[Result, ...]:
@@ -108,6 +113,8 @@ class Report:
         counts += [f"{len(self.missing)} not reached"] * bool(self.missing)
         conforms = self.ok or (bool(self.stale) and not (self.failures or self.count("echo") or self.missing))
         outcome = "conforms to the specification" if conforms else "does not conform to the specification"
+        if self._shows_nothing and not (self.failures or self.count("echo") or self.missing):
+            outcome = "is not shown to conform to the specification"
         if conforms and self.deviations:
             outcome = "conforms to the specification, except for what it declares"
         if conforms and self.count("expected failure"):

@@ -13,6 +13,7 @@ from polybn.conformance.adapter import Info
 from polybn.conformance.adapters import resolve
 from polybn.conformance.cases import DTYPES
 from polybn.conformance.dialects import whole
+from polybn.conformance.guard import OutOfTime, time_limit
 from polybn.conformance.lattice import lattice
 from polybn.conformance.runner import CallError, KitAdapterError, guarded, run
 from polybn.conformance.trial import PROFILES, Profile
@@ -131,7 +132,12 @@ def _broken(info: Info) -> Iterable[tuple[str, str]]:
 def why_useless(subject: Subject) -> str:
     """Return why nothing can be checked, if no training call of any dtype and rank returns; else an empty string."""
     if "useless" not in subject.memo:
-        subject.memo["useless"] = _first_error(subject.adapter, subject.info)
+        limit = subject.profile.seconds
+        try:
+            with time_limit(limit):
+                subject.memo["useless"] = _first_error(subject.adapter, subject.info)
+        except OutOfTime:
+            subject.memo["useless"] = f"{subject.info.name}.train did not return within {limit:g} s (--limit sets more)"
     return str(subject.memo["useless"])
 
 
