@@ -101,7 +101,8 @@ def _mapped(path: Path, layout: Layout, read: Callable[[IO[bytes]], Header]) -> 
     array = _map(path, header)
     cut = list(blocks(array, axis))
     named = {f"{path}{'' if len(cut) == 1 else _words(index)}": index for index in cut}
-    return [Part(name, header.size // len(cut), partial(_read, path, header, i, axis)) for name, i in named.items()]
+    size, dtype = header.size // len(cut), header.dtype.name
+    return [Part(name, size, partial(_read, path, header, i, axis), dtype) for name, i in named.items()]
 
 
 def _words(index: tuple[slice, ...]) -> str:
@@ -150,7 +151,9 @@ def _streamed(
     with start() as file:
         header = read(file)
     axis = _channel_axis(name, layout, header, read)
-    return [Part(name, path.stat().st_size, partial(_stream, start, header, axis))] if header.size else []
+    if not header.size:
+        return []
+    return [Part(name, path.stat().st_size, partial(_stream, start, header, axis), header.dtype.name)]
 
 
 def _stream(start: Callable[[], IO[bytes]], header: Header, axis: int | None) -> Iterator[Array]:

@@ -19,6 +19,7 @@ from polybn.spec import DomainError
 
 if TYPE_CHECKING:
     from polybn.statistics.measure import Measured, Spread
+    from polybn.statistics.parts import Part
 
 SHOWN = 20
 """The number of names of skipped files that are printed; the file of ``--json`` has all."""
@@ -93,7 +94,7 @@ def stats(
     polybn stats train-images-idx3-ubyte.gz --json -[/dim]
     """
     from polybn.statistics import picture as drawing
-    from polybn.statistics.measure import measure, parts_of
+    from polybn.statistics.measure import gather, measure
     from polybn.statistics.parts import Layout
 
     if not 0 < scale < float("inf"):
@@ -107,7 +108,8 @@ def stats(
     spread = _spread(workers, scheduler)
     layout = Layout(None if axis is None else _axis(axis), array)
     seen = paths if scheduler is None else [path.absolute() for path in paths]
-    parts = [part for path in seen for part in parts_of(path, layout, mode)]
+    parts = gather(seen, layout, mode)
+    _note_types(parts)
     with _progress() as bar:
         task = bar.add_task("reading", total=sum(part.size for part in parts))
         found = measure(parts, spread, histogram=picture is not None, progress=lambda size: bar.advance(task, size))
@@ -123,6 +125,17 @@ def stats(
         err.print(f"Saved in {save}, before --scale")
     if found.left_out:
         raise typer.Exit(1)
+
+
+def _note_types(parts: list[Part]) -> None:
+    """Say so if values of several types are averaged together, because their ranges may differ."""
+    firsts: dict[str, str] = {}
+    for part in parts:
+        if part.dtype:
+            firsts.setdefault(part.dtype, part.name)
+    if len(firsts) > 1:
+        listed = ", ".join(f"{dtype} (first {name})" for dtype, name in firsts.items())
+        err.print(f"Values of several types are measured together, as they are: {listed}")
 
 
 def _spread(workers: int, scheduler: str | None) -> Spread:

@@ -19,7 +19,10 @@ from polybn.spec import ShapeError
 from polybn.statistics import arrays, images, zarr_stores
 from polybn.statistics.accumulator import DAMAGE, Statistics
 from polybn.statistics.histogram import Histogram
-from polybn.statistics.parts import Layout, LeftOut, Part
+from polybn.statistics.parts import Kind, Layout, LeftOut, Part
+
+ARRAYS = (".npy", ".npz")
+"""The endings by which files of arrays are found in a folder."""
 
 
 class Measured(NamedTuple):
@@ -36,36 +39,65 @@ Spread: TypeAlias = Callable[[Work, list[Part]], Iterable[Measured]]
 """A function that applies the work to all parts, perhaps in parallel, and returns the results in the order of parts."""
 
 
-def parts_of(path: Path, layout: Layout, mode: str | None) -> list[Part]:
-    """Return the parts of a file, a folder or a store, in the order of names."""
+def gather(paths: list[Path], layout: Layout, mode: str | None) -> list[Part]:
+    """Return the parts of a data set at several places; one that cannot be read is left out with the reason."""
+    found = list[Part]()
+    for path in paths:
+        kind = next((part.images for part in found if part.images), None)
+        try:
+            found += parts_of(path, layout, mode, kind)
+        except OSError as error:
+            if len(paths) == 1 or isinstance(error, FileNotFoundError):  # a name that is mistyped
+                raise
+            found.append(_unread(path, f"{error}"))
+    return found
+
+
+def parts_of(path: Path, layout: Layout, mode: str | None, kind: Kind | None = None) -> list[Part]:
+    """Return the parts of a file, a folder or a store, in the order of names; images must be of a kind, if given."""
     if path.is_dir():
-        return zarr_stores.parts_of(path, layout) if zarr_stores.is_store(path) else _in_folder(path, layout, mode)
+        store = zarr_stores.is_store(path)
+        return zarr_stores.parts_of(path, layout) if store else _in_folder(path, layout, mode, kind)
     if path.exists() and not path.is_file():
         raise DataIntegrityError(f"polybn stats: {path} must be a file or a folder; got neither of them")
     found = arrays.parts_of(path, layout)
-    return images.parts_of([path], mode) if found is None else found
+    if found is None and path.suffix.lower() in ARRAYS:
+        raise DataIntegrityError(_no_arrays(path))
+    return images.parts_of([path], mode, kind) if found is None else found
 
 
-def _in_folder(folder: Path, layout: Layout, mode: str | None) -> list[Part]:
+def _in_folder(folder: Path, layout: Layout, mode: str | None, kind: Kind | None) -> list[Part]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     pictures = [path for path in files if path.suffix.lower() in images.SUFFIXES]
-    found = [p for path in files if path.suffix.lower() in (".npy", ".npz") for p in _array_parts(path, layout)]
+    found = [p for path in files if path.suffix.lower() in ARRAYS for p in _array_parts(path, layout)]
     if not pictures and not found:
         raise DataIntegrityError(
             f"polybn stats: {folder} must hold images, .npy or .npz files, or be a Zarr store; "
             f"got {len(files):,} other files"
         )
-    return found + (images.parts_of(pictures, mode) if pictures else [])
+    return found + (images.parts_of(pictures, mode, kind) if pictures else [])
 
 
 def _array_parts(path: Path, layout: Layout) -> list[Part]:
     """Return the parts of an array among others: one that is damaged is named, and the others are measured."""
     try:
         found = arrays.parts_of(path, layout)
-        reason = f"polybn stats: {path} must be a file of arrays; its first bytes are others"
     except OSError as error:
-        found, reason = None, f"{error}"
-    return [Part(f"{path}", path.stat().st_size, partial(_leave_out, f"{path}", reason))] if found is None else found
+        return [_unread(path, f"{error}")]
+    return [_unread(path, _no_arrays(path))] if found is None else found
+
+
+def _no_arrays(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(16)
+    what = f"its first bytes are others ({start!r})" if start else "it is empty"
+    return f"polybn stats: {path} must be a file of arrays; {what}"
+
+
+def _unread(path: Path, error: str) -> Part:
+    """Return a part of which nothing can be read; the reason does not repeat the name, which stands before it."""
+    reason = error.removeprefix("polybn stats: ").removeprefix(f"{path} ")
+    return Part(f"{path}", path.stat().st_size, partial(_leave_out, f"{path}", reason))
 
 
 def _leave_out(name: str, reason: str) -> Iterator[LeftOut]:

@@ -28,6 +28,13 @@ class LeftOut(NamedTuple):
     reason: str
 
 
+class Kind(NamedTuple):
+    """What all images of a data set must share."""
+
+    channels: int
+    dtype: str
+
+
 class Part(NamedTuple):
     """A share of a data set, small enough to be read by one process."""
 
@@ -36,6 +43,10 @@ class Part(NamedTuple):
     """The number of bytes, for a progress bar."""
     read: Callable[[], Iterator[Array | LeftOut]]
     """A picklable function that reads the part in steps."""
+    dtype: str = ""
+    """The name of the dtype of its values, as they are in the file."""
+    images: Kind | None = None
+    """The kind of its images, if it has some."""
 
 
 class Layout(NamedTuple):

@@ -43,7 +43,7 @@ def parts_of(path: Path, layout: Layout) -> list[Part]:
     for index in _blocks(array.shape, steps):
         size = math.prod(part.stop - part.start for part in index) * array.dtype.itemsize
         words = ", ".join(f"{part.start}:{part.stop}" for part in index)
-        found.append(Part(f"{path}[{words}]", size, partial(_read, path, name, index, axis)))
+        found.append(Part(f"{path}[{words}]", size, partial(_read, path, name, index, axis), f"{array.dtype}"))
     return found
 
 
