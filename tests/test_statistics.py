@@ -18,6 +18,7 @@ import polybn
 from polybn import Statistics
 from polybn.conformance import oracle
 from polybn.spec import BackendError, DomainError, DTypeError, ShapeError
+from polybn.statistics.extremes import extremes
 
 Array = np.ndarray[Any, Any]
 
@@ -100,6 +101,26 @@ def example() -> Statistics:
 def same(a: Statistics, b: Statistics) -> bool:
     pairs = zip((*a.moments, a.min, a.max), (*b.moments, b.min, b.max), strict=True)
     return a.axis == b.axis and all(np.array_equal(p, q) for p, q in pairs)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    shape=st.sampled_from(((1, 1), (2000, 3), (341, 3), (7, 5, 11, 3), (5, 3, 700), (3000, 1), (0, 3))),
+    axis=st.integers(-2, 1),
+    dtype=st.sampled_from(("uint8", "int64", "float32")),
+    turned=st.booleans(),
+)
+def test_extremes_of_any_layout(seed: int, shape: tuple[int, ...], axis: int, dtype: str, turned: bool) -> None:
+    """They are NumPy's, wherever they lie and in whatever number of rows; NaN is kept."""
+    x = np.random.default_rng(seed).integers(0, 100, shape).astype(dtype)
+    if dtype == "float32" and x.size:
+        x.flat[seed % x.size] = np.nan
+    x = np.asfortranarray(x) if turned else x
+    found = extremes(x, axis, None)
+    others = tuple(k for k in range(x.ndim) if k != axis % x.ndim)
+    wide = x.astype(float)
+    right = wide.min(others, initial=np.inf), wide.max(others, initial=-np.inf)
+    assert np.array_equal(found, np.array(right, float), equal_nan=True)
 
 
 def test_saved_and_loaded_it_goes_on(tmp_path: Path) -> None:

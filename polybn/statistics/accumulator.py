@@ -15,6 +15,7 @@ from polybn.dispatch import backend_of
 from polybn.functional import merge_moments, moments
 from polybn.options import check_axis, type_name
 from polybn.spec import DomainError, DTypeError, Moments, ShapeError
+from polybn.statistics.extremes import extremes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -94,7 +95,7 @@ class Statistics:
         part._moments = _wide(Moments(*(None if a is None else backend.to_numpy(a) for a in found)))
         if self.extremes:
             host: list[Any] = [a if isinstance(a, np.ndarray | None) else backend.to_numpy(a) for a in (x, where)]
-            part._min, part._max = _extremes(host[0], self.axis, host[1])
+            part._min, part._max = extremes(host[0], self.axis, host[1])
         self._take("update", "x", part)
 
     def merge(self, other: Statistics) -> None:
@@ -297,17 +298,3 @@ def _wide(part: Moments) -> Moments:
     mean = part.mean + low
     with np.errstate(invalid="ignore"):
         return Moments(part.count.astype(np.int64), mean, part.m2.astype(np.float64), (part.mean - mean) + low)
-
-
-def _extremes(
-    x: NDArray[Any], axis: int, where: NDArray[np.bool_] | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the smallest and largest values, channel by channel, because NumPy is slow if the channel axis is last."""
-    rows = np.moveaxis(x, axis, 0)
-    kept = [None] * len(rows) if where is None else np.moveaxis(np.broadcast_to(where, x.shape), axis, 0)
-    found = np.full((2, len(rows)), [[np.inf], [-np.inf]])
-    for c, (row, mask) in enumerate(zip(rows, kept, strict=True)):
-        values = row if mask is None else row[mask]
-        if values.size:
-            found[:, c] = values.min(), values.max()
-    return found[0], found[1]
