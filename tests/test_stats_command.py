@@ -179,13 +179,45 @@ def test_what_is_printed_written_drawn_and_saved(stats: Stats, tmp_path: Path) -
     assert saved.mean.tolist() == right["mean"]
 
 
+@pytest.mark.parametrize("width", [10, 40, 200])
+def test_no_width_cuts_a_number(stats: Stats, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", f"{width}")
+    np.save("x.npy", np.array([[-1.99349702e122], [1.23456789e-122]]) * np.ones(12))
+    lines = stats("x.npy").out.splitlines()
+    assert len(lines) == 13
+    assert lines[12].split() == ["11", "-9.9674851e+121", "9.9674851e+121", "-1.99349702e+122", "1.23456789e-122", "2"]
+
+
 def test_what_is_no_number_makes_its_channel_none(stats: Stats) -> None:
     """NaN is shown as such, and is null in JSON; the other channel has its numbers."""
     np.save("x.npy", np.array([[1.0, np.nan], [3.0, 2.0]]))
     said = stats("x.npy", "--json", "numbers.json")
     assert said.out.splitlines()[2].split() == ["1", "nan", "nan", "nan", "nan", "2"]
+    assert said.code == 0
+    assert said.err.startswith("NaN or infinity among the values in 1 file, first in x.npy; means of ")
     numbers = json.loads(Path("numbers.json").read_text())
     assert (numbers["mean"], numbers["std"], numbers["max"]) == ([2, None], [1, None], [3, None])
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_files_with_values_that_are_not_finite_are_counted(stats: Stats, workers: int) -> None:
+    """Each file once, whatever its parts, and images, streams and stores like arrays."""
+    Path("data").mkdir()
+    bad = np.full((999, 2), np.inf, np.float32)
+    np.save("data/a.npy", np.ones((9, 2)))
+    np.save("data/b.npy", bad)
+    np.savez("data/c.npz", bad)
+    said = stats("data", "--workers", workers)
+    assert said.code == 0
+    assert "values in 2 files, first in data/b.npy; " in said.err
+    Path("images").mkdir()
+    for name, value in (("a", 1), ("b", np.nan), ("c", np.nan)):
+        Image.fromarray(np.full((3, 3), value, np.float32)).save(f"images/{name}.tif")
+    assert "values in 2 files, first in images/b.tif; " in stats("images").err
+    zarr = pytest.importorskip("zarr", reason="Zarr is not installed")
+    zarr.create_array("store", shape=bad.shape, chunks=(9, 2), dtype="f4")[:] = bad
+    assert "values in 1 file, first in store; " in stats("store").err
 
 
 @pytest.mark.usefixtures("small_parts")

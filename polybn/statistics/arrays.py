@@ -22,7 +22,7 @@ from polybn.lenet.errors import DataIntegrityError
 from polybn.lenet.idx import TYPES
 from polybn.spec import DomainError, ShapeError
 from polybn.statistics.accumulator import DAMAGE
-from polybn.statistics.parts import LIMIT, Array, Layout, Part, blocks, channels_last, check_dtype
+from polybn.statistics.parts import LIMIT, Array, Layout, NotFinite, Part, blocks, channels_last, check_dtype, noted
 
 NPY, ZIP, GZIP = b"\x93NUMPY", b"PK\x03\x04", b"\x1f\x8b"
 
@@ -114,8 +114,8 @@ def _map(path: Path, header: Header) -> Array:
     return np.memmap(path, header.dtype, "r", header.length, header.shape, order)
 
 
-def _read(path: Path, header: Header, index: tuple[slice, ...], axis: int | None) -> Iterator[Array]:
-    yield channels_last(_map(path, header)[index], axis)
+def _read(path: Path, header: Header, index: tuple[slice, ...], axis: int | None) -> Iterator[Array | NotFinite]:
+    yield from noted(f"{path}", channels_last(_map(path, header)[index], axis))
 
 
 def _npz(path: Path, layout: Layout) -> list[Part]:
@@ -153,10 +153,10 @@ def _streamed(
     axis = _channel_axis(name, layout, header, read)
     if not header.size:
         return []
-    return [Part(name, path.stat().st_size, partial(_stream, start, header, axis), header.dtype.name)]
+    return [Part(name, path.stat().st_size, partial(_stream, name, start, header, axis), header.dtype.name)]
 
 
-def _stream(start: Callable[[], IO[bytes]], header: Header, axis: int | None) -> Iterator[Array]:
+def _stream(name: str, start: Callable[[], IO[bytes]], header: Header, axis: int | None) -> Iterator[Array | NotFinite]:
     """Read row by row along the first axis, or as a whole if that axis is the channels' or the last in memory."""
     rows, at_once = header.shape[0] if header.shape else 1, header.fortran or axis == 0
     step = rows if at_once else max(1, LIMIT // (header.size // rows))
@@ -166,7 +166,8 @@ def _stream(start: Callable[[], IO[bytes]], header: Header, axis: int | None) ->
             count = min(step, rows - low)
             data = _exactly(file, count * (header.size // rows))
             shape = (count, *header.shape[1:]) if header.shape else ()
-            yield channels_last(np.ndarray(shape, header.dtype, data, order="F" if header.fortran else "C"), axis)
+            array = np.ndarray(shape, header.dtype, data, order="F" if header.fortran else "C")
+            yield from noted(name, channels_last(array, axis))
         if file.read(1):
             raise ValueError(f"more bytes than shape {header.shape} needs")
 

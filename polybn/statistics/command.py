@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from polybn.console import STANDARD_OUTPUT, check_place, err, out, write
 from polybn.lenet import pictures
@@ -160,6 +159,10 @@ def _report(found: Measured, scale: float, unbiased: bool, target: Path | None) 
     numbers = _numbers(found, scale, unbiased)
     if target != STANDARD_OUTPUT:
         out.print(_table(numbers))
+    if found.not_finite:
+        first, number = next(iter(found.not_finite)), len(found.not_finite)
+        files = "in 1 file" if number == 1 else f"in {number:,} files"
+        err.print(f"NaN or infinity among the values {files}, first in {first}; means of their channels are not finite")
     for name, reason in found.left_out[:SHOWN]:
         err.print(f"Left out: {name}: {reason}")
     if len(found.left_out) > SHOWN:
@@ -190,11 +193,11 @@ def _plain(value: Any) -> Any:
     return [None if isinstance(one, float) and not math.isfinite(one) else one for one in value]
 
 
-def _table(numbers: dict[str, Any]) -> Table:
-    table = Table("channel", "mean", "std", "min", "max", "count", box=None)
-    for column in table.columns:
-        column.justify = "right"
-    rows = zip(*(numbers[name] for name in ("mean", "std", "min", "max", "count")), strict=True)
-    for c, (*values, count) in enumerate(rows):
-        table.add_row(str(c), *(f"{value:.9g}" for value in values), f"{count:,}")
-    return table
+def _table(numbers: dict[str, Any]) -> str:
+    """Return the numbers in columns, which no width of a terminal or of a pipe may cut."""
+    columns = [[name, *(f"{value:.9g}" for value in numbers[name])] for name in ("mean", "std", "min", "max")]
+    counts = ["count", *(f"{count:,}" for count in numbers["count"])]
+    columns = [["channel", *map(str, range(len(counts) - 1))], *columns, counts]
+    widths = [max(map(len, column)) for column in columns]
+    rows = zip(*columns, strict=True)
+    return "\n".join(" " + "  ".join(map(str.rjust, row, widths)) for row in rows)

@@ -15,7 +15,7 @@ import numpy as np
 from polybn.lenet.errors import DataIntegrityError
 from polybn.spec import DomainError
 from polybn.statistics.pages import MODES, pages
-from polybn.statistics.parts import LIMIT, Array, Kind, LeftOut, Part
+from polybn.statistics.parts import LIMIT, Array, Kind, LeftOut, NotFinite, Part, noted
 
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm", ".jp2"}
@@ -60,7 +60,7 @@ def _kind(pixels: Array) -> Kind:
     return Kind(pixels.shape[1], pixels.dtype.name)
 
 
-def _read(paths: list[Path], mode: str | None, kind: Kind) -> Iterator[Array | LeftOut]:
+def _read(paths: list[Path], mode: str | None, kind: Kind) -> Iterator[Array | LeftOut | NotFinite]:
     waiting = list[Array]()
     for page in (page for path in paths for page in pages(path, mode)):
         if isinstance(page, LeftOut):
@@ -69,6 +69,9 @@ def _read(paths: list[Path], mode: str | None, kind: Kind) -> Iterator[Array | L
         if reason := _unlike(_kind(page.pixels), kind):
             yield LeftOut(page.name, reason)
             continue
+        for found in noted(page.name, page.pixels):
+            if isinstance(found, NotFinite):
+                yield found
         if sum(one.nbytes for one in waiting) > LIMIT // 4:
             yield np.concatenate(waiting)
             waiting = []

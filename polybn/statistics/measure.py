@@ -19,7 +19,7 @@ from polybn.spec import ShapeError
 from polybn.statistics import arrays, images, zarr_stores
 from polybn.statistics.accumulator import DAMAGE, Statistics
 from polybn.statistics.histogram import Histogram
-from polybn.statistics.parts import Kind, Layout, LeftOut, Part
+from polybn.statistics.parts import Kind, Layout, LeftOut, NotFinite, Part
 
 ARRAYS = (".npy", ".npz")
 """The endings by which files of arrays are found in a folder."""
@@ -32,6 +32,8 @@ class Measured(NamedTuple):
     histogram: Histogram
     left_out: list[LeftOut]
     """The files, or ranges of files, that could not be read."""
+    not_finite: dict[str, None]
+    """The names of files with NaN or infinity, each once, in order."""
 
 
 Work: TypeAlias = Callable[[Part], Measured]
@@ -111,7 +113,7 @@ def measure(
 
     ``spread`` distributes the parts to readers; ``progress`` gets the number of bytes of each part.
     """
-    total = Measured(Statistics(axis=-1), Histogram(), [])
+    total = Measured(Statistics(axis=-1), Histogram(), [], {})
     work = partial(_measure_part, histogram=histogram)
     for part, found in zip(parts, spread(work, parts), strict=True):
         try:
@@ -120,6 +122,7 @@ def measure(
             total.left_out.append(LeftOut(part.name, f"{error}"))
         else:
             total.histogram.merge(found.histogram)
+            total.not_finite.update(found.not_finite)
         total.left_out.extend(found.left_out)
         if progress is not None:
             progress(part.size)
@@ -177,16 +180,19 @@ def _ignore_interrupts() -> None:
 
 def _measure_part(part: Part, *, histogram: bool) -> Measured:
     """Measure a part, or skip it as a whole."""
-    found = Measured(Statistics(axis=-1), Histogram(), [])
+    found = Measured(Statistics(axis=-1), Histogram(), [], {})
     try:
         for values in part.read():
             if isinstance(values, LeftOut):
                 found.left_out.append(values)
+                continue
+            if isinstance(values, NotFinite):
+                found.not_finite[values.name] = None
                 continue
             wide = values.astype(np.float64) if values.dtype.kind == "f" else values
             found.statistics.update(wide)
             if histogram:
                 found.histogram.update(wide)
     except DAMAGE as error:
-        return Measured(Statistics(axis=-1), Histogram(), [LeftOut(part.name, f"{error}")])
+        return Measured(Statistics(axis=-1), Histogram(), [LeftOut(part.name, f"{error}")], {})
     return found

@@ -14,7 +14,7 @@ import numpy as np
 
 from polybn.lenet.errors import DataIntegrityError
 from polybn.statistics.arrays import pick
-from polybn.statistics.parts import LIMIT, Array, Layout, Part, channels_last, check_dtype
+from polybn.statistics.parts import LIMIT, Array, Layout, NotFinite, Part, channels_last, check_dtype, noted
 
 MARKS = ("zarr.json", ".zarray", ".zgroup")
 """The files by which a folder is recognized as a store."""
@@ -73,6 +73,7 @@ def _blocks(shape: tuple[int, ...], steps: list[int]) -> Iterator[tuple[slice, .
         yield tuple(slice(low, min(low + step, size)) for low, step, size in ends)
 
 
-def _read(path: Path, name: str | None, index: tuple[slice, ...], axis: int | None) -> Iterator[Array]:
+def _read(path: Path, name: str | None, index: tuple[slice, ...], axis: int | None) -> Iterator[Array | NotFinite]:
     root = _zarr().open(path, mode="r")
-    yield channels_last(np.asarray((root if name is None else root[name])[index]), axis)
+    values = np.asarray((root if name is None else root[name])[index])
+    yield from noted(f"{path}", channels_last(values, axis))
