@@ -210,6 +210,27 @@ class Moments(NamedTuple):
         divisor = _cast(self.count - 1 if unbiased else self.count, self.mean.dtype)
         return self.m2 / (divisor + _cast(divisor <= 0, divisor.dtype) * (1 - divisor))
 
+    def std(self, *, unbiased: bool = False) -> Array:
+        """Return the standard deviation, the root of :meth:`variance`.
+
+        Parameters
+        ----------
+        unbiased : bool, default False
+            As in :meth:`variance`.
+
+        Returns
+        -------
+        array, shape (C,)
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import polybn
+        >>> polybn.moments(np.array([[1.0], [2.0], [6.0]])).std(unbiased=True).round(3).tolist()
+        [2.646]
+        """
+        return self.variance(unbiased=unbiased) ** 0.5
+
 
 def _cast(array: Array, dtype: Any) -> Array:
     """Convert by the word that the array's library has: a method, or a function of the Array API standard."""

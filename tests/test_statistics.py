@@ -183,6 +183,35 @@ def test_what_is_no_saved_file_is_refused(kind: str, tmp_path: Path) -> None:
         Statistics.load(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "it is empty"),
+        (b"some text", "it is no .npz file"),
+        (b"\x93NUMPY\x01\0", "it is one array, as .npy files have it"),
+    ],
+)
+def test_a_file_that_is_none_of_statistics_is_called_what_it_is(data: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.npz"
+    path.write_bytes(data)
+    with pytest.raises(DomainError, match=rf"save has written; got {path} \({words}\)$"):
+        Statistics.load(path)
+    np.savez(path, x=np.ones(3), y=np.ones(2))
+    words = "its arrays are x, y; they must be axis, count, mean, m2, low"
+    with pytest.raises(DomainError, match=rf"\({words}\)$"):
+        Statistics.load(path)
+
+
+def test_moments_have_a_deviation(backend: str) -> None:
+    """The root of the variance, and 0 in a channel with too few values."""
+    module = polybn.backend(backend)
+    found = polybn.moments(module.asarray(np.array([[1, 5], [2, 5], [6, 5]], np.float32)))
+    for unbiased, variance in ((False, 14 / 3), (True, 7)):
+        got = module.to_numpy(found.std(unbiased=unbiased))
+        np.testing.assert_allclose(got, [variance**0.5, 0], rtol=2**-21)
+    assert module.to_numpy(polybn.moments(module.asarray(np.ones((1, 2), np.float32))).std()).tolist() == [0, 0]
+
+
 def test_what_is_handed_out_cannot_change_it() -> None:
     found, other = example(), Statistics()
     other.merge(found)

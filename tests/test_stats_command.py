@@ -229,6 +229,81 @@ def test_the_histogram_is_that_of_all_parts(tmp_path: Path) -> None:
         assert counts.tolist() == np.bincount(channel.ravel(), minlength=256).tolist()
 
 
+def test_saved_statistics_go_on(stats: Stats) -> None:
+    np.save("a.npy", IMAGES[:20])
+    np.save("b.npy", IMAGES[20:])
+    assert stats("a.npy", "--axis", "-1", "--save", "a.npz").code == 0
+    said = stats("b.npy", "--axis", "-1", "--from", "a.npz", "--save", "all.npz", "--json", "-")
+    assert (said.code, said.err) == (0, "Saved in all.npz, before --scale\n")
+    assert_exact(json.loads(said.out), of(IMAGES, -1))
+    assert Statistics.load("all.npz").count.tolist() == [IMAGES[..., 0].size] * 3
+
+
+def test_a_saved_file_has_the_axis_of_the_arrays(stats: Stats) -> None:
+    np.save("x.npy", FLOATS)
+    assert stats("x.npy", "--axis", 1, "--save", "x.npz").code == 0
+    again = Statistics.load("x.npz")
+    again.update(FLOATS)
+    assert (again.axis, again.count.tolist()) == (1, [2 * 61 * 5] * 3)
+
+
+def test_statistics_that_do_not_fit_are_refused(stats: Stats) -> None:
+    np.save("x.npy", IMAGES)
+    np.save("grey.npy", GREY)
+    stats("x.npy", "--axis", "-1", "--save", "x.npz")
+    before = Path("x.npz").read_bytes()
+    bare = Statistics(axis=-1, extremes=False)
+    bare.update(IMAGES)
+    bare.save("bare.npz")
+    go_on = ("--from", "x.npz")
+    refused(stats("x.npy", "--axis", 1, *go_on), "--axis must be that of --from, -1; got 1 (")
+    refused(stats("grey.npy", "--axis", "none", *go_on), "a data set must have values that can be read; got none (grey")
+    refused(stats("x.npy", "--axis", -1, "--from", "bare.npz"), "--from must name statistics with smallest and largest")
+    refused(
+        stats("x.npy", "--axis", -1, "--from", "x.npy"), "path must name a file that save has written; got x.npy (it"
+    )
+    refused(stats("x.npy", "--axis", -1, *go_on, "--picture", "h.png"), "--picture must be left out with --from")
+    refused(stats("x.npy", "--axis", -1, *go_on, "--save", "x.npz"), "--save must be another file than those that are")
+    assert Path("x.npz").read_bytes() == before
+
+
+def test_a_file_of_statistics_is_no_data(stats: Stats) -> None:
+    np.save("x.npy", IMAGES)
+    stats("x.npy", "--axis", "-1", "--save", "x.npz")
+    refused(
+        stats("x.npz"), "x.npz must be a file of data; it has statistics that --save or polybn.Statistics.save wrote"
+    )
+    said = stats("x.npy", "x.npz", "--axis", "-1")
+    assert (said.code, said.err.startswith("Left out: x.npz: must be a file of data; it has statistics")) == (1, True)
+    assert stats("x.npz", "--array", "mean").code == 0
+
+
+def test_an_interruption_says_that_nothing_was_saved(stats: Stats, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save("x.npy", IMAGES)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "measure", interrupt)
+    said = stats("x.npy", "--axis", "-1", "--save", "x.npz")
+    assert said.code not in (0, 2)
+    assert said.err.startswith("Interrupted: nothing was saved, and x.npz not made\n")
+    assert not Path("x.npz").exists()
+
+
+def test_idx_files_of_a_folder_are_read_and_labels_are_not(stats: Stats) -> None:
+    Path("data").mkdir()
+    Path("data/train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(IMAGES[:20, ..., 0])))
+    Path("data/t10k-images.idx3-ubyte").write_bytes(idx(IMAGES[20:, ..., 0]))
+    Path("data/train-labels-idx1-ubyte").write_bytes(idx(np.full(20, 9, np.uint8)))
+    said = stats("data", "--json", "-")
+    assert (said.code, said.err) == (0, "")
+    assert_exact(json.loads(said.out), [IMAGES[..., 0]])
+    Path("data/cut-images-idx3-ubyte").write_bytes(idx(GREY)[:-3])
+    said = stats("data")
+    assert (said.code, said.err.split(": ")[1]) == (1, "data/cut-images-idx3-ubyte")
+
+
 def test_several_paths_are_one_data_set(stats: Stats) -> None:
     np.save("a.npy", IMAGES[:20])
     np.savez("b.npz", IMAGES[20:])
@@ -454,7 +529,7 @@ def test_bad_options_and_places_get_one_sentence(stats: Stats, tmp_path: Path) -
     refused(stats("two.npz", "--array", "c"), "--array must name one of the arrays of two.npz; got c (they are a, b)")
     refused(stats("x.npy", "--scale", 0), "--scale must be a positive number; got 0.0")
     refused(stats("x.npy", "--picture", "h.txt"), "the name of a picture must end in one of .png, .svg, .pdf")
-    refused(stats("nothing"), "nothing must hold images, .npy or .npz files, or be a Zarr store; got 0 other files")
+    refused(stats("nothing"), "nothing must hold images, .npy, .npz or IDX files, or be a Zarr store; got 0 other ")
     refused(stats("nowhere"), "No such file or directory: nowhere")
     refused(stats("pipe"), "pipe must be a file or a folder; got neither of them")
     refused(stats("store"), "store must be a Zarr store; got ")

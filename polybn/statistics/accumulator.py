@@ -229,6 +229,9 @@ class Statistics:
         """
         data = read_whole(path, MOST_BYTES)
         try:
+            if not data.startswith(b"PK"):
+                what = "one array, as .npy files have it" if data.startswith(b"\x93NUMPY") else "no .npz file"
+                raise ValueError(f"it is {what}" if data else "it is empty")
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             return cls._restored(arrays)
@@ -244,13 +247,16 @@ class Statistics:
 
     @classmethod
     def _restored(cls, arrays: dict[str, NDArray[Any]]) -> Statistics:
-        extremes, axis = "min" in arrays, arrays.pop("axis")
+        extremes = "min" in arrays
+        names = list(FIELDS) if extremes else list(FIELDS)[:4]
+        if set(arrays) != {"axis", *names}:
+            raise ValueError(
+                f"its arrays are {', '.join(sorted(arrays)) or 'none'}; they must be axis, {', '.join(names)}"
+            )
+        axis = arrays.pop("axis")
         if axis.shape or axis.dtype.kind not in "iu":
             raise ValueError(f"axis has dtype {axis.dtype} and shape {axis.shape}")
         restored = cls(axis=int(axis), extremes=extremes)
-        names = list(FIELDS) if extremes else list(FIELDS)[:4]
-        if set(arrays) != set(names):
-            raise ValueError(f"its arrays are {', '.join(sorted(arrays))}")
         for name, array in arrays.items():
             if array.dtype != FIELDS[name] or array.shape != (len(arrays["count"]),):
                 raise ValueError(f"{name} has dtype {array.dtype} and shape {array.shape}")

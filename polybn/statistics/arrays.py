@@ -21,9 +21,11 @@ from numpy.lib import format as npy
 from polybn.lenet.errors import DataIntegrityError
 from polybn.lenet.idx import TYPES
 from polybn.spec import DomainError, ShapeError
-from polybn.statistics.accumulator import DAMAGE
+from polybn.statistics.accumulator import DAMAGE, FIELDS
 from polybn.statistics.parts import LIMIT, Array, Layout, NotFinite, Part, blocks, channels_last, check_dtype, noted
 
+SAVED = tuple(FIELDS)[:4]
+"""The arrays that every file of statistics has."""
 NPY, ZIP, GZIP = b"\x93NUMPY", b"PK\x03\x04", b"\x1f\x8b"
 
 
@@ -121,6 +123,11 @@ def _read(path: Path, header: Header, index: tuple[slice, ...], axis: int | None
 def _npz(path: Path, layout: Layout) -> list[Part]:
     with zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    if layout.array is None and {"axis", *SAVED} <= set(names):
+        raise DataIntegrityError(
+            f"polybn stats: {path} must be a file of data; it has statistics that --save or polybn.Statistics.save "
+            f"wrote (--from {path} goes on with them)"
+        )
     name = pick(f"{path}", names, layout.array)
     return _streamed(path, f"{path}[{name}]", layout, partial(_open_member, path, f"{name}.npy"), _npy_header)
 

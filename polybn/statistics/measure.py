@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,8 @@ from polybn.statistics.parts import Kind, Layout, LeftOut, NotFinite, Part
 
 ARRAYS = (".npy", ".npz")
 """The endings by which files of arrays are found in a folder."""
+IDX = re.compile(r"[-.]idx[2-9](-|\.|$)")
+"""What names of IDX files contain, with the rank: ``train-images-idx3-ubyte.gz``. Rank 1 is that of labels."""
 
 
 class Measured(NamedTuple):
@@ -71,13 +74,17 @@ def parts_of(path: Path, layout: Layout, mode: str | None, kind: Kind | None = N
 def _in_folder(folder: Path, layout: Layout, mode: str | None, kind: Kind | None) -> list[Part]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     pictures = [path for path in files if path.suffix.lower() in images.SUFFIXES]
-    found = [p for path in files if path.suffix.lower() in ARRAYS for p in _array_parts(path, layout)]
+    found = [p for path in files if _is_named_array(path) for p in _array_parts(path, layout)]
     if not pictures and not found:
         raise DataIntegrityError(
-            f"polybn stats: {folder} must hold images, .npy or .npz files, or be a Zarr store; "
+            f"polybn stats: {folder} must hold images, .npy, .npz or IDX files, or be a Zarr store; "
             f"got {len(files):,} other files"
         )
     return found + (images.parts_of(pictures, mode, kind) if pictures else [])
+
+
+def _is_named_array(path: Path) -> bool:
+    return path.suffix.lower() in ARRAYS or IDX.search(path.name.lower()) is not None
 
 
 def _array_parts(path: Path, layout: Layout) -> list[Part]:
@@ -107,13 +114,19 @@ def _leave_out(name: str, reason: str) -> Iterator[LeftOut]:
 
 
 def measure(
-    parts: list[Part], spread: Spread = map, *, histogram: bool = False, progress: Callable[[int], None] | None = None
+    parts: list[Part],
+    spread: Spread = map,
+    *,
+    histogram: bool = False,
+    start: Statistics | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Measured:
     """Measure all parts and merge them in order; no bit of the result depends on the processes that read.
 
-    ``spread`` distributes the parts to readers; ``progress`` gets the number of bytes of each part.
+    ``spread`` distributes the parts to readers; ``start`` is added to; ``progress`` gets the number of bytes of each
+    part.
     """
-    total = Measured(Statistics(axis=-1), Histogram(), [], {})
+    total = Measured(start or Statistics(axis=-1), Histogram(), [], {})
     work = partial(_measure_part, histogram=histogram)
     for part, found in zip(parts, spread(work, parts), strict=True):
         try:
