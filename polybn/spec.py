@@ -308,6 +308,8 @@ class Traits:
     """Context managers by name: inside of each, another implementation serves all calls. The kit grades each."""
     integers: bool = False
     """Whether ``moments`` takes arrays of integers, and returns what S15 says of them."""
+    instead_of_integers: str = ""
+    """What to do with integers where ``moments`` takes none, in the words of the library's users."""
     sees_values: bool = True
     """Whether a bad value is an error; False where the host would have to wait, and NaN comes out instead (S14)."""
     own: frozenset[str] = frozenset()

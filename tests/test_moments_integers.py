@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -159,6 +160,30 @@ def test_refused_in_words(backend: str, dtype: str) -> None:
     words = f"polybn.moments: x must have one of the dtypes {', '.join(known)}; got {dtype}"
     with pytest.raises(DTypeError, match=rf"^{words}.* \(moments are defined on these, and nothing is converted"):
         polybn.moments(x)
+
+
+@pytest.mark.clause("S14")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("jax", r"polybn.moments(numpy.asarray(x)) is exact; x.astype('float32') stays on the device"),
+        ("dask", r"x.astype('float64') stays lazy; polybn.Statistics adds up x.blocks[k].compute() exactly"),
+        ("torch", r"polybn.moments(x.numpy(force=True)) is exact, on the host; x.double() stays on the device"),
+    ],
+)
+def test_the_error_says_what_the_library_has_for_integers(name: str, words: str) -> None:
+    """What it says is run, and gives the exact mean."""
+    if (reason := polybn.backends()[name]) is not None:
+        pytest.skip(f"{name}: {reason}")
+    x = polybn.backend(name).asarray(np.array([[1, 250], [2, 255]], np.int32))
+    with pytest.raises(DTypeError, match=rf": {re.escape(words)}\)$"):
+        polybn.moments(x)
+    for call in re.findall(r"x\.(?:astype|double|numpy|blocks)\S*|numpy\.asarray\(x\)", words):
+        converted = eval(
+            call.removesuffix(")") if call.count(")") > call.count("(") else call, {"x": x, "numpy": np, "k": 0}
+        )
+        found = polybn.moments(converted)
+        assert np.asarray(found.mean).tolist() == [1.5, 252.5]
 
 
 @pytest.mark.clause("S14")
