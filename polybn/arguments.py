@@ -146,8 +146,11 @@ def check_batch_norm(function: str, given: Arrays, options: Options, *, joined: 
     return Known(*numbers, unbiased, x.axis, x.channels, x.m, x.dtype)
 
 
-def check_moments(function: str, given: Arrays, axis: Any, *, integers: bool = False) -> Known:
-    """Check ``x``, its channel axis, ``where``, and that all arrays are on one device."""
+def check_moments(function: str, given: Arrays, axis: Any, *, integers: bool = False, instead: str = "") -> Known:
+    """Check ``x``, its channel axis, ``where``, and that all arrays are on one device.
+
+    ``instead`` says what to do with integers, if they are not taken.
+    """
     known = MOMENTS_DTYPE if integers else STATISTICS_DTYPE
     check_given(function, x=given.x)
     shape, dtype, _ = given.x
@@ -155,7 +158,7 @@ def check_moments(function: str, given: Arrays, axis: Any, *, integers: bool = F
         what = "moments are" if function == "moments" else "batch norm is"
         raise DTypeError(
             f"polybn.{function}: x must have one of the dtypes {', '.join(known)}; got {dtype} "
-            f"({what} defined on these, and nothing is converted: do so before the call)"
+            f"({what} defined on these, and nothing is converted: {_converted(dtype, instead)})"
         )
     if len(shape) < 2:
         raise ShapeError(
@@ -175,6 +178,11 @@ def check_moments(function: str, given: Arrays, axis: Any, *, integers: bool = F
     rest = shape[:index] + shape[index + 1 :]
     # Moments take no options but the axis; the other fields are what a call in training without any would have.
     return Known(True, 1.0, 0.0, False, index, shape[index], math.prod(rest), known[dtype])
+
+
+def _converted(dtype: str, instead: str) -> str:
+    """Say how an array becomes one that is taken."""
+    return instead if instead and dtype.startswith(("int", "uint")) else "do so before the call"
 
 
 def _check_known(function: str, shape: tuple[Any, ...]) -> None:

@@ -193,7 +193,7 @@ def moments(x: Array, *, axis: int = 1, where: Array | None = None, **own: Any) 
     backend = backend_of_all("moments", Arrays._fields, arrays)
     given, traits = describe("moments", backend, arrays), traits_of(backend)
     check_own("moments", own, traits.own)
-    known = check_moments("moments", given, axis, integers=traits.integers)
+    known = check_moments("moments", given, axis, integers=traits.integers, instead=traits.instead_of_integers)
     made = backend.moments(Arguments._make(("moments", *arrays, *known, own)))
     return returned.check_vectors("moments", backend, "moments", made, Moments, known.channels, known.dtype)
 

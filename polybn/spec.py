@@ -210,6 +210,27 @@ class Moments(NamedTuple):
         divisor = _cast(self.count - 1 if unbiased else self.count, self.mean.dtype)
         return self.m2 / (divisor + _cast(divisor <= 0, divisor.dtype) * (1 - divisor))
 
+    def std(self, *, unbiased: bool = False) -> Array:
+        """Return the standard deviation, the root of :meth:`variance`.
+
+        Parameters
+        ----------
+        unbiased : bool, default False
+            As in :meth:`variance`.
+
+        Returns
+        -------
+        array, shape (C,)
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import polybn
+        >>> polybn.moments(np.array([[1.0], [2.0], [6.0]])).std(unbiased=True).round(3).tolist()
+        [2.646]
+        """
+        return self.variance(unbiased=unbiased) ** 0.5
+
 
 def _cast(array: Array, dtype: Any) -> Array:
     """Convert by the word that the array's library has: a method, or a function of the Array API standard."""
@@ -287,6 +308,8 @@ class Traits:
     """Context managers by name: inside of each, another implementation serves all calls. The kit grades each."""
     integers: bool = False
     """Whether ``moments`` takes arrays of integers, and returns what S15 says of them."""
+    instead_of_integers: str = ""
+    """What to do with integers where ``moments`` takes none, in the words of the library's users."""
     sees_values: bool = True
     """Whether a bad value is an error; False where the host would have to wait, and NaN comes out instead (S14)."""
     own: frozenset[str] = frozenset()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 import polybn
 from polybn import arguments
 from polybn.spec import DTypeError, Moments
+from polybn_numpy import integers
 from tests.conftest import TRAITS
 
 Array = np.ndarray[Any, Any]
@@ -83,6 +86,54 @@ def test_more_than_one_sum_of_float64(backend: str, dtype: str, axis: int) -> No
     assert (got.count[0], got.mean[0], got.m2[0]) == (m, float(mean), float(m2))
 
 
+LAYOUTS: dict[str, tuple[tuple[int, ...], int, Callable[[Array], Array]]] = {
+    "channels last": ((70, 31, 17, 3), 3, lambda x: x),
+    "seen from channels last": ((70, 31, 17, 3), 1, lambda x: np.moveaxis(x, 3, 1)),
+    "long rows": ((3, 2, 40_001), 1, lambda x: x),
+    "channels first": ((3, 70_001), 0, lambda x: x),
+    "Fortran order": ((20_011, 7), 1, np.asfortranarray),
+    "backwards, every other": ((20_011, 14), 1, lambda x: x[::-1, ::2]),
+    "many channels": ((2, 70_000), 1, lambda x: x),
+    "repeated": ((5, 1, 2, 300), 2, lambda x: np.broadcast_to(x, (5, 90, 2, 300))),
+    "foreign byte order": ((20_011, 7), 1, lambda x: x.astype(x.dtype.newbyteorder())),
+    "unaligned": ((20_011, 7), 1, lambda x: np.frombuffer(b"1" + x.tobytes(), x.dtype, offset=1).reshape(x.shape)),
+}
+
+
+@pytest.mark.clause("S15")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_any_layout_of_many_values(dtype: str, layout: str, masked: bool) -> None:
+    """Several slabs of each layout, with as many limbs as a type has, and the largest numbers among them."""
+    shape, axis, turned = LAYOUTS[layout]
+    rng, info = np.random.default_rng(len(layout)), np.iinfo(dtype)
+    plain = rng.integers(info.min, info.max, shape, dtype, endpoint=True)
+    plain[: len(plain) // 2] >>= 8 * plain.itemsize // 2  # slabs of small numbers, too
+    plain.flat[:: max(plain.size // 50, 1)] = info.max
+    x = turned(plain)
+    where = rng.random(x.shape[-1:]) < 0.6 if masked else None
+    got = polybn.moments(x, axis=axis, where=where)
+    rows = np.moveaxis(x, axis, 0).astype(object).reshape(x.shape[axis], -1)
+    kept = np.moveaxis(np.broadcast_to(True if where is None else where, x.shape), axis, 0).reshape(rows.shape)
+    for c in range(0, len(rows), max(len(rows) // 5, 1)):
+        values = rows[c][kept[c]]
+        n, s, q = len(values), int(values.sum()), int((values * values).sum())
+        assert got.count[c] == n
+        if n:
+            assert (got.mean[c], got.m2[c]) == (s / n, (q * n - s * s) / n)
+
+
+@pytest.mark.clause("S15")
+def test_more_slabs_than_int64_can_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sums go over to Python's integers in time."""
+    x = np.full((200_000, 2), 2**64 - 1, np.uint64)
+    right = polybn.moments(x)
+    monkeypatch.setattr(integers, "OFTEN", 2)
+    assert np.array_equal(right, polybn.moments(x))
+    assert right.mean.tolist() == [float(2**64 - 1)] * 2
+
+
 @pytest.mark.clause("S15")
 def test_parts_merge_as_their_whole(backend: str) -> None:
     """Images of bytes, near white with one odd pixel, in parts of unequal sizes."""
@@ -109,6 +160,30 @@ def test_refused_in_words(backend: str, dtype: str) -> None:
     words = f"polybn.moments: x must have one of the dtypes {', '.join(known)}; got {dtype}"
     with pytest.raises(DTypeError, match=rf"^{words}.* \(moments are defined on these, and nothing is converted"):
         polybn.moments(x)
+
+
+@pytest.mark.clause("S14")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("jax", r"polybn.moments(numpy.asarray(x)) is exact; x.astype('float32') stays on the device"),
+        ("dask", r"x.astype('float64') stays lazy; polybn.Statistics adds up x.blocks[k].compute() exactly"),
+        ("torch", r"polybn.moments(x.numpy(force=True)) is exact, on the host; x.double() stays on the device"),
+    ],
+)
+def test_the_error_says_what_the_library_has_for_integers(name: str, words: str) -> None:
+    """What it says is run, and gives the exact mean."""
+    if (reason := polybn.backends()[name]) is not None:
+        pytest.skip(f"{name}: {reason}")
+    x = polybn.backend(name).asarray(np.array([[1, 250], [2, 255]], np.int32))
+    with pytest.raises(DTypeError, match=rf": {re.escape(words)}\)$"):
+        polybn.moments(x)
+    for call in re.findall(r"x\.(?:astype|double|numpy|blocks)\S*|numpy\.asarray\(x\)", words):
+        converted = eval(
+            call.removesuffix(")") if call.count(")") > call.count("(") else call, {"x": x, "numpy": np, "k": 0}
+        )
+        found = polybn.moments(converted)
+        assert np.asarray(found.mean).tolist() == [1.5, 252.5]
 
 
 @pytest.mark.clause("S14")

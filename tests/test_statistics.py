@@ -18,6 +18,7 @@ import polybn
 from polybn import Statistics
 from polybn.conformance import oracle
 from polybn.spec import BackendError, DomainError, DTypeError, ShapeError
+from polybn.statistics.extremes import extremes
 
 Array = np.ndarray[Any, Any]
 
@@ -102,6 +103,26 @@ def same(a: Statistics, b: Statistics) -> bool:
     return a.axis == b.axis and all(np.array_equal(p, q) for p, q in pairs)
 
 
+@given(
+    seed=st.integers(0, 2**32),
+    shape=st.sampled_from(((1, 1), (2000, 3), (341, 3), (7, 5, 11, 3), (5, 3, 700), (3000, 1), (0, 3))),
+    axis=st.integers(-2, 1),
+    dtype=st.sampled_from(("uint8", "int64", "float32")),
+    turned=st.booleans(),
+)
+def test_extremes_of_any_layout(seed: int, shape: tuple[int, ...], axis: int, dtype: str, turned: bool) -> None:
+    """They are NumPy's, wherever they lie and in whatever number of rows; NaN is kept."""
+    x = np.random.default_rng(seed).integers(0, 100, shape).astype(dtype)
+    if dtype == "float32" and x.size:
+        x.flat[seed % x.size] = np.nan
+    x = np.asfortranarray(x) if turned else x
+    found = extremes(x, axis, None)
+    others = tuple(k for k in range(x.ndim) if k != axis % x.ndim)
+    wide = x.astype(float)
+    right = wide.min(others, initial=np.inf), wide.max(others, initial=-np.inf)
+    assert np.array_equal(found, np.array(right, float), equal_nan=True)
+
+
 def test_saved_and_loaded_it_goes_on(tmp_path: Path) -> None:
     found, path = example(), tmp_path / "statistics of all"
     found.save(path)
@@ -160,6 +181,35 @@ def test_what_is_no_saved_file_is_refused(kind: str, tmp_path: Path) -> None:
         Statistics.load(path)
     with pytest.raises(FileNotFoundError):
         Statistics.load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "it is empty"),
+        (b"some text", "it is no .npz file"),
+        (b"\x93NUMPY\x01\0", "it is one array, as .npy files have it"),
+    ],
+)
+def test_a_file_that_is_none_of_statistics_is_called_what_it_is(data: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.npz"
+    path.write_bytes(data)
+    with pytest.raises(DomainError, match=rf"save has written; got {path} \({words}\)$"):
+        Statistics.load(path)
+    np.savez(path, x=np.ones(3), y=np.ones(2))
+    words = "its arrays are x, y; they must be axis, count, mean, m2, low"
+    with pytest.raises(DomainError, match=rf"\({words}\)$"):
+        Statistics.load(path)
+
+
+def test_moments_have_a_deviation(backend: str) -> None:
+    """The root of the variance, and 0 in a channel with too few values."""
+    module = polybn.backend(backend)
+    found = polybn.moments(module.asarray(np.array([[1, 5], [2, 5], [6, 5]], np.float32)))
+    for unbiased, variance in ((False, 14 / 3), (True, 7)):
+        got = module.to_numpy(found.std(unbiased=unbiased))
+        np.testing.assert_allclose(got, [variance**0.5, 0], rtol=2**-21)
+    assert module.to_numpy(polybn.moments(module.asarray(np.ones((1, 2), np.float32))).std()).tolist() == [0, 0]
 
 
 def test_what_is_handed_out_cannot_change_it() -> None:

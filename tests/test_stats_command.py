@@ -10,6 +10,7 @@ import signal
 import struct
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -178,13 +179,45 @@ def test_what_is_printed_written_drawn_and_saved(stats: Stats, tmp_path: Path) -
     assert saved.mean.tolist() == right["mean"]
 
 
+@pytest.mark.parametrize("width", [10, 40, 200])
+def test_no_width_cuts_a_number(stats: Stats, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", f"{width}")
+    np.save("x.npy", np.array([[-1.99349702e122], [1.23456789e-122]]) * np.ones(12))
+    lines = stats("x.npy").out.splitlines()
+    assert len(lines) == 13
+    assert lines[12].split() == ["11", "-9.9674851e+121", "9.9674851e+121", "-1.99349702e+122", "1.23456789e-122", "2"]
+
+
 def test_what_is_no_number_makes_its_channel_none(stats: Stats) -> None:
     """NaN is shown as such, and is null in JSON; the other channel has its numbers."""
     np.save("x.npy", np.array([[1.0, np.nan], [3.0, 2.0]]))
     said = stats("x.npy", "--json", "numbers.json")
     assert said.out.splitlines()[2].split() == ["1", "nan", "nan", "nan", "nan", "2"]
+    assert said.code == 0
+    assert said.err.startswith("NaN or infinity among the values in 1 file, first in x.npy; means of ")
     numbers = json.loads(Path("numbers.json").read_text())
     assert (numbers["mean"], numbers["std"], numbers["max"]) == ([2, None], [1, None], [3, None])
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_files_with_values_that_are_not_finite_are_counted(stats: Stats, workers: int) -> None:
+    """Each file once, whatever its parts, and images, streams and stores like arrays."""
+    Path("data").mkdir()
+    bad = np.full((999, 2), np.inf, np.float32)
+    np.save("data/a.npy", np.ones((9, 2)))
+    np.save("data/b.npy", bad)
+    np.savez("data/c.npz", bad)
+    said = stats("data", "--workers", workers)
+    assert said.code == 0
+    assert "values in 2 files, first in data/b.npy; " in said.err
+    Path("images").mkdir()
+    for name, value in (("a", 1), ("b", np.nan), ("c", np.nan)):
+        Image.fromarray(np.full((3, 3), value, np.float32)).save(f"images/{name}.tif")
+    assert "values in 2 files, first in images/b.tif; " in stats("images").err
+    zarr = pytest.importorskip("zarr", reason="Zarr is not installed")
+    zarr.create_array("store", shape=bad.shape, chunks=(9, 2), dtype="f4")[:] = bad
+    assert "values in 1 file, first in store; " in stats("store").err
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -194,6 +227,81 @@ def test_the_histogram_is_that_of_all_parts(tmp_path: Path) -> None:
     assert (found.exponent, found.first) == (0, 0)
     for counts, channel in zip(found.counts, of(IMAGES, -1), strict=True):
         assert counts.tolist() == np.bincount(channel.ravel(), minlength=256).tolist()
+
+
+def test_saved_statistics_go_on(stats: Stats) -> None:
+    np.save("a.npy", IMAGES[:20])
+    np.save("b.npy", IMAGES[20:])
+    assert stats("a.npy", "--axis", "-1", "--save", "a.npz").code == 0
+    said = stats("b.npy", "--axis", "-1", "--from", "a.npz", "--save", "all.npz", "--json", "-")
+    assert (said.code, said.err) == (0, "Saved in all.npz, before --scale\n")
+    assert_exact(json.loads(said.out), of(IMAGES, -1))
+    assert Statistics.load("all.npz").count.tolist() == [IMAGES[..., 0].size] * 3
+
+
+def test_a_saved_file_has_the_axis_of_the_arrays(stats: Stats) -> None:
+    np.save("x.npy", FLOATS)
+    assert stats("x.npy", "--axis", 1, "--save", "x.npz").code == 0
+    again = Statistics.load("x.npz")
+    again.update(FLOATS)
+    assert (again.axis, again.count.tolist()) == (1, [2 * 61 * 5] * 3)
+
+
+def test_statistics_that_do_not_fit_are_refused(stats: Stats) -> None:
+    np.save("x.npy", IMAGES)
+    np.save("grey.npy", GREY)
+    stats("x.npy", "--axis", "-1", "--save", "x.npz")
+    before = Path("x.npz").read_bytes()
+    bare = Statistics(axis=-1, extremes=False)
+    bare.update(IMAGES)
+    bare.save("bare.npz")
+    go_on = ("--from", "x.npz")
+    refused(stats("x.npy", "--axis", 1, *go_on), "--axis must be that of --from, -1; got 1 (")
+    refused(stats("grey.npy", "--axis", "none", *go_on), "a data set must have values that can be read; got none (grey")
+    refused(stats("x.npy", "--axis", -1, "--from", "bare.npz"), "--from must name statistics with smallest and largest")
+    refused(
+        stats("x.npy", "--axis", -1, "--from", "x.npy"), "path must name a file that save has written; got x.npy (it"
+    )
+    refused(stats("x.npy", "--axis", -1, *go_on, "--picture", "h.png"), "--picture must be left out with --from")
+    refused(stats("x.npy", "--axis", -1, *go_on, "--save", "x.npz"), "--save must be another file than those that are")
+    assert Path("x.npz").read_bytes() == before
+
+
+def test_a_file_of_statistics_is_no_data(stats: Stats) -> None:
+    np.save("x.npy", IMAGES)
+    stats("x.npy", "--axis", "-1", "--save", "x.npz")
+    refused(
+        stats("x.npz"), "x.npz must be a file of data; it has statistics that --save or polybn.Statistics.save wrote"
+    )
+    said = stats("x.npy", "x.npz", "--axis", "-1")
+    assert (said.code, said.err.startswith("Left out: x.npz: must be a file of data; it has statistics")) == (1, True)
+    assert stats("x.npz", "--array", "mean").code == 0
+
+
+def test_an_interruption_says_that_nothing_was_saved(stats: Stats, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save("x.npy", IMAGES)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "measure", interrupt)
+    said = stats("x.npy", "--axis", "-1", "--save", "x.npz")
+    assert said.code not in (0, 2)
+    assert said.err.startswith("Interrupted: nothing was saved, and x.npz not made\n")
+    assert not Path("x.npz").exists()
+
+
+def test_idx_files_of_a_folder_are_read_and_labels_are_not(stats: Stats) -> None:
+    Path("data").mkdir()
+    Path("data/train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(IMAGES[:20, ..., 0])))
+    Path("data/t10k-images.idx3-ubyte").write_bytes(idx(IMAGES[20:, ..., 0]))
+    Path("data/train-labels-idx1-ubyte").write_bytes(idx(np.full(20, 9, np.uint8)))
+    said = stats("data", "--json", "-")
+    assert (said.code, said.err) == (0, "")
+    assert_exact(json.loads(said.out), [IMAGES[..., 0]])
+    Path("data/cut-images-idx3-ubyte").write_bytes(idx(GREY)[:-3])
+    said = stats("data")
+    assert (said.code, said.err.split(": ")[1]) == (1, "data/cut-images-idx3-ubyte")
 
 
 def test_several_paths_are_one_data_set(stats: Stats) -> None:
@@ -234,6 +342,133 @@ def test_modes(stats: Stats, tmp_path: Path) -> None:
     assert_exact(numbers, of(np.stack(right), -1))
     Image.fromarray(IMAGES[0, ..., 0] > 99).save("two.png")
     assert_exact(json.loads(stats("two.png", "--json", "-").out), [(IMAGES[0, ..., 0] > 99) * np.uint8(255)])
+
+
+def saved(path: Path, pages: list[Any], **options: Any) -> None:
+    pages[0].save(path, save_all=True, append_images=pages[1:], **options)
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("tif", 1), ("gif", 3), ("webp", 3), ("png", 1)])
+def test_every_page_is_an_image(stats: Stats, kind: str, channels: int) -> None:
+    grey = [np.full((4, 6), value, np.uint8) for value in (0, 100, 200)]
+    saved(Path(f"pages.{kind}"), list(map(Image.fromarray, grey)), **({"lossless": True} if kind == "webp" else {}))
+    said = stats(f"pages.{kind}", "--json", "-")
+    assert (said.code, said.err) == (0, "")
+    assert_exact(json.loads(said.out), [np.concatenate(grey)] * channels)
+
+
+def test_colours_after_a_grey_page_are_read_or_named(stats: Stats) -> None:
+    """Pillow takes indices of a palette for greys there."""
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    for first, right in (("L", [127.5] * 3), ("RGB", [(127.5 + 250) / 2, 127.5 / 2, 127.5 / 2])):
+        saved(Path("x.gif"), [ramp.convert(first), Image.new("RGB", (16, 16), (250, 0, 0))])
+        said = stats("x.gif", "--json", "-")
+        numbers = json.loads(said.out)
+        assert numbers["mean"] == right or numbers["mean"] == [(127.5 + 250) / 2, 127.5 / 2, 127.5 / 2]
+        assert ("Left out: x.gif[1:]: Pillow misreads" in said.err) == (numbers["mean"] == [127.5] * 3)
+
+
+def test_previews_are_no_images_of_the_set(stats: Stats) -> None:
+    """TIFF's smaller copies and masks, and the further pictures of a JPEG, do not count."""
+    whole, small = (Image.new("L", (size, size), value) for size, value in ((8, 10), (4, 200)))
+    for role in (1, 4, 5):
+        small.encoderinfo = {"tiffinfo": {254: role}}
+        saved(Path("x.tif"), [whole, small])
+        assert json.loads(stats("x.tif", "--json", "-").out)["count"] == [64]
+    saved(Path("x.jpg"), [whole, Image.new("L", (8, 8), 200)], format="MPO")
+    with Image.open("x.jpg") as image:
+        assert image.n_frames == 2
+    assert json.loads(stats("x.jpg", "--json", "-").out)["mean"] == [10]
+
+
+def test_pages_that_cannot_be_read_are_named(stats: Stats) -> None:
+    grey = [Image.new("L", (64, 64), value) for value in (10, 20, 30)]
+    grey.append(Image.new("I;16", (64, 64), 40))
+    saved(Path("x.tif"), grey, compression="tiff_deflate")
+    whole = bytearray(Path("x.tif").read_bytes())
+    with Image.open("x.tif") as image:
+        image.seek(1)
+        start = image.tag_v2[273][0]
+    whole[start : start + 4] = b"bad!"
+    Path("x.tif").write_bytes(whole)
+    said = stats("x.tif", "--json", "-")
+    assert said.code == 1
+    found = json.loads(said.out)
+    assert (found["count"], found["mean"]) == ([2 * 64 * 64], [20])
+    assert [one["name"] for one in found["left_out"]] == ["x.tif[1]", "x.tif[3]"]
+
+
+def wide_png(pixels: Array) -> bytes:
+    """Return a PNG of 16 bits with three channels, which Pillow does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+WIDE: dict[str, tuple[Callable[[], bytes], list[str]]] = {
+    "16 bits to RGB": (lambda: image_bytes(DEEP), ["--mode", "RGB"]),
+    "16 bits to L": (lambda: image_bytes(DEEP), ["--mode", "L"]),
+    "floats to L": (lambda: image_bytes(FLOATS[:, 0], "TIFF"), ["--mode", "L"]),
+    "floats to RGB": (lambda: image_bytes(FLOATS[:, 0] / 1e6, "TIFF"), ["--mode", "RGB"]),
+    "floats to integers": (lambda: image_bytes(FLOATS[:, 0] / 1e6, "TIFF"), ["--mode", "I"]),
+    "32 bits to L": (lambda: image_bytes(DEEP.astype(np.int32), "TIFF"), ["--mode", "L"]),
+    "32 bits to floats": (lambda: image_bytes(np.full((9, 9), 2**24 + 1, np.int32), "TIFF"), ["--mode", "F"]),
+    "colours of 16 bits": (lambda: wide_png(np.full((9, 9, 3), 65503)), []),
+    "colours of a PPM": (lambda: b"P6 1 1 65535 " + bytes((255, 1) * 3), []),
+}  # fmt: skip
+
+
+def image_bytes(pixels: Array, kind: str = "PNG") -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, kind)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("kind", WIDE)
+def test_no_value_of_an_image_is_cut(stats: Stats, kind: str) -> None:
+    """Wide values are refused alone, left out among others, and no hint leads there."""
+    make, options = WIDE[kind]
+    Path("wide.img").write_bytes(make())
+    Image.fromarray(IMAGES[0]).save("a.png")
+    refused(stats("wide.img", *options), "one file must be an image that can be read; got none (wide.img: ")
+    said = stats("a.png", "wide.img", *options)
+    assert said.code == 1
+    assert said.err.startswith("Left out: wide.img: ")
+    assert "try --mode RGB" not in said.err
+
+
+def test_modes_that_keep_all_values_are_taken(stats: Stats) -> None:
+    Image.fromarray(DEEP).save("x.png")
+    for mode in ("I", "F"):
+        numbers = json.loads(stats("x.png", "--mode", mode, "--json", "-").out)
+        assert (numbers["count"], numbers["max"]) == ([DEEP.size], [DEEP.max()])
+    refused(stats("x.png", "--mode", "rgb"), "--mode must be one of CMYK, HSV, L, LA, ")
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_images_of_different_ranges_are_not_mixed(stats: Stats, together: bool, tmp_path: Path) -> None:
+    """Not in a folder, and not as several files."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(IMAGES[0, ..., 0]).save(folder / "a.png")
+    Image.fromarray(DEEP).save(folder / "b.png")
+    said = stats(*(["photos"] if together else ["photos/a.png", "photos/b.png"]), "--json", "found.json")
+    assert said.code == 1
+    assert said.err.startswith("Left out: photos/b.png: its values are uint16, those of the first image uint8 (their ")
+    assert_exact(json.loads(Path("found.json").read_text()), [IMAGES[0, ..., 0]])
+
+
+def test_arrays_of_different_types_are_noted(stats: Stats) -> None:
+    np.save("a.npy", IMAGES)
+    np.save("b.npy", IMAGES / 255)
+    said = stats("a.npy", "b.npy", "--axis", "-1")
+    words = "are measured together, as they are: uint8 (first a.npy), float64 (first b.npy)\n"
+    assert (said.code, said.err) == (0, f"Values of several types {words}")
 
 
 # Bad files and options.
@@ -294,7 +529,7 @@ def test_bad_options_and_places_get_one_sentence(stats: Stats, tmp_path: Path) -
     refused(stats("two.npz", "--array", "c"), "--array must name one of the arrays of two.npz; got c (they are a, b)")
     refused(stats("x.npy", "--scale", 0), "--scale must be a positive number; got 0.0")
     refused(stats("x.npy", "--picture", "h.txt"), "the name of a picture must end in one of .png, .svg, .pdf")
-    refused(stats("nothing"), "nothing must hold images, .npy or .npz files, or be a Zarr store; got 0 other files")
+    refused(stats("nothing"), "nothing must hold images, .npy, .npz or IDX files, or be a Zarr store; got 0 other ")
     refused(stats("nowhere"), "No such file or directory: nowhere")
     refused(stats("pipe"), "pipe must be a file or a folder; got neither of them")
     refused(stats("store"), "store must be a Zarr store; got ")
@@ -463,6 +698,28 @@ def test_damaged_arrays_of_a_folder_are_named_and_the_others_measured(stats: Sta
     assert all(name in str(found["left_out"]) for name in ("cut.npy", "empty.npy", "pointer.npy"))
     assert len(found["left_out"]) == 3
     assert str(2 * len(FLOATS)) in str(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("text.npy", b"some text", "must be a file of arrays; its first bytes are others (b'some text')"),
+        ("empty.npy", b"", "must be a file of arrays; it is empty"),
+        ("cut.npy", packed("npy", GREY)[:-1], "must be a whole file of arrays; got "),
+        ("text.png", b"some text", "must be an image that can be read; got none (text.png: "),
+    ],
+)
+def test_a_bad_file_beside_good_ones_is_left_out(stats: Stats, name: str, data: bytes, words: str) -> None:
+    np.save("good.npy", GREY)
+    Path(name).write_bytes(data)
+    refused(stats(name, "--axis", "none"), words)
+    for paths in (("good.npy", name), (name, "good.npy")):
+        said = stats(*paths, "--axis", "none", "--json", "-")
+        assert said.code == 1
+        assert said.err.startswith(f"Left out: {name}: ")
+        assert words in said.err
+        assert_exact(json.loads(said.out), [GREY])
+    refused(stats("good.npy", "nowhere.npy", "--axis", "none"), "No such file or directory: nowhere.npy")
 
 
 @pytest.mark.parametrize("values", [[2**64 - 1], [0, 2**63, 2**64 - 1], [7, 2**53 + 1]])

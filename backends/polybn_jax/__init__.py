@@ -38,6 +38,7 @@ traits = Traits(
     jit=jax.jit,
     several_devices=True,
     native_norm=find_spec("flax") is not None,
+    instead_of_integers="polybn.moments(numpy.asarray(x)) is exact; x.astype('float32') stays on the device",
     own=frozenset({"axis_name"}),
     joins="axis_name",
     hint=lambda value: "it is sparse: todense() makes it plain" if hasattr(value, "todense") else "",

@@ -40,7 +40,13 @@ def _hint(value: object) -> str:
 
 
 name = "torch"
-traits = Traits(library="PyTorch", devices=_devices, variants={"operators": operators_only}, hint=_hint)
+traits = Traits(
+    library="PyTorch",
+    devices=_devices,
+    variants={"operators": operators_only},
+    instead_of_integers="polybn.moments(x.numpy(force=True)) is exact, on the host; x.double() stays on the device",
+    hint=_hint,
+)
 _MORE = MaskedTensor, UninitializedTensorMixin
 """Tensors with another meaning, or with no shape yet."""
 

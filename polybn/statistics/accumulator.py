@@ -15,6 +15,7 @@ from polybn.dispatch import backend_of
 from polybn.functional import merge_moments, moments
 from polybn.options import check_axis, type_name
 from polybn.spec import DomainError, DTypeError, Moments, ShapeError
+from polybn.statistics.extremes import extremes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -94,7 +95,7 @@ class Statistics:
         part._moments = _wide(Moments(*(None if a is None else backend.to_numpy(a) for a in found)))
         if self.extremes:
             host: list[Any] = [a if isinstance(a, np.ndarray | None) else backend.to_numpy(a) for a in (x, where)]
-            part._min, part._max = _extremes(host[0], self.axis, host[1])
+            part._min, part._max = extremes(host[0], self.axis, host[1])
         self._take("update", "x", part)
 
     def merge(self, other: Statistics) -> None:
@@ -228,6 +229,9 @@ class Statistics:
         """
         data = read_whole(path, MOST_BYTES)
         try:
+            if not data.startswith(b"PK"):
+                what = "one array, as .npy files have it" if data.startswith(b"\x93NUMPY") else "no .npz file"
+                raise ValueError(f"it is {what}" if data else "it is empty")
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             return cls._restored(arrays)
@@ -243,13 +247,16 @@ class Statistics:
 
     @classmethod
     def _restored(cls, arrays: dict[str, NDArray[Any]]) -> Statistics:
-        extremes, axis = "min" in arrays, arrays.pop("axis")
+        extremes = "min" in arrays
+        names = list(FIELDS) if extremes else list(FIELDS)[:4]
+        if set(arrays) != {"axis", *names}:
+            raise ValueError(
+                f"its arrays are {', '.join(sorted(arrays)) or 'none'}; they must be axis, {', '.join(names)}"
+            )
+        axis = arrays.pop("axis")
         if axis.shape or axis.dtype.kind not in "iu":
             raise ValueError(f"axis has dtype {axis.dtype} and shape {axis.shape}")
         restored = cls(axis=int(axis), extremes=extremes)
-        names = list(FIELDS) if extremes else list(FIELDS)[:4]
-        if set(arrays) != set(names):
-            raise ValueError(f"its arrays are {', '.join(sorted(arrays))}")
         for name, array in arrays.items():
             if array.dtype != FIELDS[name] or array.shape != (len(arrays["count"]),):
                 raise ValueError(f"{name} has dtype {array.dtype} and shape {array.shape}")
@@ -297,17 +304,3 @@ def _wide(part: Moments) -> Moments:
     mean = part.mean + low
     with np.errstate(invalid="ignore"):
         return Moments(part.count.astype(np.int64), mean, part.m2.astype(np.float64), (part.mean - mean) + low)
-
-
-def _extremes(
-    x: NDArray[Any], axis: int, where: NDArray[np.bool_] | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the smallest and largest values, channel by channel, because NumPy is slow if the channel axis is last."""
-    rows = np.moveaxis(x, axis, 0)
-    kept = [None] * len(rows) if where is None else np.moveaxis(np.broadcast_to(where, x.shape), axis, 0)
-    found = np.full((2, len(rows)), [[np.inf], [-np.inf]])
-    for c, (row, mask) in enumerate(zip(rows, kept, strict=True)):
-        values = row if mask is None else row[mask]
-        if values.size:
-            found[:, c] = values.min(), values.max()
-    return found[0], found[1]

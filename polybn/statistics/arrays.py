@@ -21,9 +21,11 @@ from numpy.lib import format as npy
 from polybn.lenet.errors import DataIntegrityError
 from polybn.lenet.idx import TYPES
 from polybn.spec import DomainError, ShapeError
-from polybn.statistics.accumulator import DAMAGE
-from polybn.statistics.parts import LIMIT, Array, Layout, Part, blocks, channels_last, check_dtype
+from polybn.statistics.accumulator import DAMAGE, FIELDS
+from polybn.statistics.parts import LIMIT, Array, Layout, NotFinite, Part, blocks, channels_last, check_dtype, noted
 
+SAVED = tuple(FIELDS)[:4]
+"""The arrays that every file of statistics has."""
 NPY, ZIP, GZIP = b"\x93NUMPY", b"PK\x03\x04", b"\x1f\x8b"
 
 
@@ -101,7 +103,8 @@ def _mapped(path: Path, layout: Layout, read: Callable[[IO[bytes]], Header]) -> 
     array = _map(path, header)
     cut = list(blocks(array, axis))
     named = {f"{path}{'' if len(cut) == 1 else _words(index)}": index for index in cut}
-    return [Part(name, header.size // len(cut), partial(_read, path, header, i, axis)) for name, i in named.items()]
+    size, dtype = header.size // len(cut), header.dtype.name
+    return [Part(name, size, partial(_read, path, header, i, axis), dtype) for name, i in named.items()]
 
 
 def _words(index: tuple[slice, ...]) -> str:
@@ -113,13 +116,18 @@ def _map(path: Path, header: Header) -> Array:
     return np.memmap(path, header.dtype, "r", header.length, header.shape, order)
 
 
-def _read(path: Path, header: Header, index: tuple[slice, ...], axis: int | None) -> Iterator[Array]:
-    yield channels_last(_map(path, header)[index], axis)
+def _read(path: Path, header: Header, index: tuple[slice, ...], axis: int | None) -> Iterator[Array | NotFinite]:
+    yield from noted(f"{path}", channels_last(_map(path, header)[index], axis))
 
 
 def _npz(path: Path, layout: Layout) -> list[Part]:
     with zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    if layout.array is None and {"axis", *SAVED} <= set(names):
+        raise DataIntegrityError(
+            f"polybn stats: {path} must be a file of data; it has statistics that --save or polybn.Statistics.save "
+            f"wrote (--from {path} goes on with them)"
+        )
     name = pick(f"{path}", names, layout.array)
     return _streamed(path, f"{path}[{name}]", layout, partial(_open_member, path, f"{name}.npy"), _npy_header)
 
@@ -150,10 +158,12 @@ def _streamed(
     with start() as file:
         header = read(file)
     axis = _channel_axis(name, layout, header, read)
-    return [Part(name, path.stat().st_size, partial(_stream, start, header, axis))] if header.size else []
+    if not header.size:
+        return []
+    return [Part(name, path.stat().st_size, partial(_stream, name, start, header, axis), header.dtype.name)]
 
 
-def _stream(start: Callable[[], IO[bytes]], header: Header, axis: int | None) -> Iterator[Array]:
+def _stream(name: str, start: Callable[[], IO[bytes]], header: Header, axis: int | None) -> Iterator[Array | NotFinite]:
     """Read row by row along the first axis, or as a whole if that axis is the channels' or the last in memory."""
     rows, at_once = header.shape[0] if header.shape else 1, header.fortran or axis == 0
     step = rows if at_once else max(1, LIMIT // (header.size // rows))
@@ -163,7 +173,8 @@ def _stream(start: Callable[[], IO[bytes]], header: Header, axis: int | None) ->
             count = min(step, rows - low)
             data = _exactly(file, count * (header.size // rows))
             shape = (count, *header.shape[1:]) if header.shape else ()
-            yield channels_last(np.ndarray(shape, header.dtype, data, order="F" if header.fortran else "C"), axis)
+            array = np.ndarray(shape, header.dtype, data, order="F" if header.fortran else "C")
+            yield from noted(name, channels_last(array, axis))
         if file.read(1):
             raise ValueError(f"more bytes than shape {header.shape} needs")
 

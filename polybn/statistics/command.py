@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from polybn.console import STANDARD_OUTPUT, check_place, err, out, write
 from polybn.lenet import pictures
@@ -18,7 +19,9 @@ from polybn.lenet.errors import DataIntegrityError
 from polybn.spec import DomainError
 
 if TYPE_CHECKING:
+    from polybn.statistics.accumulator import Statistics
     from polybn.statistics.measure import Measured, Spread
+    from polybn.statistics.parts import Part
 
 SHOWN = 20
 """The number of names of skipped files that are printed; the file of ``--json`` has all."""
@@ -79,7 +82,11 @@ def stats(
         Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers with all digits; - prints them.")
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Save what polybn.Statistics.load reads, to go on later.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Save what --from and polybn.Statistics.load read, to go on later."),
+    ] = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="Go on with what --save has saved: add to it.")
     ] = None,
 ) -> None:
     """Measure a data set: mean, standard deviation, count, smallest and largest value of each channel.
@@ -93,24 +100,29 @@ def stats(
     polybn stats train-images-idx3-ubyte.gz --json -[/dim]
     """
     from polybn.statistics import picture as drawing
-    from polybn.statistics.measure import measure, parts_of
+    from polybn.statistics.accumulator import Statistics
+    from polybn.statistics.measure import gather, measure
     from polybn.statistics.parts import Layout
 
     if not 0 < scale < float("inf"):
         raise DomainError(f"polybn stats: --scale must be a positive number; got {scale} (values are divided by it)")
     for option, target in {"--json": json_, "--save": save}.items():
         if target is not None:
-            check_place("stats", option, target, *paths)
+            check_place("stats", option, target, *paths, *([] if from_ is None else [from_]))
     if picture is not None:
         pictures.check_option("stats", "--picture", picture, *paths)
     spread = _spread(workers, scheduler)
     layout = Layout(None if axis is None else _axis(axis), array)
+    start = Statistics(axis=-1) if from_ is None else _loaded(from_, layout.axis, picture)
+    before = int(start.count.sum()) if start.channels else 0
     seen = paths if scheduler is None else [path.absolute() for path in paths]
-    parts = [part for path in seen for part in parts_of(path, layout, mode)]
-    with _progress() as bar:
+    parts = gather(seen, layout, mode)
+    _note_types(parts)
+    with _progress() as bar, _interruption(save):
         task = bar.add_task("reading", total=sum(part.size for part in parts))
-        found = measure(parts, spread, histogram=picture is not None, progress=lambda size: bar.advance(task, size))
-    if not found.statistics.channels or not found.statistics.count.any():
+        wanted = picture is not None
+        found = measure(parts, spread, histogram=wanted, start=start, progress=lambda size: bar.advance(task, size))
+    if not found.statistics.channels or found.statistics.count.sum() == before:
         reason = f"{len(parts)} parts" if not found.left_out else ": ".join(found.left_out[0])
         raise DataIntegrityError(f"polybn stats: a data set must have values that can be read; got none ({reason})")
     _report(found, scale, unbiased, json_)
@@ -118,10 +130,57 @@ def stats(
         drawing.draw(found.statistics, found.histogram, picture, scale=scale)
         err.print(f"Histograms drawn in {picture}")
     if save is not None:
+        if isinstance(layout.axis, int):
+            found.statistics.axis = layout.axis  # where the arrays to come have their channels
         found.statistics.save(save)
         err.print(f"Saved in {save}, before --scale")
     if found.left_out:
         raise typer.Exit(1)
+
+
+def _loaded(path: Path, axis: int | str | None, picture: Path | None) -> Statistics:
+    """Load statistics to go on with; refuse those that lack something, or are of arrays with another channel axis."""
+    from polybn.statistics.accumulator import Statistics
+
+    if picture is not None:
+        raise DomainError(
+            f"polybn stats: --picture must be left out with --from; got {picture} (a file of statistics has no "
+            "histogram, so the picture would lack what came before)"
+        )
+    found = Statistics.load(path)
+    if not found.extremes:
+        raise DomainError(
+            f"polybn stats: --from must name statistics with smallest and largest values; got {path} "
+            "(polybn.Statistics(extremes=False) has saved it: go on with polybn.Statistics.load)"
+        )
+    if isinstance(axis, int) and axis != found.axis:
+        raise DomainError(
+            f"polybn stats: --axis must be that of --from, {found.axis}; got {axis} (if the channels are the same "
+            "all the same, measure apart, and join both files with polybn.Statistics.merge)"
+        )
+    return found
+
+
+@contextmanager
+def _interruption(save: Path | None) -> Iterator[None]:
+    """Say what Ctrl-C leaves behind: a part of a data set is never saved as if it were the whole."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if save is not None:
+            err.print(f"Interrupted: nothing was saved, and {save} {'is as it was' if save.exists() else 'not made'}")
+        raise
+
+
+def _note_types(parts: list[Part]) -> None:
+    """Say so if values of several types are averaged together, because their ranges may differ."""
+    firsts: dict[str, str] = {}
+    for part in parts:
+        if part.dtype:
+            firsts.setdefault(part.dtype, part.name)
+    if len(firsts) > 1:
+        listed = ", ".join(f"{dtype} (first {name})" for dtype, name in firsts.items())
+        err.print(f"Values of several types are measured together, as they are: {listed}")
 
 
 def _spread(workers: int, scheduler: str | None) -> Spread:
@@ -146,6 +205,10 @@ def _report(found: Measured, scale: float, unbiased: bool, target: Path | None) 
     numbers = _numbers(found, scale, unbiased)
     if target != STANDARD_OUTPUT:
         out.print(_table(numbers))
+    if found.not_finite:
+        first, number = next(iter(found.not_finite)), len(found.not_finite)
+        files = "in 1 file" if number == 1 else f"in {number:,} files"
+        err.print(f"NaN or infinity among the values {files}, first in {first}; means of their channels are not finite")
     for name, reason in found.left_out[:SHOWN]:
         err.print(f"Left out: {name}: {reason}")
     if len(found.left_out) > SHOWN:
@@ -176,11 +239,11 @@ def _plain(value: Any) -> Any:
     return [None if isinstance(one, float) and not math.isfinite(one) else one for one in value]
 
 
-def _table(numbers: dict[str, Any]) -> Table:
-    table = Table("channel", "mean", "std", "min", "max", "count", box=None)
-    for column in table.columns:
-        column.justify = "right"
-    rows = zip(*(numbers[name] for name in ("mean", "std", "min", "max", "count")), strict=True)
-    for c, (*values, count) in enumerate(rows):
-        table.add_row(str(c), *(f"{value:.9g}" for value in values), f"{count:,}")
-    return table
+def _table(numbers: dict[str, Any]) -> str:
+    """Return the numbers in columns, which no width of a terminal or of a pipe may cut."""
+    columns = [[name, *(f"{value:.9g}" for value in numbers[name])] for name in ("mean", "std", "min", "max")]
+    counts = ["count", *(f"{count:,}" for count in numbers["count"])]
+    columns = [["channel", *map(str, range(len(counts) - 1))], *columns, counts]
+    widths = [max(map(len, column)) for column in columns]
+    rows = zip(*columns, strict=True)
+    return "\n".join(" " + "  ".join(map(str.rjust, row, widths)) for row in rows)

@@ -1,9 +1,11 @@
-"""Folders of images, read by Pillow in groups of files, each image as rows of pixels."""
+"""Folders of images, read in groups of files, each page as rows of pixels.
+
+All images of a data set must have the channels and the type of values of the first one: bytes averaged with values of
+16 bits would mean nothing.
+"""
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from polybn.lenet.errors import DataIntegrityError
-from polybn.statistics.parts import LIMIT, Array, LeftOut, Part
+from polybn.spec import DomainError
+from polybn.statistics.pages import MODES, pages
+from polybn.statistics.parts import LIMIT, Array, Kind, LeftOut, NotFinite, Part, noted
 
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm", ".jp2"}
@@ -20,58 +24,68 @@ GROUP = 64
 """The number of files in a part."""
 
 
-def parts_of(paths: list[Path], mode: str | None) -> list[Part]:
-    """Group image files; all must have the number of channels of the first."""
-    channels = _first_channels(paths, mode)
+def parts_of(paths: list[Path], mode: str | None, first: Kind | None = None) -> list[Part]:
+    """Group image files; all must be of one kind, that of the first image if none is given."""
+    if mode not in (None, *MODES):
+        raise DomainError(
+            f"polybn stats: --mode must be one of {', '.join(MODES)}; got {mode} (RGB has three channels, L one)"
+        )
+    kind = first or _first_kind(paths, mode)
     groups = [paths[low : low + GROUP] for low in range(0, len(paths), GROUP)]
-    return [
-        Part(f"{group[0]}", sum(path.stat().st_size for path in group), partial(_read, group, mode, channels))
-        for group in groups
-    ]
+    return [_part(group, mode, kind) for group in groups]
 
 
-def _first_channels(paths: list[Path], mode: str | None) -> int:
-    """Return the number of channels of the first image that can be read."""
+def _part(group: list[Path], mode: str | None, kind: Kind) -> Part:
+    size = sum(path.stat().st_size for path in group)
+    return Part(_name(group), size, partial(_read, group, mode, kind), kind.dtype, kind)
+
+
+def _name(group: list[Path]) -> str:
+    more = len(group) - 1
+    return f"{group[0]} and {more} more" if more else f"{group[0]}"
+
+
+def _first_kind(paths: list[Path], mode: str | None) -> Kind:
+    """Return the kind of the first image that can be read."""
     reasons = []
     for path in paths:
-        try:
-            return int(_pixels(path, mode).shape[1])
-        except ImportError:
-            raise
-        except Exception as error:  # a decoder of damaged bytes may raise anything
-            reasons.append(f"{path}: {error}")
+        for page in pages(path, mode):
+            if not isinstance(page, LeftOut):
+                return _kind(page.pixels)
+            reasons.append(": ".join(page))
     raise DataIntegrityError(f"polybn stats: one file must be an image that can be read; got none ({reasons[0]})")
 
 
-def _read(paths: list[Path], mode: str | None, channels: int) -> Iterator[Array | LeftOut]:
+def _kind(pixels: Array) -> Kind:
+    return Kind(pixels.shape[1], pixels.dtype.name)
+
+
+def _read(paths: list[Path], mode: str | None, kind: Kind) -> Iterator[Array | LeftOut | NotFinite]:
     waiting = list[Array]()
-    for path in paths:
-        try:
-            pixels = _pixels(path, mode)
-        except Exception as error:  # a decoder of damaged bytes may raise anything
-            yield LeftOut(f"{path}", f"{error}")
+    for page in (page for path in paths for page in pages(path, mode)):
+        if isinstance(page, LeftOut):
+            yield page
             continue
-        if pixels.shape[1] != channels:
-            words = f"it has {pixels.shape[1]} channels, the first image {channels} (--mode RGB brings all to three)"
-            yield LeftOut(f"{path}", words)
+        if reason := _unlike(_kind(page.pixels), kind):
+            yield LeftOut(page.name, reason)
             continue
+        for found in noted(page.name, page.pixels):
+            if isinstance(found, NotFinite):
+                yield found
         if sum(one.nbytes for one in waiting) > LIMIT // 4:
             yield np.concatenate(waiting)
             waiting = []
-        waiting.append(pixels)
+        waiting.append(page.pixels)
     if waiting:
         yield np.concatenate(waiting)
 
 
-def _pixels(path: Path, mode: str | None) -> Array:
-    """Decode an image to shape ``(pixels, channels)``; a palette becomes its colours."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(f"polybn stats: images need Pillow: {sys.executable} -m pip install pillow") from error
-    with warnings.catch_warnings(), Image.open(path) as image:
-        warnings.simplefilter("ignore")  # about unusual metadata, on which no pixel depends
-        natural = {"1": "L", "P": "RGBA" if "transparency" in image.info else "RGB", "PA": "RGBA"}
-        wanted = mode or natural.get(image.mode, image.mode)
-        pixels: Array = np.asarray(image if image.mode == wanted else image.convert(wanted))
-    return pixels.reshape(-1, pixels.shape[2] if pixels.ndim == 3 else 1)
+def _unlike(found: Kind, kind: Kind) -> str:
+    """Say why an image does not belong to the others; an empty string if it does."""
+    if found.dtype != kind.dtype:
+        words = f"its values are {found.dtype}, those of the first image {kind.dtype}"
+        return f"{words} (their ranges differ: measure the two sorts apart)"
+    if found.channels != kind.channels:
+        words = f"it has {found.channels} channels, the first image {kind.channels}"
+        return words + (" (--mode RGB brings all to three)" if found.dtype == "uint8" else "")
+    return ""

@@ -28,14 +28,31 @@ class LeftOut(NamedTuple):
     reason: str
 
 
+class NotFinite(NamedTuple):
+    """A file with NaN or infinity among its values, which are measured all the same."""
+
+    name: str
+
+
+class Kind(NamedTuple):
+    """What all images of a data set must share."""
+
+    channels: int
+    dtype: str
+
+
 class Part(NamedTuple):
     """A share of a data set, small enough to be read by one process."""
 
     name: str
     size: int
     """The number of bytes, for a progress bar."""
-    read: Callable[[], Iterator[Array | LeftOut]]
+    read: Callable[[], Iterator[Array | LeftOut | NotFinite]]
     """A picklable function that reads the part in steps."""
+    dtype: str = ""
+    """The name of the dtype of its values, as they are in the file."""
+    images: Kind | None = None
+    """The kind of its images, if it has some."""
 
 
 class Layout(NamedTuple):
@@ -72,6 +89,13 @@ def check_dtype(name: str, dtype: np.dtype[Any]) -> None:
         raise DataIntegrityError(
             f"polybn stats: {name} must hold integers or floating-point numbers of up to 64 bits; got {dtype}"
         )
+
+
+def noted(name: str, array: Array) -> Iterator[Array | NotFinite]:
+    """Yield an array, after a note if some of its values are not finite."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        yield NotFinite(name)
+    yield array
 
 
 def channels_last(array: Array, axis: int | None) -> Array:

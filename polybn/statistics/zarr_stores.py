@@ -14,7 +14,7 @@ import numpy as np
 
 from polybn.lenet.errors import DataIntegrityError
 from polybn.statistics.arrays import pick
-from polybn.statistics.parts import LIMIT, Array, Layout, Part, channels_last, check_dtype
+from polybn.statistics.parts import LIMIT, Array, Layout, NotFinite, Part, channels_last, check_dtype, noted
 
 MARKS = ("zarr.json", ".zarray", ".zgroup")
 """The files by which a folder is recognized as a store."""
@@ -43,7 +43,7 @@ def parts_of(path: Path, layout: Layout) -> list[Part]:
     for index in _blocks(array.shape, steps):
         size = math.prod(part.stop - part.start for part in index) * array.dtype.itemsize
         words = ", ".join(f"{part.start}:{part.stop}" for part in index)
-        found.append(Part(f"{path}[{words}]", size, partial(_read, path, name, index, axis)))
+        found.append(Part(f"{path}[{words}]", size, partial(_read, path, name, index, axis), f"{array.dtype}"))
     return found
 
 
@@ -73,6 +73,7 @@ def _blocks(shape: tuple[int, ...], steps: list[int]) -> Iterator[tuple[slice, .
         yield tuple(slice(low, min(low + step, size)) for low, step, size in ends)
 
 
-def _read(path: Path, name: str | None, index: tuple[slice, ...], axis: int | None) -> Iterator[Array]:
+def _read(path: Path, name: str | None, index: tuple[slice, ...], axis: int | None) -> Iterator[Array | NotFinite]:
     root = _zarr().open(path, mode="r")
-    yield channels_last(np.asarray((root if name is None else root[name])[index]), axis)
+    values = np.asarray((root if name is None else root[name])[index])
+    yield from noted(f"{path}", channels_last(values, axis))
