@@ -39,8 +39,21 @@ def _hint(value: object) -> str:
     return f"its layout is {value.layout}: to_dense() makes it plain"
 
 
+def _fleeting(value: torch.Tensor) -> str:
+    """Say what to use in place of a layer in ``torch.vmap``, whose tensors end with it."""
+    is_batched = getattr(getattr(torch._C, "_functorch", None), "is_batchedtensor", None)
+    if is_batched is None or not is_batched(value):
+        return ""
+    return (
+        "each example of torch.vmap has its own: call polybn.batch_norm, which returns the statistics, "
+        "y, mean, var = polybn.batch_norm(x, gamma, beta, mean, var, training=True)"
+    )
+
+
 name = "torch"
-traits = Traits(library="PyTorch", devices=_devices, variants={"operators": operators_only}, hint=_hint)
+traits = Traits(
+    library="PyTorch", devices=_devices, variants={"operators": operators_only}, hint=_hint, fleeting=_fleeting
+)
 _MORE = MaskedTensor, UninitializedTensorMixin
 """Tensors with another meaning, or with no shape yet."""
 
