@@ -306,6 +306,27 @@ def test_values_do_not_retrace(training: bool) -> None:
 
 
 @pytest.mark.clause("S14")
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        *(("batch_norm", {"training": True} | more) for more in ({}, {"eps": 1e-3}, {"momentum": 0.5}, {"axis": 1})),
+        ("batch_norm_vjp", {"training": True}),
+        ("moments", {"axis": 1}),
+    ],
+)
+def test_a_traced_option_is_told_to_be_static(function: str, options: dict[str, Any]) -> None:
+    """Each option by its name; what the message proposes works."""
+    x, traced = jnp.asarray(sample(3, "float32", SHAPE).x), list(options)[-1]
+    call = getattr(polybn, function)
+    with pytest.raises(
+        polybn.DTypeError, match=rf"^polybn\.{function}: {traced} must be a Python value.*static_argnames"
+    ):
+        jax.jit(call, static_argnames=list(options)[:-1])(x, **options)
+    if function != "batch_norm_vjp":  # whose pullback no program returns
+        jax.jit(call, static_argnames=("training", "momentum", "eps", "axis"))(x, **options)
+
+
+@pytest.mark.clause("S14")
 def test_checks_under_tracing() -> None:
     """Shapes and types are checked while a function is traced; values cannot be."""
     call = Call(False)
@@ -314,7 +335,7 @@ def test_checks_under_tracing() -> None:
         jax.jit(call)(x, gamma[:2], beta, mean, var)
     with pytest.raises(polybn.DTypeError, match="beta must have dtype float64"):
         jax.eval_shape(call, x, gamma, beta.astype(jnp.float32), mean, var)
-    with pytest.raises(polybn.DTypeError, match="eps must be a Python number"):
+    with pytest.raises(polybn.DTypeError, match="eps must be a Python value"):
         jax.jit(lambda eps: polybn.batch_norm(x, training=True, eps=eps))(1e-5)
     with pytest.raises(polybn.DomainError, match="running_var"):
         call(x, gamma, beta, mean, -var)

@@ -30,6 +30,16 @@ def _devices() -> dict[str, Callable[[], AbstractContextManager[Any]]]:
     return {f"{device.platform}:{device.id}": partial(jax.default_device, device) for device in found}
 
 
+def _hint(value: object) -> str:
+    """Say what makes plain what is refused: a sparse array, or an option that JAX traces."""
+    if isinstance(value, jax.core.Tracer):
+        return (
+            "jax.jit traces it: name options in static_argnames, as in "
+            "jax.jit(polybn.batch_norm, static_argnames=('training', 'momentum', 'eps', 'axis'))"
+        )
+    return "it is sparse: todense() makes it plain" if hasattr(value, "todense") else ""
+
+
 def _fleeting(value: object) -> str:
     """Say what to use in place of a layer where JAX traces a program."""
     if not isinstance(value, jax.core.Tracer):
@@ -51,7 +61,7 @@ traits = Traits(
     native_norm=find_spec("flax") is not None,
     own=frozenset({"axis_name"}),
     joins="axis_name",
-    hint=lambda value: "it is sparse: todense() makes it plain" if hasattr(value, "todense") else "",
+    hint=_hint,
     fleeting=_fleeting,
 )
 

@@ -36,7 +36,7 @@ def _hint(value: object) -> str:
         return "it is quantized: dequantize() makes it plain"
     if value.is_nested:
         return "it is nested: torch.nested.to_padded_tensor makes it plain, and where says what is padding"
-    return f"its layout is {value.layout}: to_dense() makes it plain"
+    return "" if value.layout is torch.strided else f"its layout is {value.layout}: to_dense() makes it plain"
 
 
 def _fleeting(value: torch.Tensor) -> str:
