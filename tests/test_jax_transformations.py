@@ -327,6 +327,14 @@ def test_a_traced_option_is_told_to_be_static(function: str, options: dict[str, 
 
 
 @pytest.mark.clause("S14")
+@pytest.mark.parametrize("how", [lambda f: f, jax.jit])
+def test_mixed_libraries_are_called_as_users_call_them(how: Callable[..., Any]) -> None:
+    """Arrays are of ``jaxlib``, tracers of ``jax``: one name for both."""
+    with pytest.raises(polybn.BackendError, match=r"got x: jax, gamma: numpy \("):
+        how(lambda x: polybn.batch_norm(x, np.ones(3), training=True))(jnp.ones((2, 3)))
+
+
+@pytest.mark.clause("S14")
 def test_checks_under_tracing() -> None:
     """Shapes and types are checked while a function is traced; values cannot be."""
     call = Call(False)
