@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from polybn.arguments import Arrays, Known, Options, check_batch_norm, describe_arrays
 from polybn.dispatch import backend_of_all
-from polybn.options import check_own
+from polybn.options import check_own, check_untraced
 from polybn.spec import Arguments, SingleValueWarning, traits_of
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ def admit(
     known = know(
         (backend, joined, signature or given),
         options,
-        lambda: check_batch_norm(
-            function, given or describe(function, backend, arrays), Options._make(options), joined=joined
-        ),
+        lambda: _check(function, backend, given or describe(function, backend, arrays), options, joined=joined),
     )
     if known.m == 1 and known.training and not joined:
         shape = describe(function, backend, arrays).x.shape
@@ -74,6 +72,13 @@ def know(key: tuple[Any, ...], options: tuple[Any, ...], check: Callable[[], Kno
 def describe(function: str, backend: Backend, arrays: tuple[Any, ...]) -> Arrays:
     """Describe the arrays of a call."""
     return Arrays._make(describe_arrays(function, backend, Arrays._fields, arrays))
+
+
+def _check(function: str, backend: Backend, given: Arrays, options: tuple[Any, ...], *, joined: bool) -> Known:
+    """Check a call that was not seen before."""
+    named = Options._make(options)
+    check_untraced(function, traits_of(backend).hint, named._asdict())
+    return check_batch_norm(function, given, named, joined=joined)
 
 
 def _joined(function: str, backend: Backend, own: dict[str, Any]) -> bool:

@@ -128,9 +128,9 @@ def backend_of_all(function: str, names: Collection[str], values: Collection[obj
 
 def _fail_mixed(function: str, arrays: Mapping[str, object]) -> NoReturn:
     given = {name: value for name, value in arrays.items() if value is not None}
-    owners = {name: _owner(cast("Hashable", type(value))) for name, value in given.items()}
-    unserved = [(name, given[name]) for name, owner in owners.items() if owner is None]
-    if unserved or not owners:
+    serving = {name: _serving(cast("Hashable", type(value))) for name, value in given.items()}
+    unserved = [(name, given[name]) for name, module in serving.items() if module is None]
+    if unserved or not serving:
         # If all are None, name the first argument that is required; gamma and beta are not.
         first = next(name for name in arrays if name not in ("gamma", "beta"))
         name, value = unserved[0] if unserved else (first, None)
@@ -138,7 +138,7 @@ def _fail_mixed(function: str, arrays: Mapping[str, object]) -> NoReturn:
             f"polybn.{function}: {name} must be an array of an installed backend ({_listed()}); "
             f"got {type_name(value)} (the type of the array selects the backend; nothing is converted)"
         )
-    listed = ", ".join(f"{name}: {owner}" for name, owner in owners.items())
+    listed = ", ".join(f"{name}: {_name(module)}" for name, module in serving.items() if module is not None)
     raise BackendError(
         f"polybn.{function}: all arrays must belong to one backend; got {listed} (convert them yourself: "
         "polybn moves nothing between libraries or devices)"
@@ -199,6 +199,11 @@ def _names() -> tuple[str, ...]:
     return tuple(modules.values())
 
 
+def _name(value: str) -> str:
+    """Return the name that :func:`_names` lists for what an entry point names."""
+    return next(name for name in _names() if _entries()[name].value == value)
+
+
 def _listed() -> str:
     return ", ".join(_names()) or "none is installed: a source tree needs `pip install -e .`"
 
@@ -215,7 +220,7 @@ def _load(function: str, value: str) -> Backend:
     try:
         return _found(value)
     except (Exception, SystemExit) as error:  # a module that ends the program must not end ours without a word
-        name = next(name for name in _names() if _entries()[name].value == value)
+        name = _name(value)
         command = extras.advise(_entries()[name], _first_cause(error))
         hint = f"install its library{command and f': {command}'}, and see polybn.backends()"
         if not threading.main_thread().is_alive():

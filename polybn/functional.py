@@ -8,7 +8,7 @@ from polybn import returned
 from polybn.admission import admit, describe
 from polybn.arguments import Arrays, check_fold, check_merge_moments, check_moments, check_record, describe_arrays
 from polybn.dispatch import backend_of, backend_of_all
-from polybn.options import check_own
+from polybn.options import check_own, check_untraced
 from polybn.pullback import Pullback
 from polybn.spec import Affine, Arguments, Moments, traits_of
 
@@ -193,6 +193,7 @@ def moments(x: Array, *, axis: int = 1, where: Array | None = None, **own: Any) 
     backend = backend_of_all("moments", Arrays._fields, arrays)
     given, traits = describe("moments", backend, arrays), traits_of(backend)
     check_own("moments", own, traits.own)
+    check_untraced("moments", traits.hint, {"axis": axis})
     known = check_moments("moments", given, axis, integers=traits.integers, instead=traits.instead_of_integers)
     made = backend.moments(Arguments._make(("moments", *arrays, *known, own)))
     return returned.check_vectors("moments", backend, "moments", made, Moments, known.channels, known.dtype)
@@ -283,6 +284,7 @@ def fold(
     names, vectors = Arrays._fields[1:5], (gamma, beta, running_mean, running_var)
     backend = backend_of_all("fold", names, vectors)
     given = Arrays(None, *describe_arrays("fold", backend, names, vectors))
+    check_untraced("fold", traits_of(backend).hint, {"eps": eps})
     known = check_fold(given, eps)
     made = backend.fold(Arguments._make(("fold", None, *vectors, None, *known, {})))
     return returned.check_vectors("fold", backend, "fold", made, Affine, known.channels, known.dtype)

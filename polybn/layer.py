@@ -11,7 +11,7 @@ from polybn.arguments import dtype_name
 from polybn.dispatch import backend as find_backend
 from polybn.functional import batch_norm, batch_norm_vjp, merge_moments, moments
 from polybn.layer_dialect import AXIS, EPS, MOMENTUM, RUNNING_VARIANCE, Manner, in_dialect, said
-from polybn.layer_state import NAMES, check_state
+from polybn.layer_state import NAMES, check_lasting, check_state
 from polybn.options import check_axis, check_eps, check_flag, check_momentum, check_running_variance
 from polybn.spec import DTypeError, ShapeError
 
@@ -131,11 +131,14 @@ class BatchNorm:
         Raises
         ------
         BackendError, ShapeError, DTypeError, DomainError
-            As in :func:`polybn.batch_norm`; the layer is then unchanged.
+            As in :func:`polybn.batch_norm`, and in training inside a transformation, such as JAX's ``jit``, whose
+            arrays end with it; the layer is then unchanged.
         """
         with self._guard():
             result = batch_norm(x, *self._state(), training=training, where=where, **self._options())
-            self._keep(result.running_mean, result.running_var, training)
+            if training:
+                self._replace(running_mean=result.running_mean, running_var=result.running_var)
+                self.updates += 1
         return result.y
 
     def vjp(self, x: Array, *, training: bool, where: Array | None = None) -> tuple[Array, Pullback]:
@@ -159,18 +162,21 @@ class BatchNorm:
         Raises
         ------
         BackendError, ShapeError, DTypeError, DomainError
-            As in :func:`polybn.batch_norm`; the layer is then unchanged.
+            As in :func:`polybn.batch_norm`, and in training inside a transformation, such as JAX's ``jit``, whose
+            arrays end with it; the layer is then unchanged.
         """
         with self._guard():
             result, pullback = batch_norm_vjp(x, *self._state(), training=training, where=where, **self._options())
-            self._keep(result.running_mean, result.running_var, training)
+            if training:
+                self._replace(running_mean=result.running_mean, running_var=result.running_var)
+                self.updates += 1
         return result.y, pullback
 
     def reset(self) -> None:
         """Set the running statistics back to mean 0 and variance 1, as if nothing had been seen; parameters stay."""
         with self._guard():
             if self.running_mean is not None:
-                self.running_mean, self.running_var = map(self._filled, (self._manner.mean, self._manner.var))
+                self._replace(running_mean=self._filled(self._manner.mean), running_var=self._filled(self._manner.var))
             self.updates = 0
 
     def recalibrate(self, batches: Iterable[Array]) -> None:
@@ -214,8 +220,8 @@ class BatchNorm:
                 "polybn.BatchNorm.recalibrate: batches must have one array or more; got none (nothing was changed)"
             )
         with self._guard():
-            self.running_mean = total.mean
-            self.running_var = total.variance(unbiased=self.running_variance == "unbiased")
+            variance = total.variance(unbiased=self.running_variance == "unbiased")
+            self._replace(running_mean=total.mean, running_var=variance)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Copy parameters and running statistics to the host.
@@ -252,8 +258,7 @@ class BatchNorm:
         updates = int(checked.pop("updates", 0))
         loaded = {name: self._backend.asarray(value) for name, value in checked.items()}
         with self._guard():
-            for name, value in loaded.items():
-                setattr(self, name, value)
+            self._replace(**loaded)
             self.updates = updates
 
     def __repr__(self) -> str:
@@ -287,9 +292,12 @@ class BatchNorm:
 
         return self._backend.asarray(np.full(self.num_features, value, self._dtype))
 
-    def _keep(self, mean: Array | None, variance: Array | None, training: bool) -> None:
-        self.running_mean, self.running_var = mean, variance
-        self.updates += bool(training)
+    def _replace(self, **arrays: Array | None) -> None:
+        """Take all of these arrays, or none where one would not outlive the call."""
+        backend = self._backend
+        for name, array in arrays.items():
+            check_lasting(backend, name, getattr(self, name), array)
+        vars(self).update(arrays)
 
     def _state(self) -> tuple[Array | None, Array | None, Array | None, Array | None]:
         return self.gamma, self.beta, self.running_mean, self.running_var

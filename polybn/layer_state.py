@@ -1,16 +1,18 @@
-"""What a layer accepts as its state: names, shapes, dtypes and variances, before anything is replaced."""
+"""What a layer accepts as its state: names, shapes, dtypes, variances and life-times, before anything is replaced."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from polybn.options import type_name
-from polybn.spec import DomainError, DTypeError, ShapeError
+from polybn.spec import BackendError, DomainError, DTypeError, ShapeError, traits_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
+
+    from polybn.spec import Array, Backend
 
 NAMES = ("gamma", "beta", "running_mean", "running_var")
 
@@ -39,6 +41,17 @@ def check_state(state: Mapping[str, NDArray[Any]], own: Mapping[str, NDArray[Any
         got = f"got {float(state['running_var'][first])!r} in channel {first}"
         _refuse(DomainError, f"{rule}; {got}", "no batch has such a variance, except one that holds NaN or overflows")
     return {name: state[name].astype(value.dtype) for name, value in own.items()}
+
+
+def check_lasting(backend: Backend, name: str, old: Array | None, new: Array | None) -> None:
+    """Check that a layer can keep an array. One that was made in the same transformation, and ends with it, may."""
+    fleeting = traits_of(backend).fleeting
+    advice = fleeting(new) if fleeting and new is not None else ""
+    if fleeting and advice and not (old is not None and fleeting(old)):
+        raise BackendError(
+            f"polybn.BatchNorm: {name} must be an array that lasts, for a layer keeps it; got {type_name(new)} "
+            f"({advice}; the layer is unchanged)"
+        )
 
 
 def _elsewhere() -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -26,6 +26,14 @@ def type_name(value: object) -> str:
     """
     cls = type(value)
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def check_untraced(function: str, hint: Callable[[Any], str] | None, given: Mapping[str, Any]) -> None:
+    """Check that no option is a value of which the arrays' library says what makes it plain, such as a traced one."""
+    for name, value in given.items():
+        said = hint(value) if hint else ""
+        if said:
+            raise DTypeError(f"polybn.{function}: {name} must be a Python value; got {type_name(value)} ({said})")
 
 
 def check_flag(function: str, name: str, value: Any, meaning: str) -> None:

@@ -317,8 +317,11 @@ class Traits:
     own_of_pullback: frozenset[str] = frozenset()
     """The backend's own keywords of a pullback."""
     hint: Callable[[Any], str] | None = None
-    """Says what a value of the library is that ``inspect`` refuses, such as sparse, and what makes it plain; an empty
-    string if its type says all. Error messages show it."""
+    """Says what a value of the library is that is refused, such as a sparse array, or a traced one as an option, and
+    what makes it plain; an empty string if its type says all, and of other values. Error messages show it."""
+    fleeting: Callable[[Any], str] | None = None
+    """Says of an array that ends with the transformation that traces the program, such as one of JAX's ``jit``, what to
+    use there in place of a layer, which would keep it; an empty string of any other. Error messages show it."""
     signature: Callable[[tuple[Any, ...]], Hashable] | None = None
     """Returns what the descriptions of a call's arrays follow from, such as their types, shapes and dtypes, or None if
     :meth:`Backend.inspect` would refuse one; calls of one signature are checked once. To be given where it takes less

@@ -45,13 +45,14 @@ def flattened(state: Any) -> dict[tuple[str, ...], Any]:
 
 
 def test_flaxs_words_mean_what_they_mean_there() -> None:
-    """Every word that both constructors have has one default; what is Flax's alone is left out on purpose."""
+    """Every word of Flax's is known, with its default; but for functions, and ``param_dtype``, which says nothing."""
     ours, theirs = (inspect.signature(cls.__init__).parameters for cls in (BatchNorm, nnx.BatchNorm))
-    assert ours.keys() - theirs.keys() == {"stats_dtype", "running_variance"}
-    left_out = {"dtype", "param_dtype", "axis_index_groups", "use_fast_variance"}
     later = {"promote_dtype", "bias_metadata", "scale_metadata"}  # not in every version
-    assert theirs.keys() - ours.keys() | later == left_out | later
-    for name in (ours.keys() & theirs.keys()) - {"bias_init", "scale_init"}:
+    assert ours.keys() - theirs.keys() - later == {"stats_dtype", "running_variance"}
+    assert theirs.keys() <= ours.keys()
+    calls = (inspect.signature(cls.__call__).parameters for cls in (nnx.BatchNorm, BatchNorm))
+    assert set(next(calls)) <= set(next(calls))
+    for name in (ours.keys() & theirs.keys()) - {"bias_init", "scale_init", "promote_dtype", "param_dtype"}:
         assert ours[name].default == theirs[name].default, name
         assert ours[name].kind == theirs[name].kind, name
 
@@ -204,6 +205,49 @@ def test_faults_speak_in_flaxs_words() -> None:
     wide.var[...] = -wide.var[...]
     with pytest.raises(polybn.DomainError, match=r"^polybn_jax\.nnx\.BatchNorm: var must be finite and not negative"):
         wide(jnp.asarray(case.x), use_running_average=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"param_dtype": jnp.bfloat16}, r"param_dtype must be stats_dtype, float32; got bfloat16 \(.*stats_dtype="),
+        ({"axis_index_groups": [[0, 1], [2, 3]]}, r"axis_index_groups must be None; got \[\[0, 1\].*axis_name="),
+        ({"promote_dtype": len}, r"promote_dtype must be None; got <.*dtype= converts"),
+    ],
+)
+def test_what_flax_alone_has_is_refused_with_a_reason(options: dict[str, Any], words: str) -> None:
+    with pytest.raises((polybn.DTypeError, polybn.DomainError), match=rf"^polybn_jax\.nnx\.BatchNorm: {words}"):
+        BatchNorm(3, rngs=nnx.Rngs(0), **options)
+
+
+def test_a_call_that_flax_understands_otherwise_is_refused() -> None:
+    """And changes nothing."""
+    layer, x = made(use_running_average=None), images()
+    before = statistics(layer)
+    with pytest.raises(polybn.DTypeError, match=r"use_running_average must be True or False; got None \(.*model\.eval"):
+        layer(x)
+    with pytest.raises(polybn.DomainError, match=r"mask must be None; got an array \(layer\(x, where=mask\)"):
+        layer(x, use_running_average=False, mask=x > 0)
+    assert all(map(equal, statistics(layer), before))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("given", ["bfloat16", "float32"])
+def test_dtype_converts_the_input(given: str, dtype: str) -> None:
+    """The output has the dtype that Flax's has; its values are those of the converted input."""
+    x = images(mean=1.0).astype(given)
+    layers = [made(dtype=jnp.dtype(dtype), param_dtype=jnp.float32, use_fast_variance=False) for _ in range(2)]
+    theirs = nnx.BatchNorm(3, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
+    layers[1].dtype = None
+    y, expected = layers[0](x), layers[1](x.astype(dtype))
+    assert y.dtype == theirs(x).dtype == dtype
+    assert equal(np.array(y.astype(float)), np.array(expected.astype(float)))
+    assert layers[0].mean[...].dtype == jnp.float32
+
+
+def test_metadata_of_parameters() -> None:
+    layer = BatchNorm(3, scale_metadata={"mine": 1}, bias_metadata={"mine": 2}, rngs=nnx.Rngs(0))
+    assert (layer.scale.mine, layer.bias.mine) == (1, 2)
 
 
 def test_numpy_arrays_are_converted() -> None:

@@ -233,6 +233,50 @@ def test_eval_shape(training: bool) -> None:
     assert [(s.shape, s.dtype) for s in shapes] == [(a.shape, a.dtype) for a in call(*call.arrays)]
 
 
+INSIDE: dict[str, Callable[[Callable[[Any], Any], Any], Any]] = {
+    "jit": lambda use, x: jax.jit(use)(x),
+    "vmap": lambda use, x: jax.vmap(use)(x[None]),
+    "scan": lambda use, x: jax.lax.scan(lambda carry, z: (carry, use(z)), 0, x[None]),
+}
+USES: dict[str, Callable[[polybn.BatchNorm, Any], Any]] = {
+    "call": lambda layer, x: layer(x, training=True),
+    "vjp": lambda layer, x: layer.vjp(x, training=True)[0],
+    "recalibrate": lambda layer, x: layer.recalibrate([x]),
+    "reset": lambda layer, _: layer.reset(),
+    "load": lambda layer, _: layer.load_state_dict(polybn.BatchNorm(3).state_dict()),
+}
+
+
+@pytest.mark.parametrize(("inside", "use"), [("vmap", "call"), ("scan", "call"), *(("jit", use) for use in USES)])
+def test_a_layer_keeps_no_tracer(inside: str, use: str) -> None:
+    """What would replace its arrays by tracers is refused, and leaves it whole; inference works everywhere."""
+    layer, x = polybn.BatchNorm(3, backend="jax"), jnp.asarray(sample(3, "float32", SHAPE).x)
+    layer(x, training=True)
+    before = layer.state_dict()
+    with pytest.raises(
+        polybn.BackendError, match=r"polybn\.BatchNorm: (gamma|running_mean) .*lasts.*polybn\.batch_norm"
+    ):
+        INSIDE[inside](functools.partial(USES[use], layer), x)
+    INSIDE[inside](lambda z: layer(z, training=False), x)
+    assert all(map(equal, layer.state_dict().values(), before.values()))
+    assert layer.updates == 1
+    layer(x, training=True)
+
+
+def test_a_layer_may_live_in_a_program_and_learn_eagerly() -> None:
+    """One that is made inside ``jit`` ends there; one outside is kept by an eager derivative."""
+    x = jnp.asarray(sample(3, "float32", SHAPE).x)
+
+    def statistics(x: Any) -> Any:
+        layer = polybn.BatchNorm(3, backend="jax")
+        layer(x, training=True)
+        return layer.running_mean
+
+    layer = polybn.BatchNorm(3, backend="jax")
+    jax.grad(lambda z: layer(z, training=True)[0, 0, 0])(x)
+    near(jax.jit(statistics)(x), layer.running_mean, 2.0**-18)
+
+
 @BOTH
 def test_donated_buffers(training: bool) -> None:
     """Donating every argument changes no value, and what is not donated is left alone."""
@@ -262,6 +306,35 @@ def test_values_do_not_retrace(training: bool) -> None:
 
 
 @pytest.mark.clause("S14")
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        *(("batch_norm", {"training": True} | more) for more in ({}, {"eps": 1e-3}, {"momentum": 0.5}, {"axis": 1})),
+        ("batch_norm_vjp", {"training": True}),
+        ("moments", {"axis": 1}),
+    ],
+)
+def test_a_traced_option_is_told_to_be_static(function: str, options: dict[str, Any]) -> None:
+    """Each option by its name; what the message proposes works."""
+    x, traced = jnp.asarray(sample(3, "float32", SHAPE).x), list(options)[-1]
+    call = getattr(polybn, function)
+    with pytest.raises(
+        polybn.DTypeError, match=rf"^polybn\.{function}: {traced} must be a Python value.*static_argnames"
+    ):
+        jax.jit(call, static_argnames=list(options)[:-1])(x, **options)
+    if function != "batch_norm_vjp":  # whose pullback no program returns
+        jax.jit(call, static_argnames=("training", "momentum", "eps", "axis"))(x, **options)
+
+
+@pytest.mark.clause("S14")
+@pytest.mark.parametrize("how", [lambda f: f, jax.jit])
+def test_mixed_libraries_are_called_as_users_call_them(how: Callable[..., Any]) -> None:
+    """Arrays are of ``jaxlib``, tracers of ``jax``: one name for both."""
+    with pytest.raises(polybn.BackendError, match=r"got x: jax, gamma: numpy \("):
+        how(lambda x: polybn.batch_norm(x, np.ones(3), training=True))(jnp.ones((2, 3)))
+
+
+@pytest.mark.clause("S14")
 def test_checks_under_tracing() -> None:
     """Shapes and types are checked while a function is traced; values cannot be."""
     call = Call(False)
@@ -270,7 +343,7 @@ def test_checks_under_tracing() -> None:
         jax.jit(call)(x, gamma[:2], beta, mean, var)
     with pytest.raises(polybn.DTypeError, match="beta must have dtype float64"):
         jax.eval_shape(call, x, gamma, beta.astype(jnp.float32), mean, var)
-    with pytest.raises(polybn.DTypeError, match="eps must be a Python number"):
+    with pytest.raises(polybn.DTypeError, match="eps must be a Python value"):
         jax.jit(lambda eps: polybn.batch_norm(x, training=True, eps=eps))(1e-5)
     with pytest.raises(polybn.DomainError, match="running_var"):
         call(x, gamma, beta, mean, -var)

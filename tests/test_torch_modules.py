@@ -393,6 +393,15 @@ def test_vmap_of_modules_in_both_modes() -> None:
     assert nan.sum() == nan[1, :, 2].numel()
 
 
+def test_a_layer_keeps_no_tensor_of_vmap() -> None:
+    layer, x = polybn.BatchNorm(3, backend="torch"), torch.randn(4, 5, 3)
+    with pytest.raises(polybn.BackendError, match=r"running_mean must be an array that lasts.*torch\.vmap"):
+        torch.vmap(lambda z: layer(z, training=True))(x)
+    torch.vmap(lambda z: layer(z, training=False))(x)
+    layer(x[0], training=True)
+    assert layer.updates == 1
+
+
 def test_a_counter_may_be_taken_away_and_momentum_is_a_share() -> None:
     norm = polybn_torch.BatchNorm1d(3)
     norm.num_batches_tracked = None

@@ -30,6 +30,27 @@ def _devices() -> dict[str, Callable[[], AbstractContextManager[Any]]]:
     return {f"{device.platform}:{device.id}": partial(jax.default_device, device) for device in found}
 
 
+def _hint(value: object) -> str:
+    """Say what makes plain what is refused: a sparse array, or an option that JAX traces."""
+    if isinstance(value, jax.core.Tracer):
+        return (
+            "jax.jit traces it: name options in static_argnames, as in "
+            "jax.jit(polybn.batch_norm, static_argnames=('training', 'momentum', 'eps', 'axis'))"
+        )
+    return "it is sparse: todense() makes it plain" if hasattr(value, "todense") else ""
+
+
+def _fleeting(value: object) -> str:
+    """Say what to use in place of a layer where JAX traces a program."""
+    if not isinstance(value, jax.core.Tracer):
+        return ""
+    return (
+        "JAX is tracing, in jit, vmap or scan, and does not see what a layer keeps: call polybn.batch_norm, which "
+        "returns the statistics, y, mean, var = polybn.batch_norm(x, gamma, beta, mean, var, training=True), or use "
+        "polybn_jax.nnx.BatchNorm"
+    )
+
+
 name = "jax"
 traits = Traits(
     library="JAX",
@@ -41,7 +62,8 @@ traits = Traits(
     instead_of_integers="polybn.moments(numpy.asarray(x)) is exact; x.astype('float32') stays on the device",
     own=frozenset({"axis_name"}),
     joins="axis_name",
-    hint=lambda value: "it is sparse: todense() makes it plain" if hasattr(value, "todense") else "",
+    hint=_hint,
+    fleeting=_fleeting,
 )
 
 

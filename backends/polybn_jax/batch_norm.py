@@ -16,6 +16,7 @@ from polybn.arguments import fail_single_value, fail_variance
 from polybn.spec import Affine, Arguments, BatchNormResult, DomainError, Moments
 from polybn_jax import kernels
 from polybn_jax.call import Numbers, Operands, Plan, number, numbers_of, operands_of, plan_of
+from polybn_jax.explicit import Shardings, settle
 from polybn_jax.kernels import Statistics, View
 from polybn_jax.processes import check_process
 
@@ -57,6 +58,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 
 
 @jax.jit
+@settle(lambda lie, a, _: lie.of(a.mean))
 def _merge_moments(a: Moments, b: Moments) -> Moments:
     a, b = (z if z.low is not None else z._replace(low=jnp.zeros_like(z.mean)) for z in (a, b))
     fewer = a.count < b.count
@@ -85,7 +87,14 @@ def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     return total, lax.stop_gradient((a - (total - part)) + (b - part))
 
 
+def _as_given(lie: Shardings, given: Operands, _: Numbers, *, plan: Plan) -> Any:
+    """Say that ``y`` lies as ``x`` does, a new running statistic as the old one, and all else as the channels."""
+    result = BatchNormResult(*map(lie.of, (given.x, given.running_mean, given.running_var)))
+    return result, lie.of_channels(given.x, plan.axis)
+
+
 @partial(jax.jit, static_argnames="plan")
+@settle(_as_given)
 def _forward(operands: Operands, numbers: Numbers, *, plan: Plan) -> tuple[BatchNormResult, Statistics]:
     x, gamma, beta, running_mean, running_var, where = operands
     view = kernels.view(x, where, plan.axis, plan.axis_name)
@@ -99,6 +108,7 @@ def _forward(operands: Operands, numbers: Numbers, *, plan: Plan) -> tuple[Batch
 
 
 @partial(jax.jit, static_argnames="plan")
+@settle(lambda lie, operands, *, plan: lie.of_channels(operands.x, plan.axis))
 def _moments(operands: Operands, *, plan: Plan) -> Moments:
     view = kernels.view(operands.x, operands.where, plan.axis, plan.axis_name)
     eps = jnp.zeros((), view.counts.dtype)
@@ -110,6 +120,7 @@ def _moments(operands: Operands, *, plan: Plan) -> Moments:
 
 
 @jax.jit
+@settle(lambda lie, operands, _: lie.of(operands.running_mean))
 def _fold(operands: Operands, eps: jax.Array) -> Affine:
     _, gamma, beta, mean, variance, _ = operands
     assert mean is not None

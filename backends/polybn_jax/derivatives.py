@@ -14,6 +14,7 @@ from jax import lax
 from polybn.spec import Arguments, Gradients, SecondGradients
 from polybn_jax import kernels
 from polybn_jax.call import Operands, Plan, number, operands_of, plan_of
+from polybn_jax.explicit import settle
 from polybn_jax.kernels import Statistics, View, centered, largest, mask
 from polybn_jax.reductions import spread, spread_both, totals, varies_over
 from polybn_jax.scaling import power_of_two, products, two_factors
@@ -36,6 +37,7 @@ def double_backward(
 
 
 @partial(jax.jit, static_argnames="plan")
+@settle(lambda lie, _dy, operands, _s, **_: Gradients(*map(lie.of, operands[:5])))
 def _backward(dy: jax.Array, operands: Operands, s: Statistics, *, plan: Plan) -> Gradients:
     x, gamma, beta = operands[:3]
     view = kernels.view(x, operands.where, plan.axis, plan.axis_name)
@@ -127,6 +129,7 @@ def _times(z: jax.Array, *factors: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames="plan")
+@settle(lambda lie, _, dy, given, *_s, **_plan: SecondGradients(*map(lie.of, (dy, *given[:2], *given[3:5]))))
 def _double_backward(
     cotangents: Gradients, dy: jax.Array, operands: Operands, s: Statistics, eps: jax.Array, *, plan: Plan
 ) -> SecondGradients:

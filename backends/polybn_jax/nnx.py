@@ -6,8 +6,9 @@ It needs Flax; importing :mod:`polybn_jax` does not import it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -22,17 +23,17 @@ from polybn_jax.public import batch_norm
 class BatchNorm(nnx.Module):
     """Stands in for ``flax.nnx.BatchNorm``: the same words mean the same, and its state loads here.
 
-    What means something else has another word, or none. ``where`` in place of ``mask``: deleted places are 0 in the
-    output (S12), where Flax normalizes them, too. ``stats_dtype`` in place of ``param_dtype``: float64 for float64
-    inputs, for parameters and statistics. There is no ``dtype`` and no ``promote_dtype``, for the output has the dtype
-    of the input (S6), no ``use_fast_variance``, for there is one variance (S2), and no ``axis_index_groups``.
+    What would mean something else is refused, and the error says what to use. ``where`` takes the place of ``mask``:
+    deleted places are 0 in the output (S12), where Flax normalizes them, too. ``param_dtype`` must be ``stats_dtype``:
+    parameters and statistics have one dtype (S6). Only the input is converted to ``dtype``, so there is no
+    ``promote_dtype``. Statistics are synchronised over whole axes, so there are no ``axis_index_groups``.
 
     Parameters
     ----------
     num_features : int
         Number of channels, C.
-    use_running_average : bool, default False
-        Inference instead of training; ``model.eval()`` and ``model.train()`` set it.
+    use_running_average : bool or None, default False
+        Inference instead of training; ``model.eval()`` and ``model.train()`` set it. None leaves it to each call.
     axis : int, default -1
         The channel axis.
     momentum : float, default 0.99
@@ -40,22 +41,37 @@ class BatchNorm(nnx.Module):
     epsilon : float, default 1e-5
         Added to the variance, inside the root.
     stats_dtype : dtype, default float32
-        Of parameters and statistics.
+        Of parameters and statistics: float64 for float64 inputs.
+    dtype : dtype, optional
+        The input is converted to it first, and the output has it; by default the input stays as it is.
+    param_dtype : dtype, optional
+        The same as ``stats_dtype``.
     use_bias, use_scale : bool, default True
         Whether there is a beta, and a gamma.
     bias_init, scale_init : initializer
         Zeros and ones by default.
     axis_name : str or tuple of str, optional
         The mapped axes over which statistics are synchronised, weighted by what each device holds.
+    axis_index_groups, promote_dtype : None
+        Not served; an error says what to use.
+    use_fast_variance : bool
+        Makes no difference: there is one variance, and it is accurate (S2).
     running_variance : {"biased", "unbiased"}
         What ``var`` takes in; Flax takes in the biased variance.
     rngs : flax.nnx.Rngs
         Where the initializers get their key.
+    bias_metadata, scale_metadata : mapping
+        Metadata of the parameters.
 
     Attributes
     ----------
     mean, var : flax.nnx.BatchStat, shape (C,)
     scale, bias : flax.nnx.Param, shape (C,), or None
+
+    Raises
+    ------
+    DTypeError, DomainError
+        If an option of Flax's is given that is not served here.
 
     Examples
     --------
@@ -73,35 +89,49 @@ class BatchNorm(nnx.Module):
         self,
         num_features: int,
         *,
-        use_running_average: bool = False,
+        use_running_average: bool | None = False,
         axis: int = -1,
         momentum: float = 0.99,
         epsilon: float = 1e-5,
         stats_dtype: Any = jnp.float32,
+        dtype: Any = None,
+        param_dtype: Any = None,
         use_bias: bool = True,
         use_scale: bool = True,
         bias_init: nnx.Initializer = nnx.initializers.zeros_init(),  # noqa: B008  # a pure function
         scale_init: nnx.Initializer = nnx.initializers.ones_init(),  # noqa: B008
         axis_name: AxisName = None,
+        axis_index_groups: None = None,
+        use_fast_variance: bool = True,  # noqa: ARG002  # a choice that there is not
+        promote_dtype: None = None,
         running_variance: RunningVariance = "biased",
         rngs: nnx.Rngs,
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
+        scale_metadata: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
+        _check_flaxs_own(stats_dtype, param_dtype, axis_index_groups, promote_dtype)
         shape = (num_features,)
         self.mean = nnx.BatchStat(jnp.zeros(shape, stats_dtype))
         self.var = nnx.BatchStat(jnp.ones(shape, stats_dtype))
         # In Flax's order, for equal keys: scale, then bias.
-        self.scale = nnx.Param(scale_init(rngs.params(), shape, stats_dtype)) if use_scale else nnx.data(None)
-        self.bias = nnx.Param(bias_init(rngs.params(), shape, stats_dtype)) if use_bias else nnx.data(None)
+        self.scale = _param(scale_init, rngs, shape, stats_dtype, scale_metadata) if use_scale else nnx.data(None)
+        self.bias = _param(bias_init, rngs, shape, stats_dtype, bias_metadata) if use_bias else nnx.data(None)
         self.num_features = num_features
         self.use_running_average = use_running_average
         self.axis = axis
         self.momentum = momentum
         self.epsilon = epsilon
+        self.dtype = dtype
         self.axis_name = axis_name
         self.running_variance = running_variance
 
     def __call__(
-        self, x: jax.Array, use_running_average: bool | None = None, *, where: jax.Array | None = None
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        where: jax.Array | None = None,
+        mask: None = None,
     ) -> jax.Array:
         """Normalize; in training, update ``mean`` and ``var``.
 
@@ -113,18 +143,23 @@ class BatchNorm(nnx.Module):
             Takes precedence over the attribute.
         where : array of bool, optional
             As in :func:`polybn.batch_norm`.
+        mask : None
+            Flax's word, with another meaning; an error says so.
 
         Returns
         -------
         array
-            In shape and dtype of ``x``.
+            In shape and dtype of ``x``, or in ``dtype``.
 
         Raises
         ------
         ShapeError, DTypeError, DomainError, BackendError
             As :func:`polybn.batch_norm`, in the words of this module.
         """
-        training = not (self.use_running_average if use_running_average is None else use_running_average)
+        inference = self.use_running_average if use_running_average is None else use_running_average
+        _check_flaxs_call(inference, mask)
+        x = x if self.dtype is None else jnp.asarray(x, self.dtype)
+        training = not inference
         scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
         statistics = self.mean[...], self.var[...]
         with _in_flaxs_words():
@@ -153,6 +188,47 @@ class BatchNorm(nnx.Module):
             "running_variance": self.running_variance,
             "axis_name": self.axis_name,
         }
+
+
+def _check_flaxs_own(stats_dtype: Any, param_dtype: Any, axis_index_groups: Any, promote_dtype: Any) -> None:
+    """Refuse options of Flax's that mean nothing here."""
+    if param_dtype is not None and jnp.dtype(param_dtype) != jnp.dtype(stats_dtype):
+        raise DTypeError(
+            f"polybn_jax.nnx.BatchNorm: param_dtype must be stats_dtype, {jnp.dtype(stats_dtype)}; got "
+            f"{jnp.dtype(param_dtype)} (parameters and statistics have one dtype: float32, or for float64 inputs "
+            "stats_dtype=jnp.float64)"
+        )
+    if axis_index_groups is not None:
+        raise DomainError(
+            f"polybn_jax.nnx.BatchNorm: axis_index_groups must be None; got {axis_index_groups!r} (statistics are "
+            "synchronised over whole axes: divide the axis of the mesh in two, groups and members, and give "
+            "axis_name='members')"
+        )
+    if promote_dtype is not None:
+        raise DomainError(
+            f"polybn_jax.nnx.BatchNorm: promote_dtype must be None; got {promote_dtype!r} (dtype= converts the input, "
+            "and statistics are computed in float32 or wider in any case)"
+        )
+
+
+def _check_flaxs_call(inference: bool | None, mask: Any) -> None:
+    """Refuse a call that Flax understands in another way, or refuses, too."""
+    if inference is None:
+        raise DTypeError(
+            "polybn_jax.nnx.BatchNorm: use_running_average must be True or False; got None (neither the layer nor the "
+            "call has it: layer(x, use_running_average=True), or model.eval() and model.train())"
+        )
+    if mask is not None:
+        raise DomainError(
+            "polybn_jax.nnx.BatchNorm: mask must be None; got an array (layer(x, where=mask) takes the same "
+            "statistics; its output is 0 where the mask is False, and Flax's is normalized there, too)"
+        )
+
+
+def _param(
+    init: nnx.Initializer, rngs: nnx.Rngs, shape: tuple[int, ...], dtype: Any, metadata: Mapping[str, Any]
+) -> nnx.Param[Any]:
+    return nnx.Param(init(rngs.params(), shape, dtype), **metadata)
 
 
 _WORDS = {

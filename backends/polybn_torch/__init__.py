@@ -36,7 +36,18 @@ def _hint(value: object) -> str:
         return "it is quantized: dequantize() makes it plain"
     if value.is_nested:
         return "it is nested: torch.nested.to_padded_tensor makes it plain, and where says what is padding"
-    return f"its layout is {value.layout}: to_dense() makes it plain"
+    return "" if value.layout is torch.strided else f"its layout is {value.layout}: to_dense() makes it plain"
+
+
+def _fleeting(value: torch.Tensor) -> str:
+    """Say what to use in place of a layer in ``torch.vmap``, whose tensors end with it."""
+    is_batched = getattr(getattr(torch._C, "_functorch", None), "is_batchedtensor", None)
+    if is_batched is None or not is_batched(value):
+        return ""
+    return (
+        "each example of torch.vmap has its own: call polybn.batch_norm, which returns the statistics, "
+        "y, mean, var = polybn.batch_norm(x, gamma, beta, mean, var, training=True)"
+    )
 
 
 name = "torch"
@@ -46,6 +57,7 @@ traits = Traits(
     variants={"operators": operators_only},
     instead_of_integers="polybn.moments(x.numpy(force=True)) is exact, on the host; x.double() stays on the device",
     hint=_hint,
+    fleeting=_fleeting,
 )
 _MORE = MaskedTensor, UninitializedTensorMixin
 """Tensors with another meaning, or with no shape yet."""

@@ -89,6 +89,16 @@ def automatic(name: str, sharding: str, devices: int, order: int) -> Any:
     return compiled(training(LAYOUTS[name][1], order=order), name, lambda spec: NamedSharding(mesh, spec), sharding)
 
 
+def explicit(name: str, sharding: str, devices: int, order: int) -> Any:
+    """Do so on a mesh of Explicit axes, on which JAX knows the shardings when it traces."""
+    mesh = mesh_of(sharding, devices, AxisType.Explicit)
+    of_x, of_vector = (NamedSharding(mesh, spec) for spec in specs(name, sharding))
+    x = jax.ShapeDtypeStruct(LAYOUTS[name][0], jnp.float32, sharding=of_x)
+    vector = jax.ShapeDtypeStruct((CHANNELS,), jnp.float32, sharding=of_vector)
+    with jax.set_mesh(mesh):
+        return jax.jit(training(LAYOUTS[name][1], order=order)).lower(x, vector, vector, x).compile()
+
+
 def mapped(name: str, sharding: str, devices: int, order: int) -> Any:
     """Write the program of one device, with statistics over the devices that share the batch."""
     mesh = mesh_of(sharding, devices, AxisType.Auto)
@@ -126,7 +136,7 @@ def main(forms: str) -> None:
         sys.stdout.write(json.dumps(crossing(pairs(devices))) + "\n")
         return
     for form in forms.split(","):
-        make = {"automatic": automatic, "mapped": mapped}[form]
+        make = {"automatic": automatic, "explicit": explicit, "mapped": mapped}[form]
         for name in LAYOUTS:
             for sharding in SHARDINGS:
                 orders = (1, 2) if (name, sharding) == ("NHWC", "data") else (1,)
