@@ -85,10 +85,8 @@ def batch_norm(
     >>> polybn.batch_norm(x, training=True, eps=0).y.ravel()
     array([-1.3416407 , -0.44721356,  0.44721356,  1.3416407 ], dtype=float32)
     """
-    arrays, options = (
-        (x, gamma, beta, running_mean, running_var, where),
-        (training, momentum, eps, axis, running_variance),
-    )
+    arrays = (x, gamma, beta, running_mean, running_var, where)
+    options = (training, momentum, eps, axis, running_variance)
     backend, arguments = admit("batch_norm", arrays, options, own)
     return returned.check_forward("batch_norm", backend, backend.forward(arguments, differentiable=False))[0]
 
@@ -142,10 +140,8 @@ def batch_norm_vjp(
     >>> gradients.x.round(4).ravel().tolist()
     [0.2482, -0.21, -0.1336, 0.0955]
     """
-    arrays, options = (
-        (x, gamma, beta, running_mean, running_var, where),
-        (training, momentum, eps, axis, running_variance),
-    )
+    arrays = (x, gamma, beta, running_mean, running_var, where)
+    options = (training, momentum, eps, axis, running_variance)
     backend, arguments = admit("batch_norm_vjp", arrays, options, own)
     result, residuals = returned.check_forward(
         "batch_norm_vjp", backend, backend.forward(arguments, differentiable=True)
