@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from docs._ext import bench
 from polybn import dispatch
-from polybn.bench import contenders, processes, record, rounds, tables, tasks, worker
+from polybn.bench import contenders, pictures, processes, record, rounds, tables, tasks, worker
 from polybn.bench.contenders import Found
 from polybn.bench.peers import PEERS
 from polybn.bench.tasks import LENET, SHAPES, Task, shapes
@@ -240,6 +240,15 @@ def test_json_for_standard_output_has_it_alone(polybn_: Polybn, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert "pictures need matplotlib" in polybn_("bench", "--pictures", ".").err
     assert said.err == "error: polybn bench: --json must lie in a folder that exists; got no/bench.json (mkdir -p no)\n"
+
+
+def test_every_contender_has_a_line_in_the_picture() -> None:
+    found = record.load(bench.RECORD)
+    names = {"copy", *contenders.fastest([*found.contenders]), *(name for name in PEERS if name in found.contenders)}
+    assert len(names) > len(pictures.COLOURS)
+    figure = pictures.roofline(found)
+    assert figure is not None
+    assert all({line.get_label() for line in axes.lines} == names for axes in figure.axes)
 
 
 def test_the_command_times_and_writes_a_record_and_a_picture(tmp_path: Path) -> None:

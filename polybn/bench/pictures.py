@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -77,15 +78,16 @@ def _draw(record: Record, panels: Sequence[Panel], y: Callable[[Row], float]) ->
     if not panels:
         return None
     names = [*record.contenders]
-    shown = [*fastest(names), *(name for name in PEERS if name in names), *(["copy"] if "copy" in names else [])]
+    shown = [*(["copy"] if "copy" in names else []), *fastest(names), *(name for name in PEERS if name in names)]
     figure = Figure(figsize=(5.4, 0.6 + 2.2 * len(panels)), layout="constrained")
     for axes, panel in zip(figure.subplots(len(panels), 1, squeeze=False).flat, panels, strict=True):
-        for colour, name in zip(COLOURS, shown, strict=False):
+        colours = itertools.cycle(COLOURS)
+        for name in shown:
             rows = [row for task in panel.tasks for row in [record.find(task, name)] if row]
             points = sorted((panel.x(row.task), y(row)) for row in rows)
-            style: dict[str, Any] = {"color": colour, "marker": ".", "linestyle": "--" if name in PEERS else "-"}
-            if name == "copy":
-                style = {"color": "#a0a6ad", "alpha": 0.6, "linewidth": 5, "zorder": 0}
+            style: dict[str, Any] = {"color": "#a0a6ad", "alpha": 0.6, "linewidth": 5, "zorder": 0}
+            if name != "copy":
+                style = {"color": next(colours), "marker": ".", "linestyle": "--" if name in PEERS else "-"}
             axes.plot([x for x, _ in points], [y for _, y in points], label=name, **style)
         axes.set(xscale="log", yscale="log")
         for axis in (axes.xaxis, axes.yaxis):
