@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from polybn.dialects import Dialect
     from polybn.pullback import Pullback
-    from polybn.spec import Array, Backend, RunningVariance
+    from polybn.spec import Array, Backend, BatchNormResult, RunningVariance
 
 
 class BatchNorm:
@@ -136,9 +136,7 @@ class BatchNorm:
         """
         with self._guard():
             result = batch_norm(x, *self._state(), training=training, where=where, **self._options())
-            if training:
-                self._replace(running_mean=result.running_mean, running_var=result.running_var)
-                self.updates += 1
+            self._keep(result, training)
         return result.y
 
     def vjp(self, x: Array, *, training: bool, where: Array | None = None) -> tuple[Array, Pullback]:
@@ -167,9 +165,7 @@ class BatchNorm:
         """
         with self._guard():
             result, pullback = batch_norm_vjp(x, *self._state(), training=training, where=where, **self._options())
-            if training:
-                self._replace(running_mean=result.running_mean, running_var=result.running_var)
-                self.updates += 1
+            self._keep(result, training)
         return result.y, pullback
 
     def reset(self) -> None:
@@ -291,6 +287,11 @@ class BatchNorm:
         import numpy as np
 
         return self._backend.asarray(np.full(self.num_features, value, self._dtype))
+
+    def _keep(self, result: BatchNormResult, training: bool) -> None:
+        if training:
+            self._replace(running_mean=result.running_mean, running_var=result.running_var)
+            self.updates += 1
 
     def _replace(self, **arrays: Array | None) -> None:
         """Take all of these arrays, or none where one would not outlive the call."""

@@ -73,8 +73,9 @@ def test_layouts_may_alternate(data: st.DataObject) -> None:
                 assert one.dtype == other.dtype
                 assert one.strides == other.strides
                 np.testing.assert_array_equal(one, other)
-                bound = {"f2": 2e-3, "f4": 1e-5, "f8": 1e-12}[dtype]  # sums in another order
-                np.testing.assert_allclose(one.astype("f8"), right.astype("f8"), bound, 60 * bound)
+                # Sums in another order differ by some roundings: of the largest value, as cancelled ones are small.
+                error = np.abs(one.astype("f8") - right.astype("f8")).max()
+                assert error <= 16 * np.finfo(right.dtype).eps * np.abs(right.astype("f8")).max()
 
 
 def test_out_may_have_any_layout() -> None:
@@ -136,10 +137,12 @@ def test_a_single_value_warns_each_time() -> None:
 
 
 def test_what_is_kept_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = [np.arange(3.0 * n).reshape(n, 3) for n in range(2, 40)]
+    expected = [polybn.batch_norm(x, training=True).y for x in batches]
     monkeypatch.setattr(admission, "LIMIT", 10)
-    for n in range(2, 40):
-        x = np.arange(3.0 * n).reshape(n, 3)
-        np.testing.assert_allclose(polybn.batch_norm(x, training=True).y.mean(axis=0), 0, atol=1e-12)
+    monkeypatch.setattr(admission, "_kept", {})
+    for x, y in zip(batches, expected, strict=True):
+        np.testing.assert_array_equal(polybn.batch_norm(x, training=True).y, y)
         assert len(admission._kept) <= 10
 
 

@@ -184,7 +184,8 @@ class Statistics:
         ndarray, shape (C,)
             In float64.
         """
-        return np.sqrt(self.variance(unbiased=unbiased))
+        std: NDArray[np.float64] = self.moments.std(unbiased=unbiased)
+        return std
 
     def save(self, path: StrPath) -> None:
         """Write everything to a ``.npz`` file without pickles, which is replaced as a whole.
